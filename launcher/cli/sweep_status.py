@@ -185,11 +185,11 @@ def latest(sweeps: Path) -> str:
 
 @dataclass(frozen=True)
 class SweepLine:
-    """A sweep among others: how it stands, without its jobs; ``wrong`` is why its ledger cannot be read."""
+    """A sweep among others: how it stands, without its jobs; ``unreadable`` is why its ledger is none."""
 
     id: str
     overview: Overview | None = None
-    wrong: str = ""
+    unreadable: str = ""
 
 
 def listed(arguments: argparse.Namespace, tell: Tell) -> Iterator[SweepLine]:
@@ -200,12 +200,12 @@ def listed(arguments: argparse.Namespace, tell: Tell) -> Iterator[SweepLine]:
         try:
             yield SweepLine(name, replace(seen(runs, Ledger.load(sweeps, name)), jobs=(), states=()))
         except ConfigError as error:
-            yield SweepLine(name, wrong=error.message)
+            yield SweepLine(name, unreadable=error.message)
 
 
 def show_line(value: SweepLine, terminal: Terminal) -> Iterator[str]:
     if value.overview is None:
-        yield from folded(f"{value.id}  unreadable: {value.wrong}", terminal.width, "    ")
+        yield from folded(f"{value.id}  unreadable: {value.unreadable}", terminal.width, "    ")
         return
     driven = ["driven"] if value.overview.driver else []
     yield from folded("  ".join([*head_of(value.overview)[:2], *driven]), terminal.width, "    ")
@@ -213,7 +213,7 @@ def show_line(value: SweepLine, terminal: Terminal) -> Iterator[str]:
 
 def _document_of_line(value: SweepLine) -> dict[str, object]:
     if value.overview is None:
-        return {"id": value.id, "unreadable": value.wrong}
+        return {"id": value.id, "unreadable": value.unreadable}
     return {key: v for key, v in document(value.overview).items() if key not in ("jobs", "states")}
 
 

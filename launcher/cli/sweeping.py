@@ -101,7 +101,7 @@ def _selected(
     for error in elsewhere:
         print(f"launcher: {error}", file=sys.stderr)
     if jobs:
-        check_limits(jobs, policy)
+        check_limits(project, jobs, policy)
     return jobs, refused + elsewhere, code if jobs else ConfigError.exit_code
 
 
@@ -249,18 +249,25 @@ def served_here(project: Project, jobs: list[Job]) -> tuple[list[Job], list[Conf
     return [job for job in jobs if job.runner not in wrong], left_out
 
 
-def check_limits(jobs: list[Job], policy: Policy) -> None:
-    """Raise ConfigError for a job that could never start within the limits."""
+def check_limits(project: Project, jobs: list[Job], policy: Policy) -> None:
+    """Raise ConfigError for a job that could never start within the limits of the sweep and of its runner's file."""
     for job in jobs:
-        if policy.max_nodes is not None and (job.nodes or 1) > policy.max_nodes:
-            message = f"{job.key} needs {job.nodes} nodes, and --max-nodes is {policy.max_nodes}: it could never start"
-            raise ConfigError(message, where="--max-nodes", hint="a larger one, or leave the job out by --topology")
-        if policy.max_gpu_hours is not None and (cost := job.gpu_hours) is not None and cost > policy.max_gpu_hours:
-            message = f"{job.key} reserves {cost:.1f} GPU-hours (GPUs × time limit), and --max-gpu-hours is "
-            raise ConfigError(f"{message}{policy.max_gpu_hours:g}: it could never start", where="--max-gpu-hours")
-        if policy.max_gpu_hours is not None and job.gpu_hours is None:
-            message = f"{job.key}: how many GPUs it holds, or for how long at most, is not known: it has no budget"
-            raise ConfigError(message, where="--max-gpu-hours", hint="its recipe is not at hand: --srt-slurm DIR")
+        file = project.fleet.get(job.runner).runner.limits
+        of = f"of runner {job.runner}"
+        for where, most in (("--max-nodes", policy.max_nodes), (f"limits.max-nodes {of}", file.max_nodes)):
+            if most is not None and (job.nodes or 1) > most:
+                message = f"{job.key} needs {job.nodes} nodes, and {where} is {most}: it could never start"
+                raise ConfigError(message, where=where, hint="a larger one, or leave the job out by --topology")
+        for where, budget in (
+            ("--max-gpu-hours", policy.max_gpu_hours),
+            (f"limits.max-gpu-hours {of}", file.max_gpu_hours),
+        ):
+            if budget is not None and (cost := job.gpu_hours) is not None and cost > budget:
+                message = f"{job.key} reserves {cost:.1f} GPU-hours (GPUs × time limit), and {where} is {budget:g}"
+                raise ConfigError(f"{message}: it could never start", where=where)
+            if budget is not None and job.gpu_hours is None:
+                message = f"{job.key}: how many GPUs it holds, or for how long at most, is not known: it has no budget"
+                raise ConfigError(message, where=where, hint="its recipe is not at hand: --srt-slurm DIR")
     if policy.canary not in ("auto", "off") and policy.canary not in {job.key for job in jobs}:
         hint = f"auto, off, or one of: {', '.join(job.key for job in jobs[:12])}"
         raise ConfigError(f"no job is called {policy.canary}", where="--canary", hint=hint)

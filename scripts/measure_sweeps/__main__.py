@@ -3,6 +3,8 @@
 emulated POINTS JOBS   a sweep whose jobs end at once, by the stand-in controller: CPU of the driver's own process, in
                        all and a job, greatest memory at a tenth of the jobs and at the end, calls by kind
 idle JOBS SECONDS      as many jobs that live all the time: CPU of the driver, for an hour
+real POINTS JOBS [N]   a sweep of kind srtctl on a real Slurm (scripts/cluster), N jobs at once, which end at once: CPU
+                       of driver and children, questions, distance of submissions, `status`, `resume`
 status POINTS RECORDS  `launcher sweep status`, and `resume` of a finished sweep, beside so many other run records
 """
 

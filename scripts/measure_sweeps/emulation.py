@@ -269,9 +269,8 @@ def drive(root: Path, name: str, stop: Stop | None = None, *, pace: Pace = PACE,
     """One driver of a sweep, to its end; the driver as it then is. Raises LauncherError when another one drives it."""
     project = project_in(root)
     ledger = Ledger.load(root / "state" / "sweeps", name)
-    room: Room | None = begin.pop("room", None)
+    rooms: dict[str, Room] = begin.pop("rooms", {})
     say = begin.pop("say", lambda kind, text: None)
-    rooms = {"emulated": room} if room is not None else {}
     leaving = threading.Event()
 
     def may_live(run: str) -> bool:

@@ -16,10 +16,15 @@ import pytest
 from launcher.cli import ending, sweep_driving, sweeping
 from launcher.core.lease import LockOwner
 from launcher.core.process import Completed
+from launcher.core.stop import Stop
+from launcher.project import Project
 from launcher.srtctl.kind import SrtctlKind
+from launcher.sweep.decide import Start
 from launcher.sweep.estimate import Past, estimates, expected
 from launcher.sweep.ledger import Ledger, names
-from launcher.sweep.schema import Began, Left, Retried, Started
+from launcher.sweep.making import RunMaker
+from launcher.sweep.retry import TIME_LIMIT
+from launcher.sweep.schema import Began, Left, Policy, Retried, Started
 from tests.run.driving import KEY, InProcessUser, LauncherUser
 from tests.sweep.test_decide import a_job
 
@@ -96,6 +101,12 @@ def test_a_name_that_is_taken_an_unknown_one_and_old_ledgers(user: InProcessUser
     assert "expected schema 1, and it is 0" in user.launcher("sweep", "resume", "old", code=2)
     listed = user.launcher("sweep", "list")
     assert "m3-weekend  0/2 ok  2 planned" in listed and "old  unreadable" in listed
+    first, second = map(json.loads, user.launcher("sweep", "list", "--json").splitlines())
+    assert first["points"] == {"planned": 2} and second["id"] == "old" and "expected schema 1" in second["unreadable"]
+    (line,) = user.launcher("sweep", "status", "m3-weekend", "--watch", "--json").splitlines()
+    document = json.loads(user.launcher("sweep", "status", "m3-weekend", "--json"))
+    assert json.loads(line) == document and len(document["jobs"]) == 2
+    assert [(p["state"], p["reason"]) for p in document["states"]] == [("planned", "no attempt yet")] * 2
     assert "no job has topology x" in user.launcher(
         "sweep", "add", "m3-weekend", "--conc", "8", "--topology", "x", code=2
     )
@@ -320,3 +331,34 @@ def test_a_cancel_beside_a_lock_whose_holder_nobody_sees_says_so_and_writes_noth
         fcntl.flock(held, fcntl.LOCK_EX)
         assert "its lock is held, and by whom is not known" in user.launcher("sweep", "cancel", "m", code=1)
     assert len(made.events()) == 1
+
+
+def test_limits_of_the_runner_file_are_asked_about_and_kept(
+    user: InProcessUser, undriven: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runners = user.root / "runners"
+    runners.mkdir()
+    text = (Path(sweeping.__file__).parents[2] / "runners/local.yaml").read_text()
+    path = runners / "local.yaml"
+    path.write_text(f"{text}\nlimits: {{ask-above: 1}}\n")
+    start = ("sweep", "start", *SELECTED, "--runners", str(runners), "--name")
+    assert "GPU-hours" in user.launcher(*start, "unasked"), "where nobody can answer, nothing is asked"
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    answers = iter(["n", "y"])
+    monkeypatch.setattr("builtins.input", lambda said: next(answers))
+    assert "nothing was started" in user.launcher(*start, "no", code=2)
+    user.launcher(*start, "yes")
+    user.launcher(*start, "flag", "--yes")
+    assert names(user.state / "sweeps") == ["flag", "unasked", "yes"] and next(answers, None) is None
+    for limit, said in (("max-nodes: 1", "needs 2 nodes"), ("max-gpu-hours: 0.1", "reserves")):
+        path.write_text(f"{text}\nlimits: {{{limit}}}\n")
+        answer = user.launcher(*start, "never", code=2)
+        assert said in answer and f"limits.{limit.split(':')[0]} of runner local is" in answer
+
+
+def test_a_further_attempt_after_a_time_limit_has_a_longer_one(made: Ledger, user: InProcessUser) -> None:
+    project = Project.open({"HOME": str(user.root), "LAUNCHER_STATE": str(user.state)}, workspace=str(user.workspace))
+    job = made.sweep.jobs[0]
+    maker = RunMaker(project, Stop.never(), print, Policy(retry_timeout=2.0))
+    seconds = [maker.plan(Start(job, job.concurrencies, why), "x").scheduler.seconds for why in ("first", TIME_LIMIT)]
+    assert seconds == [job.seconds, 2 * (job.seconds or 0.0)]

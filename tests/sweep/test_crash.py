@@ -192,7 +192,10 @@ def test_two_sweeps_of_one_point_measure_it_once_each_and_share_the_room_of_a_ru
         make_sweep(tmp_path, name, rows, Policy(max_jobs=3))
     import threading
 
-    threads = [threading.Thread(target=drive, args=(tmp_path, name), kwargs={"room": Room(jobs=2)}) for name in "st"]
+    threads = [
+        threading.Thread(target=drive, args=(tmp_path, name), kwargs={"rooms": {"emulated": Room(jobs=2)}})
+        for name in "st"
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

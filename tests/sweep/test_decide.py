@@ -14,7 +14,7 @@ from launcher.sweep.decide import Decisions, Start
 from launcher.sweep.points import canaries, differences, ordered
 from launcher.sweep.retry import class_of, further, named_node, signature
 from launcher.sweep.schema import Asked, Began, Event, Excluded, Held, Job, Policy, Retried, Started, Sweep, Voided
-from launcher.sweep.state import Facts, State, exit_code, point_states
+from launcher.sweep.state import Facts, PointState, State, exit_code, point_states
 from tests.benchmarks import a_benchmark
 
 
@@ -28,7 +28,8 @@ def a_job(number: int, *concurrencies: int, runner: str = "gb200-nv", **changes:
 class Sim:
     """A driver without effects: attempts end as a test says, and time passes only when it says so."""
 
-    def __init__(self, *jobs: Job, **policy: Any) -> None:
+    def __init__(self, *jobs: Job, budgets: Mapping[str, float | None] = {}, **policy: Any) -> None:
+        self.budgets = budgets
         sweep = Sweep(id="s", created=0.0, launcher="1", selection=(), policy=Policy(**policy), jobs=jobs)
         self.state, self.now, self.events, self.facts = State(sweep), 0.0, list[Event](), dict[str, Facts]()
         self.begin()
@@ -36,7 +37,7 @@ class Sim:
     def begin(self, **how: Any) -> None:
         """A driver begins, as after a kill of the one before."""
         self.take(Began(time=0.0, driver="d", policy=self.state.policy, **how))
-        self.decisions = Decisions(self.state, {"gb200-nv": 18})
+        self.decisions = Decisions(self.state, {"gb200-nv": 18}, self.budgets)
         found = {
             key: [(a, self.facts.get(a.run, Facts("none"))) for a in self.state.made(key)] for key in self.state.jobs
         }
@@ -254,6 +255,46 @@ def test_the_budget_reserves_what_a_job_can_cost_and_settles_with_what_it_did() 
         sim.take(event)
     assert list(sim.points().values()) == ["ok", "ok", "ok", "not started", "not started"]
     assert sim.exit_code == 7
+
+
+def test_each_runner_has_a_budget_of_its_own() -> None:
+    jobs = [a_job(n, runner=runner) for n in (1, 2) for runner in ("gb200-nv", "h100")]
+    jobs = [msgspec.structs.replace(job, key=f"{job.key}-{job.runner[0]}") for job in jobs]
+    sim = Sim(*jobs, order="given", budgets={"gb200-nv": 8.0})
+    assert sim.starts() == ["j1-g:4", "j1-h:4", "j2-h:4"]
+    assert "8.0 of 8 GPU-hours on gb200-nv are spent or reserved" in sim.decisions.why_not(jobs[2])
+    sim.end("j1-g", started=0.0, ended=0.0)
+    assert sim.starts() == ["j2-g:4"], "settled by what it did use"
+
+
+@pytest.mark.parametrize(
+    ("points", "code"),
+    [
+        (["ok", "ok"], 0),
+        (["ok", "failed 6", "failed 3"], 6),
+        (["failed 3", "failed 6"], 3),
+        (["ok", "missing"], 7),
+        (["ok", "planned"], 7),
+        (["failed 6", "not started drained"], 7),
+        (["failed 6", "not started budget: 8 of 8"], 7),
+        (["failed 6", "not started fail fast: x"], 6),
+        (["failed 4", "not started canary failed: x"], 4),
+        (["failed 6", "failed 6", "failed 6", "not started breaker: x"], 6),
+        (["cancelled 130", "ok"], 130),
+        (["unknown"], 7),
+        (["not started fail fast: x"], 7),
+    ],
+)
+def test_exit_codes(points: list[str], code: int) -> None:
+    states = []
+    for number, said in enumerate(points):
+        word = next(word for word in ("not started", said.split()[0]) if said.startswith(word))
+        rest = said.removeprefix(word).strip()
+        failed = rest.isdigit()
+        states.append(
+            PointState(f"j{number}", 4, word, "" if failed else rest, exit_code=int(rest) if failed else 0)  # type: ignore[arg-type]
+        )
+    assert exit_code(states) == code
 
 
 def test_pause_drain_and_one_runner_alone() -> None:

@@ -11,20 +11,24 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from launcher.core.errors import Cancelled, LauncherError
 from launcher.core.stop import Stop
 from launcher.run import job_requests
+from launcher.slurm.client import JobState, Phase
 from launcher.sweep import driver as driving
 from launcher.sweep import slots
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.overview import overview
 from launcher.sweep.schema import Added, Asked, Policy, Started
-from scripts.measure_sweeps.emulation import EmulatedKind, drive, make_sweep, project_in
+from scripts.measure_sweeps.emulation import PACE, EmulatedKind, StandInController, drive, make_sweep, project_in
 from tests.sweep.test_crash import Seen, row
 
 HANG = 60.0
@@ -341,7 +345,7 @@ def test_room_that_cannot_be_taken_is_said_once_and_no_job_is_ended_for_it(
         return full() if 0 < next(times) < 4 else take(self, *given, **more)
 
     monkeypatch.setattr(Slots, "take", failing)
-    drive(tmp_path, "s", room=Room(jobs=2), say=lambda kind, text: said.append(text))
+    drive(tmp_path, "s", rooms={"emulated": Room(jobs=2)}, say=lambda kind, text: said.append(text))
     seen = Seen(tmp_path)
     assert seen.words == {"ok": 2} and len(seen.jobs) == 2
     assert sum("room on emulated cannot be taken" in text for text in said) == 1
@@ -454,3 +458,60 @@ def test_stop_leaves_a_run_that_waits_for_late_results_to_a_later_driver(
     drive(tmp_path, "s")
     seen = Seen(tmp_path)
     assert seen.words == {"ok": 1} and len(seen.jobs) == 1
+
+
+def test_what_is_still_prepared_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare, measured = EmulatedKind.prepare, threading.Event()
+
+    def importing(self: EmulatedKind, run: Any) -> Any:
+        if "IMPORTS" in run.plan.benchmark.settings:
+            assert measured.wait(HANG), "the other job had to wait for this image"
+        return prepare(self, run)
+
+    monkeypatch.setattr(EmulatedKind, "prepare", importing)
+    driven = Driven(tmp_path, row(1, 4, IMPORTS="1"), row(2, 4), order="given", max_jobs=1)
+    until(lambda: driven.words.get("ok", 0) == 1)
+    measured.set()
+    assert driven.wait().words == {"ok": 2}
+
+
+def test_runners_of_one_sweep_have_limits_of_their_own(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        make_sweep(tmp_path, name, [row(n, 4, SECONDS="1") for n in range(1, 4)], Policy(), runner=name)
+    jobs = [job for name in ("one", "two") for job in Ledger.load(tmp_path / "state/sweeps", name).sweep.jobs]
+    jobs = [msgspec.structs.replace(job, key=f"{job.key}-{job.runner}") for job in jobs]
+    sweep = Ledger.load(tmp_path / "state/sweeps", "one").sweep
+    policy = Policy(max_jobs=9)
+    Ledger.create(tmp_path / "state/sweeps", msgspec.structs.replace(sweep, id="s", jobs=tuple(jobs), policy=policy))
+    rooms = {"one": slots.Room(jobs=1), "two": slots.Room(nodes=4)}  # each job has two nodes
+    drive(tmp_path, "s", rooms=rooms)
+    seen = Seen(tmp_path)
+    assert seen.words == {"ok": 6}
+    of = {event.run: event.job.rpartition("-")[2] for event in seen.events if isinstance(event, Started)}
+    for runner, most in (("one", 1), ("two", 2)):
+        mine = [(j, v) for j, v in seen.jobs.items() if of[v["token"]] == runner]
+        begins = [(value["submitted"], 1) for _, value in mine]
+        ends = [(seen.controller.state(job, now=1e12).ended or 0.0, -1) for job, _ in mine]
+        assert max(accumulate(change for _, change in sorted(begins + ends))) <= most
+
+
+def test_a_job_of_which_nobody_can_say_how_it_stands_is_not_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is given up, its end is asked for, and it is asked about again; the retry class of that would allow more."""
+    poll, silent = StandInController.poll, time.monotonic() + 2.0
+
+    def unknown(self: StandInController, jobs: Any) -> Any:
+        found = poll(self, jobs)
+        if time.monotonic() < silent:
+            return {job: JobState(Phase.UNKNOWN, reason="controller silent: timed out") for job in found}
+        return found
+
+    monkeypatch.setattr(StandInController, "poll", unknown)
+    monkeypatch.setattr(driving, "ASK_AGAIN", 0.2)
+    make_sweep(tmp_path, "s", [row(1, 4, SECONDS="600")], Policy(retries=0))
+    drive(tmp_path, "s", pace=replace(PACE, patience=0.4))
+    seen = Seen(tmp_path)
+    assert len(seen.jobs) == 1 and all("cancelled" in job for job in seen.jobs.values())
+    (point,) = seen.points
+    assert point.state == "failed" and point.layer == "scheduler"
