@@ -71,6 +71,12 @@ class There:
         )
         return _Answer(stream, say or _complain)
 
+    def ask_driver(self, sweep: str, verb: str) -> None:
+        """Ask whoever drives a sweep there to pause, go on, drain, stop or cancel; it is seen whether they do."""
+        asked = {"command": "sweep_asking:ask", "name": sweep, "verb": verb, "of_runner": None, "json": False}
+        for _ in self.ask(lambda text: None, **asked).text():
+            pass
+
     def send_files(self) -> bundle.Bundle:
         """Have the files there that plans are made of."""
         files = bundle.pack(local_files(self.arguments, self.node.project.workspace))
@@ -195,14 +201,7 @@ def show(far: There, **changes: Any) -> int:
             sys.stdout.flush()
         return answer.code
     found = answer.found(command)
-
-    def ask(sweep: str, verb: str) -> None:
-        for _ in far.ask(
-            lambda text: None, command="sweep_asking:ask", name=sweep, verb=verb, of_runner=None, json=False
-        ).text():
-            pass
-
-    code = 0 if found is None else shown(command, found, arguments, ask)
+    code = 0 if found is None else shown(command, found, arguments, far.ask_driver)
     return answer.code or code
 
 

@@ -18,8 +18,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from launcher.cli.command import Command
 from launcher.cli.common import ask_first, open_project, planned
 from launcher.cli.on import There, show
@@ -281,44 +279,45 @@ def _watch(there: There, name: str) -> Overview:
             if isinstance(why, Ended) and why.number != 15:
                 raise
             say(f"cancelling {name} on {there.name}; once more leaves it to itself", sys.stderr)
-            _ask_driver(there, name, "cancel")
+            show(there, command="sweep_asking:ask", name=name, verb="cancel", of_runner=None, json=False)
         except RemoteError as error:
             error.hint = f"the sweep goes on there: launcher --on {there.name} sweep status {name} --watch"
             raise
 
 
-def _ask_driver(there: There, name: str, verb: str) -> None:
-    for piece in there.ask(command="sweep_asking:ask", name=name, verb=verb, of_runner=None).text():
-        sys.stdout.write(piece)
-
-
 def _watched(there: There, name: str) -> Overview:
-    from launcher.cli.sweep_status import job_line
+    """Show it in a live view, or a line for each job whenever that changes."""
+    from launcher.cli.sweep_status import job_line, live
 
     found: Overview | None = None
     told: dict[str, str] = {}
     driven, until = False, time.monotonic() + _STARTING
-    while found is None or not (driven or time.monotonic() > until or not _OPEN & found.points.keys()):
-        for found in _overviews(there, name):
-            driven = driven or bool(found.driver)
-            for job in found.jobs:
+
+    def overviews() -> Iterator[Overview]:
+        nonlocal found, driven
+        while found is None or not (driven or time.monotonic() > until or not _OPEN & found.points.keys()):
+            for found in _overviews(there, name):
+                driven = driven or bool(found.driver)
+                yield found
+
+    if there.arguments.live and sys.stdout.isatty() and sys.stdin.isatty():
+        live(overviews(), there.arguments, there.ask_driver)
+    else:
+        for now in overviews():
+            for job in now.jobs:
                 line = job_line(job, job.since or 0.0)
                 if told.get(job.key) != line and (job.state != "planned" or job.key in told):
                     say(line)
                 told[job.key] = line
-        if found is None:
-            raise RemoteError("it does not tell how the sweep stands", where=there.name)
+    assert found is not None
     return found
 
 
 def _overviews(there: There, name: str) -> Iterator[Overview]:
-    """How the sweep stands, again and again."""
-    from launcher.sweep.overview import Overview
+    """How the sweep stands, again and again, as long as somebody drives it. Raises RemoteError."""
+    from launcher.cli.sweep_status import status
 
-    answer = there.ask(command="sweep_status:status", name=name, watch=True, json=True)
-    for line in answer.lines():
-        if line.startswith("{"):
-            try:
-                yield msgspec.json.decode(line, type=Overview)
-            except msgspec.MsgspecError as error:
-                raise RemoteError(f"it tells of the sweep in another way than ours: {error}") from error
+    values = there.ask(command="sweep_status:status", name=name, watch=True).found(status)
+    if not isinstance(values, Iterator):
+        raise RemoteError("it does not tell how the sweep stands", where=there.name)
+    yield from values

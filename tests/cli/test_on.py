@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import random
 import signal
@@ -13,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from launcher.cli import main
+from launcher.cli import main, on
+from launcher.cli.arguments import parser
+from launcher.cli.remote import connected
 from launcher.core.errors import RemoteError
 from launcher.core.process import run as run_program
 from launcher.remote import session
@@ -43,6 +46,18 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def one_connection(site: Site) -> Iterator[Any]:
+    """What `on.connected` gives, over one connection and one agent: most tests are about neither."""
+    with pytest.MonkeyPatch.context() as patch:
+        go_there(site, patch)
+        arguments = parser().parse_args(["status"])
+        with connected(arguments, "local") as node, node.session() as session:
+            shared = dataclasses.make_dataclass("Node", ["name", "project", "kept", "session"])
+            once = shared("local", node.project, node.kept, lambda: contextlib.nullcontext(session))
+            yield lambda arguments, name: contextlib.nullcontext(once)
+
+
 @pytest.fixture(autouse=True)
 def here(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     go_there(site, monkeypatch)
@@ -69,7 +84,7 @@ class _Watched:
         self._thread.start()
 
     def _watch(self) -> None:
-        while not self._over.wait(0.05):
+        while not self._over.wait(0.25):
             for process in Path("/proc").glob("[0-9]*"):
                 try:
                     self._seen.add((process / "cmdline").read_bytes())
@@ -108,8 +123,14 @@ SAME = [
 
 @pytest.mark.parametrize("words", SAME, ids=" ".join)
 def test_output_and_code_are_those_of_the_command_typed_there(
-    done: str, site: Site, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    done: str,
+    site: Site,
+    words: tuple[str, ...],
+    one_connection: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(on, "connected", one_connection)
     code = main([*words, "--state", str(site.far)])
     there = capsys.readouterr()
     assert main([*words, "--on", "local"]) == code
