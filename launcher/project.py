@@ -218,7 +218,7 @@ class Project:
     def _on_nodes(self) -> MultinodePlanner:
         from launcher.container.multinode_resolve import MultinodePlanner
 
-        return MultinodePlanner(pwd.getpwuid(os.geteuid()).pw_name)
+        return MultinodePlanner(pwd.getpwuid(os.geteuid()).pw_name, shipped("recipes"))
 
     def plan_on_nodes(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> Plan:
         """Plan a benchmark that runs in one container on each of several nodes."""
@@ -275,7 +275,7 @@ def _in_container(name: str, project: Project) -> JobKind:
 def _on_nodes(project: Project) -> JobKind:
     from launcher.container.multinode_kind import MultinodeKind
 
-    return MultinodeKind(project.plan_on_nodes)
+    return MultinodeKind(project.plan_on_nodes, project.state / "jobs")
 
 
 KINDS: dict[str, Callable[[Project], JobKind]] = {

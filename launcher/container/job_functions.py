@@ -146,6 +146,12 @@ CARRIED = "LAUNCHER_ENVIRONMENT"
 SET_CARRIED = f'eval "${CARRIED}"; unset {CARRIED}; exec bash "$0"'
 """What ``bash -c`` in the container is given before the script: it sets the variables, and becomes the script."""
 
+SET_CARRIED_AT_LOGIN = f'eval "${CARRIED}"; unset {CARRIED}; exec bash -lc \'exec bash "$0"\' "$0"'
+"""The same where the script runs in a login shell."""
+
+READ_CARRIED = 'eval "$(cat)"; exec bash -lc "$0" </dev/null'
+"""The same where the commands come by standard input, and the script is a command of a login shell."""
+
 CARRY = r"""
 # The container's bash sets these. The engine would cut a value of several lines, or take the image's instead.
 carry() {

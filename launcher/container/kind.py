@@ -6,30 +6,22 @@ A run's own directory holds the job's script, and below it one directory a job: 
 from __future__ import annotations
 
 import math
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace as change
 
 from launcher.container.planned import COPY, FACTS, LOG, SCRIPT, ContainerJob
-from launcher.container.script_kind import PlanRow, ScriptKind, fingerprint_of, meet_nodes, works_in
+from launcher.container.script_kind import PlanRow, ScriptKind, end_containers, fingerprint_of, meet_nodes, works_in
 from launcher.core.errors import CheckoutError
 from launcher.plan.plan import OWN, Plan
 
 if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
     from launcher.result.collect import Collected
     from launcher.run.kind import Prepared, Run, Submission, Submitted
-
-ENGINE_TIMEOUT = 60.0
-"""Seconds for one question to docker or podman."""
-
-_ID = re.compile(r"[0-9A-Za-z]{6,64}")
-"""An id as they list it."""
 
 ARCHIVE_TIMEOUT = 1800.0
 """Seconds for packing the checkout."""
@@ -126,20 +118,11 @@ class ContainerKind(ScriptKind):
         """End the container of a job on this host whose script was killed: docker and podman go on with it."""
         from launcher.container.engines import own_containers
 
-        job, recorded, engine = ContainerJob.of(run.plan), run.record.job, ContainerJob.of(run.plan).container.engine
-        if job.allocation is not None or recorded is None:
-            return
-        owner = run.record.directory.stat().st_uid
-        asked = partial(run.services.run, timeout=ENGINE_TIMEOUT, env=run.services.environment)
-        listed = asked(own_containers(engine, f"{run.plan.run_key}.{recorded.id}", str(owner)))
-        ids = [word for word in listed.stdout.split() if _ID.fullmatch(word)]
-        if not listed.ok:
-            run.record.event("warning", f"whether the job left a container is not known: {listed}")
-        for container in ids:
-            asked([engine, "kill", container])  # podman's rm alone would wait ten seconds for what heeds no TERM
-            done = asked([engine, "rm", "--force", container])
-            said = "was ended" if done.ok else f"could not be ended, `{engine} rm --force {container}` does: {done}"
-            run.record.event("note" if done.ok else "warning", f"the job left its container {container}, which {said}")
+        job, recorded = ContainerJob.of(run.plan), run.record.job
+        if job.allocation is None and recorded is not None:
+            owner = run.record.directory.stat().st_uid
+            listing = own_containers(job.container.engine, f"{run.plan.run_key}.{recorded.id}", str(owner))
+            end_containers(run, job.container.engine, listing, run.services.environment)
 
     def collect(self, run: Run, patience: float) -> Collected:
         """Results of this job alone; what it wrote down goes into the record."""

@@ -167,7 +167,7 @@ run_node() {
   carry "${names[@]}"
   printf '%s' "$LAUNCHER_ENVIRONMENT" | engine run --rm --interactive --name="launcher-$key-$SLURM_JOB_ID-$1" \
     --label="$label" "${flags[@]}" "${volumes[@]}" ${workdir:+"--workdir=$workdir"} "$image" \
-    bash -c 'eval "$(cat)"; exec bash -lc "$0" </dev/null' "$in_container" &
+    bash -c "$reads" "$in_container" &
   child=$!
   wait "$child"
 }
@@ -190,7 +190,7 @@ on_signals() {
 }
 on_signal() {
   trap '' TERM INT HUP
-  ended=$1
+  ended=$1 grace=$hurried
   exit "$1"
 }
 

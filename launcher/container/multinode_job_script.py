@@ -7,18 +7,16 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from launcher.container.job_functions import CARRY, COMMON, PULL, SET_CARRIED
-from launcher.container.multinode_planned import MultinodeJob, NodeContainer
+from launcher.container.job_functions import CARRY, COMMON, PULL, READ_CARRIED, SET_CARRIED, SET_CARRIED_AT_LOGIN
+from launcher.container.multinode_planned import LABEL, MultinodeJob, NodeContainer
 from launcher.core.errors import ConfigError
 from launcher.core.shell_words import command, variable, word
 from launcher.plan import preflight
 from launcher.plan.plan import Plan
 
-LABEL = "launcher.job"
-"""Of docker's containers: the run and its job, so that exactly our own are ended."""
-
-GRACE = 10
-"""Seconds that containers are waited for after they were told to end."""
+GRACE, GRACE_HERE = 10, 4
+"""Seconds that containers are waited for after they were told to end; and after a signal of the embedded scheduler,
+which gives a job 5 in all."""
 
 PATIENCE = 120
 """Seconds in which the memory of GPUs has to become free where the lane does not say."""
@@ -100,6 +98,7 @@ def _facts(plan: Plan, job: MultinodeJob, root: Path, place: _Place) -> list[str
         f"logs={place.word('{workspace}/' + files.directory)}",
         f"node_logs={word(files.on_nodes or '')}",
         f"grace={GRACE}",
+        f"hurried={GRACE if plan.scheduler.kind == 'slurm' else GRACE_HERE}",
         f"engine={first.engine}",
         f"nodes={asked.nodes}",
         f"coordinator={asked.coordinator}",
@@ -119,6 +118,7 @@ def _facts(plan: Plan, job: MultinodeJob, root: Path, place: _Place) -> list[str
         place.array("names", _names(job, first)),
         # In the container: the id is a variable there.
         f"in_container={_single_quoted(runs)}",
+        f"reads={_single_quoted(READ_CARRIED)}",
         *(f"export {variable(name)}={place.word(value)}" for name, value in _common(job).items()),
     ]
 
@@ -193,8 +193,7 @@ def _step(job: MultinodeJob, place: _Place) -> str:
         ]
         carry = " ".join(_names(job, container))
         call = command([*on_node, *_pyxis(container, place)], "        ")
-        after = "bash -lc 'exec bash \"$0\"'" if job.job.login_shell else "bash"
-        runs = SET_CARRIED.replace('exec bash "$0"', f'exec {after} "$0"')
+        runs = SET_CARRIED_AT_LOGIN if job.job.login_shell else SET_CARRIED
         role = container.role or "node"
         cases += [
             f"    {rank if container.role else '*'})",

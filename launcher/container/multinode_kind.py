@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.benchmark.result_names import agentic_result_name
-from launcher.container.multinode_planned import MultinodeJob
+from launcher.container.multinode_planned import LABEL, MultinodeJob
 from launcher.container.planned import COPY, FACTS, LOG, SCRIPT
-from launcher.container.script_kind import PlanRow, ScriptKind, fingerprint_of, meet_nodes, works_in
+from launcher.container.script_kind import PlanRow, ScriptKind, end_containers, fingerprint_of, meet_nodes, works_in
 from launcher.core.errors import CheckoutError
 from launcher.core.reading import read_file
 from launcher.plan.job_environment import KEPT, from_host
@@ -34,8 +34,10 @@ class MultinodeKind(ScriptKind):
 
     name = "multinode"
 
-    def __init__(self, plan_row: PlanRow) -> None:
+    def __init__(self, plan_row: PlanRow, jobs: Path = Path()) -> None:
+        """``jobs`` is the embedded scheduler's directory."""
         super().__init__(plan_row, own_directory)
+        self._jobs = jobs
 
     def describe(self, plan: Plan) -> list[tuple[str, str]]:
         """Allocation, containers, script, checks, mounts."""
@@ -55,7 +57,9 @@ class MultinodeKind(ScriptKind):
 
     def fingerprint(self, plan: Plan) -> dict[str, str]:
         """The script that runs in the containers, as it is now."""
-        return fingerprint_of(Path(plan.workspace.path, MultinodeJob.of(plan).script.path))
+        job = MultinodeJob.of(plan)
+        top = plan.workspace.path if job.own_workspace is None else Path(job.own_workspace.benchmarks).parent
+        return fingerprint_of(Path(top, job.script.path))
 
     def prepare(self, run: Run) -> Prepared:
         """The job's script, the directory of its logs, and for a run by hand a copy of the checkout."""
@@ -69,7 +73,9 @@ class MultinodeKind(ScriptKind):
         try:
             root.mkdir(parents=True, exist_ok=True)
             write_text(root.parent / ".gitignore", "*\n")  # whoever looks at the checkout's status need not see it
-            if run.record.fields.results != "workspace" and plan.workspace.shared is None:
+            if (own := job.own_workspace) is not None:
+                shutil.copytree(own.benchmarks, Path(own.path, "benchmarks"), dirs_exist_ok=True)
+            elif run.record.fields.results != "workspace" and plan.workspace.shared is None:
                 copy_workspace(plan.workspace.path, root / COPY, (job.files.directory,))
                 run.log(f"the job works on a copy of the checkout: {root / COPY}")
             workspace = _works_in(plan, root)
@@ -84,8 +90,8 @@ class MultinodeKind(ScriptKind):
         return Prepared(root, {"root": str(root), "there_before": files_there(workspace, names)})
 
     def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
-        """sbatch of the script, held."""
-        from launcher.container.submit import submit_job
+        """sbatch of the script, held; or the embedded scheduler, whose nodes are processes of this host."""
+        from launcher.container.submit import embedded_argv, submit_job
         from launcher.result.collect import refuse_strangers
 
         plan, job, root = run.plan, MultinodeJob.of(run.plan), prepared.root
@@ -94,11 +100,13 @@ class MultinodeKind(ScriptKind):
         environment = job_environment(job, environ, run.services.tools.environment)
         options = [option.replace("{workspace}", workspace) for option in job.submit.argv]
         argv = ["sbatch", *options, f"--chdir={root}", str(root / SCRIPT)]
+        if not self.holds(plan):
+            argv = embedded_argv(plan, self._jobs, self.log_in(root / "%j", ""), root / SCRIPT)
         return submit_job(self, run, argv, environment, submission)
 
     def holds(self, plan: Plan) -> bool:
-        """Always."""
-        return True
+        """Slurm's jobs are submitted held."""
+        return plan.scheduler.kind == "slurm"
 
     def output_of_log(self, log: Path) -> Path | None:
         """The directory above ``logs``."""
@@ -125,7 +133,15 @@ class MultinodeKind(ScriptKind):
         meet_nodes(run, MultinodeJob.of(run.plan).job.nodes)
 
     def end_leftovers(self, run: Run) -> None:
-        """Does nothing: each node ends its own container, and no other host reaches its engine."""
+        """End the containers of nodes that are processes of this host, when these were killed. A node of Slurm ends its
+        own, and no other host reaches its engine."""
+        job, recorded = MultinodeJob.of(run.plan), run.record.job
+        if self.holds(run.plan) or recorded is None or job.job.containers[0].engine != "docker":
+            return
+        label = f"--filter=label={LABEL}={run.plan.run_key}.{recorded.id}"
+        for rank in range(job.job.nodes):
+            node = {**run.services.environment, "SLURMD_NODENAME": f"node{rank}"}
+            end_containers(run, "docker", ["docker", "ps", "--all", "--quiet", label], node)
 
     def collect(self, run: Run, patience: float) -> Collected:
         """Results of this job alone, after its nodes' files were gathered."""
@@ -167,7 +183,10 @@ class MultinodeKind(ScriptKind):
         return collect(request, sleep=sleep)
 
     def own_directories(self, plan: Plan) -> Sequence[Path]:
-        """The run's own directory, and the directory of its logs where this run made it."""
+        """The run's own directory, the workspace that was made for it, and else the directory of its logs where this
+        run made it."""
+        if (own := MultinodeJob.of(plan).own_workspace) is not None:
+            return [own_directory(plan), Path(own.path)]
         root = own_directory(plan)
         logs = _works_in(plan, root) / MultinodeJob.of(plan).files.directory
         try:
@@ -179,7 +198,7 @@ class MultinodeKind(ScriptKind):
 
 def own_directory(plan: Plan) -> Path:
     """Where a run's own files lie: below the workspace, which compute nodes see."""
-    return Path(plan.workspace.shared or plan.workspace.path, OWN, plan.run_key)
+    return Path(MultinodeJob.of(plan).workspace_of(plan), OWN, plan.run_key)
 
 
 def job_environment(job: MultinodeJob, environ: Mapping[str, str], tools: Mapping[str, str]) -> dict[str, str]:
@@ -190,4 +209,4 @@ def job_environment(job: MultinodeJob, environ: Mapping[str, str], tools: Mappin
 
 
 def _works_in(plan: Plan, root: Path) -> Path:
-    return works_in(root, plan.workspace.shared or plan.workspace.path)
+    return works_in(root, MultinodeJob.of(plan).workspace_of(plan))

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from launcher.container.planned import ContainerOptions, PlannedAllocation, PlannedScript
+from launcher.container.planned import ContainerOptions, OwnWorkspace, PlannedAllocation, PlannedScript, works_where
 from launcher.plan.derive import Resolved
 from launcher.plan.plan import Plan, json_values
+
+LABEL = "launcher.job"
+"""Of docker's containers: the run and its job, so that exactly our own are ended."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class MultinodeJob:
     job: NodeJob
     script: PlannedScript
     files: PlannedLogs
+    own_workspace: OwnWorkspace | None = None
     container: None = None
     staging: None = None
 
@@ -84,6 +88,10 @@ class MultinodeJob:
     def of(cls, plan: Plan) -> MultinodeJob:
         """The part of this plan. Raises ConfigError when it is not there, or not whole."""
         return plan.part(cls)
+
+    def workspace_of(self, plan: Plan) -> str:
+        """The workspace that the job works in."""
+        return works_where(plan, self.own_workspace)
 
     def as_details(self) -> dict[str, Any]:
         """In JSON values, as a plan holds it."""

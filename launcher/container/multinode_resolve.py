@@ -19,7 +19,7 @@ from launcher.container.multinode_planned import (
 )
 from launcher.container.multinode_words import Nodes, filled_whole, words_of
 from launcher.container.planned import ContainerOptions, PlannedAllocation, PlannedScript
-from launcher.container.resolve import EVAL, METRICS, minutes_of
+from launcher.container.resolve import EVAL, METRICS, minutes_of, own_workspace
 from launcher.container.script import Scripts
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Document
@@ -47,10 +47,11 @@ LOGS = ("LOGS/**", "server_*.log", "tilert_*.log")
 
 class MultinodePlanner:
     """Plans jobs of one container a node; it reads each file of a workspace once. ``login`` is the name of this
-    process's user by the password database, which the workflow's USER need not be."""
+    process's user by the password database, which the workflow's USER need not be; ``recipes`` is the directory whose
+    ``benchmarks`` has the scripts that come with the launcher."""
 
-    def __init__(self, login: str) -> None:
-        self._login = login
+    def __init__(self, login: str, recipes: Path = Path()) -> None:
+        self._login, self._recipes = login, recipes
         self._scripts = Scripts()
         self._documents: dict[Path, Any] = {}
 
@@ -65,19 +66,21 @@ class MultinodePlanner:
         if lane is None or not benchmark.multinode:
             message = f"runner {file.runner.name} runs {benchmark.title} in no containers of several nodes"
             raise ConfigError(message, where=rules.lane.where)
-        given = self._given(rules, lane, context)
+        made = own_workspace(file, context, self._recipes)
+        given = self._given(rules, lane, context if made is None else replace(context, workspace=made.path))
         path = self._model(given)
         images = _images(rules, lane, context)
         containers = tuple(
             _container(given, role, image) for role, (image, _) in zip(_roles(lane), images, strict=True)
         )
-        script = self._script(given, {**given.contract, "MODEL_PATH": path or ""}, containers)
+        scripts = context.workspace if made is None else str(self._recipes)
+        script = self._script(given, scripts, {**given.contract, "MODEL_PATH": path or ""}, containers)
         # What a container has otherwise than the workflow is not in the job's environment either.
         own = {name for container in containers for name in container.environment}
         environment = {name: value for name, value in given.contract.items() if name not in own}
         allocation = self._allocation(given)
         submit = _submit(allocation, lane, context.run_key, environment)
-        job = MultinodeJob(allocation, submit, _job(given, containers), script, _files(rules, lane))
+        job = MultinodeJob(allocation, submit, _job(given, containers), script, _files(rules, lane), made)
         plan = derive.whole_plan(
             rules,
             context,
@@ -102,6 +105,7 @@ class MultinodePlanner:
         words = words_of(benchmark, nodes)
         # The workspace is filled in where the job works.
         words |= {"workspace": "{workspace}", "logs": f"{{workspace}}/{lane.logs}", "login": self._login}
+        words["state"] = context.state
         words["user"] = context.host.get("USER") or self._login
         expected = expected_results(benchmark, result_stem(benchmark, context.runner_name))
         expected = replace(expected, gpus=_gpus(lane, benchmark, nodes))
@@ -135,13 +139,11 @@ class MultinodePlanner:
             self._documents[path] = Document.read(path, strict=False).data if path.is_file() else None
         return self._documents[path]
 
-    def _script(self, given: _Given, passed: Mapping[str, str], containers: tuple[NodeContainer, ...]) -> PlannedScript:
+    def _script(
+        self, given: _Given, workspace: str, passed: Mapping[str, str], containers: tuple[NodeContainer, ...]
+    ) -> PlannedScript:
         """What runs in the containers. What upstream's script for the row asks for is passed, or it is refused."""
-        workspace, wrapper, script = (
-            given.context.workspace,
-            given.fill(given.lane.wrapper),
-            given.fill(given.lane.script),
-        )
+        wrapper, script = given.fill(given.lane.wrapper), given.fill(given.lane.script)
         asks = self._scripts.asked(workspace, wrapper)
         if missing := [path for path in (wrapper, script) if self._scripts.asked(workspace, path) is None]:
             raise ConfigError(

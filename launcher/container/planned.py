@@ -98,6 +98,11 @@ class OwnWorkspace(msgspec.Struct, frozen=True):
     benchmarks: str
 
 
+def works_where(plan: Plan, own: OwnWorkspace | None) -> str:
+    """The workspace that a job works in: one of its own, the copy that compute nodes see, or the plan's."""
+    return own.path if own is not None else plan.workspace.shared or plan.workspace.path
+
+
 class ContainerJob(msgspec.Struct, frozen=True):
     """The part of a plan that only a job in a container needs. ``allocation`` is None on the runner's own host.
     ``own_workspace`` is None where the job works in the plan's workspace.
@@ -120,10 +125,8 @@ class ContainerJob(msgspec.Struct, frozen=True):
         return plan.part(cls)
 
     def workspace_of(self, plan: Plan) -> str:
-        """The workspace that the job works in: one of its own, the copy that compute nodes see, or the plan's."""
-        if self.own_workspace is not None:
-            return self.own_workspace.path
-        return plan.workspace.shared or plan.workspace.path
+        """The workspace that the job works in."""
+        return works_where(plan, self.own_workspace)
 
     def as_details(self) -> dict[str, Any]:
         """In JSON values, as a plan holds it."""

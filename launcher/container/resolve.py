@@ -77,7 +77,7 @@ class ContainerPlanner:
         if benchmark.multinode or lane is None:
             message = f"runner {file.runner.name} runs {benchmark.title} in no container of one node"
             raise ConfigError(message, where=rules.lane.where)
-        own = self._own_workspace(file, context)
+        own = own_workspace(file, context, self._recipes)
         inside = context if own is None else replace(context, workspace=own.path)
         stem = result_stem(benchmark, context.runner_name)
         environment = _environment(benchmark, stem, inside)
@@ -112,10 +112,12 @@ class ContainerPlanner:
         )
         return ContainerResolved(plan, rules, job)
 
-    def _own_workspace(self, file: RunnerFile, context: Context) -> OwnWorkspace | None:
-        if (own := file.runner.workspace.own) is None:
-            return None
-        return OwnWorkspace(f"{derive.fill(own, context)}/{context.run_key}", str(self._recipes / "benchmarks"))
+
+def own_workspace(file: RunnerFile, context: Context, recipes: Path) -> OwnWorkspace | None:
+    """The workspace that is made for a job, where the runner file says so; ``recipes`` has its ``benchmarks``."""
+    if (own := file.runner.workspace.own) is None:
+        return None
+    return OwnWorkspace(f"{derive.fill(own, context)}/{context.run_key}", str(recipes / "benchmarks"))
 
 
 def _environment(benchmark: Benchmark, stem: str, context: Context) -> dict[str, str]:

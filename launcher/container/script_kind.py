@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,13 @@ PlanRow = Callable[[Benchmark, RunnerFile, Context], Plan]
 
 _BEGIN, _END = "launcher: job ", re.compile(r"^launcher: the job ends with exit code (?P<code>\d+)\n", re.MULTILINE)
 """The first and the last line of the job's script."""
+
+
+ENGINE_TIMEOUT = 60.0
+"""Seconds for one question to docker or podman."""
+
+_ID = re.compile(r"[0-9A-Za-z]{6,64}")
+"""An id as they list it."""
 
 
 class ScriptKind:
@@ -83,6 +90,19 @@ def meet_nodes(run: Run, nodes: int) -> None:
         attend(own, nodes, lambda: record.settled or run.services.stop.requested())
     except OSError as error:
         record.event("warning", f"clock and locks are not compared with the nodes': {error}", job=record.job.id)
+
+
+def end_containers(run: Run, engine: str, listing: Sequence[str], environment: Mapping[str, str]) -> None:
+    """End the containers that an engine of this host lists; what came of each is told in the record."""
+    asked = partial(run.services.run, timeout=ENGINE_TIMEOUT, env=environment)
+    listed = asked(listing)
+    if not listed.ok:
+        run.record.event("warning", f"whether the job left a container is not known: {listed}")
+    for container in [word for word in listed.stdout.split() if _ID.fullmatch(word)]:
+        asked([engine, "kill", container])  # podman's rm alone would wait ten seconds for what heeds no TERM
+        done = asked([engine, "rm", "--force", container])
+        said = "was ended" if done.ok else f"could not be ended, `{engine} rm --force {container}` does: {done}"
+        run.record.event("note" if done.ok else "warning", f"the job left its container {container}, which {said}")
 
 
 def fingerprint_of(script: Path) -> dict[str, str]:

@@ -204,6 +204,7 @@ look_at_clock() {
 
 hear_login() {
   local locks=$1/locks me=${SLURM_PROCID:-0} answer='' login seen
+  [ -e "$locks/login" ] || return 0
   while [ -n "$asked_at" ]; do
     ls -a -- "$locks" >/dev/null 2>&1 # NFS looks again for a name that was not there
     { read -r answer <"$locks/answer.$me"; } 2>/dev/null && break

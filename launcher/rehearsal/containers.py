@@ -1,19 +1,20 @@
 """What the stand-ins for srun and docker share: a container of a rehearsal, which is a script that runs on this host.
 
 Its environment is what the container would have. A mounted directory is the host's, so variables that name a target
-name its source in the script. Nothing but a script below the mounted working directory is ever run.
+name its source in the script. Nothing but a script below a mounted directory is ever run.
 """
 
 from __future__ import annotations
 
 import argparse
 import socket
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
-from launcher.container.job_functions import CARRIED, SET_CARRIED
+from launcher.container.job_functions import CARRIED, READ_CARRIED, SET_CARRIED, SET_CARRIED_AT_LOGIN
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -39,32 +40,37 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Container:
-    """A container: ``mounts`` are target → source, ``programs`` is the directory of those that its image has."""
+    """A container: ``mounts`` are target → source, ``programs`` is the directory of those that its image has. Without
+    ``workdir`` the script lies where its name says."""
 
     mounts: Mapping[str, str]
-    workdir: str
+    workdir: str | None
     environment: Mapping[str, str]
     programs: str
 
     def argv(self, command: Sequence[str]) -> list[str]:
-        """The command on this host. Raises Refused for anything but bash with one script of the working directory.
+        """The command on this host. Raises Refused for anything but bash with one script of a mounted directory.
 
         The script's environment is that of the step: an image that sets variables of its own has none here.
         """
-        words = [command[0], *command[3:]] if list(command[1:3]) == ["-c", SET_CARRIED] else command
+        carries = command[1:2] == ["-c"] and len(command) == 4 and command[2] in _CARRY
+        words = [command[0], command[3]] if carries else command
         script = PurePosixPath(words[1]) if len(words) == 2 else None
         if script is None or command[0] not in ("bash", "/bin/bash"):
             raise Refused(f"a rehearsal runs `bash SCRIPT`, and nothing else in a container: {' '.join(command)}")
-        root, path = self.directory.resolve(), (self.directory / script).resolve()
-        if script.is_absolute() or not path.is_relative_to(root):
-            raise Refused(f"{script} is not below the container's working directory {self.workdir}")
+        place = self._on_host(str(script)) if script.is_absolute() else str(self.directory / script)
+        path = Path(place or "/").resolve()
+        if place is None or not any(path.is_relative_to(Path(source).resolve()) for source in self.mounts.values()):
+            raise Refused(f"{script} is below no mounted directory of the container")
         if not path.is_file():
             raise Refused(f"bash: {script}: No such file or directory", 127)
-        return ["bash", str(script)]
+        return ["bash", place if script.is_absolute() else str(script)]
 
     @property
     def directory(self) -> Path:
         """The host's directory that is the working directory. Raises Refused where nothing is mounted there."""
+        if self.workdir is None:
+            return Path("/")  # as images have it
         place = self._on_host(self.workdir)
         if place is None or not Path(place).is_dir():
             raise Refused(f"the working directory {self.workdir} is no mounted directory")
@@ -89,6 +95,18 @@ class Container:
             if value == target or value.startswith(f"{target}/"):
                 return source.rstrip("/") + value[len(target) :]
         return None
+
+
+_CARRY = (SET_CARRIED, SET_CARRIED_AT_LOGIN, READ_CARRIED)
+"""What containers are started with that set the variables before the script begins."""
+
+
+def carried(commands: str) -> dict[str, str]:
+    """The variables that commands of bash (``export NAME=…``) set."""
+    argv = ["env", "-i", "bash", "-c", 'eval "$1"; exec env -0', "bash", commands]
+    said = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=60, check=True).stdout
+    found = dict(line.split("=", 1) for line in said.decode(errors="surrogateescape").split("\0") if line)
+    return {name: value for name, value in found.items() if name not in ("PWD", "SHLVL", "_")}
 
 
 def mounts_of(listed: Sequence[str]) -> dict[str, str]:

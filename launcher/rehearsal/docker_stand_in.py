@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.process import ProcessIdentity
-from launcher.rehearsal.containers import Container, Parser, Refused, mounts_of
+from launcher.rehearsal.containers import Container, Parser, Refused, carried, mounts_of
 
 DAEMON = 125
 """The exit code of `run` for what is not the script's."""
@@ -43,7 +43,7 @@ _VALUES = (
     *("stop-timeout", "hostname"),
 )
 _LISTS = ("label", "volume", "env", "device", "ulimit", "security-opt", "cap-add", "group-add")
-_SWITCHES = ("rm", "init", "privileged")
+_SWITCHES = ("rm", "init", "privileged", "interactive")
 
 
 class Engine:
@@ -85,18 +85,20 @@ class Engine:
 
     def run(self, given: argparse.Namespace, environ: Mapping[str, str]) -> int:
         """Run the script to its end, whatever signals come: bash as a container's first process ignores them."""
-        if not given.rm or given.entrypoint is None or given.workdir is None or not given.name:
-            raise Refused("a rehearsal runs containers with --rm, --name, --workdir and --entrypoint", DAEMON)
+        if not given.rm or given.entrypoint is None or not given.name:
+            raise Refused("a rehearsal runs containers with --rm, --name and --entrypoint", DAEMON)
         if self._image(given.image) is None:
             raise Refused(f"Unable to find image '{given.image}' locally", DAEMON)
         mounts = mounts_of(given.volume)
         passed = {name: environ[name] for name in given.env if name in environ}
         if valued := [name for name in given.env if "=" in name]:
             raise Refused(f"--env {valued[0].partition('=')[0]} with a value: it would be seen in an argv", DAEMON)
+        if given.interactive:  # where variables come by standard input
+            passed |= carried(sys.stdin.read())
         container = Container(mounts, given.workdir, {"HOME": "/root", **passed}, self.programs)
         for source in mounts.values():
             Path(source).mkdir(parents=True, exist_ok=True)  # as docker does for one that is not there
-        command = container.argv([given.entrypoint, *given.command])
+        command = container.argv([*([given.entrypoint] if given.entrypoint else []), *given.command])
         place = self.containers / given.name
         try:
             place.mkdir(parents=True)
@@ -177,7 +179,7 @@ class Engine:
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run one command; the exit code of the program."""
     program, state, programs, *words = argv
-    engine = Engine(Path(state), programs)
+    engine = Engine(Path(state, environ.get("SLURMD_NODENAME", "")), programs)  # each node has its own
     command = " ".join(words[:2]) if words[:1] == ["image"] else " ".join(words[:1])
     commands = {"pull": engine.pull, "image inspect": engine.inspect, "ps": engine.ps, "rm": engine.rm}
     try:

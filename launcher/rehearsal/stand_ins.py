@@ -38,6 +38,15 @@ TOOLS = {
 WITHOUT_SLURM = {"srun": ("srun_stand_in", IMAGE)}
 """More of them, where there is no Slurm: a real one has its own srun."""
 
+OF_NODES = {
+    "ip": "echo '1.1.1.1 dev lo src 127.0.0.1 uid 0'",
+    "hostname": 'echo "${SLURMD_NODENAME:-$(uname -n)}"',
+    "nvidia-smi": "for gpu in 0 1 2 3 4 5 6 7; do echo '0, 100000'; done",
+    "sudo": "exit 1",
+    "sync": ":",
+}
+"""What a job asks of its nodes, in sh: they have an address and free GPUs, and caches of this host are left alone."""
+
 REGISTRIES = frozenset({"127.0.0.1", "localhost"})
 """Registries that may be asked for the images of a rehearsal: a test's own. Stand-in images are in no other."""
 
@@ -70,7 +79,10 @@ def environment(state: Path, scheduler_kind: str, environ: Mapping[str, str]) ->
     asked = {name: value for name, value in environ.items() if name.startswith("LAUNCHER_REHEARSAL_")}
     if scheduler_kind != "local":
         return {**asked, "PATH": path}
-    path = f"{tools_directory(root / 'bin-without-slurm', WITHOUT_SLURM)}{os.pathsep}{path}"
+    nodes = tools_directory(root / "bin-without-slurm", WITHOUT_SLURM)
+    for name, text in OF_NODES.items():
+        _make_program(nodes / name, f"#!/bin/sh\n# {name}_stand_in: of a rehearsal\n{text}\n")
+    path = f"{nodes}{os.pathsep}{path}"
     return {**asked, "PATH": path, LOCAL_JOBS: str(state / "jobs")}
 
 
@@ -104,10 +116,14 @@ def _make_programs(directory: Path, programs: Mapping[str, Sequence[str]]) -> No
             "export PYTHONPATH\n"
             f'exec {shlex.join(argv)} "$@"\n'
         )
-        if not program.is_file() or program.read_text() != text:
-            with publishing(program) as temporary:
-                temporary.write_text(text)
-                temporary.chmod(0o755)
+        _make_program(program, text)
+
+
+def _make_program(program: Path, text: str) -> None:
+    if not program.is_file() or program.read_text() != text:
+        with publishing(program) as temporary:
+            temporary.write_text(text)
+            temporary.chmod(0o755)
 
 
 REPOSITORY_REF = "rehearsal-v1"

@@ -177,6 +177,38 @@ def test_a_foreign_container_of_our_name_is_left_alone(user: LauncherUser, tmp_p
         assert theirs.wait(HANG) == 137
 
 
+NODES = ("minimaxm3-fp8-nodes-sglang-disagg", "minimaxm3-fp8-nodes-llmd", "minimaxm3-fp8-nodes-tilert")
+
+
+@pytest.mark.parametrize("key", NODES)
+def test_two_nodes_of_this_host(user: LauncherUser, key: str) -> None:
+    """A process for each, with the stand-ins' contract: a container on each node, one of which measures."""
+    said = user.launcher(*words(key))
+    assert "nodes: node0 node1" in said and "REHEARSAL" in said and user.record()["state"] == "succeeded"
+    results = user.state / "runs/r/results"
+    assert [("no model is served" in (results / f"LOGS/server_{rank}.log").read_text()) for rank in (0, 1)] == [
+        True
+    ] * 2
+    points = [json.loads(path.read_text()) for path in results.glob("minimaxm3_*.json")]
+    assert len(points) == 2 and all(point["rehearsal"] for point in points)
+    kind = json.loads((user.state / "runs/r/plan.json").read_text())["kind"]
+    assert kind == {"disagg": "amd-multinode", "llmd": "llm-d", "tilert": "tilert"}[key.rpartition("-")[2]]
+    user.launcher("cleanup")
+    assert not own_workspace(user).exists()
+
+
+@pytest.mark.parametrize("key", NODES[:1])
+def test_a_cancel_ends_what_runs_on_each_node(other: LauncherUser, key: str) -> None:
+    process = other.start(*words(key), LAUNCHER_REHEARSAL_FAULTS="hang")
+    other.wait_for(lambda record: bool(list((other.state / "workspaces").rglob("server_1.log"))))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(HANG) == 143
+    other.launcher("cleanup")  # a machine that is slow has the job killed before its nodes have ended all
+    for name in ("node0", "node1"):
+        assert not docker(other, "ps", "--quiet", SLURMD_NODENAME=name).stdout
+    wait_until(lambda: not left(other))
+
+
 @BOTH
 def test_a_killed_run_is_resumed_to_its_results_with_one_job(other: LauncherUser, key: str) -> None:
     process = other.start(*words(key), LAUNCHER_REHEARSAL_FAULTS="slow-start=3")
