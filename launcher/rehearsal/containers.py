@@ -60,7 +60,8 @@ class Container:
             raise Refused(f"a rehearsal runs `bash SCRIPT`, and nothing else in a container: {' '.join(command)}")
         place = self._on_host(str(script)) if script.is_absolute() else str(self.directory / script)
         path = Path(place or "/").resolve()
-        if place is None or not any(path.is_relative_to(Path(source).resolve()) for source in self.mounts.values()):
+        tops = list(self.mounts.values()) if script.is_absolute() else [self.directory]
+        if place is None or not any(path.is_relative_to(Path(top).resolve()) for top in tops):
             raise Refused(f"{script} is below no mounted directory of the container")
         if not path.is_file():
             raise Refused(f"bash: {script}: No such file or directory", 127)

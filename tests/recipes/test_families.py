@@ -13,6 +13,7 @@ import pytest
 
 from launcher.benchmark.matrix import load_matrix
 from launcher.benchmark.selection import Selection
+from launcher.container.multinode_planned import MultinodeJob
 from launcher.container.planned import ContainerJob
 from launcher.core.yaml_source import Document
 from launcher.project import Project
@@ -242,7 +243,7 @@ class TestFiles:
 ROWS = [
     (key, entry, point, row)
     for key, entry in Document.read(MATRIX).mapping().items()
-    if entry["multinode"]
+    if entry["multinode"] and entry["runner"] != "local"
     for point in entry["scenarios"]["fixed-seq-len"]
     for row in point["search-space"]
 ]
@@ -292,7 +293,8 @@ class TestMatrix:
         return str(document["dynamo"].get("wheel") or document["dynamo"]["version"])
 
     def test_it_is_a_master_file(self) -> None:
-        entries = load_matrix([MATRIX]).entries(Selection(nodes="multi"))
+        selected = load_matrix([MATRIX]).entries(Selection(nodes="multi"))
+        entries = [entry for entry in selected if entry.benchmark.runner != "local"]
         assert len(entries) == len(ROWS)
         for entry in entries:
             limits = {side.max_model_len for side in self.facts_of(entry.data).roles.values()}
@@ -301,6 +303,16 @@ class TestMatrix:
     def facts_of(self, data: Mapping[str, Any]) -> RecipeFacts:
         path, selector = split_selector(self.config_file(data))
         return facts(family(path)[str(selector)].document)
+
+
+def test_rows_of_two_nodes_of_this_machine_have_every_kind(tmp_path: Path) -> None:
+    project = Project.open({"HOME": str(tmp_path)}, workspace=str(tmp_path), state=str(tmp_path / "state"))
+    entries = load_matrix([MATRIX]).entries(Selection(keys=["minimaxm3-fp8-nodes-*"], evals="none"))
+    plans = [project.plan_by_hand(entry.benchmark, None) for entry in entries]
+    assert [plan.kind for plan in plans] == ["amd-multinode", "llm-d", "tilert"] and not any(p.errors for p in plans)
+    for job in map(MultinodeJob.of, plans):
+        assert job.own_workspace is not None and (ROOT / "recipes" / job.script.path).is_file()
+        assert job.job.nodes == 2 and len(job.script.asks) > 8
 
 
 def test_every_row_of_one_node_has_its_script_and_needs_no_other_workspace(tmp_path: Path) -> None:
