@@ -183,8 +183,8 @@ class Project(Protocol):
     def plan_by_hand(self, benchmark: Benchmark, runner: str | None, *, narrow: bool = False) -> Plan: ...
 
 
-OUTSIDE = ("tilert", "llmd-*", "*-disagg")
-"""Frameworks of several nodes that no kind of job runs."""
+SCRIPTED = ("tilert", "llmd-*", "*-disagg")
+"""Frameworks whose rows of several nodes run scripts of the workspace in containers."""
 
 Chosen = tuple[Benchmark, SourceLocation | str]
 """A benchmark and the place of its row."""
@@ -198,10 +198,8 @@ def everything(project: Project, matrix_files: Sequence[str] = ()) -> CheckInput
     without_scripts = _labels_without_scripts(project)
     broken_rows: list[ConfigError] = []
     for entry in matrix.entries(Selection(evals="none"), broken_rows):
-        if _outside(entry.benchmark):
-            outside[f"rows of {entry.benchmark.framework}, which no kind of job runs,"].append(entry.place)
-        elif not entry.benchmark.multinode and entry.benchmark.runner in without_scripts:
-            outside["rows of one node, whose scripts are not in the workspace,"].append(entry.place)
+        if lacks := _lacks_scripts(entry.benchmark, without_scripts):
+            outside[lacks].append(entry.place)
         else:
             inside.append((entry.benchmark, entry.place))
     broken_files: list[ConfigError] = []
@@ -212,7 +210,7 @@ def everything(project: Project, matrix_files: Sequence[str] = ()) -> CheckInput
         evaluations=[
             Row(e.benchmark, e.place)
             for e in _entries(matrix, Selection(evals="only"), [])
-            if not _outside(e.benchmark)
+            if not (e.benchmark.multinode and _lacks_scripts(e.benchmark, without_scripts))
         ],
         files=project.fleet.readable(broken_files),
         recipes=list(_recipes(project, given.rows, broken_recipes)),
@@ -225,16 +223,28 @@ def everything(project: Project, matrix_files: Sequence[str] = ()) -> CheckInput
     )
 
 
-def _labels_without_scripts(project: Project) -> set[str]:
-    """The labels of the clusters that run scripts of the workspace in containers, and it has no such directory."""
-    labels = set[str]()
+def _labels_without_scripts(project: Project) -> set[tuple[bool, str]]:
+    """The labels of the clusters that run scripts of the workspace in containers, on one node or (True) on several, and
+    it has no such directory."""
+    labels = set[tuple[bool, str]]()
     for runner in (file.runner for file in project.fleet.readable()):
         if runner.workspace.own is not None:
             continue  # the scripts that come with the launcher
-        folders = {lane.container.script.directory for lane in runner.lanes if lane.container is not None}
-        if folders and not any((project.workspace / folder).is_dir() for folder in folders):
-            labels.update(runner.labels)
+        one = {lane.container.script.directory for lane in runner.lanes if lane.container is not None}
+        several = {str(Path(lane.multinode.script).parent) for lane in runner.lanes if lane.multinode is not None}
+        for multinode, folders in ((False, one), (True, several)):
+            if folders and not any((project.workspace / folder).is_dir() for folder in folders):
+                labels.update((multinode, label) for label in runner.labels)
     return labels
+
+
+def _lacks_scripts(benchmark: Benchmark, without: set[tuple[bool, str]]) -> str:
+    """What rows of this kind are called that cannot be looked at; "" for one that can be."""
+    several = benchmark.multinode
+    scripted = not several or any(fnmatch.fnmatchcase(benchmark.framework, pattern) for pattern in SCRIPTED)
+    if not scripted or (several, benchmark.runner) not in without:
+        return ""
+    return f"rows of {'several nodes' if several else 'one node'}, whose scripts are not in the workspace,"
 
 
 def of_runner(project: Project, runner: str, matrix_files: Sequence[str] = ()) -> CheckInput:
@@ -242,7 +252,7 @@ def of_runner(project: Project, runner: str, matrix_files: Sequence[str] = ()) -
     labels = project.fleet.get(runner).runner.labels
     broken: list[ConfigError] = []
     entries = _entries(project.matrix(matrix_files), Selection(evals="none", runners=labels), broken) if labels else ()
-    rows = [(e.benchmark, e.place) for e in entries if not _outside(e.benchmark)]
+    rows = [(e.benchmark, e.place) for e in entries]
     return dataclasses.replace(selected(project, rows, runner), broken_rows=broken)
 
 
@@ -261,10 +271,6 @@ def selected(project: Project, chosen: Iterable[Chosen], runner: str | None, nar
         overlays=project.finder.overlays,
         whole=False,
     )
-
-
-def _outside(benchmark: Benchmark) -> bool:
-    return any(fnmatch.fnmatchcase(benchmark.framework, pattern) for pattern in OUTSIDE)
 
 
 def _rows(

@@ -237,7 +237,7 @@ def sha_unknown(given: CheckInput) -> Iterator[Found]:
                 yield f"no mirror on this machine tells whether {url} has {sha}", place
 
 
-@whole_rule("outside", "note", "rows that this launcher does not run")
+@whole_rule("outside", "note", "rows whose scripts are not at hand")
 def outside(given: CheckInput) -> Iterator[Found]:
     for what, places in given.outside.items():
         yield f"{len(places)} {what} were not checked", places[0]

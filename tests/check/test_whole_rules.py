@@ -59,6 +59,12 @@ FP4 = MODEL.replace("precision: fp8", "precision: fp4").replace(", also: [mm3]",
 LONG = "conc-list: [4, 16]", "conc-list: [" + ", ".join(str(2**i) for i in range(1, 11)) + "]"
 TWICE = dump({**a_recipe(), "slurm": {"time_limit": "1:00:00"}}) + "slurm:\n  time_limit: '2:00:00'\n"
 
+SCRIPTED = """\
+  - kind: amd-multinode
+    when: {framework: sglang-disagg}
+    multinode: {engine: docker, wrapper: scripts/w.sh, script: scripts/s.sh}
+"""
+
 # rule, severity, a text of the line that is named, what is done to the world, how it is checked
 FIRES: list[tuple[str, str, str, Callable[[CheckedWorkspace], object], dict[str, Any]]] = [
     ("recipe-invalid", "error", "b: 3", lambda w: w.write(f"{w.overlay}/bad.yaml", "a: [1, 2\nb: 3\n"), {}),
@@ -101,7 +107,16 @@ FIRES: list[tuple[str, str, str, Callable[[CheckedWorkspace], object], dict[str,
         ),
         {},
     ),
-    ("outside", "note", "conc-list", matrix("framework: dynamo-vllm", "framework: sglang-disagg"), {}),
+    (
+        "outside",
+        "note",
+        "conc-list",
+        lambda w: (
+            matrix("framework: dynamo-vllm", "framework: sglang-disagg")(w),
+            runner("lanes:\n", f"lanes:\n{SCRIPTED}")(w),
+        ),
+        {},
+    ),
     ("workflow-name-too-long", "error", "conc-list", matrix(*LONG), {}),
     (
         "audit-name-too-long",
