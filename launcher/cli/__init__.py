@@ -133,10 +133,11 @@ def run_command(
 
 def _complain(error: LauncherError, arguments: argparse.Namespace) -> int:
     """Print an error (what, where, what next), as an annotation too where GitHub reads along; return its exit code."""
+    from launcher.cli.pasting import Pasting
     from launcher.core.github import GitHub
     from launcher.core.redact import redact
 
-    print(f"launcher: {error.layer}: {redact(str(error), os.environ)}", file=sys.stderr)
+    print(f"launcher: {error.layer}: {Pasting(arguments)(redact(str(error), os.environ))}", file=sys.stderr)
     if os.environ.get("GITHUB_ACTIONS") == "true" and not getattr(arguments, "annotated", False):
         with GitHub(os.environ, sys.stdout) as github:
             github.error(redact(error.message, os.environ), title=f"launcher: {error.layer}")

@@ -90,7 +90,9 @@ def _planning(commands: Commands) -> None:
 
 
 def _running(commands: Commands) -> None:
-    run = command_of(commands, "run", "running:run", "run one benchmark to its results", selection, execution, logs)
+    run = command_of(
+        commands, "run", "running:run", "run one benchmark to its results", selection, execution, logs, as_json
+    )
     run.add_argument("--yes", action="store_true", help="answers the question about what it can cost")
     run.add_argument("--detach", action="store_true", help="drive it in a process of its own")
 
@@ -100,7 +102,7 @@ def _running(commands: Commands) -> None:
     command_of(commands, "ci", "running:ci", text, execution, logs)
 
     text = "take over a job that was started by hand: follow it, and collect"
-    adopt = command_of(commands, "adopt", "running:adopt", text, selection, from_env, execution, logs)
+    adopt = command_of(commands, "adopt", "running:adopt", text, selection, from_env, execution, logs, as_json)
     adopt.add_argument("job", metavar="JOBID", help="its id in Slurm")
     adopt.add_argument("--output", metavar="DIR", help="what srtctl made for the job (default: seen by its log's path)")
 
@@ -114,7 +116,9 @@ def _runs(commands: Commands) -> None:
     log.add_argument("runs", nargs="+", metavar="RUN", help=RUN)
     log.add_argument("-f", "--follow", action="store_true", help="go on until the jobs end")
 
-    resume = command_of(commands, "resume", "running:resume", "continue runs where they stopped", logs, backend)
+    resume = command_of(
+        commands, "resume", "running:resume", "continue runs where they stopped", logs, backend, as_json
+    )
     resume.add_argument("runs", nargs="+", metavar="RUN", help=RUN)
     resume.add_argument("--detach", action="store_true", help="drive each in a process of its own")
     for module, name, text in (

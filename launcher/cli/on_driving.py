@@ -198,16 +198,17 @@ def _views_of(there: There, names: Sequence[str]) -> Sequence[RunView]:
 
 def _follow(there: There, run_id: str) -> int:
     """Show a run's events and log until it ends; its exit code. Interrupted, it is cancelled; cut off, it goes on."""
-    from launcher.cli.render import Console
+    from launcher.cli.console import Console, How
 
-    console = Console({}, None)
+    how = How(bool(there.arguments.verbose), bool(there.arguments.quiet))
+    console = Console({}, None, how=how)
     place = there.node.kept / f"{run_id}.json"
     at = read_json(place, dict[str, tuple[int, int]]) or {}
     offsets, end, quiet = at.get("at", (0, 0)), None, not there.arguments.logs
     try:
         while end is None:
             stream = there.session.stream("follow", run=run_id, at=offsets, state=there.arguments.state)
-            with _cancelling(there, run_id):
+            with _cancelling(there, run_id), console.watching():
                 while end is None:
                     try:
                         news = next(stream)

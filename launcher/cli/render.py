@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from launcher.cli.output import Output
 from launcher.core import lines
-from launcher.core.github import GitHub
 from launcher.core.lines import Terminal, print_lines
-from launcher.core.redact import redact
-from launcher.core.terminal import coloured, console, one_line, printable, styled
+from launcher.core.terminal import console, one_line
 
 if TYPE_CHECKING:  # a plan pays for nothing that only a run needs
-    from launcher.cli.logs import LogLines
     from launcher.model.copy import Progress
-    from launcher.run.finish import Outcome
-    from launcher.run.record import Event
 
 _LINE_EVERY = 30.0
 """Seconds between two lines of progress where there is no terminal."""
 
 _BARS = 12
 """Bars of single files that are shown at once in a terminal."""
-
-_COLOURS = {"log": "2", "error": "31", "warning": "33", "job": "36", "end": "1"}
-"""Codes of a terminal for the kinds of lines."""
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -116,94 +105,3 @@ class _ProgressBars:
                 self._bars.update(self._shown[path], completed=there)
             elif len(self._shown) < _BARS:
                 self._shown[path] = self._bars.add_task(one_line(path), total=size, completed=there)
-
-
-class Console:
-    """Writes events and job logs to standard output; job logs between ``::stop-commands::`` marks where GitHub reads.
-
-    ``labels`` names runs for people; with a single run no label is shown. ``output`` is what standard output is
-    meanwhile: logs wait for room in it, and events never do.
-    """
-
-    def __init__(self, labels: Mapping[str, str], github: GitHub | None, output: Output | None = None) -> None:
-        self._labels, self._github, self._output = labels, github, output
-        self._colour = coloured(sys.stdout)
-        self._began: float | None = None
-        self._gone = False
-        self._logs: dict[str, LogLines] = {}
-
-    def event(self, event: Event) -> None:
-        """Show an event as a line: seconds since the first one, run, text."""
-        self._began = event.time if self._began is None else self._began
-        if event.kind == "verdict" or (event.kind == "stage" and event.data.get("state") == "done"):
-            return
-        run = self._label(event.run, "  ")
-        mark = {"error": "error: ", "warning": "warning: "}.get(event.kind, "")
-        # Further lines are indented: none of them can be taken for an event.
-        text = redact(event.text, os.environ).replace("\n", "\n          ")
-        self._say(f"{event.time - self._began:7.1f}s  {run}{mark}{text}", event.kind)
-
-    def log(self, run: str, lines: Sequence[str]) -> None:
-        """Show new lines of a job's log, as one block. Waits while a slow reader has enough to read."""
-        if not lines:
-            return
-        if self._output is not None:
-            self._output.wait_for_room()
-        from launcher.cli.logs import LogLines
-
-        logs = self._logs.setdefault(run, LogLines(self._label(run, "") + "  | "))
-        shown = logs.shown(lines)
-        if self._github is None:
-            self._say_all(shown, "log")
-            return
-        with self._unheard(), self._github.job_log() as write:
-            write("\n".join(shown))
-
-    def outcomes(self, runs: Path, outcomes: Sequence[Outcome]) -> None:
-        """Show how runs ended: the table of results, where they are, and what to try next."""
-        from launcher.result.summary import write_table
-        from launcher.result.summary_file import read_document
-
-        with self._unheard():
-            sys.stdout.write("\n")
-            found = [summary for outcome in outcomes if (summary := read_document(runs / outcome.run))]
-            write_table(found)
-        for outcome in outcomes:
-            if outcome.error is not None:
-                label = self._label(outcome.run, ": ").lstrip()
-                self._say(f"{label}{redact(str(outcome.error), os.environ)}", "error")
-                self._say(f"{label}verdict: {one_line(redact(str(outcome.verdict), os.environ))}", "end")
-        good = [o for o in outcomes if o.error is None]
-        self._say("")
-        self._say(f"{len(good)} of {len(outcomes)} runs succeeded. Records and results: {runs}")
-        if outcomes:
-            chosen = next((o for o in outcomes if o.error is not None), outcomes[0])
-            self._say(f"Next: launcher status {chosen.run}   (or: launcher logs {chosen.run})")
-
-    def _label(self, run: str, after: str) -> str:
-        if len(self._labels) < 2:
-            return ""
-        width = max(len(label) for label in self._labels.values())
-        return f"{self._labels.get(run, run):{width}}{after}"
-
-    def _say(self, text: str, kind: str = "") -> None:
-        """What is said, of one line or a few, where there are colours in that of its kind."""
-        self._say_all(printable(text).split("\n"), kind)
-
-    def _say_all(self, lines: Sequence[str], kind: str) -> None:
-        code = _COLOURS.get(kind) if self._colour else None
-        text = "".join(f"\033[{code}m{line}\033[0m\n" if code else f"{line}\n" for line in lines)
-        with self._unheard():
-            if not self._gone:
-                # One write: several threads say lines.
-                styled(sys.stdout).write(text)
-                sys.stdout.flush()
-
-    @contextlib.contextmanager
-    def _unheard(self) -> Iterator[None]:
-        """A terminal that was closed, or a reader that has gone, must not end a run: its job has to be watched, or
-        cancelled, and what is said is in its record. A full disk behind standard output is the same to us."""
-        try:
-            yield
-        except OSError:
-            self._gone = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import sys
 import time
@@ -15,10 +16,11 @@ from typing import TextIO, cast
 from launcher.cli import detached
 from launcher.cli.command import Command, Tell, Told, show_told
 from launcher.cli.common import ask_first, chosen, open_project
+from launcher.cli.console import Console, How, World
 from launcher.cli.ending import end_leftovers, runs_of
 from launcher.cli.output import standard_output_apart
+from launcher.cli.pasting import Pasting
 from launcher.cli.plans import plan_lines, view_of
-from launcher.cli.render import Console
 from launcher.core.errors import ConfigError, JobError, LauncherError, Wrong, as_error
 from launcher.core.github import GitHub
 from launcher.core.lines import Terminal, print_lines
@@ -45,8 +47,13 @@ def run(arguments: argparse.Namespace) -> int:
     project = open_project(arguments, look=True)
     plan = _by_hand(project, arguments)
     held = plan.scheduler
+    cost = ""
     if held.gpu_hours is not None:
-        say(f"{held.nodes} nodes × {held.time_limit} = {held.gpu_hours:.1f} GPU-hours at most")
+        cost = f": {held.nodes} nodes × {held.time_limit} = {held.gpu_hours:.1f} GPU-hours at most"
+    if arguments.json:
+        print(json.dumps({"event": "run", "run": plan.run_key, "runner": plan.runner, "gpu_hours": held.gpu_hours}))
+    elif not arguments.quiet:
+        say(f"run {plan.run_key} on {plan.runner}{cost}")
     ask_first(project, {plan.runner: held.gpu_hours}, yes=arguments.yes)
     if arguments.detach:
         refuse(plan, arguments.accept)
@@ -63,7 +70,7 @@ def _detach(project: Project, record: RunRecord, arguments: argparse.Namespace) 
     log = record.directory / "driver.log"
     pid = detached.start(record.id, ["resume", record.id, "--no-logs"], log, project.state, arguments).pid
     say(f"run {record.id}: driven by pid {pid}, whose output is {log}")
-    say(f"Next: launcher logs -f {record.id}   (or: cancel, status)")
+    say(Pasting(arguments)(f"Next: launcher logs -f {record.id}"))
     return 0
 
 
@@ -83,7 +90,7 @@ def adopt(arguments: argparse.Namespace) -> int:
         finish.end_early(run, error)
         raise
     with stop_on_signals() as stop:
-        return _exit_code(_drive_records(project, [(record, plan)], stop, quiet=not arguments.logs))
+        return _exit_code(_drive_records(project, [(record, plan)], stop, arguments))
 
 
 def ci(arguments: argparse.Namespace) -> int:
@@ -132,7 +139,8 @@ def _collected(project: Project, record: RunRecord) -> str:
             raise ConfigError("this run has no job, hence no results", where=f"run {record.id}")
         state = run.services.scheduler.poll([job])[job]
         if state.phase is not Phase.TERMINAL and not record.ended:
-            raise JobError(f"the job has not ended: {state.describe()}", where=str(job), hint="launcher logs -f RUN")
+            hint = f"launcher logs -f {record.id}"
+            raise JobError(f"the job has not ended: {state.describe()}", where=str(job), hint=hint)
         if state.phase is not Phase.TERMINAL:
             found = finish.collect(run)
             finish.deliver(run)
@@ -156,7 +164,8 @@ def resume(arguments: argparse.Namespace) -> int:
             say(f"run {record.id} has succeeded already")
             continue
         if record.owned_by_another:
-            raise ConfigError("another launcher drives this run", where=f"run {record.id}", hint="launcher logs -f RUN")
+            hint = f"launcher logs -f {record.id}"
+            raise ConfigError("another launcher drives this run", where=f"run {record.id}", hint=hint)
         plan = record.plan
         if record.job is None:  # else the job has what it needs
             require_passed(plan.passes, project.environ)
@@ -169,7 +178,7 @@ def resume(arguments: argparse.Namespace) -> int:
     if arguments.detach:
         return max(_detach(project, record, arguments) for record, _ in recorded)
     with stop_on_signals() as stop:
-        return _exit_code(_drive_records(project, recorded, stop, quiet=not arguments.logs))
+        return _exit_code(_drive_records(project, recorded, stop, arguments))
 
 
 def _by_hand(project: Project, arguments: argparse.Namespace) -> Plan:
@@ -227,7 +236,7 @@ def _drive(
                 recorded.append((record, plan))
         if not recorded:
             return unrecorded
-        driven = _drive_records(project, recorded, stop, quiet=not arguments.logs, limits=limits, github=github)
+        driven = _drive_records(project, recorded, stop, arguments, limits=limits, github=github)
         return [*driven, *unrecorded]
 
 
@@ -235,19 +244,23 @@ def _drive_records(
     project: Project,
     recorded: Sequence[tuple[RunRecord, Plan]],
     stop: Stop,
+    arguments: argparse.Namespace,
     *,
-    quiet: bool = False,
     limits: Limits = Limits(),
     github: GitHub | None = None,
 ) -> list[Outcome]:
     """Bring recorded runs to their ends, and show how they ended."""
     # A short name for each run: its number, topology and lengths.
-    labels = {r.id: f"{i}. {p.benchmark.topology} {p.benchmark.measures}" for i, (r, p) in enumerate(recorded, 1)}
+    numbers = [f"{number}. " for number in range(1, len(recorded) + 1)] if len(recorded) > 1 else [""]
+    names = (f"{plan.benchmark.topology} {plan.benchmark.measures}" for _, plan in recorded)
+    labels = {r.id: number + name for (r, _), number, name in zip(recorded, numbers, names, strict=True)}
     first = recorded[0][1]
     said: list[str] = []
     services = open_services(project, first, stop, log=said.append)
     with standard_output_apart(stop) as output:
-        console = Console(labels, github, output)
+        how = how_much(arguments, project)
+        by_id = {record.id: (record, plan) for record, plan in recorded}
+        console = Console(labels, github, output, how, World(progress=lambda run: progress_of(*by_id[run])))
         recorded[0][0].listeners.append(console.event)
         for record, _ in recorded:
             for text in said:  # how Slurm is asked is in every record, and shown once
@@ -264,13 +277,31 @@ def _drive_records(
             except OSError as error:  # its run ends with this before it does anything, and the others go on
                 record.event("warning", f"the record cannot be written: {error.strerror}")
         limits = dataclasses.replace(limits, pace=pace_of(first))
+        show = console.log if arguments.logs and not arguments.quiet else None
         try:
-            outcomes = run_all(runs, services.scheduler, stop, limits, None if quiet else console.log)
+            with console.watching():
+                outcomes = run_all(runs, services.scheduler, stop, limits, show)
         finally:
             for record, _ in recorded:
                 record.let_go()
         console.outcomes(project.runs, outcomes)
     return outcomes
+
+
+def how_much(arguments: argparse.Namespace, project: Project, *, many: bool = False) -> How:
+    """How much a command says of what goes on, by its flags."""
+    as_json = bool(getattr(arguments, "json", False))
+    verbose, quiet = bool(arguments.verbose), bool(arguments.quiet)
+    return How(verbose, quiet, as_json, many, Pasting(arguments), project.state)
+
+
+def progress_of(record: RunRecord, plan: Plan) -> str:
+    """How far a running job is, by the end of its log: ``, 2 of 5 (concurrency 16)``."""
+    from launcher.sweep.attempts import progress
+
+    log, asked = record.log_path, sorted(plan.benchmark.concurrencies)
+    now = progress(str(log))[0] if log is not None else None
+    return f", {asked.index(now) + 1} of {len(asked)} (concurrency {now})" if now in asked else ""
 
 
 def _exit_code(outcomes: Sequence[Outcome]) -> int:

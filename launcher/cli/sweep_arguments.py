@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from launcher.cli.flags import (
     YES_OR_NO,
+    as_json,
     backend,
     command_of,
     count,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 def add_sweep(commands: Commands) -> None:
     text = "many benchmarks with a name and a ledger; without a verb: start, in the foreground"
-    sweep = command_of(commands, "sweep", "sweeping:start", text, selection, execution, _policy)
+    sweep = command_of(commands, "sweep", "sweeping:start", text, selection, execution, _policy, as_json)
     sweep.later = (*sweep.later, _verbs)
 
 
@@ -35,7 +36,7 @@ def _verbs(sweep: argparse.ArgumentParser) -> None:
     plan = command_of(verbs, "plan", "sweeping:plan", text, selection, execution, _policy)
     plan.add_argument("--json", action="store_true", help="as JSON")
     text = "make a sweep of what is selected, and drive it"
-    command_of(verbs, "start", "sweeping:start", text, selection, execution, _policy)
+    command_of(verbs, "start", "sweeping:start", text, selection, execution, _policy, as_json)
 
     status = command_of(verbs, "status", "sweep_status:status", "how a sweep stands, one line a job")
     status.add_argument("name", nargs="?", metavar="SWEEP", help="default: the latest")
@@ -43,7 +44,7 @@ def _verbs(sweep: argparse.ArgumentParser) -> None:
     status.add_argument("--json", action="store_true", help="as JSON; with --watch one line each time")
 
     text = "go on: living jobs first, then what has no valid result"
-    resume = command_of(verbs, "resume", "sweeping:resume", text, _sweep_name, _driving, backend)
+    resume = command_of(verbs, "resume", "sweeping:resume", text, _sweep_name, _driving, backend, as_json)
     resume.add_argument("--retry-failed", action="store_true", help="what failed, too")
     resume.add_argument("--anyway", action="store_true", help="also what the breaker holds")
     resume.add_argument("--explain", action="store_true", help="why each point counts as done or not")

@@ -9,12 +9,15 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.cli import detached
+from launcher.cli.console import Console, World
 from launcher.cli.output import Output, standard_output_apart
-from launcher.cli.render import Console
+from launcher.cli.pasting import Pasting
+from launcher.cli.running import how_much, progress_of
 from launcher.cli.sweep_status import Sight, asks
 from launcher.core.errors import ConfigError, LauncherError, as_error
 from launcher.core.lease import LockOwner
@@ -24,6 +27,7 @@ from launcher.core.terminal import one_line, say
 from launcher.project import Project
 from launcher.run.loop import run_feed
 from launcher.run.record import Event as RunEvent
+from launcher.run.record import RunRecord
 from launcher.services import pace_of
 from launcher.slurm.client import may_have_job
 from launcher.slurm.poller import Pace
@@ -32,7 +36,7 @@ from launcher.sweep.driver import Driver, Setting
 from launcher.sweep.ledger import EventReader, Ledger
 from launcher.sweep.making import RunMaker
 from launcher.sweep.overview import Overview, head_of, overview
-from launcher.sweep.schema import Began, Ended, Policy
+from launcher.sweep.schema import Began, Ended, Job, Policy
 from launcher.sweep.slots import Room
 
 if TYPE_CHECKING:
@@ -81,7 +85,7 @@ def detach(project: Project, ledger: Ledger, arguments: argparse.Namespace) -> i
     say(f"sweep {ledger.id}: driven by pid {child.pid}, whose output is {log}")
     if not begun and child.returncode is None:
         say(f"sweep {ledger.id}: it has not begun within {patience:.0f} s")
-    say(f"Next: launcher sweep status {ledger.id} --watch   (or: pause, drain, stop, cancel)")
+    say(Pasting(arguments)(f"Next: launcher sweep status {ledger.id} --watch"))
     return 0
 
 
@@ -111,6 +115,7 @@ class _Driving:
         self._leaving = threading.Event()
         self._said: list[str] = []
         self._labels: dict[str, str] = {}
+        self._names = short_names({job.key: job for job in ledger.sweep.jobs})
         self._view: LiveView | None = None
         self._notices: list[threading.Thread] = []
         self._notice_room = threading.Semaphore(NOTICES_AT_ONCE)
@@ -143,7 +148,9 @@ class _Driving:
         pace = PACE if first.scheduler.kind == "slurm" else pace_of(first)
         flags = {name: bool(getattr(self._arguments, name, False)) for name in ("anyway", "retry_failed")}
         with standard_output_apart(self._stop) as output:
-            self._console = Console(self._labels, None, output)
+            world = World(progress=self._progress, hidden=self._viewed)
+            how = how_much(self._arguments, self._project, many=True)
+            self._console = Console(self._labels, None, output, how, world)
             self._maker.listener = self._event
             for text in self._said:
                 self._tell("note", text)
@@ -153,7 +160,8 @@ class _Driving:
             show = self._console.log if getattr(self._arguments, "logs", False) else None
             view = self._live_view(driver, output)
             try:
-                run_feed(driver, services.scheduler, stop, pace, show)
+                with self._console.watching():
+                    run_feed(driver, services.scheduler, stop, pace, show)
             except BaseException as fault:
                 driver.skip_rest()
                 driver.leave(f"fault: {type(fault).__name__}: {one_line(fault)}", as_error(fault).exit_code)
@@ -165,7 +173,10 @@ class _Driving:
             if len(driver.outcomes) <= SHOWN:
                 self._console.outcomes(self._project.runs, driver.outcomes)
             for line in summary(result):
-                self._tell("note", line)
+                self._tell("result", line)
+            if how.as_json:
+                value = {"sweep": result.id, "points": result.points, "exit_code": result.exit_code}
+                self._console.value({"event": "end", **value})
         return result.exit_code
 
     def _live_view(self, driver: Driver, output: Output) -> LiveView | None:
@@ -242,17 +253,38 @@ class _Driving:
             self._notices[-1].start()
 
     def _event(self, event: RunEvent) -> None:
-        if self._view is None or self._view.closed.is_set():
-            self._console.event(event)
-        elif event.kind == "error":
-            self._view.tell(f"{event.run}: {event.text}")
+        job = event.run.removeprefix(f"{self._ledger.id}-").rsplit("-", 2)[0]  # SWEEP-JOB-NUMBER-HEX
+        self._labels.setdefault(event.run, self._names.get(job, job))
+        self._console.event(event)
+        if event.kind == "error":
+            self._tell_view(f"{event.run}: {event.text}")
+
+    def _progress(self, run: str) -> str:
+        record = RunRecord.load(self._project.runs, run)
+        return progress_of(record, record.plan)
+
+    def _viewed(self) -> bool:
+        """Whether the live view has the terminal."""
+        return self._view is not None and not self._view.closed.is_set()
 
     def _tell(self, kind: str, text: str) -> None:
-        if self._view is not None and not self._view.closed.is_set():
-            if kind == "error":
-                self._view.tell(text)
-            return
-        self._console._say(text, {"start": "job", "end": "end"}.get(kind, kind))
+        self._console.tell(kind, text)
+        if kind == "error":
+            self._tell_view(text)
+
+    def _tell_view(self, text: str) -> None:
+        if self._view is not None and self._viewed():
+            self._view.tell(text)
+
+
+def short_names(jobs: Mapping[str, Job]) -> dict[str, str]:
+    """Jobs by what tells them apart, where that does: topology, lengths, concurrencies."""
+    names = {}
+    for key, job in jobs.items():
+        ends = "-".join(map(str, dict.fromkeys((min(job.concurrencies), max(job.concurrencies)))))
+        names[key] = f"{job.benchmark.topology} {job.benchmark.measures} c{ends}"
+    counts = Counter(names.values())
+    return {key: name for key, name in names.items() if counts[name] == 1}
 
 
 def summary(found: Overview) -> list[str]:
@@ -263,5 +295,6 @@ def summary(found: Overview) -> list[str]:
     lines += [f"  held: {text} (resume --anyway starts it)" for text in found.held]
     lines += [f"  node {text}" for text in found.excluded]
     if any(word != "ok" for word in found.points):
-        lines.append(f"Next: launcher sweep resume {found.id} [--retry-failed] [--explain]")
+        lines.append(f"Next: launcher sweep resume {found.id}")
+        lines.append(f"  or: launcher sweep resume {found.id} --retry-failed --explain")
     return lines

@@ -45,7 +45,9 @@ def start(arguments: argparse.Namespace) -> int:
     jobs, refused, code = _selected(arguments, project, policy)
     if not jobs:
         return code
-    show_cost(jobs)
+    tells = not (arguments.json or arguments.quiet)
+    if tells:
+        show_cost(jobs)
     runners = dict.fromkeys(job.runner for job in jobs)
     costs = {name: sum(job.gpu_hours or 0.0 for job in jobs if job.runner == name) for name in runners}
     ask_first(project, costs, yes=arguments.yes)
@@ -67,7 +69,8 @@ def start(arguments: argparse.Namespace) -> int:
         for concurrency, (run, _) in known.items()
     ]
     ledger = Ledger.create(sweeps_of(project), sweep, events)
-    say(f"sweep {name}: {sum(len(job.concurrencies) for job in jobs)} points in {len(jobs)} jobs")
+    if tells:
+        say(f"sweep {name}: {sum(len(job.concurrencies) for job in jobs)} points in {len(jobs)} jobs")
     if arguments.detach:
         return detach(project, ledger, arguments) or code
     return drive(project, ledger, arguments, policy) or code

@@ -132,6 +132,7 @@ def run(
         no_directory = code == NOT_FOUND and cwd is not None and not Path(cwd).is_dir()
         why = f"no such directory: {cwd}" if no_directory else f"{words[0]}: {error.strerror}"
         return Completed(words, code, "", why, 0.0)
+    _WAITED_FOR[child.pid] = Waited(words, began, timeout)
     try:
         out, err = _communicate(child, began + timeout, should_stop)
     except subprocess.TimeoutExpired:
@@ -140,7 +141,32 @@ def run(
     except BaseException:
         _end_group(child)
         raise
+    finally:
+        _WAITED_FOR.pop(child.pid, None)
     return Completed(words, child.returncode, out, err, time.monotonic() - began)
+
+
+@dataclass(frozen=True)
+class Waited:
+    """A program that this process waits for: since when (by the monotonic clock), and how many seconds at most."""
+
+    argv: tuple[str, ...]
+    since: float
+    at_most: float
+
+    @property
+    def name(self) -> str:
+        """``enroot import``: the program and its first word."""
+        word = next((word for word in self.argv[1:2] if word.isalpha()), "")
+        return f"{Path(self.argv[0]).name} {word}".rstrip()
+
+
+_WAITED_FOR: dict[int, Waited] = {}
+
+
+def waited_for() -> list[Waited]:
+    """The programs that `run` waits for in this process, the one that it has waited for longest first."""
+    return sorted(_WAITED_FOR.copy().values(), key=lambda waited: waited.since)
 
 
 @contextlib.contextmanager

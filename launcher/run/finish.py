@@ -68,7 +68,8 @@ def note_state(run: Run, state: JobState) -> None:
     """Write down how the job stands."""
     job, running = _job_in(run, state), state.word == "RUNNING"
     run.record.update(state="running" if running else run.record.fields.state, job=job)
-    run.record.event("job", _described(run, state), job=job.id, state=state.word)
+    limit = run.plan.scheduler.seconds if running else None
+    run.record.event("job", _described(run, state), job=job.id, state=state.word, at_most=limit)
 
 
 def note_after_cancel(run: Run, state: JobState) -> None:
@@ -153,7 +154,7 @@ def collect(run: Run, patience: float = 0.0) -> Collected:
     """Collect the results of the run's job. Raises ResultError when that cannot be done."""
     if run.record.job is None:
         raise ResultError("this run has no job, hence no results", where=f"run {run.id}")
-    with run.record.doing("collect") as keep:
+    with run.record.doing("collect", patience or None) as keep:
         collected = run.kind.collect(run, patience)
         keep({"published": dict(collected.published), "problems": [str(p) for p in collected.problems]})
     for doubt in (*collected.doubts, *_aggregate(run, collected)):
@@ -202,7 +203,8 @@ def _end(run: Run, error: LauncherError | None, collected: Collected, state: Job
         write_json(run.record.directory / "summary.json", written)
     finally:
         run.record.update(state=name, ended=now, exit_code=code, verdict=judged, error=recorded)
-    run.record.event("end", name if error is None else f"{name}: {error.layer}: {error.message}")
+    layer = "" if error is None or isinstance(error, Cancelled) else f" {error.layer}:"
+    run.record.event("end", name if error is None else f"{name}:{layer} {error.message}", layer=judged.layer)
     run.record.event("verdict", str(judged))
     unmark(run.record)
     return outcome, delivered

@@ -165,11 +165,12 @@ class RunRecord:
         self.update(steps={**self.fields.steps, name: step})
 
     @contextlib.contextmanager
-    def doing(self, name: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-        """Write a step's beginning, and its end whatever that is; gives a function that keeps facts of it."""
+    def doing(self, name: str, at_most: float | None = None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """Write a step's beginning, and its end whatever that is; gives a function that keeps facts of it. It takes
+        ``at_most`` so many seconds, where that is known."""
         facts: dict[str, Any] = {}
         self.set_step(name, "running")
-        self.event("stage", f"{name} …", stage=name, state="running")
+        self.event("stage", f"{name} …", stage=name, state="running", at_most=at_most)
         try:
             yield facts.update
         except LauncherError as error:
@@ -216,7 +217,8 @@ class RunRecord:
         if self._held is None:
             self._held = _locked(self.directory / "driver.lock")
         if self._held is None or self.owned_by_another:
-            raise ConfigError("another launcher drives this run", where=f"run {self.id}", hint="launcher logs -f RUN")
+            hint = f"launcher logs -f {self.id}"
+            raise ConfigError("another launcher drives this run", where=f"run {self.id}", hint=hint)
         self.reload()
         self.update(owner=ProcessIdentity.mine())
 

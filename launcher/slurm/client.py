@@ -7,6 +7,7 @@ libslurm 22.05.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -135,7 +136,7 @@ class JobState:
     ``exit_code`` is (exit status, signal), None when it is not known; ``derived`` is the highest exit code of the job's
     steps. Of steps that were cancelled, as srtctl ends its servers, the controller counts the signal, and accounting
     nothing (22.05). Times are seconds since the epoch. ``nodes`` is Slurm's host list expression. ``source`` names who
-    answered.
+    answered. ``expected`` is when the scheduler thinks that a pending job starts.
     """
 
     phase: Phase
@@ -148,6 +149,7 @@ class JobState:
     ended: float | None = None
     source: str = ""
     derived: tuple[int, int] | None = None
+    expected: float | None = None
 
     @property
     def succeeded(self) -> bool:
@@ -206,6 +208,8 @@ class JobState:
                 text += " (the output file or working directory could not be opened on the node)"
         if self._tells_reason:
             text += f" ({self.reason})"
+        if self.expected is not None and self.word == "PENDING":
+            text += f", expected to start {time.strftime('%a %H:%M', time.localtime(self.expected))}"
         if self.nodes:
             text += f" on {self.nodes}"
         if self.started is not None and self.ended is not None and self.phase is Phase.TERMINAL:

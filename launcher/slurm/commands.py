@@ -170,7 +170,8 @@ def record_of(source: str, *fields: str) -> Record:
         reason="" if reason in _NOTHING else reason,
         nodes="" if nodes in _NOTHING else nodes,
         submitted=timestamp(submit),
-        started=None if word == "PENDING" else timestamp(start),  # for a pending job the scheduler guesses
+        started=None if word == "PENDING" else timestamp(start),
+        expected=timestamp(start) if word == "PENDING" else None,  # as `squeue --start` has it, at no cost
         ended=timestamp(end) if ended else None,
         source=source,
         derived=exit_code_of(derived) if ended else None,

@@ -263,9 +263,11 @@ class JobPoller:
         return pause * (1 + random.uniform(-self._pace.jitter, self._pace.jitter))
 
 
-def _looks(state: JobState) -> tuple[Phase, str, str, str]:
-    """What of a state is worth telling. Why a job's state is unknown is told once, not in each wording."""
-    return state.phase, state.word, "" if state.phase is Phase.UNKNOWN else state.reason, state.nodes
+def _looks(state: JobState) -> tuple[Phase, str, str, str, int | None]:
+    """What of a state is worth telling. Why a job's state is unknown is told once, not in each wording; when it is
+    expected to start, to the half hour."""
+    expected = int(state.expected // 1800) if state.expected is not None else None
+    return state.phase, state.word, "" if state.phase is Phase.UNKNOWN else state.reason, state.nodes, expected
 
 
 AGAIN = 2.5

@@ -58,7 +58,7 @@ _THROUGHPUT = re.compile(r"throughput|tok(?:en)?s?/s|req(?:uest)?s?/s|\bit/s", r
 def progress(log: str) -> tuple[int | None, str]:
     """What the end of a job's log says: the concurrency that is being measured, and the last line about throughput."""
     concurrency, throughput = None, ""
-    for line in tail(Path(log)):
+    for line in (*tail(Path(log)), *tail(Path(log).with_name("benchmark.out"))):  # srt-slurm's client has its own
         if found := _CONCURRENCY.search(line):
             concurrency = int(found[1] or found[2])
         if _THROUGHPUT.search(line):

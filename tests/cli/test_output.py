@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
+from launcher.cli.console import Console
 from launcher.cli.output import ROOM, Output
-from launcher.cli.render import Console
 from launcher.core.github import GitHub
 from launcher.image.squash import sidecar_path
 from launcher.run.record import Event, RecordedJob

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from launcher.cli.render import Console
+from launcher.cli.console import Console
 from launcher.cli.running import report_to
 from launcher.core.errors import (
     Cancelled,
