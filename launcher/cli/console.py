@@ -215,7 +215,8 @@ class Console:
         run = next(iter(self._standings))
         one = living[0].waiting(now, self._progress_of(run, living[0]))
         text = "; ".join(filter(None, [one if len(living) == 1 else together(living, now), self._programs()]))
-        self._say(f"{now - (self._began or now):7.1f}s  waiting: {self._short(text)}", "log")
+        began = now if self._began is None else self._began
+        self._say(f"{now - began:7.1f}s  waiting: {self._short(text)}", "log")
 
     def _lines(self, now: float) -> list[str]:
         """The lines of living runs, as wide as the terminal; ``…`` stands where one is cut."""

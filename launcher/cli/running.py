@@ -144,7 +144,7 @@ def _collected(project: Project, record: RunRecord) -> str:
         if state.phase is not Phase.TERMINAL:
             found = finish.collect(run)
             finish.deliver(run)
-            found.raise_if_bad()
+            found.raise_if_bad(finish.logs_hint(run))
             return record.fields.state
         outcome = finish.finish(run, state)
     finally:
@@ -296,12 +296,12 @@ def how_much(arguments: argparse.Namespace, project: Project, *, many: bool = Fa
 
 
 def progress_of(record: RunRecord, plan: Plan) -> str:
-    """How far a running job is, by the end of its log: ``, 2 of 5 (concurrency 16)``."""
+    """How far a running job is, by the end of its log: ``, 2 of 5 (conc 16)``."""
     from launcher.sweep.attempts import progress
 
     log, asked = record.log_path, sorted(plan.benchmark.concurrencies)
     now = progress(str(log))[0] if log is not None else None
-    return f", {asked.index(now) + 1} of {len(asked)} (concurrency {now})" if now in asked else ""
+    return f", {asked.index(now) + 1} of {len(asked)} (conc {now})" if now in asked else ""
 
 
 def _exit_code(outcomes: Sequence[Outcome]) -> int:

@@ -26,7 +26,7 @@ from launcher.core.terminal import one_line
 from launcher.plan.plan import Expected
 from launcher.result.contradictions import Window
 from launcher.result.evaluations import RESULTS, Thresholds, judge
-from launcher.result.logs import LOGS, TARBALL, log_files
+from launcher.result.logs import log_files
 from launcher.result.summary_file import Evaluation
 from launcher.result.validate import FileName, Invalid, Point, read_agentic_result, read_result
 
@@ -107,14 +107,12 @@ class Collected:
     published: Mapping[str, str] = field(default_factory=dict)
     evaluations: tuple[Evaluation, ...] = ()
 
-    def raise_if_bad(self) -> None:
-        """Raise ResultError listing every problem, when there is one."""
+    def raise_if_bad(self, hint: str | None = None) -> None:
+        """Raise ResultError listing every problem, when there is one; ``hint`` says where the job's logs are."""
         if self.problems:
             listed = "\n".join(f"  {problem}" for problem in self.problems)
-            raise ResultError(
-                f"{len(self.problems)} of the results asked for are missing or invalid:\n{listed}",
-                hint=f"see the job's logs in {TARBALL}, or in {LOGS}/, of the workspace",
-            )
+            several = "1 result is" if len(self.problems) == 1 else f"{len(self.problems)} results are"
+            raise ResultError(f"{several} missing or invalid:\n{listed}", hint=hint)
 
 
 @dataclass

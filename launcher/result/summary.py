@@ -130,7 +130,8 @@ def rows(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
         job = str(summary["job"]["state"])
         for point in summary["points"] or [{"state": "ok" if not summary["problems"] else "failed"}]:
             good = point["state"] == "ok" and job == "COMPLETED"
-            state = point["state"] if job == "COMPLETED" else f"{point['state']}, job {job}"
+            ended = "no job" if summary["job"]["id"] is None else f"job {job}"
+            state = point["state"] if job == "COMPLETED" else f"{point['state']}, {ended}"
             cells = (
                 *map(str, head),
                 str(point.get("concurrency", _MISSING)),

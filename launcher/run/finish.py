@@ -131,7 +131,7 @@ def finish(run: Run, state: JobState) -> Outcome:
     try:
         collected = collect(run, patience)
         taken = True
-        collected.raise_if_bad()
+        collected.raise_if_bad(logs_hint(run))
     except ResultError as trouble:
         error = error or trouble
         run.record.event("error", str(trouble))
@@ -160,6 +160,13 @@ def collect(run: Run, patience: float = 0.0) -> Collected:
     for doubt in (*collected.doubts, *_aggregate(run, collected)):
         run.record.event("warning", one_line(doubt))
     return collected
+
+
+def logs_hint(run: Run) -> str:
+    """Where a person finds the logs of the run's job."""
+    if run.record.fields.results == "workspace":
+        return f"see the job's logs in {TARBALL}, or in {LOGS}/, of the workspace"
+    return f"launcher logs {run.id}"
 
 
 def _aggregate(run: Run, collected: Collected) -> list[str]:

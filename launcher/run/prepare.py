@@ -344,7 +344,7 @@ def _record(run: Run, job: RecordedJob, notes: Sequence[str]) -> JobKey:
     """Write the job's id to disk, before anybody waits for the job."""
     run.record.update(state="submitted", job=job)
     for note in notes:
-        run.log(note)
+        run.record.event("warning", note)
     key = JobKey(job.id, job.submitted, run.id, job.cluster)
     run.record.event("job", f"{key} submitted", job=job.id)
     return key
