@@ -132,8 +132,8 @@ def run(
         no_directory = code == NOT_FOUND and cwd is not None and not Path(cwd).is_dir()
         why = f"no such directory: {cwd}" if no_directory else f"{words[0]}: {error.strerror}"
         return Completed(words, code, "", why, 0.0)
-    _WAITED_FOR[child.pid] = Waited(words, began, timeout)
     try:
+        _WAITED_FOR[child.pid] = Waited(words, began, timeout)
         out, err = _communicate(child, began + timeout, should_stop)
     except subprocess.TimeoutExpired:
         out, err = _end_group(child)

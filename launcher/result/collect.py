@@ -111,8 +111,9 @@ class Collected:
         """Raise ResultError listing every problem, when there is one; ``hint`` says where the job's logs are."""
         if self.problems:
             listed = "\n".join(f"  {problem}" for problem in self.problems)
-            several = "1 result is" if len(self.problems) == 1 else f"{len(self.problems)} results are"
-            raise ResultError(f"{several} missing or invalid:\n{listed}", hint=hint)
+            are = "is" if len(self.problems) == 1 else "are"
+            count = len(self.problems)
+            raise ResultError(f"{count} of the results asked for {are} missing or invalid:\n{listed}", hint=hint)
 
 
 @dataclass

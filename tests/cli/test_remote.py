@@ -49,7 +49,7 @@ def test_a_runner_names_its_login_node(launcher) -> None:  # type: ignore[no-unt
 def test_what_is_missing_there_is_said_with_what_to_do(launcher) -> None:  # type: ignore[no-untyped-def]
     answer = launcher("doctor", "here")
     assert answer.returncode == 8
-    assert "is not installed there" in answer.stderr and "launcher remote install here" in answer.stderr
+    assert "is not installed there" in answer.stderr and "remote install here" in answer.stderr
     assert "Python" in answer.stdout
     assert "0 versions are kept" in launcher("gc", "here").stdout
 

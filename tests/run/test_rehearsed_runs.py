@@ -175,7 +175,7 @@ def test_an_id_that_is_taken_is_refused(user: LauncherUser) -> None:
 
 def test_a_sweep_says_which_run_failed_and_goes_on(user: LauncherUser) -> None:
     said = user.launcher(*SWEEP, "--max-jobs", "2")
-    assert "2 of 2 runs succeeded" in said
+    assert "  2/2 ok\n" in said
 
 
 def test_ci_puts_results_where_the_workflow_looks(user: LauncherUser) -> None:
