@@ -9,7 +9,8 @@ terminal's width, and the value tells the exit code. ``--json``, `launcher schem
 there, `remote` about login nodes, `detached` about what no terminal has started, `status` one command.
 
 There is a module for each group of commands (`running` is about runs, `ending` about cancelling them and cleaning up);
-`common` has what they share, `render` what people see, `output` is standard output while a run goes on, `logs`,
+`common` has what they share. While runs go on `console` shows it, of what `standing` makes of their events; `output` is
+standard output then, and `pasting` has printed commands work. `render` shows tables and copies, `logs`,
 `results` and `importing` (of images) one command each, `checking` and `planning` what is decided. Only argparse is
 imported here and in the three with the arguments, so that ``launcher --help`` answers at once; a command's own module
 is imported when that command runs.
