@@ -172,7 +172,7 @@ def _give(target: socket.socket, due: queue.Queue[tuple[float, bytes]]) -> None:
 
 @dataclass(frozen=True)
 class Site:
-    """A login node that a runner file calls ``local``, and a laptop: what its launcher keeps is ``far``, ours ``near``.
+    """A login node that a runner's file names, and a laptop: what its launcher keeps is ``far``, ours ``near``.
 
     ``variables`` are those of a command here that goes there.
     """
@@ -200,13 +200,13 @@ class Site:
 
 
 @contextmanager
-def site(root: Path, options: Sequence[str] = (), **variables: str) -> Iterator[Site]:
-    """A real sshd, behind it this checkout with the rehearsal's runner; ``variables`` are those of the far side."""
+def site(root: Path, options: Sequence[str] = (), runner: str = "local", **variables: str) -> Iterator[Site]:
+    """A real sshd, behind it this checkout; ``variables`` are those of the far side."""
     installed(root / "there", {"LAUNCHER_STATE": str(root / "far"), "LAUNCHER_REHEARSAL_SECONDS": "0.01", **variables})
     (root / "runners").mkdir()
     login = f"login: {{host: login, directory: {root}/there, python: {sys.executable}}}\n"
-    shipped = Path(__file__).resolve().parents[2] / "runners/local.yaml"
-    (root / "runners/local.yaml").write_text(shipped.read_text() + login)
+    shipped = Path(__file__).resolve().parents[2] / f"runners/{runner}.yaml"
+    (root / f"runners/{runner}.yaml").write_text(shipped.read_text() + login)
     with sshd(root / "server", options) as server:
         yield Site(root, server)
 
