@@ -60,7 +60,9 @@ def show_list(value: Sequence[Checkpoint], terminal: Terminal) -> Iterator[str]:
         )
         stored, note = one.report["quantisation"], one.rule
         rows.append([one.report["path"], f"{size / 1e9:.1f} GB" if size else "-", stored, origin, note, one.state])
-    if rows:
+    if not rows:
+        yield "no checkpoint is there"
+    else:
         yield from table(["checkpoint", "size", "stored as", "staged from", "for", ""], rows, terminal.width)
 
 

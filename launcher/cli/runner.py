@@ -45,9 +45,18 @@ def listed(arguments: argparse.Namespace, tell: Tell) -> Runners:
     return Runners(tuple(lines), tuple(map(Wrong.by, broken)))
 
 
+_WIDE = 160
+"""Columns of a terminal from which on runners are described in their table."""
+
+
 def show_list(value: Runners, terminal: Terminal) -> Iterator[str]:
-    rows = [[r.name, r.sku, r.gpus, r.partition or "-", r.description, " ".join(r.labels)] for r in value.runners]
-    yield from table(["runner", "sku", "GPUs", "partition", "", "labels"], rows, terminal.width)
+    heads, wide = ["runner", "sku", "GPUs", "partition", "labels"], terminal.width is None or terminal.width >= _WIDE
+    rows = [[r.name, r.sku, r.gpus, r.partition or "-", " ".join(r.labels)] for r in value.runners]
+    if wide:
+        heads, rows = [*heads, ""], [[*row, r.description] for row, r in zip(rows, value.runners, strict=True)]
+    yield from table(heads, rows, terminal.width)
+    if not wide:
+        yield Line("launcher runner show NAME says what it is", "dim")
 
 
 listing = Command(

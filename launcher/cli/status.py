@@ -163,6 +163,9 @@ def show(value: Status, terminal: Terminal) -> Iterator[str]:
     if unreadable := sum(line.state == UNREADABLE for line in value.runs):
         what = "record" if unreadable == 1 else "records"
         yield f"{unreadable} {what} cannot be read: `launcher cleanup` looks for the jobs by name"
+    latest = value.runs[-1]
+    if terminal.width is not None and len(latest.short) < len(latest.id):
+        yield Line(f"the beginning of an id names its run: launcher status {latest.short}", "dim")
 
 
 _STYLES = {"succeeded": "green", "failed": "red", UNREADABLE: "red", "cancelled": "yellow"}

@@ -196,7 +196,10 @@ def listed(arguments: argparse.Namespace, tell: Tell) -> Iterator[SweepLine]:
     """All sweeps; what cannot be read is listed too."""
     state = state_directory(os.environ, arguments.state)
     sweeps, runs = state / "sweeps", state / "runs"
-    for name in ledgers.names(sweeps):
+    known = ledgers.names(sweeps)
+    if not known:
+        tell(f"no sweeps below {sweeps}")
+    for name in known:
         try:
             yield SweepLine(name, replace(seen(runs, Ledger.load(sweeps, name)), jobs=(), states=()))
         except ConfigError as error:

@@ -65,20 +65,28 @@ def print_lines(lines: Iterable[str], terminal: Terminal, stream: Any = None) ->
 
 
 def folded(text: str, width: int | None, indent: str = "") -> list[str]:
-    """The text in lines of at most ``width`` columns, all but the first behind ``indent``. No word is broken."""
+    """The text in lines of at most ``width`` columns, all but the first behind ``indent``. No word is broken: one that
+    is longer than a line has a line of its own."""
     if width is None or len(text) <= width:
         return [text]
-    import textwrap
-
-    broken = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.wrap(text, max(width, len(indent) + _READABLE), subsequent_indent=indent, **broken) or [""]  # type: ignore[arg-type]
+    first, *words = text.lstrip(" ").split(" ")
+    lines, room = [text[: len(text) - len(text.lstrip(" "))] + first], max(width, len(indent) + _READABLE)
+    for word in words:
+        if len(lines[-1]) + 1 + len(word) > room and word:
+            lines[-1] = lines[-1].rstrip()
+            lines.append(f"{indent}{word}")
+        else:
+            lines[-1] = f"{lines[-1]} {word}"
+    return lines
 
 
 def fields(pairs: Iterable[tuple[str, object]], width: int | None, *, indent: str = "  ", name: int = 10) -> list[str]:
     """A line for each name and its value; in a terminal the value's words stay in their column."""
-    lines = []
+    lines, column = [], len(indent) + name + 1
     for key, value in pairs:
-        lines += folded(f"{indent}{key:{name}} {value}".rstrip(), width, " " * (len(indent) + name + 1))
+        words = folded(str(value), None if width is None else max(width - column, _READABLE))
+        lines.append(f"{indent}{key:{name}} {words[0]}".rstrip())
+        lines += [f"{'':{column}}{line}" for line in words[1:]]
     return lines
 
 
@@ -91,8 +99,11 @@ def table(
     lines: list[Line] = []
     heads = list(columns)
     if width is not None and cells and _wide(heads, cells) > width:
+        numbers = _numbers(cells, len(heads))
         shared = [
-            i for i, head in enumerate(heads) if i and head and len(cells) > 1 and len({row[i] for row in cells}) == 1
+            i
+            for i, head in enumerate(heads[:-1])
+            if i and head and not numbers[i] and len(cells) > 1 and len({row[i] for row in cells}) == 1
         ]
         if shared:
             said = ", ".join(f"{heads[i]} {cells[0][i]}" for i in shared if cells[0][i] not in ("", "-"))
@@ -103,12 +114,16 @@ def table(
     left = sum(widths[:-1]) + 2 * (len(widths) - 1)
     if width is None or left + widths[-1] <= width:
         return [*lines, *_rows(heads, cells, widths, styles)]
-    longest = max((len(word) for row in cells for word in row[-1].split()), default=0)
-    if left + max(longest, _READABLE) <= width:
+    if left + _READABLE <= width:
         return [*lines, *_folding(heads, cells, widths, styles, width)]
     if left - 2 <= width and len(heads) > 2:
         return [*lines, *_below(heads, cells, widths, styles, width)]
     return [*lines, *_blocks(heads, cells, styles, width)]
+
+
+def _numbers(cells: Sequence[Sequence[str]], columns: int) -> list[bool]:
+    """Which columns hold numbers alone."""
+    return [bool(cells) and all(_NUMBER.fullmatch(row[i]) for row in cells) for i in range(columns)]
 
 
 def _wide(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
@@ -118,7 +133,7 @@ def _wide(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
 def _rows(
     heads: Sequence[str], cells: Sequence[Sequence[str]], widths: Sequence[int], styles: Sequence[str]
 ) -> list[Line]:
-    right = [bool(cells) and all(_NUMBER.fullmatch(row[i]) for row in cells) for i in range(len(heads))]
+    right = _numbers(cells, len(heads))
 
     def drawn(row: Sequence[str]) -> str:
         return "  ".join(
@@ -131,10 +146,14 @@ def _rows(
 def _folding(
     heads: Sequence[str], cells: Sequence[Sequence[str]], widths: Sequence[int], styles: Sequence[str], width: int
 ) -> list[Line]:
-    """Each row in as many lines as its last column takes."""
+    """Each row in as many lines as its last column takes; that stands below where one of its words has no room."""
     lines, indent = [], " " * (sum(widths[:-1]) + 2 * (len(widths) - 1))
-    for row in _rows(heads, cells, widths, styles):
-        words = folded(indent + row[len(indent) :], width, indent)
+    for row in _rows(heads, cells, [*widths[:-1], 0], styles):
+        begun, last = row[: len(indent)].rstrip(), row[len(indent) :]
+        if max(map(len, last.split()), default=0) > width - len(indent):
+            lines += [Line(text, row.style) for text in (begun, *folded(f"    {last}", width, "    "))]
+            continue
+        words = folded(indent + last, width, indent)
         words[0] = row[: len(indent)] + words[0][len(indent) :]
         lines += [Line(text.rstrip(), row.style) for text in words]
     return lines

@@ -53,6 +53,8 @@ def test_no_table_loses_a_word(rows: list[list[str]], width: int | None) -> None
 def test_running_text_is_folded_between_words_and_fields_keep_their_column() -> None:
     assert folded("one two " + "x" * 60, 30, "  ") == ["one two", "  " + "x" * 60]
     assert folded("a b", None) == ["a b"]
+    assert folded(f"  a b {'c' * 30} dd", 20, "    ") == ["  a b", f"    {'c' * 30}", "    dd"]
+    assert fields([("tree", "x" * 60)], 40) == [f"  tree       {'x' * 60}"], "a long word stays beside its name"
     lines = fields([("verdict", "one two three four five six seven eight nine ten")], 40)
     assert len(lines) == 2 and lines[1].startswith(" " * 13 + "seven")
 
