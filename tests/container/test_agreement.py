@@ -283,7 +283,7 @@ def test_the_readme_says_how_many_rows_are_served(landings: list[Landing]) -> No
         kinds = {row.plan.kind if row.plan is not None else "refused" for row in rows}
         assert len(kinds) == 1
         counts[kinds.pop(), rows[0].benchmark.eval_only] += 1
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "docs/reference/served.md").read_text()
     told = {
         (kind.strip("`"), evaluations): int(number.replace(",", ""))
         for kind, *numbers in re.findall(r"^\| (`\w+`|refused) \|.*\| ([\d,]+) \+ (\d+) \|$", readme, re.MULTILINE)
