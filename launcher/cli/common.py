@@ -129,6 +129,9 @@ def _from_recipe(arguments: argparse.Namespace, project: Project) -> Benchmark:
     from launcher.srtctl.facts import facts
     from launcher.srtctl.recipe import variants
 
+    if arguments.recipe.endswith(".sh"):
+        hint = "what runs a script in a container on one node is a row of a matrix: -k KEY, --matrix FILE"
+        raise ConfigError(f"{arguments.recipe} is a script, and no recipe of srtctl", where="--recipe", hint=hint)
     recipe = project.finder.find(arguments.recipe)
     if recipe is None:
         finder = project.finder
@@ -151,7 +154,10 @@ def _from_recipe(arguments: argparse.Namespace, project: Project) -> Benchmark:
     }
     if missing := [flag for flag, value in needed.values() if not value]:
         raise ConfigError(f"a benchmark from a recipe alone also needs {', '.join(missing)}", where="--recipe")
-    project.fleet.get(arguments.runner)  # raises for a runner that there is not
+    _require_srtctl(project, arguments.runner)
+    prefill, decode = _role(seen.prefill or seen.aggregated), _role(seen.decode)
+    if decode is None and prefill is not None:  # as matrices say that prefill's workers serve both
+        decode = dataclasses.replace(prefill, workers=0)
     return Benchmark(
         **{attribute: value for attribute, (_, value) in needed.items()},
         exp_name=arguments.model_prefix + (f"_{seen.isl}x{seen.osl}" if seen.isl else ""),
@@ -160,12 +166,21 @@ def _from_recipe(arguments: argparse.Namespace, project: Project) -> Benchmark:
         osl=seen.osl,
         max_model_len=max_model_len(seen.isl, seen.osl) if seen.isl and seen.osl else None,
         disagg=seen.prefill is not None,
-        prefill=_role(seen.prefill or seen.aggregated),
-        decode=_role(seen.decode),
+        prefill=prefill,
+        decode=decode,
         settings={"CONFIG_FILE": arguments.recipe},
         scenario=arguments.scenario or FIXED,
         source="--recipe",
     )
+
+
+def _require_srtctl(project: Project, name: str) -> None:
+    """Raise ConfigError for a runner that there is not, or that has no lane for a recipe of srtctl."""
+    runners = [file.runner for file in project.fleet.readable()]
+    serving = [one.name for one in runners if any(r.container is None and r.multinode is None for r in one.lanes)]
+    if project.fleet.get(name).runner.name not in serving:
+        hint = f"its benchmarks are rows of a matrix: -k KEY. Recipes run on {', '.join(serving)}"
+        raise ConfigError(f"runner {name} runs scripts in containers, and no recipe", where="--recipe", hint=hint)
 
 
 def _role(side: RoleFacts | None) -> Role | None:

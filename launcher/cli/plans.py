@@ -80,5 +80,6 @@ def _job(plan: Plan) -> str:
     limit = f"{asked.time_limit} minutes" if (asked.time_limit or "").isdigit() else asked.time_limit
     parts = {"partition": asked.partition, "account": asked.account, "at most": limit}
     held = asked.gpu_hours
-    cost = [f"{asked.nodes} nodes × that = {held:.1f} GPU-hours"] if held is not None and asked.nodes else []
+    nodes = f"{asked.nodes} node{'' if asked.nodes == 1 else 's'}"
+    cost = [f"{nodes} × that = {held:.1f} GPU-hours"] if held is not None and asked.nodes else []
     return ", ".join([plan.job_name, *(f"{name} {value}" for name, value in parts.items() if value), *cost])

@@ -105,6 +105,31 @@ def test_a_recipe_alone_can_be_planned(capsys: pytest.CaptureFixture[str]) -> No
     assert "--model-prefix KEY" in capsys.readouterr().err
 
 
+def test_a_recipe_of_one_node_leads_somewhere(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """An aggregated recipe is planned as a matrix has such rows; a script, and a cluster of scripts, lead to rows."""
+    recipe = tmp_path / "mine/agg.yaml"
+    recipe.parent.mkdir()
+    resources = {"gpu_type": "gb200", "gpus_per_node": 4, "agg_nodes": 1, "agg_workers": 1, "gpus_per_agg": 4}
+    document = {
+        "name": "mine",
+        "model": {"path": "minimax-m3-mxfp8", "container": "vllm/vllm-openai:v0.11.0", "precision": "fp8"},
+        "resources": resources,
+        "backend": {"type": "vllm", "vllm_config": {"aggregated": {"tensor-parallel-size": 4}}},
+        "benchmark": {"type": "sa-bench", "isl": 1024, "osl": 1024, "concurrencies": "4x8"},
+    }
+    recipe.write_text(json.dumps(document))
+    who = ["--recipes", str(tmp_path), "--model", "MiniMaxAI/MiniMax-M3-MXFP8", "--model-prefix", "minimaxm3"]
+    argv = ["plan", "--recipe", "recipes/mine/agg.yaml", *who, "--runner"]
+    assert main([*argv, "gb200-nv", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["scheduler"]["nodes"] == 1 and plan["results"]["concurrencies"] == [4, 8]
+    assert plan["benchmark"]["decode"]["workers"] == 0 and not plan["benchmark"]["disagg"]
+    assert main([*argv, "h200-cw"]) == 2
+    assert "rows of a matrix: -k KEY. Recipes run on" in capsys.readouterr().err
+    assert main(["plan", "--recipe", "benchmarks/single_node/x.sh", *who, "--runner", "local"]) == 2
+    assert "-k KEY" in capsys.readouterr().err
+
+
 def test_a_reader_that_goes_away_is_no_error() -> None:
     script = f"{sys.executable} -m launcher plan -k 'minimaxm3*' | head -1"
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=60, env=dict(os.environ))
