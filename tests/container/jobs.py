@@ -17,6 +17,7 @@ from launcher.container.planned import ContainerJob
 from launcher.plan.plan import Plan
 from tests.container.plans import SCRIPT, a_container, a_job, a_plan
 from tests.container.stand_ins import StandIns
+from tests.people import Person
 from tests.result.documents import fixed
 
 ID = "77"
@@ -28,6 +29,8 @@ class JobHost:
 
     root: Path
     environment: dict[str, str] = field(default_factory=dict)
+    user: Person | None = None
+    """Whose jobs they are, and all that is in ``root``; None for this one."""
 
     def __post_init__(self) -> None:
         self.stand_ins = StandIns(self.root / "stand ins")
@@ -55,6 +58,9 @@ class JobHost:
     def start(self, plan: Plan) -> subprocess.Popen[str]:
         script = self.root / "job.sh"
         script.write_text(render(plan, self.root / "runs"))
+        if self.user is not None:
+            for path in (self.root, *self.root.rglob("*")):
+                os.chown(path, self.user.uid, self.user.gid, follow_symlinks=False)
         environment = {
             "PATH": self.stand_ins.path,
             "HOME": str(self.root),
@@ -72,7 +78,12 @@ class JobHost:
             text=True,
             start_new_session=True,
             preexec_fn=_heed_signals,
+            **self.identity(),
         )
+
+    def identity(self) -> dict[str, Any]:
+        """Arguments of Popen that make a program the user's."""
+        return {} if self.user is None else {"user": self.user.uid, "group": self.user.gid, "extra_groups": []}
 
     def run(self, plan: Plan, code: int = 0) -> str:
         """Run the script to its end; what it printed, after the exit code was what is expected."""

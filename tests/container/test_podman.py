@@ -1,4 +1,5 @@
-"""Rendered scripts with real podman: an image of bash and little else, in a store of the test's own."""
+"""Rendered scripts with real podman, as this user and rootless: an image of bash and little else, in a store of the
+test's own."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import pytest
 from launcher.plan.plan import Plan
 from tests.container.jobs import ID, JobHost, wait_for
 from tests.container.plans import RESULT, a_container, a_job
+from tests.people import People, Person, given
 
 IMAGE = "localhost/launcher-test:tag"
 
@@ -28,7 +32,12 @@ cgroup_manager = "cgroupfs"
 REGISTRIES = '[[registry]]\nlocation = "localhost"\nblocked = true\n'
 """The image is in no registry, and podman need not try to pull it four times."""
 
-STORAGE = '[storage]\ndriver = "vfs"\ngraphroot = "{root}/graph"\nrunroot = "{root}/run"\n'
+STORAGE = """[storage]
+driver = "vfs"
+graphroot = "{root}/graph"
+rootless_storage_path = "{root}/graph"
+runroot = "{root}/run"
+"""
 
 
 class PodmanHost(JobHost):
@@ -36,7 +45,10 @@ class PodmanHost(JobHost):
 
     def podman(self, *arguments: str, code: int = 0) -> str:
         environment = {**os.environ, **self.environment}
-        done = subprocess.run(["podman", *arguments], env=environment, capture_output=True, text=True, timeout=120)
+        argv = ["podman", *arguments]
+        done: subprocess.CompletedProcess[str] = subprocess.run(
+            argv, env=environment, cwd="/", capture_output=True, text=True, timeout=120, **self.identity()
+        )
         assert done.returncode == code, done.stderr
         return done.stdout
 
@@ -48,31 +60,49 @@ class PodmanHost(JobHost):
         return self.podman("ps", "--all", "--format", "{{.Names}}").split()
 
 
-@pytest.fixture(scope="module")
-def configuration(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The variables by which podman finds a store that has the image."""
+@pytest.fixture(scope="module", params=["as this user", "rootless"])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PodmanHost]:
+    """A host whose podman has the image. Another user of this machine has no rights at all: podman is rootless then."""
     if shutil.which("podman") is None or shutil.which("runc") is None:
         pytest.skip("podman and runc are not installed")
-    root = tmp_path_factory.mktemp("podman")
+    user: Person | None = None
+    if request.param == "rootless":
+        people: People = request.getfixturevalue("people")
+        user = people.alice
+        # Where the paths of its sockets are too long for sockets, rootless podman waits 20 s at each container's end.
+        root = Path(tempfile.mkdtemp(dir="/tmp"))
+        request.addfinalizer(lambda: shutil.rmtree(root))
+        root.chmod(0o755)
+    else:
+        root = tmp_path_factory.mktemp("podman")
     texts = {"": CONTAINERS, "_STORAGE": STORAGE.format(root=root), "_REGISTRIES": REGISTRIES}
-    variables = {}
+    variables = {"XDG_RUNTIME_DIR": str(root / "runtime"), "HOME": str(root)} if user else {}
     for name, text in texts.items():
         path = root / f"containers{name}.conf"
         path.write_text(text)
         variables[f"CONTAINERS{name}_CONF"] = str(path)
+    for path in (root / "graph", root / "run", root / "runtime") if user else ():
+        path.mkdir(mode=0o700)
     archive = root / "image.tar"
     subprocess.run(["tar", "-chf", archive, *programs("bash", "sleep")], cwd="/", timeout=60, check=True)
-    for arguments in (["import", str(archive), IMAGE], ["run", "--rm", "--entrypoint=bash", IMAGE, "-c", "true"]):
-        argv = ["podman", *arguments]
-        done = subprocess.run(argv, env={**os.environ, **variables}, capture_output=True, text=True, timeout=300)
-        if done.returncode != 0:
-            pytest.skip(f"podman cannot run a container here: {done.stderr.strip()}")
-    return variables
+    host = PodmanHost(root, variables, user)
+    if user is not None:
+        for path in (root, *root.rglob("*")):
+            given(user, path, path.stat().st_mode)
+    try:
+        host.podman("import", str(archive), IMAGE)
+        host.podman("run", "--rm", "--entrypoint=bash", IMAGE, "-c", "true")
+    except AssertionError as error:
+        pytest.skip(f"podman cannot run a container here, {request.param}: {error}")
+    yield host
+    if user:
+        host.podman("system", "migrate")  # ends the process that keeps the user's namespace
 
 
 @pytest.fixture
-def host(tmp_path: Path, configuration: dict[str, str]) -> PodmanHost:
-    return PodmanHost(tmp_path, dict(configuration))
+def host(store: PodmanHost, tmp_path: Path) -> PodmanHost:
+    root = tmp_path if store.user is None else store.root / tmp_path.name
+    return PodmanHost(root, dict(store.environment), store.user)
 
 
 def programs(*names: str) -> list[str]:
