@@ -9,68 +9,20 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from launcher.cli.console import Console, How, World
+from launcher.cli.console import How
 from launcher.cli.pasting import Pasting
 from launcher.core.errors import Cancelled, JobError, LauncherError, ResultError
 from launcher.core.process import Waited, run, waited_for
 from launcher.run.finish import Outcome
-from launcher.run.record import Event
 from launcher.run.verdict import Verdict
 from launcher.slurm.client import JobState, Phase
+from tests.cli.scenes import AsTerminal, Scene
 
 HINT = "look at launcher logs r"
-
-
-class _Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@dataclass
-class Scene:
-    """A console, its clock, and what it printed at which time."""
-
-    stream: io.StringIO
-    how: How = field(default_factory=How)
-    programs: list[Waited] = field(default_factory=list)
-    now: float = 0.0
-    written: list[tuple[float, str]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        sys.stdout = self.stream
-        clock = lambda: self.now  # noqa: E731
-        world = World(clock, clock, lambda: self.programs, lambda run: ", 2 of 5 (conc 16)")
-        self.console = Console({"r": "1P1D"}, None, how=self.how, world=world)
-
-    def until(self, end: float) -> None:
-        """Let time pass, as the console's own thread would see it."""
-        while self.now < end:
-            self.now += 0.5
-            self.console.tick()
-            self._note()
-
-    def event(self, kind: str, text: str, **data: object) -> None:
-        self.console.event(Event(self.now, "r", kind, text, data))
-        self._note()
-
-    def _note(self) -> None:
-        if text := self.stream.getvalue():
-            self.written.append((self.now, text))
-            self.stream.seek(0)
-            self.stream.truncate()
-
-    @property
-    def text(self) -> str:
-        return "".join(text for _, text in self.written)
-
-    def longest_silence(self) -> float:
-        times = [0.0, *(at for at, _ in self.written), self.now]
-        return max(later - earlier for earlier, later in itertools.pairwise(times))
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +55,7 @@ PHASES: list[tuple[str, str, dict[str, object], float]] = [
 
 
 def test_a_terminal_is_never_silent_for_two_seconds_and_has_one_line_for_the_run() -> None:
-    scene = Scene(_Terminal())
+    scene = Scene(AsTerminal())
     _run_of(scene, PHASES)
     assert scene.longest_silence() <= 2.0
     drawn = [line for line in scene.text.splitlines() if line and not line.startswith("\x1b[1m")]
@@ -198,7 +150,7 @@ def test_events_are_lines_of_json() -> None:
     _run_of(scene, PHASES[2:5])
     scene.console.log("r", ["a line", "::x"])
     scene.console.outcomes(Path("/none"), [Outcome("r", "failed", error=JobError("m", where="w"))])
-    scene._note()
+    scene.note()
     values = [json.loads(line) for line in scene.text.splitlines()]
     assert [value["event"] for value in values if value["event"] != "waiting"] == [
         "stage",
@@ -240,7 +192,7 @@ def test_an_error_is_shown_once_in_full(error: LauncherError, verdict: Verdict, 
         Path("/s/runs"),
         [Outcome("r", "cancelled" if isinstance(error, Cancelled) else "failed", error=error, verdict=verdict)],
     )
-    scene._note()
+    scene.note()
     assert scene.text == (
         f"\n{shown}\n\n0 of 1 runs succeeded. Records and results: /s/runs/r\n"
         "Next: launcher status r\n  or: launcher logs r\n"

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.scenes import never_silent  # noqa: F401
 from tests.run.driving import KEY, ONE, LauncherUser, github_environment, running
+
+pytestmark = pytest.mark.usefixtures("never_silent")
 
 HANG = 120.0
 """Seconds after which a process is taken to hang. No bound of the launcher's: on two cores at a load of 14 one of these

@@ -19,8 +19,11 @@ import pytest
 from launcher.benchmark.environment import environment_of
 from launcher.benchmark.selection import Selection
 from launcher.project import Project
+from tests.cli.scenes import never_silent  # noqa: F401
 from tests.run.driving import KEY, InProcessUser, LauncherUser, running
 from tests.run.test_end_to_end import HANG, wait_until
+
+pytestmark = pytest.mark.usefixtures("never_silent")
 
 PYXIS, DOCKER = "minimaxm3-fp8-local-vllm", "minimaxm3-fp8-local-sglang"
 BOTH = pytest.mark.parametrize("key", [PYXIS, DOCKER])

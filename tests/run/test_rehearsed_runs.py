@@ -25,8 +25,11 @@ from launcher.run.record import RecordedJob
 from launcher.slurm.client import JobState, Phase
 from launcher.srtctl.planned import SrtctlJob
 from launcher.srtctl.recipe import dump, variants
+from tests.cli.scenes import never_silent  # noqa: F401
 from tests.run.driving import KEY, InProcessUser, LauncherUser, github_environment, one_benchmark
 from tests.run.runs import ScriptedScheduler, a_run, services
+
+pytestmark = pytest.mark.usefixtures("never_silent")
 
 NAME = "override_disagg-gb200-1p1d-dep4-tp4-marlin-2n"
 SWEEP = ("sweep", "-k", KEY, "--runner", "local", "--seq", "1k1k", "--topology", "1P1D*", "--conc", "4")
