@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import fnmatch
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from launcher.benchmark.benchmark import FIXED, Benchmark, Role, max_model_len
 from launcher.cli.command import refused_lines
 from launcher.core.errors import ConfigError, Wrong, suggest
-from launcher.core.terminal import say
+from launcher.core.terminal import say, styled
 from launcher.core.yaml_source import SourceLocation
 from launcher.plan.plan import Plan
 from launcher.plan.secrets import refuse_secrets
@@ -43,6 +46,37 @@ def known_rule(rule: str, where: str) -> str:
         hint = suggest(rule, RULES, "launcher check --explain lists the rules")
         raise ConfigError(f"there is no rule {rule!r}", where=where, hint=hint)
     return rule
+
+
+@contextlib.contextmanager
+def meanwhile(what: str, arguments: argparse.Namespace) -> Iterator[None]:
+    """Within the block standard error says what is done, and since when: in a terminal from the first second on, and
+    it is gone at the end; elsewhere once, after two seconds."""
+    over, stream, began = threading.Event(), styled(sys.stderr), time.monotonic()
+    live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+    told: list[str] = []
+
+    def tell_on() -> None:
+        while not over.wait(1.0 if live else 2.0):
+            told.append(f"{what}, for {time.monotonic() - began:.0f} s")
+            stream.write(f"\r\033[K{told[-1]}" if live else f"{told[-1]}\n")
+            stream.flush()
+            if not live:
+                return
+
+    teller = threading.Thread(target=tell_on, daemon=True, name="meanwhile")
+    if not arguments.quiet:
+        teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if not arguments.quiet:
+            teller.join(1.0)
+        if live and told:
+            stream.write("\r\033[K")
+            stream.flush()
 
 
 def filters(arguments: argparse.Namespace, **more: Any) -> Selection:

@@ -15,7 +15,7 @@ from typing import TextIO, cast
 
 from launcher.cli import detached
 from launcher.cli.command import Command, Tell, Told, show_told
-from launcher.cli.common import ask_first, chosen, open_project
+from launcher.cli.common import ask_first, chosen, meanwhile, open_project
 from launcher.cli.console import Console, How, World
 from launcher.cli.ending import end_leftovers, runs_of
 from launcher.cli.output import standard_output_apart
@@ -44,8 +44,9 @@ from launcher.slurm.client import Phase
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the one benchmark that is selected."""
-    project = open_project(arguments, look=True)
-    plan = _by_hand(project, arguments)
+    with meanwhile("planning", arguments):
+        project = open_project(arguments, look=True)
+        plan = _by_hand(project, arguments)
     held = plan.scheduler
     cost = ""
     if held.gpu_hours is not None:

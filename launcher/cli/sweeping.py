@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import msgspec
 
 from launcher import __version__
-from launcher.cli.common import ask_first, chosen, of_row, open_project, tell_refused
+from launcher.cli.common import ask_first, chosen, meanwhile, of_row, open_project, tell_refused
 from launcher.cli.render import table
 from launcher.cli.sweep_driving import detach, drive, summary, sweeps_of
 from launcher.cli.sweep_status import seen
@@ -42,7 +42,8 @@ def start(arguments: argparse.Namespace) -> int:
     if arguments.run_id:
         raise ConfigError("a sweep has many runs", where="--run-id", hint="launcher run --run-id ID; --name names it")
     project, policy = open_project(arguments, look=True), policy_of(arguments)
-    jobs, refused, code = _selected(arguments, project, policy)
+    with meanwhile("planning", arguments):
+        jobs, refused, code = _selected(arguments, project, policy)
     if not jobs:
         return code
     tells = not (arguments.json or arguments.quiet)

@@ -7,7 +7,9 @@ comes of it, is in test_rehearsed_runs, without such processes.
 from __future__ import annotations
 
 import json
+import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,6 +55,14 @@ def test_a_run_comes_out_as_results_that_say_they_are_rehearsed(user: LauncherUs
     assert len(results) == 1 and json.loads(results[0].read_text())["rehearsal"] is True
     assert "REHEARSAL" in said and "1 of 1 runs succeeded" in said
     assert "[INFO] Benchmark completed successfully" in said  # the job's log was streamed
+    pasted = re.findall(r"^(?:Next|  or): (.*)$", said, re.MULTILINE)
+    assert len(pasted) == 2
+    for line in pasted:  # from anywhere, in a shell that has neither this program on its path nor the state directory
+        shell = ["sh", "-c", line]
+        done = subprocess.run(
+            shell, cwd="/", env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0 and done.stdout and done.stderr == "", done
 
 
 @pytest.mark.parametrize(("faults", "code", "message"), [("nan", 7, "invalid"), ("exit=3", 6, "FAILED, exit code 3")])

@@ -89,7 +89,7 @@ def test_the_evidence_of_a_failure_names_its_layer(user: LauncherUser) -> None:
     said = user.launcher("run", *RUN, "--run-id", "r", code=6, LAUNCHER_REHEARSAL_FAULTS="worker-death")
     verdict = user.record("r")["verdict"]
     assert verdict["layer"] == "server" and "_decode_w0.out: rehearsal: torch.OutOfMemoryError" in verdict["text"]
-    assert f"verdict: server: {verdict['text']}" in said
+    assert f"\nserver: {verdict['text']}" in said
     assert "server:" in user.launcher("status")
     assert "_decode_w0.out" in user.launcher("status", "r")
     evidence = user.state / "runs/r/evidence"

@@ -118,7 +118,7 @@ def test_what_goes_wrong_in_a_container_never_comes_out_green(
     said = user.launcher(*words(key), code=code, LAUNCHER_REHEARSAL_FAULTS=faults)
     record = user.record()
     assert (record["state"], record["exit_code"]) == ("failed", code)
-    assert f"verdict: {verdict}" in said
+    assert f"\n{verdict}" in said
     if faults == "worker-death":
         assert "server.log: rehearsal: torch.OutOfMemoryError" in said
 
@@ -127,7 +127,7 @@ def test_an_image_that_cannot_be_pulled_is_the_images_fault(tmp_path: Path) -> N
     user = InProcessUser(tmp_path, extra=QUICK)
     said = user.launcher(*words(DOCKER), code=6, LAUNCHER_REHEARSAL_FAULTS="no-image")
     assert (
-        "verdict: image: the job's script failed at " in said
+        "\nimage: the job's script failed at " in said
         and "benchmark_job.log: launcher: error: image" in said
         and "lmsysorg/sglang:v0.5.14-cu130" in said
     )
@@ -173,7 +173,7 @@ def test_a_foreign_container_of_our_name_is_left_alone(user: LauncherUser, tmp_p
             wait_until(lambda: docker(user, "ps", "--quiet").stdout)
             said = user.launcher(*words(DOCKER), code=6)
             assert user.record()["job"]["id"] == "1"
-            assert "verdict: " in said and "Conflict. The container name" in said
+            assert "Conflict. The container name" in said
             assert len(docker(user, "ps", "--quiet").stdout.split()) == 1
         finally:
             docker(user, "rm", "--force", "launcher-r-1")
