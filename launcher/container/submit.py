@@ -24,6 +24,7 @@ from launcher.slurm.client import Scheduler, SchedulerUnreachable
 from launcher.slurm.other_jobs import elsewhere
 from launcher.slurm.submission import (
     IN_DOUBT,
+    IN_DOUBT_TOLD,
     PAUSES,
     check_first,
     hint_for,
@@ -115,7 +116,7 @@ def submit_job(kind: JobKind, run: Run, argv: list[str], environment: Mapping[st
         scheduler=run.services.scheduler,
         # Not ended when we are asked to stop: a submission that is cut off leaves open whether there is a job.
         run=partial(run_program, pass_fds=how.keep_open),
-        sleep=time.sleep,
+        sleep=run.waits(IN_DOUBT_TOLD, sum(PAUSES)),
     )
     output = kind.output_directory(run.plan, answer.job_id)
     return Submitted(

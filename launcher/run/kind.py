@@ -8,7 +8,8 @@ Everything else in this room is the same for all kinds. A runner file names the 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -222,6 +223,18 @@ class Run:
     def log(self, text: str) -> None:
         """Tell whoever follows the run."""
         self.record.event("note", text)
+
+    def waits(self, what: str, at_most: float) -> Callable[[float], None]:
+        """A sleep that tells once what is waited for, and for how many seconds at most. No request to stop ends it."""
+        told: list[str] = []
+
+        def sleep(seconds: float) -> None:
+            if not told:
+                told.append(what)
+                self.record.event("wait", what, at_most=at_most)
+            time.sleep(seconds)
+
+        return sleep
 
     def replan(self, plan: Plan) -> None:
         """Go on with another plan, from here on also for other processes."""

@@ -20,6 +20,9 @@ PAUSES = (5.0, 5.0)
 """Seconds before each further question about a submission whose answer was lost: slurmctld may still be working on the
 request when its client is gone."""
 
+IN_DOUBT_TOLD = "the submission failed; Slurm is asked whether it has a job all the same"
+"""What is told meanwhile."""
+
 IN_DOUBT = re.compile(r"timed out|[Uu]nable to contact|connect failure|Zero Bytes|Unexpected message")
 """What sbatch says when slurmctld may have taken the job nevertheless."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -156,6 +155,7 @@ class SrtctlKind:
         """Write recipe and srtslurm.yaml into the tree, and run `srtctl apply`."""
         from launcher.core.process import run as run_program
         from launcher.result.collect import refuse_strangers
+        from launcher.slurm.submission import IN_DOUBT_TOLD, PAUSES
         from launcher.srtctl.submit import Submission as Apply
         from launcher.srtctl.submit import apply, write_srtslurm
 
@@ -183,7 +183,7 @@ class SrtctlKind:
             scheduler=run.services.scheduler,
             # Not ended when we are asked to stop: a submission that is cut off leaves open whether there is a job.
             run=partial(run_program, pass_fds=submission.keep_open),
-            sleep=time.sleep,
+            sleep=run.waits(IN_DOUBT_TOLD, sum(PAUSES)),
         )
         return replace(submitted, left_out=left_out(environ, environment))
 
