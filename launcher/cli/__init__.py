@@ -115,6 +115,7 @@ def run_command(
                 from launcher.cli import on
 
                 if (name := on.name_of_place(arguments)) is not None:
+                    arguments.on = name  # printed commands name it
                     return on.there(arguments, name)
             command = getattr(importlib.import_module(f"launcher.cli.{module}"), function)
             if callable(command):

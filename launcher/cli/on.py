@@ -19,6 +19,7 @@ from typing import Any
 
 from launcher.benchmark.contracts import SECRETS
 from launcher.cli.command import Command, shown
+from launcher.cli.pasting import Pasting
 from launcher.cli.remote import LoginNode, connected
 from launcher.core.errors import ConfigError, RemoteError
 from launcher.remote import bundle
@@ -66,6 +67,7 @@ class There:
         """Ask for the command of the arguments with these changed; ``say`` is told what it says meanwhile."""
         own = {key: value for key, value in vars(self.arguments).items() if key not in ("on", "ssh", "accept_new")}
         secrets = {key: value for key in self.passed if (value := os.environ.get(key))}
+        own["typed"] = Pasting(self.arguments).words
         stream = self.session.stream(
             "ask", arguments={**own, **self.places, **changes}, argv=sys.argv[1:], secrets=secrets
         )

@@ -18,9 +18,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.cli.command import Command
+from launcher.cli.command import Command, as_text, wants_json
 from launcher.cli.common import ask_first, open_project, planned
 from launcher.cli.on import There, show
+from launcher.cli.pasting import Pasting
 from launcher.core.errors import ConfigError, LauncherError, RemoteError
 from launcher.core.publish import make_private, write_json
 from launcher.core.reading import read_json
@@ -34,6 +35,7 @@ from launcher.run.record import Event
 if TYPE_CHECKING:
     import argparse
 
+    from launcher.cli.console import Console
     from launcher.cli.status import RunView
     from launcher.plan.plan import Plan
     from launcher.sweep.overview import Overview
@@ -93,6 +95,8 @@ def _sweep(there: There) -> int:
     if code or there.arguments.detach:
         return _left(there, f"sweep status {name} --watch", code)
     found = _watch(there, name)
+    if wants_json(there.arguments):
+        return found.exit_code
     from launcher.cli.sweep_driving import SHOWN, summary
 
     if len(found.jobs) <= SHOWN and found.points.get("ok"):
@@ -107,16 +111,16 @@ def _started(there: There, *, show_all: bool = False, **changes: Any) -> int:
     said: list[str] = []
     answer = there.ask(said.append, detach=True, yes=True, **changes)
     out = "".join(answer.text())
-    if answer.code or show_all:
+    if answer.code or (show_all and not wants_json(there.arguments)):
         sys.stdout.write("".join(f"{line}\n" for line in out.splitlines() if not line.startswith(("Next:", "run "))))
         sys.stderr.write("".join(said))
     return answer.code
 
 
 def _left(there: There, words: str, code: int) -> int:
-    if code == 0:
+    if code == 0 and not wants_json(there.arguments):
         say(f"It is driven on {there.name}, whatever happens here.")
-        say(f"Next: launcher --on {there.name} {words}")
+        say(Pasting(there.arguments)(f"Next: launcher {words}"))
     return code
 
 
@@ -191,7 +195,7 @@ def _views_of(there: There, names: Sequence[str]) -> Sequence[RunView]:
 
     value = there.ask(command="status:status", runs=names, states=[], runner=[], limit=None, since=None).found(status)
     if value is None or len(value.named) < len(set(names)):
-        hint = f"launcher --on {there.name} status"
+        hint = "launcher status"
         raise ConfigError(f"not all of these runs are there: {', '.join(names)}", where=there.name, hint=hint)
     return tuple(value.named)
 
@@ -200,7 +204,7 @@ def _follow(there: There, run_id: str) -> int:
     """Show a run's events and log until it ends; its exit code. Interrupted, it is cancelled; cut off, it goes on."""
     from launcher.cli.console import Console, How
 
-    how = How(bool(there.arguments.verbose), bool(there.arguments.quiet))
+    how = How(bool(there.arguments.verbose), bool(there.arguments.quiet), wants_json(there.arguments))
     console = Console({}, None, how=how)
     place = there.node.kept / f"{run_id}.json"
     at = read_json(place, dict[str, tuple[int, int]]) or {}
@@ -222,14 +226,14 @@ def _follow(there: There, run_id: str) -> int:
                         console.log(run_id, [str(line) for line in news["log"]])
                     offsets = news["at"]
     except RemoteError as error:
-        error.hint = f"the run goes on there; launcher --on {there.name} resume {run_id} shows it from here on"
+        error.hint = f"the run goes on there: launcher resume {run_id}, which shows it from here on"
         raise
     finally:
         with contextlib.suppress(OSError):
             make_private(place.parent)
             write_json(place, {"at": offsets})
     place.unlink(missing_ok=True)
-    return _show_end(there, run_id, end)
+    return _show_end(there, run_id, end, console)
 
 
 @contextlib.contextmanager
@@ -251,24 +255,37 @@ def _event(run_id: str, event: Any) -> Event | None:
     return Event(event["time"], run_id, str(event.get("kind", "")), printable(str(event.get("text", ""))), data)
 
 
-def _show_end(there: There, run_id: str, end: Mapping[str, Any]) -> int:
+def _show_end(there: There, run_id: str, end: Mapping[str, Any], console: Console) -> int:
+    from launcher.cli.console import outcome_value
     from launcher.core.lines import Terminal, print_lines
     from launcher.result.summary import table_lines
+    from launcher.run.finish import Outcome
 
     if end.get("state") == "left":
-        hint = f"launcher --on {there.name} resume {run_id}"
+        hint = f"launcher resume {run_id}"
         raise LauncherError("nobody drives the run any more, and it has not ended", where=f"run {run_id}", hint=hint)
+    code = end.get("exit")
+    code = code if isinstance(code, int) and 0 <= code < 256 else 1
+    error = raised(end["error"], there.name) if end.get("error") else None
+    if error is not None:
+        error.exit_code = code
+    if wants_json(there.arguments):
+        console.value(
+            {**outcome_value(Outcome(run_id, str(end.get("state")), error=error)), "verdict": end.get("verdict")}
+        )
+        return code
     if isinstance(end.get("summary"), dict):
         print()
         terminal = Terminal.of(sys.stdout)
         print_lines(table_lines([end["summary"]], terminal.width), terminal)
-    if end.get("error"):
-        say(f"error: {raised(end['error'], there.name)}".split("\n")[0])
-        say(f"verdict: {end.get('verdict')}")
+    if error is not None:
+        verdict = str(end.get("verdict") or "")
+        for line in f"{verdict if error.message in verdict else error}".split("\n"):
+            say(line)
     say(f"{end.get('state')}. Record and results: {there.name}:{end.get('directory')}")
-    say(f"Next: launcher --on {there.name} status {run_id}   (or: launcher remote get {there.name} {run_id})")
-    code = end.get("exit")
-    return code if isinstance(code, int) and 0 <= code < 256 else 1
+    say(Pasting(there.arguments)(f"Next: launcher status {run_id}"))
+    say(Pasting(there.arguments)(f"  or: launcher remote get {there.name} {run_id}"))
+    return code
 
 
 def _watch(there: There, name: str) -> Overview:
@@ -282,13 +299,13 @@ def _watch(there: There, name: str) -> Overview:
             say(f"cancelling {name} on {there.name}; once more leaves it to itself", sys.stderr)
             show(there, command="sweep_asking:ask", name=name, verb="cancel", of_runner=None, json=False)
         except RemoteError as error:
-            error.hint = f"the sweep goes on there: launcher --on {there.name} sweep status {name} --watch"
+            error.hint = f"the sweep goes on there: launcher sweep status {name} --watch"
             raise
 
 
 def _watched(there: There, name: str) -> Overview:
     """Show it in a live view, or a line for each job whenever that changes."""
-    from launcher.cli.sweep_status import job_line, live
+    from launcher.cli.sweep_status import document, job_line, live
 
     found: Overview | None = None
     told: dict[str, str] = {}
@@ -301,7 +318,10 @@ def _watched(there: There, name: str) -> Overview:
                 driven = driven or bool(found.driver)
                 yield found
 
-    if there.arguments.live and sys.stdout.isatty() and sys.stdin.isatty():
+    if wants_json(there.arguments):
+        for now in overviews():
+            print(as_text(document(now), indent=0), flush=True)
+    elif there.arguments.live and sys.stdout.isatty() and sys.stdin.isatty():
         live(overviews(), there.arguments, there.ask_driver)
     else:
         for now in overviews():

@@ -28,16 +28,23 @@ class Pasting:
     """Makes commands in a text (``launcher status RUN``) such as this command line would have them."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        words = program()
+        words, on = program(), getattr(arguments, "on", None)
+        state = getattr(arguments, "state", None)
         for name in _DIRECTORIES:
-            given = getattr(arguments, name, None) or (os.environ.get("LAUNCHER_STATE") if name == "state" else None)
+            given = getattr(arguments, name, None)
+            if name == "state":  # on a login node that is a directory there
+                given = None if on else given or os.environ.get("LAUNCHER_STATE")
             if given:
                 words += [f"--{name.replace('_', '-')}", str(Path(given).absolute())]
-        if on := getattr(arguments, "on", None):
-            words += ["--on", on]
-        self._words = shlex.join(words)
+        # As whoever asks from elsewhere types it; what is about login nodes is typed without the name of one.
+        elsewhere = [*(["--state", state] if state else []), "--on", on] if on else []
+        self.words: list[str] = getattr(arguments, "typed", None) or [*words, *elsewhere]
+        self._there, self._here = shlex.join(self.words), shlex.join(words)
         names = "|".join(map(re.escape, parser().listed))
-        self._command = re.compile(rf"\blauncher(?= (?:{names})\b)")
+        self._command = re.compile(rf"\blauncher(?= (?:{names})\b)(?P<here>(?= remote\b))?")
 
     def __call__(self, text: str) -> str:
-        return text if self._words == "launcher" else self._command.sub(lambda found: self._words, text)
+        def typed(found: re.Match[str]) -> str:
+            return self._there if found["here"] is None else self._here
+
+        return text if self._there == "launcher" else self._command.sub(typed, text)

@@ -218,7 +218,10 @@ def test_a_printed_command_has_this_program_and_where_things_are(
     monkeypatch.delenv("LAUNCHER_STATE", raising=False)
     monkeypatch.setattr(sys, "argv", [str(program)])
     assert Pasting(plain)(text) == f"Next: '{program}' status r; the launcher left, launcher's own"
-    assert f"'{program}' --state {Path('s').absolute()} --on lab status r" in Pasting(there)(text)
+    assert f"'{program}' --state s --on lab status r" in Pasting(there)(text), "a directory there"
+    here = argparse.Namespace(state="s", recipes=None)
+    assert f"'{program}' --state {Path('s').absolute()} status r" in Pasting(here)(text)
+    assert Pasting(there)("launcher remote list") == f"'{program}' remote list"
     monkeypatch.setenv("PATH", str(program.parent))
     assert Pasting(plain)(text) == text
     monkeypatch.setenv("LAUNCHER_STATE", "/x y")

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import random
 import signal
+import sys
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -105,6 +106,9 @@ def test_a_run_there_is_shown_here_and_its_secrets_are_nowhere(
     assert '"HF_TOKEN"' in (site.far / "runs" / done / "plan.json").read_text()
     assert main(["--on", "local", "resume", done]) == 0
     assert f"run {done} has succeeded already" in capsys.readouterr().out
+    assert main(["--on", "local", "resume", done, "--json", "--detach"]) == 0
+    assert main(["--on", "local", "logs", "nobody"]) == 2
+    assert "-m launcher --on local status lists" in capsys.readouterr().err, "printed commands can be pasted here"
 
 
 SAME = [
@@ -135,16 +139,18 @@ def test_output_and_code_are_those_of_the_command_typed_there(
     there = capsys.readouterr()
     assert main([*words, "--on", "local"]) == code
     here = capsys.readouterr()
-    assert (here.out, here.err) == (there.out, there.err)
+    typed = f"{sys.executable} -m launcher"  # a command that is printed can be pasted where it is printed
+    said = [text.replace(f"{typed} --state {site.far}", typed) for text in (there.out, there.err)]
+    assert [text.replace(f"{typed} --on local", typed) for text in (here.out, here.err)] == said
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("ci",), "is not done on a login node"),
-        (("report", "r1"), "launcher remote get NAME"),
+        (("report", "r1"), "-m launcher remote get NAME"),
         (("cancel", "--from-env"), "--from-env is about a job of GitHub"),
-        (("results", "aggregate", "."), "launcher remote get NAME"),
+        (("results", "aggregate", "."), "-m launcher remote get NAME"),
         (("version",), "about this machine"),
         (("remote", "list"), "about this machine"),
     ],
