@@ -155,6 +155,28 @@ class RunFields:
         steps = msgspec.convert(value.get("stages") or {}, dict[str, dict[str, Any]])
         return replace(fields, steps={name: Step.read(step) for name, step in steps.items()})
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing more happens to the run by itself."""
+        return self.state in ENDED
+
+    @property
+    def settled(self) -> bool:
+        """Whether the run has ended and so has its job.
+
+        A job that was cancelled without effect, or that was submitted while its launcher left, is still to be ended.
+        """
+        return self.has_ended and (self.job.over if self.job is not None else not self.in_doubt)
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether sbatch may have been started and its outcome is unknown, so that there may be a job.
+
+        Nor is it known where the record has lost the job that it must have had.
+        """
+        tried = self.steps.get("submit", Step()).state in ("running", "unknown", "done")
+        return self.job is None and (tried or self.state in ("submitted", "running", "collecting"))
+
     def as_json(self) -> dict[str, Any]:
         value = _without_none(msgspec.to_builtins(self))
         stages = {name: {**step.pop("facts"), **_without_none(step)} for name, step in value.pop("steps").items()}

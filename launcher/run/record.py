@@ -251,25 +251,18 @@ class RunRecord:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more happens to the run by itself."""
-        return self.fields.state in ENDED
+        """`RunFields.has_ended`."""
+        return self.fields.has_ended
 
     @property
     def settled(self) -> bool:
-        """Whether the run has ended and so has its job.
-
-        A job that was cancelled without effect, or that was submitted while its launcher left, is still to be ended.
-        """
-        return self.ended and (self.job.over if self.job is not None else not self.in_doubt)
+        """`RunFields.settled`."""
+        return self.fields.settled
 
     @property
     def in_doubt(self) -> bool:
-        """Whether sbatch may have been started and its outcome is unknown, so that there may be a job.
-
-        Nor is it known where the record has lost the job that it must have had.
-        """
-        tried = self.step("submit").state in ("running", "unknown", "done")
-        return self.fields.job is None and (tried or self.fields.state in ("submitted", "running", "collecting"))
+        """`RunFields.in_doubt`."""
+        return self.fields.in_doubt
 
     @property
     def owned_by_another(self) -> bool:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,12 +20,13 @@ from launcher.core.errors import ConfigError, JobError, ResultError
 from launcher.core.reading import built
 from launcher.result.summary_file import Summary, read_document, read_summary
 from launcher.run.fields import WHOLE, RunFields, read_fields
-from launcher.run.finish import Outcome
-from launcher.run.record import RecordedJob, RunRecord
-from launcher.run.verdict import tail
 from launcher.sweep.estimate import Past
 from launcher.sweep.schema import Job
 from launcher.sweep.state import NONE, Facts, Phase, State
+
+if TYPE_CHECKING:  # `sweep status` is asked often
+    from launcher.run.fields import RecordedJob
+    from launcher.run.finish import Outcome
 
 
 class _Measured(msgspec.Struct):
@@ -58,6 +60,8 @@ _THROUGHPUT = re.compile(r"throughput|tok(?:en)?s?/s|req(?:uest)?s?/s|\bit/s", r
 def progress(log: str) -> tuple[int | None, str]:
     """What the end of a job's log says: the concurrency that is being measured, and the last line about throughput."""
     concurrency, throughput = None, ""
+    from launcher.run.log_lines import tail
+
     for line in (*tail(Path(log)), *tail(Path(log).with_name("benchmark.out"))):  # srt-slurm's client has its own
         if found := _CONCURRENCY.search(line):
             concurrency = int(found[1] or found[2])
@@ -88,7 +92,7 @@ class Records:
         except ConfigError as error:
             phase: Phase = "unknown" if attempt is not None and attempt.open else "over"
             return Facts(phase, state="failed", says=error.message, layer="launcher", text=error.message, exit_code=1)
-        seen = of_fields(fields, directory)
+        seen = of_fields(fields)
         if fields.ended is None and not seen.state:
             return seen
         asked = attempt.event.concurrencies if attempt is not None else job.concurrencies
@@ -128,17 +132,17 @@ class Records:
         return "" if wanted == digest else f"image digest is {digest}, not {wanted}"
 
 
-def of_fields(fields: RunFields, directory: str) -> Facts:
+def of_fields(fields: RunFields) -> Facts:
     """How a run stands by its record, without its results."""
-    record, job = RunRecord(Path(directory), fields), fields.job
+    job = fields.job
     word, says = (job.state, job.says) if job is not None else ("", fields.state)
     phase: Phase
-    if record.ended:
-        phase = "over" if record.settled else "unknown"
-        says = says if record.settled else "it ended, and its job may live"
+    if fields.has_ended:
+        phase = "over" if fields.settled else "unknown"
+        says = says if fields.settled else "it ended, and its job may live"
     elif job is None:
-        phase = "unknown" if record.in_doubt else "preparing"
-        says = "whether it has a job is not known" if record.in_doubt else fields.state
+        phase = "unknown" if fields.in_doubt else "preparing"
+        says = "whether it has a job is not known" if fields.in_doubt else fields.state
     else:
         phase, word = "alive", "COLLECTING" if job.over else word
     verdict = fields.verdict
@@ -146,7 +150,7 @@ def of_fields(fields: RunFields, directory: str) -> Facts:
         phase=phase,
         word=word,
         says=says,
-        state=fields.state if record.ended else "",
+        state=fields.state if fields.has_ended else "",
         layer=verdict.layer if verdict is not None else "",
         text=verdict.text if verdict is not None else "",
         exit_code=fields.exit_code or 0,
@@ -163,7 +167,7 @@ def is_over(runs: Path, run: str) -> bool:
     """Whether no job of a run can live. Of a record that cannot be read now one may."""
     directory = f"{runs}/{run}"
     try:
-        return of_fields(read_fields(f"{directory}/run.json", run, facts=False), directory).phase == "over"
+        return of_fields(read_fields(f"{directory}/run.json", run, facts=False)).phase == "over"
     except (FileNotFoundError, NotADirectoryError):
         return True
     except (ConfigError, OSError):

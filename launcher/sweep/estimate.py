@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -42,6 +41,8 @@ def estimates(jobs: Sequence[Job], history: Iterable[Past]) -> dict[str, Estimat
 
     Of other concurrencies the time is taken to be linear in their sum, as the number of requests is.
     """
+    import statistics  # `sweep status` has no use for it
+
     past: dict[tuple[str, ...], list[Past]] = defaultdict(list)
     for one in history:
         past[one.key].append(one)
