@@ -122,8 +122,10 @@ def fsync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def publishing(final: Path) -> Iterator[Path]:
+def publishing(final: Path, *, durable: bool = True) -> Iterator[Path]:
     """Give a temporary path to write to; publish it under ``final`` when the block ends well, remove it when not.
+
+    What need not outlive a power loss is not ``durable``, and waits for no disk.
 
     A file of that name is replaced, which is right for records and summaries. Artifacts that running jobs have mapped
     (squash files, checkpoints) are published with `publish_new`.
@@ -132,13 +134,15 @@ def publishing(final: Path) -> Iterator[Path]:
     try:
         yield temporary
         share(temporary)
-        fsync(temporary)
+        if durable:
+            fsync(temporary)
         temporary.replace(final)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
         raise
-    fsync(final.parent)
+    if durable:
+        fsync(final.parent)
 
 
 def publish_new(temporary: Path, final: Path, *, whole: Callable[[Path], bool] = os.path.lexists) -> bool:
@@ -244,16 +248,16 @@ def publishing_directory(final: Path, *, whole: Callable[[Path], bool] = os.path
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically and durably."""
-    with publishing(path) as temporary:
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a file atomically, and as a rule durably."""
+    with publishing(path, durable=durable) as temporary:
         temporary.write_bytes(content)
 
 
-def write_text(path: Path, content: str) -> None:
-    """Write a text file (UTF-8) atomically and durably. Bytes of a name that are no UTF-8 are escaped, as JSON has it
-    too."""
-    write_bytes(path, content.encode(errors="backslashreplace"))
+def write_text(path: Path, content: str, *, durable: bool = True) -> None:
+    """Write a text file (UTF-8) atomically, and as a rule durably. Bytes of a name that are no UTF-8 are escaped, as
+    JSON has it too."""
+    write_bytes(path, content.encode(errors="backslashreplace"), durable=durable)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -312,12 +312,12 @@ def _keep(run: Run, found: Verdict, failures: Sequence[Failure], error: Launcher
     if job is not None and (lines := tail(Path(job.log))):
         texts["job.log"] = "\n".join([*lines, ""])
     for name, text in texts.items():
-        write_text(directory / name, run.record.hide(text)[:LARGEST])
+        write_text(directory / name, run.record.hide(text)[:LARGEST], durable=False)
     _keep_events(run)
     for name, source in run.kind.evidence(run).items():
         content = _beginning(source) if isinstance(source, Path) else source.encode()
         if content is not None:
-            write_bytes(directory / name, redact_bytes(content, run.services.environ)[:LARGEST])
+            write_bytes(directory / name, redact_bytes(content, run.services.environ)[:LARGEST], durable=False)
 
 
 def _keep_events(run: Run) -> None:
@@ -332,7 +332,7 @@ def _keep_events(run: Run) -> None:
     if len(text) > LARGEST:
         text = text[-LARGEST:].partition("\n")[2]
     run.evidence_directory.mkdir(mode=0o700, exist_ok=True)
-    write_text(run.evidence_directory / "events.txt", run.record.hide(text))
+    write_text(run.evidence_directory / "events.txt", run.record.hide(text), durable=False)
 
 
 def _beginning(path: Path) -> bytes | None:

@@ -100,7 +100,8 @@ def prepare(run: Run, gate: Gate | None = None) -> JobKey:
         return job
     if run.plan.scheduler.kind == "slurm":
         refuse_other_clusters(run.services.environ, {}, run.services.run)
-    run.record.update(state="preparing")
+    if run.record.fields.state != "new":  # of a new one its first step says so
+        run.record.update(state="preparing")
     run.services.tools.make_inputs(run.plan)
     prepared = None
     if not run.kind.is_complete(run.plan):
@@ -133,14 +134,16 @@ def _have_images(run: Run) -> None:
         registries=services.tools.registries,
         make_directory=services.tools.stand_ins,
     )
-    with run.record.doing("images") as keep:
+    first = next((image.reference for image in plan.images if image.shared), "")
+    with run.record.doing("images", **({"last": first} if first else {})) as keep:
         for planned in plan.images:
             if not planned.shared:
                 run.log(f"image {planned.reference}: each node has a directory of its own, so the job imports it")
                 where = {"planned": planned.squash, "squash": planned.squash}
                 facts.append({"reference": planned.reference, **where, "how": "by the job"})
                 continue
-            run.record.set_step("images", "running", last=planned.reference)  # what a cancel interrupts
+            if planned.reference != first:
+                run.record.set_step("images", "running", last=planned.reference)  # what a cancel interrupts
             image = ensure_image(
                 planned,
                 policy,

@@ -162,14 +162,17 @@ class RunRecord:
         now, before = time.time(), self.step(name)
         began = now if state == "running" or not before.began else before.began
         step = Step(state, began, now, error, {**before.facts, **facts})
-        self.update(steps={**self.fields.steps, name: step})
+        state_now = {"state": "preparing"} if self.fields.state == "new" else {}
+        self.update(steps={**self.fields.steps, name: step}, **state_now)
 
     @contextlib.contextmanager
-    def doing(self, name: str, at_most: float | None = None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-        """Write a step's beginning, and its end whatever that is; gives a function that keeps facts of it. It takes
-        ``at_most`` so many seconds, where that is known."""
+    def doing(
+        self, name: str, at_most: float | None = None, **known: Any
+    ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+        """Write a step's beginning with what is ``known``, and its end whatever that is; gives a function that keeps
+        facts of it. It takes ``at_most`` so many seconds, where that is known."""
         facts: dict[str, Any] = {}
-        self.set_step(name, "running")
+        self.set_step(name, "running", **known)
         self.event("stage", f"{name} …", stage=name, state="running", at_most=at_most)
         try:
             yield facts.update
@@ -220,7 +223,8 @@ class RunRecord:
             hint = f"launcher logs -f {self.id}"
             raise ConfigError("another launcher drives this run", where=f"run {self.id}", hint=hint)
         self.reload()
-        self.update(owner=ProcessIdentity.mine())
+        if self.fields.owner != (me := ProcessIdentity.mine()):
+            self.update(owner=me)
 
     def let_go(self) -> None:
         """Drive the run no more: another process may take it."""
