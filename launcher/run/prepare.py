@@ -135,7 +135,7 @@ def _have_images(run: Run) -> None:
         make_directory=services.tools.stand_ins,
     )
     first = next((image.reference for image in plan.images if image.shared), "")
-    with run.record.doing("images", **({"last": first} if first else {})) as keep:
+    with run.record.doing("images", last=first) as keep:
         for planned in plan.images:
             if not planned.shared:
                 run.log(f"image {planned.reference}: each node has a directory of its own, so the job imports it")
