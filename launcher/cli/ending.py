@@ -13,7 +13,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from launcher.benchmark.environment import github_job
-from launcher.cli.command import Command, Tell, Told, as_it_comes, of_each, show_told, shown
+from launcher.cli.command import Command, Tell, Told, as_it_comes, of_each, show_told
 from launcher.cli.common import open_project
 from launcher.core.errors import ConfigError, Wrong, as_error
 from launcher.core.github import GitHub
@@ -119,11 +119,6 @@ def ended(project: Project, runs: Sequence[str], why: str, silence: float = END_
     for run in {*runs} - {one.of for one in wrong}:
         with contextlib.suppress(ConfigError):
             yield Told(run=run, state=RunRecord.load(project.runs, run).fields.state)
-
-
-def end_runs(project: Project, runs: Sequence[str], why: str) -> int:
-    """End what these runs hold, and show it; the exit code."""
-    return shown(cancel, ended(project, runs, why))
 
 
 def _ended(ends: Mapping[str, End]) -> Generator[Told, None, list[Wrong]]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
-from launcher.core import lines
-from launcher.core.lines import Terminal, print_lines
 from launcher.core.terminal import console, one_line
 
 if TYPE_CHECKING:  # a plan pays for nothing that only a run needs
@@ -21,12 +18,6 @@ _LINE_EVERY = 30.0
 
 _BARS = 12
 """Bars of single files that are shown at once in a terminal."""
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table."""
-    terminal = Terminal.of(sys.stdout)
-    print_lines(lines.table(columns, rows, terminal.width), terminal)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from launcher.cli.arguments import parser
 from launcher.cli.command import Command, as_text
+from launcher.cli.parsers import LazyParser
 from launcher.core.errors import ConfigError, suggest
 
 
@@ -25,7 +26,7 @@ def schema(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def commands(top: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, Command]]:
+def commands(top: LazyParser, name: str = "") -> Iterator[tuple[str, Command]]:
     """Every command that gives a value, by its words."""
     target = top.get_default("command")
     if target is not None:
@@ -33,7 +34,6 @@ def commands(top: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str
         found = getattr(importlib.import_module(f"launcher.cli.{module}"), function)
         if isinstance(found, Command):
             yield name, found
-    for action in top._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for word, below in action.choices.items():
-                yield from commands(below, f"{name} {word}".strip())
+    top.fill()
+    for word, below in top.commands.items():
+        yield from commands(below, f"{name} {word}".strip())

@@ -33,15 +33,13 @@ def add_sweep(commands: Commands) -> None:
 def _verbs(sweep: argparse.ArgumentParser) -> None:
     verbs = sweep.add_subparsers(metavar="VERB", parser_class=LazyParser, action=Verbs)
     text = "points, jobs, cost, expected end, and what is done already; starts nothing"
-    plan = command_of(verbs, "plan", "sweeping:plan", text, selection, execution, _policy)
-    plan.add_argument("--json", action="store_true", help="as JSON")
+    command_of(verbs, "plan", "sweeping:plan", text, selection, execution, _policy, as_json)
     text = "make a sweep of what is selected, and drive it"
     command_of(verbs, "start", "sweeping:start", text, selection, execution, _policy, as_json)
 
-    status = command_of(verbs, "status", "sweep_status:status", "how a sweep stands, one line a job")
+    status = command_of(verbs, "status", "sweep_status:status", "how a sweep stands, one line a job", as_json)
     status.add_argument("name", nargs="?", metavar="SWEEP", help="default: the latest")
     status.add_argument("--watch", action="store_true", help="again and again, as long as somebody drives it")
-    status.add_argument("--json", action="store_true", help="as JSON; with --watch one line each time")
 
     text = "go on: living jobs first, then what has no valid result"
     resume = command_of(verbs, "resume", "sweeping:resume", text, _sweep_name, _driving, backend, as_json)
@@ -56,17 +54,16 @@ def _verbs(sweep: argparse.ArgumentParser) -> None:
         ("stop", "the driver leaves now; jobs live on, and resume takes them over"),
         ("cancel", "end all jobs of the sweep"),
     ):
-        command = command_of(verbs, verb, "sweep_asking:ask", text, _sweep_name, backend)
+        command = command_of(verbs, verb, "sweep_asking:ask", text, _sweep_name, backend, as_json)
         command.set_defaults(verb=verb)
         if verb in ("pause", "go-on", "drain"):
             command.add_argument("--runner", dest="of_runner", metavar="NAME", help="of this runner alone")
-    add = command_of(verbs, "add", "sweep_asking:add", "append points to each topology", _sweep_name)
+    add = command_of(verbs, "add", "sweep_asking:add", "append points to each topology", _sweep_name, as_json)
     add.add_argument("--conc", nargs="+", type=positive, required=True, metavar="N", help="these concurrencies")
     add.add_argument("--topology", nargs="+", default=[], metavar="GLOB", help="of these topologies only")
-    listing = command_of(verbs, "list", "sweep_status:listing", "all sweeps")
-    listing.add_argument("--json", action="store_true", help="one JSON object a line")
+    command_of(verbs, "list", "sweep_status:listing", "all sweeps", as_json)
     text = "remove what nobody needs; a dry run unless --apply. Runs and results stay"
-    gc = command_of(verbs, "gc", "sweep_asking:gc", text)
+    gc = command_of(verbs, "gc", "sweep_asking:gc", text, as_json)
     gc.add_argument("--apply", action="store_true", help="remove it")
     gc.add_argument("--grace", type=days, default=90.0, metavar="DAYS", help="ledgers older than this (default 90)")
 

@@ -8,15 +8,17 @@ import dataclasses
 import fnmatch
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 
+from launcher.cli.command import Command, Tell, Told, show_told
 from launcher.cli.common import open_project
+from launcher.cli.removing import Removal, Removals, show_removals
 from launcher.cli.sweep_driving import sweeps_of
 from launcher.cli.sweep_status import seen
 from launcher.core.errors import ConfigError, LauncherError
+from launcher.core.leftovers import size_of
 from launcher.core.publish import remove_tree
 from launcher.core.rights import user_name
-from launcher.core.terminal import say
 from launcher.project import Project
 from launcher.run.naming import sweep_named
 from launcher.sweep import ledger as ledgers
@@ -27,31 +29,33 @@ from launcher.sweep.schema import Added, Asked, Job
 from launcher.sweep.state import State
 
 
-def gc(arguments: argparse.Namespace) -> int:
+def collected(arguments: argparse.Namespace, tell: Tell) -> Removals:
     """Remove what nobody needs of sweeps: what killed launchers left, and ledgers of old sweeps that nobody drives.
 
     Records and results of runs stay.
     """
     project = open_project(arguments)
     sweeps = sweeps_of(project)
-    gone = [str(path) for path in ledgers.remove_dead(sweeps, apply=arguments.apply)]
+    dead = ledgers.remove_dead(sweeps, apply=False)
+    gone = [Removal(str(path), size_of(path), "a killed launcher left it") for path in dead]
     for name in ledgers.names(sweeps):
         with contextlib.suppress(ConfigError):
             ledger = Ledger.load(sweeps, name)
             old = time.time() - ledger.sweep.created > arguments.grace * 86400
             alive = {"running", "queued", "unknown", "preparing"} & seen(project.runs, ledger).points.keys()
             if old and not alive and ledger.driver() is None:
-                gone.append(str(ledger.directory))
+                gone.append(Removal(str(ledger.directory), size_of(ledger.directory), "an old sweep: nobody drives it"))
                 if arguments.apply:
                     remove_tree(ledger.directory)
-    for path in gone:
-        say(f"{'removed' if arguments.apply else 'would be removed'}: {path}")
-    if not gone:
-        say("nothing to remove")
-    return 0
+    if arguments.apply:
+        ledgers.remove_dead(sweeps, apply=True)
+    return Removals(arguments.apply, tuple(gone))
 
 
-def ask(arguments: argparse.Namespace) -> int:
+gc = Command(Removals, collected, show_removals)
+
+
+def asked(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
     """Ask the driver of a sweep to pause, go on, drain, stop or cancel. Without one only a cancel does anything."""
     project = open_project(arguments)
     ledger = Ledger.load(sweeps := sweeps_of(project), sweep_named(sweeps, arguments.name))
@@ -59,35 +63,43 @@ def ask(arguments: argparse.Namespace) -> int:
     if runner and runner not in {job.runner for job in ledger.sweep.jobs}:
         raise ConfigError(f"no job of this sweep is for runner {runner}", where=f"sweep {ledger.id}")
     request = Asked(time=time.time(), verb=arguments.verb, by=user_name(), runner=runner)
+    about = f"sweep {ledger.id}: "
     if ledger.driver() is None:
         if arguments.verb != "cancel":
-            say(f"sweep {ledger.id}: nobody drives it, so that nothing begins; launcher sweep resume {ledger.id}")
-            return 0
-        if (code := _cancel_undriven(project, ledger, request)) is not None:
-            return code
+            yield Told(f"{about}nobody drives it, so that nothing begins; launcher sweep resume {ledger.id}")
+            return
+        if (yield from _cancel_undriven(project, ledger, request)):
+            return
     _request(ledger, request)
-    say(f"sweep {ledger.id}: asked its driver to {arguments.verb.replace('go-on', 'go on')}")
+    yield Told(f"{about}asked its driver to {arguments.verb.replace('go-on', 'go on')}")
     if arguments.verb not in ("cancel", "stop"):
-        return 0
-    code = _await(ledger)
-    if code == 0 and arguments.verb == "cancel" and _open_runs(project, ledger):  # it ended before it had read that
-        undriven = _cancel_undriven(project, ledger, request)
-        if undriven is None:
-            say(f"sweep {ledger.id}: its lock is held, and by whom is not known; the request stays, and its jobs live")
-        code = 1 if undriven is None else undriven
-    return code
+        return
+    if not _left(ledger):
+        text = f"its driver has not left within {_PATIENCE:.0f} s; the request stays"
+        raise LauncherError(text, where=f"sweep {ledger.id}")
+    yield Told(f"{about}its driver has left")
+    if arguments.verb != "cancel" or not _open_runs(project, ledger):
+        return
+    # It ended before it had read that.
+    if not (yield from _cancel_undriven(project, ledger, request)):
+        text = "its lock is held, and by whom is not known; the request stays, and its jobs live"
+        raise LauncherError(text, where=f"sweep {ledger.id}")
 
 
-def _await(ledger: Ledger, seconds: float = 60.0) -> int:
-    """Wait until the driver has left."""
-    until = time.monotonic() + seconds
+ask = Command(Told, asked, show_told)
+
+_PATIENCE = 60.0
+"""Seconds for which a driver is waited for that was asked to leave."""
+
+
+def _left(ledger: Ledger) -> bool:
+    """Whether the driver leaves, within bounds."""
+    until = time.monotonic() + _PATIENCE
     while ledger.driver() is not None:
         if time.monotonic() > until:
-            say(f"sweep {ledger.id}: its driver has not left within {seconds:.0f} s; the request stays")
-            return 1
+            return False
         time.sleep(0.2)
-    say(f"sweep {ledger.id}: its driver has left")
-    return 0
+    return True
 
 
 def _open_runs(project: Project, ledger: Ledger) -> list[str]:
@@ -96,21 +108,21 @@ def _open_runs(project: Project, ledger: Ledger) -> list[str]:
     return [a.run for a in state.by_run.values() if a.open and (project.runs / a.run).is_dir()]
 
 
-def _cancel_undriven(project: Project, ledger: Ledger, request: Asked) -> int | None:
-    """End the jobs that a driver left; None when somebody drives the sweep after all."""
-    from launcher.cli.ending import end_runs
+def _cancel_undriven(project: Project, ledger: Ledger, request: Asked) -> Generator[Told, None, bool]:
+    """End the jobs that a driver left; whether nobody drives the sweep."""
+    from launcher.cli.ending import ended
 
     with ledger.lock() as held:
         if not held.acquired:
-            return None
+            return False
         ledger.append(request)
         left = _open_runs(project, ledger)
-        code = end_runs(project, left, "launcher sweep cancel")
-    say(f"sweep {ledger.id}: {len(left)} runs were ended")
-    return code
+        yield from ended(project, left, "launcher sweep cancel")
+    yield Told(f"sweep {ledger.id}: {len(left)} runs were ended")
+    return True
 
 
-def add(arguments: argparse.Namespace) -> int:
+def added(arguments: argparse.Namespace, tell: Tell) -> Told:
     """Append points to the topologies of a sweep; what is there does not change. A driver takes them at once."""
     project = open_project(arguments, look=True)
     ledger = Ledger.load(sweeps := sweeps_of(project), sweep_named(sweeps, arguments.name))
@@ -131,8 +143,7 @@ def add(arguments: argparse.Namespace) -> int:
         for some in [lacking] if whole and lacking else [(c,) for c in lacking]:
             new.append(_extended(project, jobs[0], some))
     if not new:
-        say(f"sweep {ledger.id}: it has these points already")
-        return 0
+        return Told(f"sweep {ledger.id}: it has these points already")
     event = Added(time=time.time(), jobs=tuple(new), selection=tuple(sys.argv[1:]))
     with ledger.lock() as held:
         if held.acquired:
@@ -140,11 +151,11 @@ def add(arguments: argparse.Namespace) -> int:
     if not held.acquired:
         _request(ledger, event)
     count = sum(len(job.concurrencies) for job in new)
-    say(
-        f"sweep {ledger.id}: {count} points in {len(new)} jobs are appended"
-        + ("" if held.acquired else "; its driver takes them")
-    )
-    return 0
+    takes = "" if held.acquired else "; its driver takes them"
+    return Told(f"sweep {ledger.id}: {count} points in {len(new)} jobs are appended{takes}")
+
+
+add = Command(Told, added, show_told)
 
 
 def _extended(project: Project, job: Job, concurrencies: Sequence[int]) -> Job:

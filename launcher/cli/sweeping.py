@@ -4,21 +4,24 @@ whoever drives a sweep to pause, drain, stop or cancel."""
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 from launcher import __version__
+from launcher.cli.command import Command, Tell
 from launcher.cli.common import ask_first, chosen, meanwhile, of_row, open_project, tell_refused
-from launcher.cli.render import table
 from launcher.cli.sweep_driving import detach, drive, summary, sweeps_of
 from launcher.cli.sweep_status import seen
+from launcher.core import lines
 from launcher.core.errors import ConfigError
+from launcher.core.lines import Terminal
 from launcher.core.process import run as run_program
 from launcher.core.terminal import one_line, say
 from launcher.project import Project
@@ -48,7 +51,8 @@ def start(arguments: argparse.Namespace) -> int:
         return code
     tells = not (arguments.json or arguments.quiet)
     if tells:
-        show_cost(jobs)
+        for text in cost_lines(jobs):
+            say(text)
     runners = dict.fromkeys(job.runner for job in jobs)
     costs = {name: sum(job.gpu_hours or 0.0 for job in jobs if job.runner == name) for name in runners}
     ask_first(project, costs, yes=arguments.yes)
@@ -109,39 +113,64 @@ def _selected(
     return jobs, refused + elsewhere, code if jobs else ConfigError.exit_code
 
 
-def plan(arguments: argparse.Namespace) -> int:
-    """Say what a sweep of the selection would be; nothing is made and nothing is started."""
+@dataclass(frozen=True)
+class SweepPlan:
+    """What a sweep of the selection would be: its jobs in their order (``document`` has all of them), the table of
+    them, and in lines what they cost, when they may be over, and what is done already."""
+
+    code: int
+    document: dict[str, Any]
+    rows: tuple[tuple[str, ...], ...] = ()
+    said: tuple[str, ...] = ()
+
+
+def planned_sweep(arguments: argparse.Namespace, tell: Tell) -> SweepPlan:
+    """Nothing is made and nothing is started."""
     project, policy = open_project(arguments, look=True), policy_of(arguments)
     jobs, refused, code = _selected(arguments, project, policy)
+    left_out = [str(error) for error in refused]
     if not jobs:
-        return code
+        return SweepPlan(code, {"schema": 1, "jobs": [], "left_out": left_out})
     done = valid_elsewhere(project, jobs)
     canary = canaries(jobs, policy.canary)
     guesses = estimates(jobs, history(project.runs))
     order = ordered(jobs, policy.order)
-    if arguments.json:
-        rows = [
-            {
-                **msgspec.to_builtins(job),
-                "gpu_hours": job.gpu_hours,
-                "canary": job.key in canary,
-                "expected": msgspec.to_builtins(guesses.get(job.key)),
-                "done": {c: {"run": run, "why": text} for c, (run, text) in done.get(job.key, {}).items()},
-            }
-            for job in order
-        ]
-        print(json.dumps({"schema": 1, "jobs": rows, "left_out": [str(error) for error in refused]}, indent=2))
-        return code
-    columns = ("job", "runner", "topology", "conc", "nodes", "limit h", "GPU-h", "done already")
-    table(columns, [_row(job, done.get(job.key, {})) for job in order])
-    points = sum(len(job.concurrencies) for job in jobs)
-    say(f"{points} points in {len(jobs)} jobs, of which {sum(map(len, done.values()))} points are done already")
-    show_cost(jobs)
-    say(expected(jobs, guesses, policy.max_jobs))
+    documents = [
+        {
+            **msgspec.to_builtins(job),
+            "gpu_hours": job.gpu_hours,
+            "canary": job.key in canary,
+            "expected": msgspec.to_builtins(guesses.get(job.key)),
+            "done": {str(c): {"run": run, "why": text} for c, (run, text) in done.get(job.key, {}).items()},
+        }
+        for job in order
+    ]
+    points, known = sum(len(job.concurrencies) for job in jobs), sum(map(len, done.values()))
+    said = [f"{points} points in {len(jobs)} jobs, of which {known} points are done already", *cost_lines(jobs)]
+    said.append(expected(jobs, guesses, policy.max_jobs))
     if done:
         names = dict.fromkeys(text.rpartition(" ")[2] for known in done.values() for _, text in known.values())
-        say(f"--reuse {' '.join(names)} takes them over")
-    return code
+        said.append(f"--reuse {' '.join(names)} takes them over")
+    rows = tuple(tuple(map(str, _row(job, done.get(job.key, {})))) for job in order)
+    return SweepPlan(code, {"schema": 1, "jobs": documents, "left_out": left_out}, rows, tuple(said))
+
+
+def show_plan(value: SweepPlan, terminal: Terminal) -> Iterator[str]:
+    columns = ("job", "runner", "topology", "nodes", "limit h", "GPU-h", "conc", "done already")
+    if value.rows:
+        yield from lines.table(columns, value.rows, terminal.width)
+    for text in value.said:
+        yield from lines.folded(text, terminal.width, "  ")
+
+
+plan = Command(
+    SweepPlan,
+    planned_sweep,
+    show_plan,
+    code=lambda value: value.code,
+    document=lambda value: value.document,
+    form=dict[str, Any],
+)
 
 
 def _row(job: Job, done: dict[int, tuple[str, str]]) -> tuple[object, ...]:
@@ -149,7 +178,7 @@ def _row(job: Job, done: dict[int, tuple[str, str]]) -> tuple[object, ...]:
     cost = f"{job.gpu_hours:.1f}" if job.gpu_hours is not None else "?"
     why = "; ".join(f"c{c}: {text}" for c, (_, text) in sorted(done.items()))
     concurrencies = " ".join(map(str, job.concurrencies))
-    return job.key, job.runner, job.benchmark.topology, concurrencies, job.nodes or "?", hours, cost, why
+    return job.key, job.runner, job.benchmark.topology, job.nodes or "?", hours, cost, concurrencies, why
 
 
 def valid_elsewhere(
@@ -285,7 +314,8 @@ def cost_of(jobs: list[Job]) -> str:
     return f"at most {node_hours:.1f} node-hours (nodes × time limit) = {sum(known):.1f} GPU-hours{unknown}"
 
 
-def show_cost(jobs: list[Job]) -> None:
+def cost_lines(jobs: list[Job]) -> Iterator[str]:
+    """What the jobs hold at most, a line for each runner."""
     for runner in dict.fromkeys(job.runner for job in jobs):
         mine = [job for job in jobs if job.runner == runner]
-        say(f"{runner}: {len(mine)} jobs, {cost_of(mine)}")
+        yield f"{runner}: {len(mine)} jobs, {cost_of(mine)}"

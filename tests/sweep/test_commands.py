@@ -152,8 +152,8 @@ def test_a_sweep_from_its_start_to_points_that_another_one_takes_over(user: InPr
     assert "1 planned" in user.launcher("sweep", "status", "one")
     user.launcher("sweep", "resume", "one")
     assert json.loads(user.launcher("sweep", "status", "one", "--json"))["points"] == {"ok": 3}
-    assert "nothing to remove" in user.launcher("sweep", "gc")
-    assert "would be removed" in user.launcher("sweep", "gc", "--grace", "0")
+    assert "in 0 of 0 entries" in user.launcher("sweep", "gc")
+    assert "would remove" in user.launcher("sweep", "gc", "--grace", "0")
     user.launcher("sweep", "gc", "--grace", "0", "--apply")
     assert names(user.state / "sweeps") == [] and len(user.run_ids()) == 4, "runs and results stay"
 
@@ -314,7 +314,7 @@ def test_a_cancel_that_no_driver_took_ends_the_jobs(
 ) -> None:
     """The driver dies while it is asked. Ends of runs are a stand-in."""
     ended: list[str] = []
-    monkeypatch.setattr(ending, "end_runs", lambda project, runs, why: ended.extend(runs) or 0)
+    monkeypatch.setattr(ending, "ended", lambda project, runs, why: ended.extend(runs) or iter(()))
     made.append(Started(time=0.0, job=made.sweep.jobs[0].key, run="m-1", concurrencies=(4,)))
     (user.state / "runs/m-1").mkdir(parents=True)
     owner, seen = LockOwner.here("drives"), [1, 1]
