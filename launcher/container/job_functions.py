@@ -123,8 +123,19 @@ stage_in() {
     fail 5 "the checkout cannot be unpacked to $copy on $(uname -n): $(df -h "$copy" | tail -n 1)"
 }
 
+# After a signal there are seconds left, and logs are better than nothing.
+hurry() {
+  trap '' TERM INT HUP
+  code=$1
+  for ((look = 0; look < 150; look++)); do
+    kill -0 "$child" 2>/dev/null || return
+    sleep 0.1
+  done
+  kill -TERM "$child" 2>/dev/null
+}
+
 bring_back() {
-  local name found=()
+  local name found=() before=$code result
   cd "$copy" || return 1
   shopt -s nullglob globstar
   list_back
@@ -135,8 +146,19 @@ bring_back() {
     say "nothing of what is brought back is in $copy"
     return 0
   fi
-  timeout --foreground "$1" tar -czf "$own/back.tar.gz.part" -- "${found[@]}" &&
-    mv -f -- "$own/back.tar.gz.part" "$own/back.tar.gz"
+  trap 'hurry 143' TERM
+  trap 'hurry 130' INT
+  trap 'hurry 129' HUP
+  tar -czf "$own/back.tar.gz.part" -- "${found[@]}" &
+  child=$!
+  [ "$code" -le 128 ] || hurry "$code"
+  wait "$child"
+  result=$?
+  # A signal ended that wait.
+  [ "$code" -eq "$before" ] || { wait "$child"; result=$?; }
+  child=
+  trap '' TERM INT HUP
+  [ "$result" -eq 0 ] && mv -f -- "$own/back.tar.gz.part" "$own/back.tar.gz"
 }
 """
 

@@ -105,8 +105,7 @@ def _finish(job: ContainerJob, engine: EngineCommands) -> str:
     if job.staging is not None:
         lines += [
             '  if [ -n "$copied" ]; then',
-            "    # After a signal there are seconds left, and logs are better than nothing.",
-            '    if ! (bring_back "$((code > 128 ? 15 : 0))"); then',
+            "    if ! bring_back; then",
             '      printf "launcher: error: results cannot be brought back from %s\\n" "$copy" >&2',
             '      [ "$code" -ne 0 ] || code=5',
             "    fi",

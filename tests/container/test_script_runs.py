@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import tarfile
@@ -446,7 +447,7 @@ SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
-@pytest.mark.parametrize("phase", ["import", "lock", "pull", "pyxis", "docker", "copy"])
+@pytest.mark.parametrize("phase", ["import", "lock", "pull", "unpack", "pyxis", "docker", "copy", "back"])
 def test_a_signal_ends_the_job_and_leaves_nothing_of_it(
     host: JobHost, phase: str, number: signal.Signals, code: int
 ) -> None:
@@ -469,8 +470,15 @@ def test_a_signal_ends_the_job_and_leaves_nothing_of_it(
         plan, begun = host.plan(docker_job()), lambda: host.stand_ins.calls("docker")
     elif phase == "docker":
         plan = host.plan(docker_job())
-    elif phase == "copy":
+    elif phase in ("unpack", "copy", "back"):
         plan = staged(host)
+    if phase in ("unpack", "back"):
+        host.benchmark("echo {} > $RESULT_FILENAME.json")
+        option, held = ("-xzf", "exec sleep 600") if phase == "unpack" else ("-czf", "sleep 1")
+        tar = host.stand_ins.root / "bin/tar"
+        slow = f'[ "$1" != {option} ] || {{ touch {shlex.quote(str(running))}; {held}; }}'
+        tar.write_text(f'#!/bin/sh\n{slow}\nexec {shutil.which("tar")} "$@"\n')
+        tar.chmod(0o755)
     with host.start(plan) as process:
         wait_for(begun)
         os.kill(process.pid, number)
@@ -481,8 +489,9 @@ def test_a_signal_ends_the_job_and_leaves_nothing_of_it(
     wait_for(lambda: not left(str(host.root)), 30)
     assert host.stand_ins.containers() == [] if (host.stand_ins.root / "containers").exists() else True
     assert not list(host.root.glob("squash/*.sqsh")) and not list(host.root.glob("squash/.launcher*"))
-    if phase == "copy":
-        assert list((host.root / "node").iterdir()) == [] and (host.own / "back.tar.gz").exists(), "logs come back"
+    if phase in ("unpack", "copy", "back"):
+        assert list((host.root / "node").iterdir()) == []
+        assert (host.own / "back.tar.gz").exists() == (phase != "unpack"), "logs come back"
 
 
 def test_a_benchmark_that_heeds_no_signal_is_ended(host: JobHost) -> None:
