@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -208,11 +209,11 @@ def _follow(there: There, run_id: str) -> int:
     console = Console({}, None, how=how)
     place = there.node.kept / f"{run_id}.json"
     at = read_json(place, dict[str, tuple[int, int]]) or {}
-    offsets, end, quiet = at.get("at", (0, 0)), None, not there.arguments.logs
+    offsets, end, quiet, signals = at.get("at", (0, 0)), None, not there.arguments.logs, list[int]()
     try:
         while end is None:
             stream = there.session.stream("follow", run=run_id, at=offsets, state=there.arguments.state)
-            with _cancelling(there, run_id), console.watching():
+            with _cancelling(there, run_id, signals), console.watching():
                 while end is None:
                     try:
                         news = next(stream)
@@ -233,17 +234,20 @@ def _follow(there: There, run_id: str) -> int:
             make_private(place.parent)
             write_json(place, {"at": offsets})
     place.unlink(missing_ok=True)
+    if signals and end.get("state") == "cancelled":
+        end["exit"] = 128 + signals[0]
     return _show_end(there, run_id, end, console)
 
 
 @contextlib.contextmanager
-def _cancelling(there: There, run_id: str) -> Iterator[None]:
-    """Within the block Ctrl-C and SIGTERM cancel the run there; its end is then followed."""
+def _cancelling(there: There, run_id: str, by: list[int]) -> Iterator[None]:
+    """Within the block Ctrl-C and SIGTERM cancel the run there; its end is then followed. ``by`` gets their numbers."""
     try:
         yield
     except (KeyboardInterrupt, Ended) as why:
-        if isinstance(why, Ended) and why.number != 15:  # the terminal was closed: the run goes on
+        if isinstance(why, Ended) and why.number != signal.SIGTERM:  # the terminal was closed: the run goes on
             raise
+        by.append(why.number if isinstance(why, Ended) else signal.SIGINT)
         say(f"cancelling {run_id} on {there.name}; once more leaves it to itself", sys.stderr)
         show(there, command="ending:cancel", runs=[run_id], from_env=False, json=False)
 
@@ -274,10 +278,11 @@ def _show_end(there: There, run_id: str, end: Mapping[str, Any], console: Consol
             {**outcome_value(Outcome(run_id, str(end.get("state")), error=error)), "verdict": end.get("verdict")}
         )
         return code
-    if isinstance(end.get("summary"), dict):
+    summary = end.get("summary")
+    if isinstance(summary, dict) and any(point["state"] == "ok" for point in summary.get("points", ())):
         print()
         terminal = Terminal.of(sys.stdout)
-        print_lines(table_lines([end["summary"]], terminal.width), terminal)
+        print_lines(table_lines([summary], terminal.width), terminal)
     if error is not None:
         verdict = str(end.get("verdict") or "")
         for line in f"{verdict if error.message in verdict else error}".split("\n"):
@@ -294,7 +299,7 @@ def _watch(there: There, name: str) -> Overview:
         try:
             return _watched(there, name)
         except (KeyboardInterrupt, Ended) as why:
-            if isinstance(why, Ended) and why.number != 15:
+            if isinstance(why, Ended) and why.number != signal.SIGTERM:
                 raise
             say(f"cancelling {name} on {there.name}; once more leaves it to itself", sys.stderr)
             show(there, command="sweep_asking:ask", name=name, verb="cancel", of_runner=None, json=False)

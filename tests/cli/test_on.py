@@ -7,6 +7,7 @@ import dataclasses
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Generator, Iterator
@@ -246,3 +247,18 @@ def _to_its_end(stream: Generator[Any, None, Any], news: list[Any]) -> Any:
             news.append(next(stream))
         except StopIteration as end:
             return end.value
+
+
+def test_an_interrupt_here_cancels_the_run_there(done: str, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = [sys.executable, "-m", "launcher", "--on", "local", "run", *ONE, "--runner", "local", "--run-id", "stopped"]
+    monkeypatch.setenv("LAUNCHER_REHEARSAL_FAULTS", "hang")
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "RUNNING" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        said = process.stdout.read()
+        assert process.wait(60) == 130, said
+    assert "cancelling stopped on local" in said
+    assert RunRecord.load(site.far / "runs", "stopped").fields.state == "cancelled"
