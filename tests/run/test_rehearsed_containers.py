@@ -134,14 +134,27 @@ def test_an_image_that_cannot_be_pulled_is_the_images_fault(tmp_path: Path) -> N
     assert not (own_workspace(user) / "server.log").exists()
 
 
-@BOTH
-def test_a_cancel_ends_the_container_and_leaves_nothing(other: LauncherUser, key: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "said"), [("404", "404"), ("nospace", "space"), ("truncate", "no whole squash file")]
+)
+def test_an_image_that_cannot_be_imported_holds_no_gpu(tmp_path: Path, fault: str, said: str) -> None:
+    user = InProcessUser(tmp_path, extra=QUICK)
+    assert said in user.launcher(*words(PYXIS), code=3, LAUNCHER_REHEARSAL_ENROOT=f"fail={fault}")
+    record = user.record()
+    assert record["verdict"]["layer"] == "image" and record.get("job") is None
+    assert not list((user.state / "jobs").glob("*")) and not list((user.state / "squash").glob("*.sqsh"))
+
+
+@pytest.mark.parametrize(("key", "number", "code"), [(PYXIS, signal.SIGHUP, 129), (DOCKER, signal.SIGINT, 130)])
+def test_a_signal_ends_the_container_and_leaves_nothing(
+    other: LauncherUser, key: str, number: signal.Signals, code: int
+) -> None:
     process = other.start(*words(key), LAUNCHER_REHEARSAL_FAULTS="hang")
     other.wait_for(running)
     wait_until(lambda: is_measuring(other))
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     out, _ = process.communicate(timeout=HANG)
-    assert process.returncode == 143, out
+    assert process.returncode == code, out
     assert other.record()["state"] == "cancelled"
     assert not docker(other, "ps", "--all", "--quiet").stdout
     wait_until(lambda: not left(other))
