@@ -238,14 +238,14 @@ def _image(commands: Commands) -> None:
 
 def _remote(commands: Commands) -> None:
     verbs = verbs_of(commands, "remote", "login nodes: reach them, have this launcher there")
-    command_of(verbs, "list", "remote:listing", "runners that name their login node")
-    how = command_of(verbs, "install", "remote:install", "have this version there, whole", _login)
+    command_of(verbs, "list", "remote:listing", "runners that name their login node", as_json)
+    how = command_of(verbs, "install", "remote:install", "have this version there, whole", _login, as_json)
     how.add_argument("--wheels", metavar="DIR", help="wheels for the login node (default: downloaded from here)")
     text = "what a login node has; whether this launcher runs there"
-    command_of(verbs, "doctor", "remote:doctor", text, _login)
-    how = command_of(verbs, "gc", "remote:gc", "old versions there; a dry run unless --apply", _login)
+    command_of(verbs, "doctor", "remote:doctor", text, _login, as_json)
+    how = command_of(verbs, "gc", "remote:gc", "old versions there; a dry run unless --apply", _login, as_json)
     how.add_argument("--apply", action="store_true", help="remove them")
-    how = command_of(verbs, "get", "remote:get", "bring runs and sweeps here, each file whole or not at all")
+    how = command_of(verbs, "get", "remote:get", "bring runs and sweeps here, each file whole or not at all", as_json)
     _login(how)
     how.add_argument("names", nargs="+", metavar="RUN|SWEEP", help="as they are called there")
     text = "a state directory: `report --state DIR` reads it (default: below this one's, by NAME)"

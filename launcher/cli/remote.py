@@ -9,13 +9,15 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher import __version__
-from launcher.core.errors import ConfigError, RemoteError
+from launcher.cli.command import Command, Tell, Told, show_told
+from launcher.core.errors import ConfigError, RemoteError, Wrong
+from launcher.core.lines import Terminal, table
 from launcher.core.terminal import one_line, say, trusted
 
 if TYPE_CHECKING:
@@ -41,22 +43,35 @@ def agent(arguments: argparse.Namespace) -> int:
     return Agent(METHODS, sys.stdin.buffer, out).serve()
 
 
-def listing(arguments: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class LoginLine:
+    """A runner that says where its login node is, and where this launcher is kept there."""
+
+    runner: str
+    host: str
+    directory: str
+
+
+def listed(arguments: argparse.Namespace, tell: Tell) -> list[LoginLine]:
     """The runners that say where their login node is."""
     from launcher.cli.common import open_project
 
     runners = [file.runner for file in open_project(arguments).fleet.readable()]
-    known = [(runner.name, runner.login) for runner in runners if runner.login is not None]
-    for name, login in known:
-        say(f"{name:24} {login.host}  {login.directory}")
-    if not known:
-        print(
-            "no runner file names a login node: `login: {host: NAME}`; hosts of ssh_config need none", file=sys.stderr
-        )
-    return 0
+    return [LoginLine(one.name, one.login.host, one.login.directory) for one in runners if one.login is not None]
 
 
-def install(arguments: argparse.Namespace) -> int:
+def show_list(value: Sequence[LoginLine], terminal: Terminal) -> Iterator[str]:
+    if value:
+        rows = [(one.runner, one.host, one.directory) for one in value]
+        yield from table(("runner", "login node", "directory"), rows, terminal.width)
+
+
+_NONE = "no runner file names a login node: `login: {host: NAME}`; hosts of ssh_config need none"
+
+listing = Command(list[LoginLine], listed, show_list, aside=lambda value: [] if value else [_NONE])
+
+
+def installed(arguments: argparse.Namespace, tell: Tell) -> Told:
     """This version there, whole; at no cost if it is."""
     from launcher.core.process import run
     from launcher.remote.install import bundle, version_name, wheels_for
@@ -68,39 +83,83 @@ def install(arguments: argparse.Namespace) -> int:
         name = version_name(files)
         new = name not in seen.versions and node.installer.install(bundle(files))
         node.remember(name)
-        say(f"{arguments.name}: launcher {name} {'is installed' if new else 'was there'}")
-    return 0
+    return Told(f"{arguments.name}: launcher {name} {'is installed' if new else 'was there'}")
 
 
-def doctor(arguments: argparse.Namespace) -> int:
+install = Command(Told, installed, show_told)
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """A login node: its C library, machine, Python, free bytes, where its programs are, the launcher that answers
+    there ("" for none), and by how many seconds its clock is ahead of ours."""
+
+    name: str
+    libc: str
+    machine: str
+    python: str
+    free: int
+    programs: dict[str, str | None] = field(default_factory=dict)
+    version: str = ""
+    ahead: float = 0.0
+    wrong: tuple[Wrong, ...] = ()
+
+
+def examined(arguments: argparse.Namespace, tell: Tell) -> NodeView:
     """What a login node has, and whether this launcher runs there."""
     with connected(arguments, arguments.name) as node:
         seen = node.installer.look()
         python = ".".join(map(str, seen.python))
-        say(f"{arguments.name}: {' '.join(seen.libc)} {seen.machine}, Python {python}, {seen.free >> 30} GiB free")
-        began = time.time()
-        with node.session() as session:
-            there = session.request("look")
-            ahead = float(session.greeting["time"]) - (began + time.time()) / 2
-        for program, path in sorted(dict(there["programs"]).items()):
-            say(f"  {program:8} {path or 'not on PATH'}")
-        say(f"  launcher {there['version']} answers; its clock is {ahead:+.1f} s from ours")
-        if abs(ahead) > _SKEW:
-            raise RemoteError(f"its clock is {ahead:+.0f} s from ours", where=arguments.name)
-    return 0
+        view = NodeView(arguments.name, " ".join(seen.libc), seen.machine, python, seen.free)
+        try:
+            began = time.time()
+            with node.session() as session:
+                there = session.request("look")
+                ahead = float(session.greeting["time"]) - (began + time.time()) / 2
+        except RemoteError as error:
+            return replace(view, wrong=(Wrong.by(error),))
+    programs = {str(program): path and str(path) for program, path in sorted(dict(there["programs"]).items())}
+    far = RemoteError(f"its clock is {ahead:+.0f} s from ours", where=arguments.name)
+    wrong = (Wrong.by(far),) if abs(ahead) > _SKEW else ()
+    return replace(view, programs=programs, version=str(there["version"]), ahead=ahead, wrong=wrong)
 
 
-def gc(arguments: argparse.Namespace) -> int:
+def show_node(value: NodeView, terminal: Terminal) -> Iterator[str]:
+    yield f"{value.name}: {value.libc} {value.machine}, Python {value.python}, {value.free >> 30} GiB free"
+    for program, path in value.programs.items():
+        yield f"  {program:8} {path or 'not on PATH'}"
+    if value.version:
+        yield f"  launcher {value.version} answers; its clock is {value.ahead:+.1f} s from ours"
+
+
+doctor = Command(NodeView, examined, show_node)
+
+
+@dataclass(frozen=True)
+class Versions:
+    """Versions of the launcher on a login node that nobody needs, removed if ``applied``; and those that are kept."""
+
+    applied: bool
+    gone: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+def collected(arguments: argparse.Namespace, tell: Tell) -> Versions:
     """Versions that nobody needs there; a dry run unless ``--apply``."""
     with connected(arguments, arguments.name) as node:
         gone, kept = node.installer.collect(keep=2, named=(), apply=arguments.apply)
-        for name in gone:
-            say(f"{'removed' if arguments.apply else 'would remove'} {name}")
-        say(f"{len(kept)} versions are kept")
-    return 0
+    return Versions(bool(arguments.apply), tuple(gone), tuple(kept))
 
 
-def get(arguments: argparse.Namespace) -> int:
+def show_versions(value: Versions, terminal: Terminal) -> Iterator[str]:
+    yield from (f"{'removed' if value.applied else 'would remove'} {name}" for name in value.gone)
+    yield f"{len(value.kept)} versions are kept"
+
+
+gc = Command(Versions, collected, show_versions)
+
+
+def fetched(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
     """Runs and sweeps of a login node, with the runs of these, below a state directory here."""
     from launcher.remote.fetching import fetch
     from launcher.sweep.ledger import Ledger
@@ -114,8 +173,10 @@ def get(arguments: argparse.Namespace) -> int:
                 ledger = Ledger.load(directory / "sweeps", name)
                 for attempt in State(ledger.sweep, ledger.events()).by_run.values():
                     fetch(session, attempt.run, directory)
-            say(place)
-    return 0
+            yield Told(str(place), name)
+
+
+get = Command(Told, fetched, show_told)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def launcher(server: Server, tmp_path: Path):  # type: ignore[no-untyped-def]
 def test_a_runner_names_its_login_node(launcher) -> None:  # type: ignore[no-untyped-def]
     listed = launcher("list")
     assert listed.returncode == 0, listed.stderr
-    assert listed.stdout.split()[:2] == ["here", "login"]
+    assert listed.stdout.splitlines()[1].split()[:2] == ["here", "login"]
 
 
 def test_what_is_missing_there_is_said_with_what_to_do(launcher) -> None:  # type: ignore[no-untyped-def]

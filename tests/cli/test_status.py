@@ -107,8 +107,15 @@ def test_what_is_printed_agrees_with_its_schema(runs: list[RunRecord], capsys: p
 def test_every_command_that_gives_a_value_has_a_schema(capsys: pytest.CaptureFixture[str]) -> None:
     found = dict(schemas.commands(parser()))
     assert said(capsys, "schema").split("\n")[:-1] == list(found)
-    for command in found.values():
+    for name, command in found.items():
         jsonschema.Draft202012Validator.check_schema(command.schema)
+        one = parser()
+        for word in name.split():
+            one.fill()
+            one = one.commands[word]
+        one.fill()
+        assert "--json" in {flag for action in one.all_flags for flag in action.option_strings}, name
+    assert len(found) > 35
     assert "did you mean 'status'" in said(capsys, "schema", "statsu", code=2)
 
 
