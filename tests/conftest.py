@@ -31,6 +31,40 @@ CANNOT_RUN = 4
 
 IN_CI = os.environ.get("CI") == "true"
 
+LONGEST = (
+    "docs/test_commands.py",
+    "run/test_end_to_end.py",
+    "run/test_rehearsed_containers.py",
+    "run/test_end_to_end_slurm.py",
+    "sweep/test_crash.py",
+    "run/test_orphans_slurm.py",
+    "run/test_endings_slurm.py",
+    "run/test_rehearsed_runs.py",
+    "faults/test_images_short.py",
+    "faults/test_short.py",
+    "container/test_kind.py",
+    "container/test_multinode_kind.py",
+    "run/test_several_people.py",
+    "sweep/test_commands.py",
+    "run/test_believed.py",
+    "scripts/test_cluster.py",
+    "run/test_damaged_records.py",
+    "container/test_multinode_script_runs.py",
+    "model/test_two_users.py",
+    "model/test_nodes.py",
+    "sweep/test_driver.py",
+    "run/test_two_users.py",
+    "container/test_agreement.py",
+    "slurm/test_contract.py",
+    "slurm/test_local.py",
+    "doctor/test_live.py",
+    "remote/test_install.py",
+    "container/test_podman.py",
+    "image/test_two_users.py",
+    "check/test_real_tree.py",
+)
+"""Files of more than half a minute on a machine that others use too, the longest first: none is left for the end."""
+
 
 @dataclass(frozen=True)
 class SlurmCluster:
@@ -50,6 +84,11 @@ def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmClu
         yield SlurmCluster(cluster_environment(directory), directory, nodes)
     finally:
         cluster("down", directory)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / file: place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def require_up(answer: subprocess.CompletedProcess[str]) -> None:

@@ -47,6 +47,10 @@ def test_what_a_skip_does(tmp_path: Path, ci: str, content: str, code: int, said
     assert answer.stdout.splitlines()[-1].startswith("=")
 
 
+def test_the_longest_files_are_there() -> None:
+    assert [file for file in conftest.LONGEST if not (Path(__file__).parent / file).is_file()] == []
+
+
 @pytest.mark.parametrize(("in_ci", "outcome"), [(False, Skipped), (True, Failed)])
 @pytest.mark.parametrize(
     ("code", "said"),
