@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,9 +18,15 @@ from tests.container.multinode_nodes import ID, LANES, Cluster, a_row, llmd, rol
 THREE = {"settings": {"PREFILL_NODES": "2", "DECODE_NODES": "1"}}
 
 
+OVER = threading.Event()
+"""The login node leaves: its thread ends with the test."""
+
+
 @pytest.fixture
-def cluster(tmp_path: Path) -> Cluster:
-    return Cluster(tmp_path)
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    OVER.clear()
+    yield Cluster(tmp_path)
+    OVER.set()
 
 
 def test_each_node_runs_its_container_with_what_the_record_needs(cluster: Cluster) -> None:
@@ -105,7 +111,7 @@ def no_checkout(cluster: Cluster) -> None:
 def attended(cluster: Cluster) -> threading.Thread:
     """The login node is there; it leaves once both nodes have looked."""
     cluster.own.mkdir(parents=True)
-    thread = attend(cluster.own, 2, lambda: not cluster.root.exists())
+    thread = attend(cluster.own, 2, OVER.is_set)
     assert thread is not None
     return thread
 

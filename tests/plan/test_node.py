@@ -106,13 +106,14 @@ def test_a_clock_off_the_file_servers_shows_both_ways(tmp_path: Path) -> None:
 def test_locks_hold_between_the_login_node_and_this_one(
     tmp_path: Path, tools: dict[str, str], code: int, said: str
 ) -> None:
+    before = threading.enumerate()
     with attended(tmp_path) as place:
         assert place is not None
         began = time.monotonic()
         found = look(tmp_path, f"ask_login {place}; hear_login {place}", **tools)
         assert found[0] == code and said.format(place) in found[1]
         assert code or time.monotonic() - began < 10
-    assert not place.exists() and "locks of nodes" not in [thread.name for thread in threading.enumerate()]
+    assert not place.exists() and [t for t in threading.enumerate() if t not in before] == []
 
 
 def test_a_lock_of_the_login_node_that_is_not_seen_here(tmp_path: Path) -> None:
