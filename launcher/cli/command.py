@@ -19,7 +19,7 @@ from types import FunctionType
 from typing import Any, TypeVar
 
 from launcher.core.errors import LauncherError, Wrong
-from launcher.core.lines import Terminal, folded, print_lines
+from launcher.core.lines import Line, Terminal, folded, print_lines
 from launcher.core.redact import redact
 from launcher.core.terminal import say
 
@@ -106,16 +106,31 @@ def shown(
         command.live(found, arguments, ask)
         return 0
     code, terminal = 0, Terminal.of(sys.stdout)
+    pasted = _pasted(arguments)
     for value in found if streams else (found,):
         if as_json:
             print(as_text(command.document(value), indent=0 if streams else 2), flush=True)
         else:
-            print_lines(command.show(value, terminal), terminal)
-        print_lines(command.aside(value), Terminal(), sys.stderr)
+            print_lines(map(pasted, command.show(value, terminal)), terminal)
+        print_lines(map(pasted, command.aside(value)), Terminal(), sys.stderr)
         if not as_json and os.environ.get("GITHUB_ACTIONS") == "true":
             _annotate(_wrong_of(value))
         code = code or command.code(value)
     return code
+
+
+def _pasted(arguments: argparse.Namespace | None) -> Callable[[str], str]:
+    """Has the commands of a line that says what to do next work when they are pasted."""
+    from launcher.cli.pasting import Pasting
+
+    paste = Pasting(arguments or argparse.Namespace())
+
+    def pasted(line: str) -> str:
+        if not line.lstrip().startswith(("Next:", "or:", "hint:")):
+            return line
+        return Line(paste(line), getattr(line, "style", ""))
+
+    return pasted
 
 
 def _annotate(wrong: Sequence[Wrong]) -> None:

@@ -69,7 +69,7 @@ def show(value: Results, terminal: Terminal) -> Iterator[str]:
     elif value.summaries:
         yield from table_lines(value.summaries, terminal.width)
     elif not value.aggregates:
-        yield "no run of these has ended: launcher status RUN"
+        yield "no run of these has ended: `launcher status` shows how they stand"
 
 
 results = Command(
@@ -92,7 +92,7 @@ def summary_of(directory: Path) -> tuple[dict[str, Any] | None, str | None]:
     except ResultError as error:
         return None, f"{directory}: {error.message}"
     except (TypeError, LookupError, AttributeError, OverflowError) as error:
-        why = f"its summary is of another form ({error!r}), launcher collect RUN makes it anew"
+        why = f"its summary is of another form ({error!r}), `launcher collect` makes it anew"
         return None, f"{directory}: {why}"
     return summary, None
 

@@ -17,6 +17,7 @@ import msgspec
 from launcher import __version__
 from launcher.cli.command import Command, Tell
 from launcher.cli.common import ask_first, chosen, meanwhile, of_row, open_project, tell_refused
+from launcher.cli.pasting import Pasting
 from launcher.cli.sweep_driving import detach, drive, summary, sweeps_of
 from launcher.cli.sweep_status import seen
 from launcher.core import lines
@@ -91,7 +92,7 @@ def resume(arguments: argparse.Namespace) -> int:
             print(one_line(f"{point.job} c{point.concurrency}: {point.state}: {point.reason}"))
     if found.points.keys() <= {"ok"}:
         for line in summary(found):
-            say(line)
+            say(Pasting(arguments)(line))
         return 0
     if arguments.detach:
         return detach(project, ledger, arguments)
