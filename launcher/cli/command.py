@@ -126,7 +126,7 @@ def _pasted(arguments: argparse.Namespace | None) -> Callable[[str], str]:
     paste = Pasting(arguments or argparse.Namespace())
 
     def pasted(line: str) -> str:
-        if not line.lstrip().startswith(("Next:", "or:", "hint:")):
+        if getattr(line, "raw", False) or not line.lstrip().startswith(("Next:", "or:", "hint:")):
             return line
         return Line(paste(line), getattr(line, "style", ""))
 
