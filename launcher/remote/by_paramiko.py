@@ -148,7 +148,9 @@ class ParamikoOpener:
 
     def _socket(self, hop: Hop) -> socket.socket | paramiko.Channel:
         if not self._transports:
-            return socket.create_connection((hop.host, hop.port), timeout=_CONNECTING)
+            made = socket.create_connection((hop.host, hop.port), timeout=_CONNECTING)
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # messages are small, and somebody waits
+            return made
         return self._transports[-1].open_channel(
             "direct-tcpip", (hop.host, hop.port), ("127.0.0.1", 0), timeout=_CONNECTING
         )

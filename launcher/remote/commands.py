@@ -17,6 +17,9 @@ from collections.abc import Generator, Mapping
 from typing import IO, Any
 
 PART = 128 << 10
+_TOGETHER = 0.05
+"""Seconds in which what comes goes in one message: each one more may wait a round trip for the one before it (sshd
+leaves Nagle's algorithm on where there is no terminal)."""
 _ENDING = 15.0
 """Seconds for a command to end once nobody listens any more."""
 
@@ -38,14 +41,20 @@ def ask(request: Mapping[str, Any]) -> Generator[Any, None, Any]:
     try:
         child.stdin.write(json.dumps(request).encode() + b"\n")
         readers = [_reader(child.stdout, "out", came), _reader(child.stderr, "said", came)]
-        packing, open_streams = zlib.compressobj(1), len(readers)
+        packing, open_streams, packed = zlib.compressobj(1), len(readers), b""
         while open_streams:
-            name, data = came.get()
-            open_streams -= not data
-            if name == "said":
-                yield from ({"said": text} for text in [data.decode(errors="replace")] if text)
-            elif packed := packing.compress(data) + packing.flush(zlib.Z_SYNC_FLUSH if data else zlib.Z_FINISH):
+            try:
+                name, data = came.get(timeout=_TOGETHER if packed else None)
+            except queue.Empty:
+                name, data = "", b""
+            open_streams -= bool(name) and not data
+            if name == "said" and data:
+                yield {"said": data.decode(errors="replace")}
+            elif name == "out":
+                packed += packing.compress(data) + packing.flush(zlib.Z_SYNC_FLUSH if data else zlib.Z_FINISH)
+            if packed and (not name or len(packed) >= PART or not open_streams):
                 yield packed
+                packed = b""
         return child.wait(_ENDING)
     finally:
         child.stdin.close()

@@ -30,7 +30,7 @@ from tests.remote.servers import Site
 from tests.remote.servers import site as a_site
 from tests.run.driving import ONE
 
-TOKEN = "hf_" + "n0tAr3alToken" * 3
+TOKEN = "hf_" + os.urandom(16).hex()  # of this process alone: all processes are looked at
 
 
 def go_there(site: Site, patch: pytest.MonkeyPatch) -> None:
