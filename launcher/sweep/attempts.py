@@ -128,7 +128,8 @@ class Records:
         """What is wrong with results of an image of this digest; "" when nothing is."""
         if not digest:
             return ""
-        wanted = job.fingerprint.get("image digest") or self._digests.setdefault(job.fingerprint["image"], digest)
+        said = f"{job.runner} {job.kind} {job.fingerprint['image']}"  # of a squash file, or as docker has it
+        wanted = job.fingerprint.get("image digest") or self._digests.setdefault(said, digest)
         return "" if wanted == digest else f"image digest is {digest}, not {wanted}"
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.sweep.points import canaries, guard, ordered, topology_of
 from launcher.sweep.retry import Further, class_of, further, named_node, signature
@@ -191,6 +191,9 @@ class Decisions:
         wanted = attempt.event.concurrencies
         self.ok[job.key] |= seen.ok
         lacking = [c for c in wanted if c not in self.ok[job.key]]
+        if lacking and seen.state == "succeeded":  # the run is good, and its results are none of this sweep
+            text = next((seen.bad[c] for c in lacking if c in seen.bad), "it has no result of them")
+            seen = replace(seen, layer="results", text=text)
         said = signature(seen.layer, seen.text) if lacking else ""
         ended = Ended(
             time=0.0,

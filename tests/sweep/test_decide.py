@@ -11,9 +11,23 @@ import pytest
 
 from launcher.benchmark.benchmark import Role
 from launcher.sweep.decide import Decisions, Start
+from launcher.sweep.overview import told
 from launcher.sweep.points import canaries, differences, ordered
 from launcher.sweep.retry import class_of, further, named_node, signature
-from launcher.sweep.schema import Asked, Began, Event, Excluded, Held, Job, Policy, Retried, Started, Sweep, Voided
+from launcher.sweep.schema import (
+    Asked,
+    Began,
+    Ended,
+    Event,
+    Excluded,
+    Held,
+    Job,
+    Policy,
+    Retried,
+    Started,
+    Sweep,
+    Voided,
+)
 from launcher.sweep.state import Facts, PointState, State, exit_code, point_states
 from tests.benchmarks import a_benchmark
 
@@ -295,6 +309,14 @@ def test_exit_codes(points: list[str], code: int) -> None:
             PointState(f"j{number}", 4, word, "" if failed else rest, exit_code=int(rest) if failed else 0)  # type: ignore[arg-type]
         )
     assert exit_code(states) == code
+
+
+def test_a_good_run_whose_results_are_none_of_this_sweep_says_why() -> None:
+    sim = Sim(a_job(1, 4, 16))
+    sim.starts()
+    (ended,) = sim.end("j1", ok=frozenset({4}), bad={16: "image digest is b, not a"})
+    assert isinstance(ended, Ended) and (ended.state, ended.layer) == ("succeeded", "results")
+    assert told(ended) == "j1: succeeded: results: image digest is b, not a"
 
 
 def test_pause_drain_and_one_runner_alone() -> None:
