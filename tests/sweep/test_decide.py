@@ -314,9 +314,9 @@ def test_exit_codes(points: list[str], code: int) -> None:
 def test_a_good_run_whose_results_are_none_of_this_sweep_says_why() -> None:
     sim = Sim(a_job(1, 4, 16))
     sim.starts()
-    (ended,) = sim.end("j1", ok=frozenset({4}), bad={16: "image digest is b, not a"})
+    (ended,) = sim.end("j1c4", ok=frozenset({4}), bad={16: "image digest is b, not a"})
     assert isinstance(ended, Ended) and (ended.state, ended.layer) == ("succeeded", "results")
-    assert told(ended) == "j1: succeeded: results: image digest is b, not a"
+    assert told(ended) == "j1c4: succeeded: results: image digest is b, not a"
 
 
 def test_pause_drain_and_one_runner_alone() -> None:
