@@ -190,12 +190,17 @@ def test_a_container_that_fails_with_every_result_there(boxes: Boxes) -> None:
     assert (boxes.cluster.workspace / f"stem_{NAMES[4]}").is_file()
 
 
-def test_a_red_look_is_put_down_to_its_node(boxes: Boxes) -> None:
-    check = boxes.cluster.workspace / "benchmarks/multi_node/amd_utils/helpers/rdma_check.sh"
-    check.write_text("exit 1\n")
+@pytest.mark.parametrize(
+    ("fault", "said"), [("rdma", "its RDMA is set up wrongly"), ("locks", "is, on the login node: not seen")]
+)
+def test_a_red_look_is_put_down_to_its_node(boxes: Boxes, fault: str, said: str) -> None:
+    if fault == "locks":  # flock_stand_in: those of the nodes are their own
+        boxes.program("flock", "exit 0")
+    else:
+        (boxes.cluster.workspace / "benchmarks/multi_node/amd_utils/helpers/rdma_check.sh").write_text("exit 1\n")
     record = boxes.ci(code=6)
     assert record.fields.verdict is not None and record.fields.verdict.layer == "node"
-    assert "its RDMA is set up wrongly" in record.fields.verdict.text
+    assert said in record.fields.verdict.text
 
 
 def test_sbatch_refuses(boxes: Boxes) -> None:
