@@ -14,7 +14,7 @@ from launcher.cli import main, schemas
 from launcher.cli.arguments import parser
 from launcher.cli.command import as_it_comes
 from launcher.core.errors import ConfigError
-from launcher.run.naming import shortest
+from launcher.run.naming import shortest, sweep_named
 from launcher.run.record import RecordedJob, RunRecord
 from tests.report.made import write_runs
 
@@ -95,6 +95,14 @@ def test_short_forms_are_whole_words_that_no_other_name_begins_with() -> None:
         "m3": "m3",
         "12345-1-abcdef": "12345",
     }
+
+
+def test_a_sweep_is_known_by_its_beginning(tmp_path: Path) -> None:
+    for name in ("m3", "m3-weekend", "night"):
+        (tmp_path / name).mkdir()
+    assert [sweep_named(tmp_path, given) for given in ("m3", "m3-", "n", "x")] == ["m3", "m3-weekend", "night", "x"]
+    with pytest.raises(ConfigError, match="may be any of 2 sweeps"):
+        sweep_named(tmp_path, "m")
 
 
 def test_what_is_printed_agrees_with_its_schema(runs: list[RunRecord], capsys: pytest.CaptureFixture[str]) -> None:
