@@ -6,15 +6,17 @@ input that was not given is the empty text, and agentic jobs have ``'0'`` for se
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark, Component, Role
-from launcher.benchmark.contracts import MULTI_NODE, contract_in, contract_of
+from launcher.benchmark.contracts import ADDITIONAL_SETTINGS, MULTI_NODE, contract_in, contract_of
 from launcher.benchmark.fields import (
     FILE_NAME,
     WHERE,
@@ -73,8 +75,9 @@ def github_job(environ: Mapping[str, str]) -> GithubJob:
 def benchmark_from_environment(environ: Mapping[str, str]) -> Benchmark:
     """The benchmark that a job's environment means; what is set tells whether it is a job of several nodes or of one.
 
-    Additional settings are the variables that the contract lists for them, set and not empty. Raises ConfigError naming
-    the variable, what was found and what is expected; all missing variables at once.
+    Additional settings are the variables that the contract lists for them, set and not empty, and what the lists of
+    ADDITIONAL_SETTINGS hold. Raises ConfigError naming the variable, what was found and what is expected; all missing
+    variables at once.
     """
     contract = contract_in(environ)
     scenario = read_variables(environ, [f for f in contract.fields if f.attribute == "scenario"]).get("scenario", FIXED)
@@ -92,14 +95,70 @@ def benchmark_from_environment(environ: Mapping[str, str]) -> Benchmark:
     benchmark = Benchmark(
         **values,
         multinode=contract is MULTI_NODE,
-        settings=dict(
-            parse_setting(f"{key}={environ[key]}", WHERE) for key in sorted(contract.settings) if environ.get(key)
-        ),
+        settings=_settings(environ) if contract.settings else {},
         options=contract.options_in(environ),
         source=WHERE,
     )
     _agree(environ, benchmark)
     return benchmark
+
+
+def _settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """The additional settings of a job. Raises ConfigError for one that is not known, and where list and variable
+    contradict each other."""
+    texts = [(name, text) for name in ADDITIONAL_SETTINGS for text in _texts(name, environ.get(name, ""))]
+    listed = dict(parse_setting(text, name) for name, text in texts)
+    exported = dict(
+        parse_setting(f"{key}={environ[key]}", WHERE) for key in sorted(MULTI_NODE.settings) if environ.get(key)
+    )
+    if other := [key for key, value in exported.items() if listed.get(key, value) != value]:
+        key = other[0]
+        raise unexpected_value(key, exported[key], f"{listed[key]!r}, which the additional settings say, or nothing")
+    return dict(sorted({**listed, **exported}.items()))
+
+
+def _texts(name: str, text: str) -> list[str]:
+    """The texts of a JSON list; none where there is no list (``null``)."""
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(text or "null")
+        if value is None or (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+            return value or []
+    raise unexpected_value(name, text, "a JSON list of KEY=VALUE texts")
+
+
+def wrong_variables(environ: Mapping[str, str]) -> Iterator[ConfigError]:
+    """Everything that is wrong with the variables of a job, where `benchmark_from_environment` stops at the first."""
+
+    def wrong(fields: Iterable[Field], needed: Iterable[Field], job: str = "GitHub") -> Iterator[ConfigError]:
+        try:
+            require(environ, needed, job)
+        except ConfigError as error:
+            yield error
+        for field in fields:
+            try:
+                read_variables(environ, [field])
+            except ConfigError as error:
+                yield error
+
+    yield from wrong(_JOB_FIELDS, _JOB_FIELDS)
+    try:
+        contract = contract_in(environ)
+    except ConfigError as error:
+        yield error
+        return
+    scenario = environ.get("SCENARIO_TYPE") or FIXED
+    fields = [*contract.fields, *(field for side in contract.roles.values() for field in side)]
+    before = list(
+        wrong(
+            [f for f in fields if f.scenario in (None, scenario)], contract.required(environ, scenario), contract.name
+        )
+    )
+    yield from before
+    if not before:
+        try:
+            benchmark_from_environment(environ)
+        except ConfigError as error:
+            yield error
 
 
 def unknown_settings(environ: Mapping[str, str]) -> list[tuple[str, str | None]]:
@@ -111,7 +170,7 @@ def unknown_settings(environ: Mapping[str, str]) -> list[tuple[str, str | None]]
     if contract_in(environ) is not MULTI_NODE:
         return []
     fields = (*MULTI_NODE.fields, *(field for side in MULTI_NODE.roles.values() for field in side))
-    known = {*(field.variable for field in fields), *MULTI_NODE.options, *MULTI_NODE.settings}
+    known = {*(field.variable for field in fields), *MULTI_NODE.options, *MULTI_NODE.settings, *ADDITIONAL_SETTINGS}
     found = []
     for name in sorted(environ.keys() - known):
         near = next(iter(difflib.get_close_matches(name, known, n=1, cutoff=_SLIP)), None)
