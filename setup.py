@@ -36,7 +36,7 @@ setup(
         **{package: ["**/*"] for package in DATA},
         "launcher.shipped_data.docs": ["**/*.md"],
         "launcher.check": ["*.json"],
-        "launcher.cli": ["*.txt"],
+        "launcher.cli": ["*.txt", "*.yml"],
         "launcher.doctor": ["*.sh", "*.yaml"],
         "launcher.image": ["*.yaml"],
         "launcher.container": ["*.sh"],

@@ -33,8 +33,8 @@ SECRETS = ("HF_TOKEN", "MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET")
 """What a job of either contract is given and no benchmark holds: their values are in no plan, record or argv."""
 
 ADDITIONAL_SETTINGS = ("PREFILL_ADDITIONAL_SETTINGS", "DECODE_ADDITIONAL_SETTINGS")
-"""The additional settings of a row's sides as JSON lists of KEY=VALUE texts: a workflow gives them by toJSON, and pastes
-nothing into a shell line. Of a key of both sides the later one counts, as in a shell."""
+"""The additional settings of a row's sides as JSON lists of KEY=VALUE texts, as a workflow's toJSON gives them:
+no shell reads them. Of a key of both sides the later one counts, as in a shell."""
 
 CALLER_OPTIONS = (
     # profile.yml

@@ -99,12 +99,29 @@ def _running(commands: Commands) -> None:
     add_sweep(commands)
 
     text = "GitHub Actions entrypoint: everything from the environment"
-    command_of(commands, "ci", "running:ci", text, execution, logs)
+    ci = command_of(commands, "ci", "running:ci", text, execution, logs)
+    before = ci.add_argument_group("before the launch step")
+    text = "say all that this step lacks, exit 2 if anything; nothing is held"
+    before.add_argument(
+        "--check-environment", dest="command", action="store_const", const="workflow:check_environment", help=text
+    )
+    text = f"the workflow that calls this version: {', '.join(WORKFLOWS)}"
+    before.add_argument("--print-workflow", action=_Workflow, choices=WORKFLOWS, metavar="NAME", help=text)
 
     text = "take over a job that was started by hand: follow it, and collect"
     adopt = command_of(commands, "adopt", "running:adopt", text, selection, from_env, execution, logs, as_json)
     adopt.add_argument("job", metavar="JOBID", help="its id in Slurm")
     adopt.add_argument("--output", metavar="DIR", help="what srtctl made for the job (default: seen by its log's path)")
+
+
+WORKFLOWS = ("multi-node", "single-node", "profile", "speedbench")
+
+
+class _Workflow(argparse.Action):
+    """Another command, about the workflow of this name."""
+
+    def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
+        namespace.command, namespace.print_workflow = "workflow:print_workflow", values
 
 
 def _runs(commands: Commands) -> None:

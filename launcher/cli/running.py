@@ -104,7 +104,7 @@ def ci(arguments: argparse.Namespace) -> int:
             plan = project.plan_from_environment(arguments.run_id)
             _announce(github, plan, project)
             github.output("run-id", plan.run_key)
-            github.variable(github_runs.VARIABLE, plan.run_key)  # for the clean-up step
+            _for_later_steps(github, plan)
             end_leftovers(project, plan, github)
             outcomes = _drive(project, [plan], arguments, github=github)
         except ConfigError as error:
@@ -180,6 +180,17 @@ def resume(arguments: argparse.Namespace) -> int:
         return max(_detach(project, record, arguments) for record, _ in recorded)
     with stop_on_signals() as stop:
         return _exit_code(_drive_records(project, recorded, stop, arguments))
+
+
+def _for_later_steps(github: GitHub, plan: Plan) -> None:
+    """Leave the run's id for the clean-up step, and what names artifacts where the workflow does not say it itself."""
+    github.variable(github_runs.VARIABLE, plan.run_key)
+    named = {"RESULT_FILENAME": plan.results.filename}
+    if not plan.benchmark.multinode:
+        named["GPU_COUNT"] = str(plan.benchmark.gpus)
+    for name, value in named.items():
+        if not os.environ.get(name):
+            github.variable(name, value)
 
 
 def _by_hand(project: Project, arguments: argparse.Namespace) -> Plan:
