@@ -45,7 +45,7 @@ def of_github(environ: Mapping[str, str], version: str) -> Iterator[ConfigError]
 
 def serves(version: str, wanted: str) -> bool:
     """Whether a version has what was promised for another one: of the same major version (before 1.0 of the same minor
-    version), and no older (CONTRIBUTING.md, "Versions")."""
+    version), and no older (docs/reference/versions.md)."""
     try:
         ours, theirs = ([int(part) for part in text.split(".")[:3]] for text in (version, wanted))
     except ValueError:

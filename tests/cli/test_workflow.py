@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,13 @@ from launcher.benchmark.matrix import Entry
 from launcher.benchmark.selection import Selection
 from launcher.cli import main
 from launcher.cli.arguments import WORKFLOWS
+from launcher.core.errors import ConfigError
 from launcher.core.shipped import shipped
+from launcher.doctor.step import serves
 from launcher.project import Project
 from tests.cli.github_steps import GitHubJob, programs
 from tests.conftest import SlurmCluster
-from tests.run.driving import KEY, LauncherUser
+from tests.run.driving import KEY, LauncherUser, github_environment
 from tests.run.test_end_to_end import wait_until
 from tests.shared import SHARED, needs_shared
 
@@ -99,6 +103,106 @@ def test_rows_of_inferencex_reach_the_launcher_as_they_are(tmp_path: Path) -> No
             agrees(entry, tmp_path)
 
 
+@pytest.fixture
+def step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+    """`launcher ci --check-environment` in a step of the runner `local`, with changes to a good one; its code and text."""
+    user = LauncherUser(tmp_path)
+    good = {**user.environment(), **github_environment(user), "GITHUB_JOB": "benchmark"}
+    good["GITHUB_ENV"] = good["GITHUB_OUTPUT"]
+
+    def check(capsys: pytest.CaptureFixture[str], **changes: str) -> tuple[int, str]:
+        for name in os.environ.keys() - good.keys():
+            monkeypatch.delenv(name)
+        for name, value in {**good, **changes}.items():
+            monkeypatch.setenv(name, value)
+        code = main(["ci", "--check-environment"])
+        return code, "".join(capsys.readouterr())
+
+    return check
+
+
+LACKS = [
+    ({"GITHUB_ENV": "", "GITHUB_JOB": ""}, ["GITHUB_JOB not set", "GITHUB_ENV: not set"]),
+    ({"LAUNCHER_VERSION": "9.0.0"}, ["LAUNCHER_VERSION: the workflow is written for launcher 9.0.0"]),
+    (
+        {"TP": "8", "RUNNER_NAME": "nobody_0"},
+        ["variables of two kinds of jobs", "no runner file claims the prefix 'nobody'"],
+    ),
+    (
+        {"ISL": "x", "PREFILL_TP": "", "LAUNCHER_STATE": "/proc/1/no"},
+        ["ISL is 'x'", "PREFILL_TP is not set", "records"],
+    ),
+    ({"PATH": "/nowhere"}, ["the runner's host: git is not on PATH"]),
+    (
+        {"PATH": "/nowhere", "RUNNER_NAME": "one-machine_0", "SLURM_CONF": "/nowhere"},
+        ["sbatch is not on PATH", "SLURM_CONF"],
+    ),
+    (
+        {"CONFIG_FILE": "", "PREFILL_ADDITIONAL_SETTINGS": '["CONFIG_FIL=x"]'},
+        ["additional setting 'CONFIG_FIL' is not known"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "lacks"), LACKS, ids=lambda value: ",".join(value))
+def test_a_step_is_told_all_that_it_lacks(
+    step: Any, capsys: pytest.CaptureFixture[str], changes: dict[str, str], lacks: list[str]
+) -> None:
+    code, said = step(capsys, **changes)
+    assert code == 2
+    assert [word for word in lacks if word not in said] == [], said
+    assert said.count("lacks: ") == said.count("::error title=launcher%3A environment::") >= len(lacks)
+    assert "hf_secretsecret" not in said
+
+
+def test_a_step_that_lacks_nothing_is_told_so(step: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, said = step(capsys, LAUNCHER_VERSION=__version__)
+    assert (code, "nothing is missing: " in said) == (0, True), said
+    assert not (tmp_path / "state/runs").exists() and list((tmp_path / "workspace").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "wanted", "good"),
+    [("0.1.3", "0.1.0", True), ("0.2.0", "0.1.9", False), ("0.1.0", "0.1.1", False), ("2.3.0", "2.1.7", True),
+     ("3.0.0", "2.9.9", False), ("2.1.0", "2.2.0", False), ("0.1.0", "x", False)],
+)  # fmt: skip
+def test_which_version_serves_a_workflow(version: str, wanted: str, good: bool) -> None:
+    assert serves(version, wanted) is good
+
+
+def test_settings_of_a_row_are_data(tmp_path: Path) -> None:
+    row = {"CONC_LIST": "4", "PREFILL_ADDITIONAL_SETTINGS": '["CONFIG_FILE=a b;$(id)*", "SLURM_PARTITION=first"]'}
+    given = {
+        **github_environment(LauncherUser(tmp_path)),
+        **row,
+        "DECODE_ADDITIONAL_SETTINGS": '["SLURM_PARTITION=second"]',
+    }
+    del given["CONFIG_FILE"]
+    found = benchmark_from_environment(given).settings
+    assert found == {"CONFIG_FILE": "a b;$(id)*", "SLURM_PARTITION": "second"}
+    for wrong in ('["PATH=/tmp"]', "[1]", "{", '["CONFIG_FILE"]'):
+        with pytest.raises(ConfigError, match="PREFILL_ADDITIONAL_SETTINGS"):
+            benchmark_from_environment({**given, "PREFILL_ADDITIONAL_SETTINGS": wrong})
+    with pytest.raises(ConfigError, match="SLURM_PARTITION is 'third'"):
+        benchmark_from_environment({**given, "SLURM_PARTITION": "third"})
+
+
+@pytest.mark.parametrize(
+    ("names", "by"), [("", "bash"), ("gb200-nv_*", "launcher"), ("x_1 gb200-nv_0", "launcher"), ("gb200-nv_1", "bash")]
+)
+def test_one_runner_after_the_other(tmp_path: Path, names: str, by: str) -> None:
+    """The step of the time between: the programs here only say that they were started."""
+    (step,) = yaml.safe_load(next(block for block in BLOCKS if "BY_LAUNCHER" in block))
+    for path, said in (("launcher", 'echo "launcher $1"'), ("runners/launch_gb200-nv.sh", "echo bash")):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(f"#!/bin/sh\n{said}\n")
+        (tmp_path / path).chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RUNNER_NAME": "gb200-nv_0", "BY_LAUNCHER": names}
+    argv = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
+    done = subprocess.run(argv, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=30)
+    assert done.stdout.split("\n")[:-1] == (["launcher ci"] if by == "launcher" else ["launcher shadow", "bash"])
+
+
 # On the cluster: what a maintainer pastes, on a runner that is called `one-machine_0`.
 
 RUNNER = """\
@@ -107,7 +211,7 @@ sku: one-box
 runners: [one-box]
 tools: rehearsal
 scheduler: {partition: batch, account: benchmark, time-limit: "0:10:00"}
-node: {gpus: 4, arch: x86_64}
+node: {gpus: 4}
 storage: [{path: /, kind: local}]
 images: {directory: "{state}/squash", import-on: login, lock-wait: 60}
 models:
@@ -162,8 +266,7 @@ class Fleet:
             for e in self.entries
             if e.key == KEY and e.benchmark.topology == "1P1D DEP4/TP4" and e.benchmark.isl == 1024
         )
-        data = {**next(of).data, "conc": [4]}
-        return self.job("multi-node", {"config": json.dumps(data)}, **host)
+        return self.job("multi-node", {"config": json.dumps(next(of).data)}, **host)
 
     def one_node(self, name: str = "single-node", **inputs: Any) -> GitHubJob:
         (entry,) = (e for e in self.entries if e.key == "minimaxm3-fp8-local-vllm")
@@ -196,7 +299,7 @@ def test_a_good_job_of_several_nodes(fleet: Fleet) -> None:
     assert "nothing is missing: " in job.said["Check the environment"]
     stem = job.env["RESULT_FILENAME"]
     assert job.outputs == {"run-id": job.env["LAUNCHER_RUN_ID"], "state": "succeeded"}
-    assert len(job.uploads[f"bmk_{stem}"]) == 1 and job.uploads[f"multinode_server_logs_{stem}"]
+    assert len(job.uploads[f"bmk_{stem}"]) == 4 and job.uploads[f"multinode_server_logs_{stem}"]
     assert "hf_secret" not in "".join(job.said.values()).replace("::add-mask::hf_secret_hf_token", "")
     assert fleet.states(job) == ["succeeded"] and fleet.jobs() == ""
 
@@ -205,7 +308,7 @@ def test_a_good_job_of_several_nodes(fleet: Fleet) -> None:
 def test_a_red_job_leaves_its_evidence_and_is_red(fleet: Fleet) -> None:
     job = fleet.several_nodes(LAUNCHER_REHEARSAL_FAULTS="exit=3").go()
     assert (job.state, job.codes) == ("failure", {"Check the environment": 0, "Launch": 6, "Clean up": 0})
-    assert job.outputs["state"] == "failed" and "::error title=launcher: " in job.said["Launch"]
+    assert job.outputs["state"] == "failed" and "::error title=launcher%3A " in job.said["Launch"]
     assert job.uploads[f"multinode_server_logs_{job.env['RESULT_FILENAME']}"] and fleet.jobs() == ""
 
 
@@ -221,25 +324,28 @@ def test_a_cancelled_job_frees_its_nodes_within_githubs_patience(fleet: Fleet) -
     assert job.uploads[f"multinode_server_logs_{job.env['RESULT_FILENAME']}"]
 
 
-@pytest.mark.slurm
-@pytest.mark.parametrize("cleaned", [True, False])
-def test_what_a_killed_launcher_left_is_ended_by_clean_up_or_by_the_next_job(fleet: Fleet, cleaned: bool) -> None:
-    """It answers neither SIGINT nor SIGTERM, so that GitHub kills it; without a step Clean up its host went away."""
+def killed(fleet: Fleet) -> GitHubJob:
+    """A job whose launcher answers neither SIGINT nor SIGTERM, so that GitHub kills it."""
     job = fleet.several_nodes(LAUNCHER_REHEARSAL_FAULTS="hang").go(until="Launch")
     job.hurry = 0.01
     process = job.begin("Launch")
     wait_until(lambda: fleet.released(job))
-    process.send_signal(19)  # SIGSTOP: what it has of signals it gets never
+    process.send_signal(signal.SIGSTOP)  # what it has of signals it gets never
     job.cancel(process)
-    assert job.end("Launch", process) == -9
-    assert fleet.jobs().count("RUNNING") + fleet.jobs().count("PENDING") == 1
-    if cleaned:
-        job.rest(after="Launch")
-        assert job.codes["Clean up"] == 0 and fleet.jobs() == ""
-    after = fleet.several_nodes().go()
-    assert after.state == "success", after.said
-    assert ("was left behind by an earlier job of this runner" in after.said["Launch"]) is not cleaned
-    assert fleet.states(job) == ["cancelled"] and fleet.jobs() == ""
+    assert job.end("Launch", process) == -signal.SIGKILL
+    return job
+
+
+@pytest.mark.slurm
+def test_what_a_killed_launcher_left_is_ended_by_the_next_job_and_by_clean_up(fleet: Fleet) -> None:
+    """The first one's host went away with the runner: no step of it came after."""
+    first = killed(fleet)
+    assert len(fleet.jobs().splitlines()) == 1
+    second = killed(fleet)
+    assert "was left behind by an earlier job of this runner" in second.said["Launch"]
+    assert fleet.states(first) == ["cancelled"] and len(fleet.jobs().splitlines()) == 1
+    second.rest(after="Launch")
+    assert second.codes["Clean up"] == 0 and fleet.states(second) == ["cancelled"] and fleet.jobs() == ""
 
 
 @pytest.mark.slurm
