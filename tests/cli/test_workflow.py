@@ -105,7 +105,7 @@ def test_rows_of_inferencex_reach_the_launcher_as_they_are(tmp_path: Path) -> No
 
 @pytest.fixture
 def step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
-    """`launcher ci --check-environment` in a step of the runner `local`, with changes to a good one; its code and text."""
+    """The command in a step of the runner `local`, with changes to the variables of a good one; its code and text."""
     user = LauncherUser(tmp_path)
     good = {**user.environment(), **github_environment(user), "GITHUB_JOB": "benchmark"}
     good["GITHUB_ENV"] = good["GITHUB_OUTPUT"]
