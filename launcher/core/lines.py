@@ -102,12 +102,23 @@ def table(
         numbers = _numbers(cells, len(heads))
         shared = [
             i
-            for i, head in enumerate(heads[:-1])
-            if i and head and not numbers[i] and len(cells) > 1 and len({row[i] for row in cells}) == 1
+            for i, head in enumerate(heads)
+            if i
+            and head
+            and not numbers[i]
+            and len(cells) > 1
+            and len({row[i] for row in cells}) == 1
+            and (i < len(heads) - 1 or len(cells[0][i]) < _READABLE)
         ]
         if shared:
-            said = ", ".join(f"{heads[i]} {cells[0][i]}" for i in shared if cells[0][i] not in ("", "-"))
-            lines += [Line(line) for line in folded(said, width, "  ")] if said else []
+            said = ""
+            for pair in (f"{heads[i]} {cells[0][i]}" for i in shared if cells[0][i] not in ("", "-")):
+                if said and len(said) + 3 + len(pair) > width:
+                    lines += map(Line, folded(f"{said},", width, "  "))
+                    said = f"  {pair}"
+                else:
+                    said = f"{said}, {pair}" if said else pair
+            lines += map(Line, folded(said, width, "  ")) if said else []
             heads = [head for i, head in enumerate(heads) if i not in shared]
             cells = [[cell for i, cell in enumerate(row) if i not in shared] for row in cells]
     widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
