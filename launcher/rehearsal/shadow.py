@@ -29,7 +29,6 @@ NO_NAMESPACE = 97
 _SHORT = {"-p": "partition", "-A": "account", "-N": "nodes", "-J": "job-name", "-x": "exclude", "-t": "time"}
 _SWITCHES = ("exclusive", "container-mount-home", "container-remap-root", "container-writable")
 _OWN = re.compile(r"--(?:name|label|cidfile)=|--rm$|-d$|--detach$|--pull=missing$")
-_JOINED = re.compile(r"--(?:[\w-]+)$")
 
 
 class NoNamespace(LauncherError):
