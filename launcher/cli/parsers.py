@@ -10,6 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+# argparse looks for translations of its words at each use, in four directories: half of what `launcher --help` costs.
+# There are none of ours.
+vars(argparse)["_"] = str
+
 SUMMARY = "Puts LLM-inference benchmarks onto Slurm clusters, and says truthfully how they ended."
 
 EXITS = """\
