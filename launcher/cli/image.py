@@ -77,7 +77,8 @@ def show_images(value: Sequence[ImageLine], terminal: Terminal) -> Iterator[str]
     if rows:
         yield from table(["image", "MB", "last use", "digest", "live runs", ""], rows, terminal.width)
     total = sum(image.bytes for image in value)
-    yield f"{len(value)} images, {total / 1e9:.2f} GB, {sum(image.problem is not None for image in value)} not whole"
+    damaged = sum(image.problem is not None for image in value)
+    yield f"{len(value)} image{'s' * (len(value) != 1)}, {total / 1e9:.2f} GB, {damaged} not whole"
 
 
 list_images = Command(list[ImageLine], listed, show_images)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import glob
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -81,6 +83,8 @@ def checked(arguments: argparse.Namespace, tell: Tell) -> list[Checkpoint]:
 
 
 def show_checked(value: Sequence[Checkpoint], terminal: Terminal) -> Iterator[str]:
+    if not value:
+        yield Line("no checkpoint was looked at: none of this runner's table can be seen from here", "red")
     for one in value:
         first, *more = _words(one)
         for line in folded(first, terminal.width, "  "):
@@ -93,7 +97,7 @@ check = Command(
     list[Checkpoint],
     checked,
     show_checked,
-    code=lambda value: 0 if all(one.good for one in value) else ModelError.exit_code,
+    code=lambda value: 0 if value and all(one.good for one in value) else ModelError.exit_code,
     document=lambda value: [one.report for one in value],
     form=list[dict[str, Any]],
 )
@@ -255,7 +259,8 @@ def collected(arguments: argparse.Namespace, tell: Tell) -> Removals:
         raise ConfigError("which directories?", hint="name those that hold checkpoints, or --runner NAME")
     directories = {Path(path) for path in arguments.paths}
     if arguments.runner:
-        of_table = {path.parent for path, _ in _paths_of_runner(open_project(arguments).fleet.get(arguments.runner))}
+        project = open_project(arguments)
+        of_table = {path.parent for path, _ in _paths_of_runner(project.fleet.get(arguments.runner), project.state)}
         directories |= {directory for directory in of_table if os.access(directory, os.R_OK)}
     found: list[Leftover] = []
     for directory in sorted(directories):
@@ -277,20 +282,29 @@ def _paths(arguments: argparse.Namespace, *, below: bool) -> Iterator[tuple[Path
                 entries = [Path(entry.path) for entry in os.scandir(path) if entry.is_dir() and entry.name[0] != "."]
         yield from ((entry, "") for entry in sorted(entries))
     if arguments.runner:
-        yield from _paths_of_runner(open_project(arguments).fleet.get(arguments.runner))
+        project = open_project(arguments)
+        yield from _paths_of_runner(project.fleet.get(arguments.runner), project.state)
     elif not arguments.paths:
         raise ConfigError("which checkpoints?", hint="PATH …, or --runner NAME for those of a runner's table")
 
 
-def _paths_of_runner(file: RunnerFile) -> Iterator[tuple[Path, str]]:
-    seen = set()
+def _paths_of_runner(file: RunnerFile, state: Path) -> Iterator[tuple[Path, str]]:
+    """The checkpoints of a runner's table; of a path with `{model}` in it, those that are there."""
+    seen: set[str] = set()
     for rule in file.runner.models:
         for path in [rule.path] if isinstance(rule.path, str) else rule.path:
-            if "{" not in path and not path.startswith("hf:") and path not in seen:
-                seen.add(path)
-                storage = file.storage_of(path)
-                hidden = storage is not None and "login" not in storage.seen_by
-                yield Path(path), describe_when(rule.when) + (", seen by compute nodes only" if hidden else "")
+            named = path.replace("{state}", glob.escape(str(state)))
+            pattern = re.sub(r"\{[^{}]*\}", "*", named)
+            if path.startswith("hf:") or pattern in seen:
+                continue
+            seen.add(pattern)
+            storage = file.storage_of(path)
+            hidden = storage is not None and "login" not in storage.seen_by
+            note = describe_when(rule.when) + (", seen by compute nodes only" if hidden else "")
+            found = [Path(path.replace("{state}", str(state)))]
+            if pattern != named:
+                found = sorted(one for one in Path("/").glob(pattern.lstrip("/")) if one.is_dir())
+            yield from ((one, note) for one in found)
 
 
 def _listed(path: Path, note: str) -> Checkpoint:

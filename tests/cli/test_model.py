@@ -141,3 +141,16 @@ def test_bars_in_a_terminal() -> None:
         progress.advance("shard-0", 100, 0)  # a bar that is gone does not end a copy
     assert "staging, 30 files" in stream.getvalue()
     assert "shard-0" in stream.getvalue()
+
+
+def test_a_table_whose_paths_hold_the_models_name_has_the_checkpoints_that_are_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["model", "check", "--runner", "local", "--state", str(tmp_path / "st*te")]
+    assert main(command) == 4
+    assert "no checkpoint was looked at" in capsys.readouterr().out
+    for name in ("one", "other"):
+        (tmp_path / "st*te/models" / name).mkdir(parents=True)
+    assert main(command) == 4
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "models/one: not whole" in shown and "models/other: not whole" in shown

@@ -24,7 +24,7 @@ PAGES = sorted(
     path.relative_to(ROOT).as_posix() for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")) if path.is_file()
 )
 SESSIONS = (
-    ("docs/tutorial/laptop.md", "docs/guides/reports.md"),
+    ("docs/tutorial/laptop.md", "docs/guides/reports.md", "docs/guides/images.md", "docs/guides/checkpoints.md"),
     ("docs/guides/sweeps.md",),
     ("docs/index.md",),
     ("docs/tutorial/one-machine.md",),
