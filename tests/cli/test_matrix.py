@@ -103,3 +103,12 @@ def test_the_real_masters_expand_to_what_upstreams_generator_printed(
     found = listed(capsys, "--workspace", str(SHARED / "inferencex"), *flags)
     lines = sorted(json.dumps(entry, sort_keys=True) for entry in found)
     assert (len(found), hashlib.sha256("\n".join(lines).encode()).hexdigest()) == UPSTREAM[flags]
+
+
+def test_the_guides_aggregated_row_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs/guides/new-cluster.md").read_text()
+    row = page.partition("## Your own row and recipe")[2].partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "mine.yaml").write_text(row)
+    assert main(["matrix", "--matrix", str(tmp_path / "mine.yaml"), "--json"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert (entry["disagg"], entry["prefill"]["num-worker"], entry["decode"]["num-worker"]) == (False, 2, 0)
