@@ -191,7 +191,7 @@ def test_a_container_that_fails_with_every_result_there(boxes: Boxes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"), [("rdma", "its RDMA is set up wrongly"), ("locks", "is, on the login node: not seen")]
+    ("fault", "said"), [("rdma", "its RDMA is set up wrongly"), ("locks", "a lock that it holds in ")]
 )
 def test_a_red_look_is_put_down_to_its_node(boxes: Boxes, fault: str, said: str) -> None:
     if fault == "locks":  # flock_stand_in: those of the nodes are their own
