@@ -55,17 +55,6 @@ def test_an_anchor_brings_two_keys_to_one_line() -> None:
     assert found.rows == 2
 
 
-def test_text_is_a_line_a_finding() -> None:
-    lines = list(report.text(merged_findings([finding(message="two\n  lines")])))
-    assert lines == ["precision warning /ws/m.yaml:7 two lines"]
-
-
-def test_json_has_the_plans_keys() -> None:
-    assert json.loads(report.as_json(merged_findings([finding()]))) == [
-        {"rule": "precision", "severity": "warning", "message": "m", "where": "/ws/m.yaml:7", "rows": 1}
-    ]
-
-
 def test_annotations_are_escaped_and_relative_to_the_repository() -> None:
     found = [finding(place=SourceLocation(RECIPE, "model"), message="50% of\n::error::x")]
     assert list(report.github(found, ROOTS)) == [
