@@ -67,7 +67,7 @@ def checked() -> tuple[list[dict[str, object]], int]:
 def counted(*places: str) -> tuple[list[dict[str, object]], int]:
     """The findings of a check in a process of its own, and how many Python functions it called."""
     argv = [sys.executable, "-c", COUNTED, "check", "--json", *places]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 1, done.stderr
     return json.loads(done.stdout), int(done.stderr.splitlines()[-1])
 

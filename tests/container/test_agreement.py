@@ -296,15 +296,17 @@ def form(script: str) -> str:
     """A script without its comments, numbers, places and values: what shellcheck looks at is the same for the same."""
     lines: list[str] = []
     for line in script.splitlines():
-        if line.lstrip().startswith("#"):
-            continue
-        if re.match(r"\s*(export )?[A-Z_]+=", line):
-            line = re.sub(r"^(\s*(?:export )?)[A-Za-z_]+=.*$", r"\1A", line)
-        line = re.sub(r"(--[a-z-]+[= ])[^\s\\]+", r"\1V", line)
-        line = re.sub(r"(?<=[=\s'\"])[\w./:@#+-]*[/.:][\w./:@#+-]*", "P", re.sub(r"[0-9]+", "9", line))
-        if lines[-1:] != [line]:
+        if not line.lstrip().startswith("#") and lines[-1:] != [line := _form_of_line(line)]:
             lines.append(line)
     return "\n".join(lines)
+
+
+@cache
+def _form_of_line(line: str) -> str:
+    if re.match(r"\s*(export )?[A-Z_]+=", line):
+        line = re.sub(r"^(\s*(?:export )?)[A-Za-z_]+=.*$", r"\1A", line)
+    line = re.sub(r"(--[a-z-]+[= ])[^\s\\]+", r"\1V", line)
+    return re.sub(r"(?<=[=\s'\"])[\w./:@#+-]*[/.:][\w./:@#+-]*", "P", re.sub(r"[0-9]+", "9", line))
 
 
 def test_every_script_that_the_rows_render_is_sound(landings: list[Landing], tmp_path: Path) -> None:

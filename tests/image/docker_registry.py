@@ -118,7 +118,7 @@ def real_registry(place: Path, *, account: bool = True) -> Iterator[RealRegistry
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 90
         while True:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/", timeout=2).close()

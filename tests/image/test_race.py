@@ -111,7 +111,7 @@ def test_an_importer_stopped_past_its_lease_goes_on_and_harms_nothing(image_root
         published = (image_root / "images" / NAME).stat()
     finally:
         os.kill(first.pid, signal.SIGCONT)
-    out, err = first.communicate(timeout=20)
+    out, err = first.communicate(timeout=120)
     assert (first.returncode, out) == (0, "hit\n"), err
     now = (image_root / "images" / NAME).stat()
     assert (now.st_ino, now.st_mtime_ns) == (published.st_ino, published.st_mtime_ns), "a whole file is not replaced"

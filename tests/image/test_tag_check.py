@@ -80,7 +80,7 @@ def test_a_kept_image_does_not_wait_for_its_registry(
         asked = replace(wanted, reference=reference, uri=Reference.parse(reference).uri)
         began = time.monotonic()
         found = AskingStore(served, ScriptedCommands()).ensure(asked)
-        assert 0.2 <= time.monotonic() - began < 1
+        assert 0.2 <= time.monotonic() - began < 10
         assert found.facts == ("the registry did not say within 0.2 s what the tag names now",)
 
 

@@ -176,7 +176,7 @@ class PreparedTree:
         return apply(submission, scheduler=self.scheduler, sleep=lambda seconds: None)
 
     def wait(self, job: JobKey) -> str:
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 90
         while (state := self.scheduler.poll([job])[job]).phase is not Phase.TERMINAL and time.monotonic() < deadline:
             time.sleep(0.05)
         return state.word

@@ -338,7 +338,7 @@ def test_status_of_5000_records_is_cheap(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             check=True,
-            timeout=120,
+            timeout=600,
         )
         assert len(done.stdout.splitlines()) == 5001
         cpu, memory = map(float, done.stderr.split())

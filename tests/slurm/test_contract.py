@@ -75,7 +75,7 @@ def test_cancelling(cluster: Cluster) -> None:
     cluster.until(job, lambda state: state.word == "RUNNING")
     began = time.monotonic()
     cluster.scheduler.cancel([job])
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30, "it does not wait for the end of the job, which may be long"
     state = cluster.end(job)
     assert state.word == "CANCELLED" and not state.succeeded
     cluster.scheduler.cancel([job])
