@@ -56,7 +56,7 @@ def render(plan: Plan, root: Path) -> str:
         *([_list_back(job), functions.STAGE.strip()] if copy else []),
         _finish(job, engine),
         'mkdir -p -- "$own" || exit 5\nsay "job $SLURM_JOB_ID on $(uname -n)"',
-        *_looks(plan, job),
+        *_looks(plan, job, root),
         *_image(plan, job, engine),
         *(["stage_in"] if copy else []),
         *_cache(plan),
@@ -132,7 +132,7 @@ def _finish(job: ContainerJob, engine: EngineCommands) -> str:
     return "\n".join(lines)
 
 
-def _looks(plan: Plan, job: ContainerJob) -> list[str]:
+def _looks(plan: Plan, job: ContainerJob, root: Path) -> list[str]:
     """The look from this node, also at a checkpoint that the login node has looked at: the job reads it from here."""
     allocation, cache = job.allocation, plan.model.cache
     gpus = allocation.gpus if allocation is not None else plan.benchmark.gpus
@@ -149,7 +149,9 @@ def _looks(plan: Plan, job: ContainerJob) -> list[str]:
         # What takes more than a look at config.json the launcher judges (`launcher.container.checkpoint`).
         looks.append(f"keep_checkpoint {'headers' if 'weights' in plan.model.fingerprint else 'configs'}")
         functions_of_it.append(functions.KEEP.strip())
-    return [*functions_of_it, "\n".join(preflight.with_login('"$own"', looks) if allocation is not None else looks)]
+    if allocation is not None:
+        looks = preflight.with_login('"$own"', looks, local=plan.locks_are_local(str(root)))
+    return [*functions_of_it, "\n".join(looks)]
 
 
 def _image(plan: Plan, job: ContainerJob, engine: EngineCommands) -> list[str]:

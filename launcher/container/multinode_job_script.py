@@ -53,6 +53,7 @@ def render(plan: Plan, root: Path, workspace: str) -> str:
         'fact() { [ "${SLURM_PROCID:-0}" -ne 0 ] || printf \'%s=%s\\n\' "$1" "$2" >>"$own/facts.txt"; }',
         functions().strip(),
         _looks(plan, job),
+        *preflight.expect_of_locks(local=plan.locks_are_local(str(root))),
         _at_run_time(job),
         _settings(job),
         _step(job, place),

@@ -260,6 +260,16 @@ def _compare_look(said: Statement, looked: Looked, hint: str) -> str:
     return f"looked at as jobs do: {looked.fact.replace('_', ' ')}"
 
 
+def _compare_shared_lock(said: Statement, looked: Looked) -> str:
+    """Where the storage has `locks: local`, a node that finds the contrary says so in its fact."""
+    if ", though the runner file" in looked.fact:
+        raise Differ(looked.fact, "take `locks: local` out of its `storage`")
+    hint = (
+        "images may be imported twice at once, and every job of such a node ends; not with `locks: local` in `storage`"
+    )
+    return _compare_look(said, looked, hint)
+
+
 def _compare_checkpoints(said: Statement, facts: ClusterFacts) -> str | None:
     """Of several candidates one has to be whole."""
     paths = [said.value] if isinstance(said.value, str) else said.value
@@ -326,7 +336,7 @@ _ROWS: Sequence[Row] = (
     Row("images.lock", _compare_locks, lambda facts: facts.locks, lambda said: "holds between two processes"),
     Row(
         "images.lock",
-        partial(_compare_look, hint="images may be imported twice at once, and every job of such a node ends"),
+        _compare_shared_lock,
         lambda facts: facts.looked("locks"),
         lambda said: "holds with a node",
     ),

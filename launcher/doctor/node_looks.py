@@ -24,10 +24,10 @@ begin() { look=$1; if [ "$SECONDS" -lt BOUND ]; then tell "begun.$look" ''; else
 """
 
 
-def of_login(place: Path) -> dict[str, list[str]]:
+def of_login(place: Path, *, local_locks: bool) -> dict[str, list[str]]:
     """The looks at what a node and this host agree about, in a directory where this host attends."""
     directory = word(str(place))
-    return {"clock": look_at_clock(directory), "locks": ask_about_locks(directory, [])}
+    return {"clock": look_at_clock(directory), "locks": ask_about_locks(directory, [], local=local_locks)}
 
 
 def of_checkpoints(file: RunnerFile, fill: Fill) -> dict[str, list[str]]:

@@ -89,7 +89,9 @@ def cluster_facts(
         log(f"looking from a node of {partition or 'the default partition'} (a job of at most {JOB_MINUTES} minutes)")
     options = _srun_options(file, slurm) if start else ()
     meet, looks = fill(file.runner.images.directory), node_looks.of_checkpoints(file, fill)
-    login, compute = probe_hosts(run, paths, options, wait=wait, meet=meet, looks=looks)
+    storage = file.storage_of(meet)
+    local = storage is not None and storage.locks == "local"
+    login, compute = probe_hosts(run, paths, options, wait=wait, meet=meet, local_locks=local, looks=looks)
     if node and not on_slurm:
         compute = login  # the embedded scheduler runs its jobs on this very machine
     elif node and not start:
@@ -224,6 +226,7 @@ def probe_hosts(
     *,
     wait: float = 60.0,
     meet: str = "",
+    local_locks: bool = False,
     looks: Mapping[str, list[str]] = MappingProxyType({}),
 ) -> tuple[Host, Fact[Host]]:
     """This host and one compute node, and the directories ``paths`` as each of them sees them.
@@ -246,7 +249,7 @@ def probe_hosts(
         if srun:
             place = login.directories.get(meet)
             with attended(Path(place.at)) if place is not None and place.writable else nullcontext() as met:
-                looks = {**(node_looks.of_login(met) if met is not None else {}), **looks}
+                looks = {**(node_looks.of_login(met, local_locks=local_locks) if met is not None else {}), **looks}
                 compute = _look_from_a_node(run, srun, [token, "compute", *wanted], looks, wait)
     finally:
         ours = {path: str(wanted.index(path)) for path, seen in login.directories.items() if seen.writable}
@@ -260,7 +263,9 @@ def probe_hosts(
         directories[path] = replace(seen, shared=both if path in ours else None)
     if meet in directories and not directories[meet].shared:
         seen_looks = {
-            name: looked for name, looked in seen_looks.items() if name not in node_looks.of_login(Path(meet))
+            name: looked
+            for name, looked in seen_looks.items()
+            if name not in node_looks.of_login(Path(meet), local_locks=local_locks)
         }
     return login, replace(compute, directories=directories, looks=seen_looks)
 

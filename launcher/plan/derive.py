@@ -18,6 +18,7 @@ from launcher.image.reference import PlannedImage, Reference, squash_name
 from launcher.plan.expected import held_against, result_stem
 from launcher.plan.job_environment import names_passed
 from launcher.plan.plan import Expected, Holds, ModelCache, Plan, PlannedModel, SchedulerPlan, WorkspacePlan
+from launcher.runner.cluster_schema import Storage
 from launcher.runner.file import Applied, RunnerFile, applies
 from launcher.runner.schema import Adjustment, ImageRule, Images, LaneRule, ModelRule
 from launcher.runner.templates import fill_in
@@ -284,6 +285,12 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
+def local_locks(storage: Sequence[Storage]) -> dict[str, bool]:
+    """Of each file system whether its locks are each host's own; nothing where none are."""
+    found = {one.path: one.locks == "local" for one in storage}
+    return found if any(found.values()) else {}
+
+
 def whole_plan(
     rules: AppliedRules,
     context: Context,
@@ -318,5 +325,6 @@ def whole_plan(
         narrow=context.narrow,
         exclude=context.exclude,
         passes=names_passed(context.host, runner.pass_environment),
+        local_locks=local_locks(runner.storage),
         details=details,
     )

@@ -222,7 +222,14 @@ class Plan:
     passes: tuple[str, ...] | None = None
     """Names of the host's variables that the job is passed: whoever submits it reads their values from its own
     environment, and no plan holds them. None in plans of earlier versions."""
+    local_locks: dict[str, bool] = field(default_factory=dict)
+    """Of each file system that the runner file names whether locks there are each host's own; empty where none are."""
     schema: int = SCHEMA
+
+    def locks_are_local(self, path: str) -> bool:
+        """Whether locks on the file system of a path are known to be each host's own."""
+        on = [one for one in self.local_locks if path == one or path.startswith(one.rstrip("/") + "/")]
+        return bool(on) and self.local_locks[max(on, key=len)]
 
     def part(self, form: type[Part]) -> Part:
         """What its kind of job alone has of this plan. Raises ConfigError when it is not there, or not whole."""

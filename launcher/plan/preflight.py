@@ -43,14 +43,19 @@ def look_at_clock(directory: str) -> list[str]:
     return [f"look_at_clock {directory}"]
 
 
-def ask_about_locks(directory: str, looks: Sequence[str]) -> list[str]:
+def expect_of_locks(*, local: bool) -> list[str]:
+    """What the runner file says of locks: those that are ``local`` to each host are told, and not judged."""
+    return ["locks_local=yes"] if local else []
+
+
+def ask_about_locks(directory: str, looks: Sequence[str], *, local: bool = False) -> list[str]:
     """The looks, while the login node is asked whether locks hold in the directory: it may take seconds to answer."""
-    return [f"ask_login {directory}", *looks, f"hear_login {directory}"]
+    return [*expect_of_locks(local=local), f"ask_login {directory}", *looks, f"hear_login {directory}"]
 
 
-def with_login(directory: str, looks: Sequence[str]) -> list[str]:
+def with_login(directory: str, looks: Sequence[str], *, local: bool = False) -> list[str]:
     """The looks, beside those at what this node and the login node agree about."""
-    return [*look_at_clock(directory), *ask_about_locks(directory, looks)]
+    return [*look_at_clock(directory), *ask_about_locks(directory, looks, local=local)]
 
 
 def look_at_node(gpus: int, *, alone: bool, patience: int = 0, directories: Sequence[str] = ()) -> list[str]:

@@ -193,14 +193,21 @@ look_at_directories() {
 # What this node and the login node agree about, in a directory that both see (launcher/core/node_partner.py). `ask_login`
 # asks whether the login node sees a lock of ours, and `hear_login` reads the answer once all else was looked at. Where no
 # launcher attends, nothing is known.
-asked_at='' held=''
+asked_at='' held='' locks_local='' # `yes` where the runner file says that locks are each host's own
+unheld() {
+  if [ -n "$locks_local" ]; then
+    fact locks "are each host's own, as the runner file says: $*"
+  else
+    fail 8 "the node $(uname -n): $*; where that is known, \`locks: local\` of its \`storage\` in the runner file lets jobs go on"
+  fi
+}
 ask_login() {
   local code
   [ -e "$1/locks/login" ] && { exec {held}<"$1/locks/node.${SLURM_PROCID:-0}"; } 2>/dev/null || return 0
   flock -n -s "$held" 2>/dev/null # a shared one, which a file that can only be read has as well
   code=$?
   [ "$code" -ne 127 ] || return 0
-  [ "$code" -eq 0 ] || fail 8 "the node $(uname -n): a lock in $1 cannot be had there (flock: $code)"
+  [ "$code" -eq 0 ] || { unheld "a lock in $1 cannot be had there (flock: $code)"; return 0; }
   { : >"$1/locks/asked.${SLURM_PROCID:-0}"; } 2>/dev/null && asked_at=$SECONDS
   return 0
 }
@@ -236,7 +243,11 @@ hear_login() {
   seen=$?
   exec {held}<&- {login}<&-
   rm -f -- "$locks/asked.$me"
-  [ "$answer" = holds ] || fail 8 "the node $(uname -n): a lock that it holds in $1 is, on the login node: $answer"
-  [ "$seen" -ne 0 ] || fail 8 "the node $(uname -n): it does not see the lock that the login node holds in $1"
-  fact locks "hold with the login node"
+  if [ "$answer" != holds ]; then
+    unheld "a lock that it holds in $1 is, on the login node: $answer"
+  elif [ "$seen" -eq 0 ]; then
+    unheld "it does not see the lock that the login node holds in $1"
+  else
+    fact locks "hold with the login node${locks_local:+, though the runner file says that they do not}"
+  fi
 }

@@ -23,6 +23,7 @@ __all__ = ["FILES", "LINES", "TAIL", "Failure", "Verdict", "first_failures", "ta
 
 _BY_TEXT: tuple[tuple[str, str], ...] = (
     ("configuration", r"--container-mounts: source path"),
+    ("node", r"nvidia-container-(?:cli|runtime-hook)|libnvidia-container|unknown or invalid runtime name: nvidia"),
     # What a script of ours says of itself (launcher/container/job_functions.py, launcher/plan/preflight.sh).
     ("node", r"launcher: error: the node"),
     ("image", r"launcher: error: (?:image|the container cannot be made)"),
@@ -73,6 +74,8 @@ _SCHEDULERS = {
     LOST: "Slurm lost the job, and confirms no end of it",
 }
 _NODES = {"NODE_FAIL": "a node failed", "BOOT_FAIL": "a node did not boot"}
+_FAILED_NODE = re.compile(r"\bsrun: error: Node failure on ([A-Za-z0-9_.,\[\]-]{1,200})")
+"""What srun says of the nodes that failed. The node after slurmstepd's ``ON`` is the one that it runs on."""
 _OUT_OF_MEMORY = "OUT_OF_MEMORY"
 _EXCEEDED = re.compile(r"[Ee]xceeded (?:job |step )?memory limit")
 """What slurmstepd says where limits are kept by sampling: Slurm then calls the step cancelled, and the job failed."""
@@ -127,6 +130,9 @@ def _by_slurm(job: JobState, failures: Sequence[Failure]) -> Verdict | None:
     where = f" on {job.nodes}" if job.nodes else ""
     since = f", at {_clock(job.ended)}" if job.ended is not None else ""
     if job.word in _NODES:
+        named = next((found[1] for f in failures if (found := _FAILED_NODE.search(f.text))), job.nodes)
+        of = f", one of {job.nodes}" if named != job.nodes and job.nodes else ""
+        where = f" on {named}{of}" if named else ""
         return Verdict("node", f"{_NODES[job.word]}{where}{since} ({job.word})")
     said = next((f for f in failures if _EXCEEDED.search(f.text)), None)
     if said is not None or job.word == _OUT_OF_MEMORY or (job.derived is not None and job.derived[1] == 125):

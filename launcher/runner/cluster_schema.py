@@ -96,6 +96,9 @@ class Storage(Struct, frozen=True, kw_only=True):
     """``node-local``: each node has its own. ``local``: there is one machine, and this is its disk."""
     seen_by: tuple[Literal["login", "compute"], ...] = ("login", "compute")
     """Which nodes see it."""
+    locks: Literal["shared", "local"] = "shared"
+    """``local``: `flock` is known not to hold between hosts. Jobs then tell it and go on; otherwise they end before an
+    engine starts. The launcher's own locks do not need it."""
     striping: list[Stripe] | None = None
     """On Lustre: layouts of staged checkpoints, by size (default: launcher/model/stage.py); ``[]`` sets none."""
 

@@ -61,7 +61,8 @@ def look_from_a_node(
     argv += [f"--{name}={value}" for name in ("partition", "account") if (value := getattr(planned, name))]
     shared = next((Path(image.squash).parent for image in plan.images if image.shared and image.squash), None)
     with attended(shared) if shared is not None else nullcontext() as place:
-        asked = looks if place is None else with_login(word(str(place)), looks)
+        local = shared is not None and plan.locks_are_local(str(shared))
+        asked = looks if place is None else with_login(word(str(place)), looks, local=local)
         script = "\n".join([_FRAME, functions(), *asked, "uname -n"])
         done = run([*argv, "bash", "-c", script], timeout=2 * WAIT, env=environment)
     said = re.findall(r"launcher: error: (.*)", done.stderr)

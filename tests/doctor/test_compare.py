@@ -290,6 +290,8 @@ def test_locks_that_do_not_hold_differ() -> None:
     [
         ("locks", "images.lock", Looked("", "locks hold with the login node"), "agree", "hold with the login node"),
         ("locks", "images.lock", Looked("the node n: a lock in /x is not seen"), "differ", "is not seen"),
+        ("locks", "images.lock", Looked("", "locks are each host's own, as …"), "agree", "are each host's own"),
+        ("locks", "images.lock", Looked("", "locks hold …, though the runner file says …"), "differ", "though"),
         ("locks", "images.lock", Looked(""), "unknown", "did not come to it"),
         ("locks", "images.lock", Unknown("it took too long"), "unknown", "too long"),
         ("clock", "node", Looked("the node n: its clock is 9 s off", "clock_offset 9"), "differ", "9 s off"),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from launcher.core.node_partner import CLOCK, attended, write_clock
-from launcher.plan.preflight import functions
+from launcher.plan.preflight import expect_of_locks, functions
 
 FRAME = """
 say() { echo "say $*"; }; fact() { echo "fact $1=$2"; }
@@ -103,6 +103,7 @@ def test_a_clock_off_the_file_servers_shows_both_ways(tmp_path: Path) -> None:
     [
         ({}, 0, "fact locks=hold with the login node"),
         ({"flock": "exit 0"}, 8, "a lock that it holds in {0} is, on the login node: not seen"),
+        ({"flock": "exit 0"}, 8, "`locks: local` of its `storage`"),
         ({"flock": "exit 71"}, 8, "a lock in {0} cannot be had there (flock: 71)"),
         ({"flock": "exit 127"}, 0, "nobody on the login node says"),
     ],
@@ -116,6 +117,24 @@ def test_locks_hold_between_the_login_node_and_this_one(
         found = look(tmp_path, LOOK_LONG.format(place), **tools)
         assert found[0] == code and said.format(place) in found[1]
     assert not place.exists() and [t for t in threading.enumerate() if t not in before] == []
+
+
+@pytest.mark.parametrize(
+    ("tools", "said"),
+    [
+        ({}, "hold with the login node, though the runner file says that they do not"),
+        ({"flock": "exit 0"}, "are each host's own, as the runner file says: a lock that it holds in {0} is"),
+        ({"flock": "exit 71"}, "are each host's own, as the runner file says: a lock in {0} cannot be had"),
+    ],
+)
+def test_where_locks_are_known_to_be_local_they_are_told_and_not_judged(
+    tmp_path: Path, tools: dict[str, str], said: str
+) -> None:
+    with attended(tmp_path) as place:
+        assert place is not None
+        calls = [*expect_of_locks(local=True), LOOK_LONG.format(place)]
+        code, found = look(tmp_path, "; ".join(calls), **tools)
+        assert code == 0 and f"fact locks={said.format(place)}" in found
 
 
 def test_a_lock_of_the_login_node_that_is_not_seen_here(tmp_path: Path) -> None:
