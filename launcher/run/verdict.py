@@ -130,7 +130,8 @@ def _by_slurm(job: JobState, failures: Sequence[Failure]) -> Verdict | None:
     where = f" on {job.nodes}" if job.nodes else ""
     since = f", at {_clock(job.ended)}" if job.ended is not None else ""
     if job.word in _NODES:
-        named = next((found[1] for f in failures if (found := _FAILED_NODE.search(f.text))), job.nodes)
+        told = (_FAILED_NODE.search(line) for failure in failures for line in (failure.text, *failure.lines))
+        named = next((found[1] for found in told if found), job.nodes)
         of = f", one of {job.nodes}" if named != job.nodes and job.nodes else ""
         where = f" on {named}{of}" if named else ""
         return Verdict("node", f"{_NODES[job.word]}{where}{since} ({job.word})")

@@ -223,8 +223,8 @@ def test_a_checkpoint_that_the_login_node_sees_is_looked_at_again(host: JobHost)
     assert "is not as long as its header says" in host.run(plan, code=4)
 
 
-@pytest.mark.parametrize("attended", [True, False])
-def test_locks_that_do_not_hold_with_the_login_node(host: JobHost, attended: bool) -> None:
+@pytest.mark.parametrize(("attended", "local"), [(True, False), (True, True), (False, False)])
+def test_locks_that_do_not_hold_with_the_login_node(host: JobHost, attended: bool, local: bool) -> None:
     """flock_stand_in: locks of this node are its own. Without a launcher on the login node that is not known."""
     (host.stand_ins.root / "bin/flock").write_text("#!/bin/sh\nexit 0\n")
     (host.stand_ins.root / "bin/flock").chmod(0o755)
@@ -232,9 +232,11 @@ def test_locks_that_do_not_hold_with_the_login_node(host: JobHost, attended: boo
     over = threading.Event()
     if attended:
         attend(host.own, 1, over.is_set)
-    said = host.run(host.plan(), code=8 if attended else 0)
+    plan = replace(host.plan(), local_locks={"/": False, str(host.root): True} if local else {})
+    red = attended and not local
+    said = host.run(plan, code=8 if red else 0)
     over.set()
-    assert ("launcher: error: the node" in said) == attended and result_is_there(host) != attended
+    assert ("launcher: error: the node" in said) == red and result_is_there(host) != red
 
 
 def _pointer(model: Path) -> None:
