@@ -10,10 +10,10 @@ there, `remote` about login nodes, `detached` about what no terminal has started
 
 There is a module for each group of commands (`running` is about runs, `ending` about cancelling them and cleaning up);
 `common` has what they share. While runs go on `console` shows it, of what `standing` makes of their events; `output` is
-standard output then, and `pasting` has printed commands work. `render` shows tables and copies, `logs`,
-`results` and `importing` (of images) one command each, `checking` and `planning` what is decided. Only argparse is
-imported here and in the three with the arguments, so that ``launcher --help`` answers at once; a command's own module
-is imported when that command runs.
+standard output then, `streaming` has the forms of its lines of JSON, and `pasting` has printed commands work. `render`
+shows tables and copies, `logs`, `results` and `importing` (of images) one command each, `checking` and `planning` what
+is decided. Only argparse is imported here and in the three with the arguments, so that ``launcher --help`` answers at
+once; a command's own module is imported when that command runs.
 """
 
 from __future__ import annotations
@@ -141,6 +141,7 @@ def _complain(error: LauncherError, arguments: argparse.Namespace) -> int:
 
     print(f"launcher: {error.layer}: {Pasting(arguments)(redact(str(error), os.environ))}", file=sys.stderr)
     if os.environ.get("GITHUB_ACTIONS") == "true" and not getattr(arguments, "annotated", False):
-        with GitHub(os.environ, sys.stdout) as github:
+        stream = sys.stderr if getattr(arguments, "json", False) else sys.stdout  # GitHub reads both
+        with GitHub(os.environ, stream) as github:
             github.error(redact(error.message, os.environ), title=f"launcher: {error.layer}")
     return error.exit_code

@@ -99,7 +99,7 @@ def _running(commands: Commands) -> None:
     add_sweep(commands)
 
     text = "GitHub Actions entrypoint: everything from the environment"
-    ci = command_of(commands, "ci", "running:ci", text, execution, logs)
+    ci = command_of(commands, "ci", "running:ci", text, execution, logs, as_json)
     before = ci.add_argument_group("before the launch step")
     text = "say all that this step lacks, exit 2 if anything; nothing is held"
     before.add_argument(

@@ -8,7 +8,6 @@ the end. With ``--json`` every event is a line of JSON instead.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -19,6 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec import UNSET, to_builtins
+
+from launcher.cli import streaming
+from launcher.cli.command import as_text
 from launcher.cli.output import Output
 from launcher.cli.standing import Standing, cut, programs_in_words, together
 from launcher.core.errors import ResultError
@@ -110,8 +113,7 @@ class Console:
             standing.take(event)
             self._changed, self._silences = self._world.clock(), 0
             if self._how.as_json:
-                text = redact(event.text, os.environ)
-                self.value({"event": event.kind, "time": event.time, "run": event.run, "text": text, **event.data})
+                self.value(_happened(event))
             elif self._shows(event) and not self._world.hidden():
                 self._say(f"{event.time - self._began:7.1f}s  {self._line_of(event, standing)}", event.kind)
             if standing.ended and event.run in self._standings:
@@ -149,7 +151,7 @@ class Console:
         logs = self._logs.setdefault(run, LogLines("" if self._how.as_json else self._label(run, "") + "  | "))
         shown = logs.shown(lines)
         if self._how.as_json:
-            self.value({"event": "log", "time": self._world.clock(), "run": run, "lines": shown})
+            self.value(streaming.Logged(time=self._world.clock(), run=run, lines=shown))
             return
         if self._github is None:
             self._say_all(shown, "log")
@@ -160,16 +162,16 @@ class Console:
     def tell(self, kind: str, text: str) -> None:
         """Say what a sweep's driver says."""
         if self._how.as_json:
-            self.value({"event": "sweep", "time": self._world.clock(), "kind": kind, "text": text})
+            self.value(streaming.SweepTold(time=self._world.clock(), kind=kind, text=redact(text, os.environ)))
         elif not self._world.hidden() and (self._how.verbose or kind != "start") and self._loud(kind):
             self._say(self._how.paste(text), {"start": "job", "end": "end"}.get(kind, kind))
 
     def _loud(self, kind: str) -> bool:
         return not self._how.quiet or kind in ("error", "result")
 
-    def value(self, value: Mapping[str, Any]) -> None:
+    def value(self, value: Any) -> None:
         """Print a value as a line of JSON."""
-        self._write(json.dumps({key: one for key, one in value.items() if one is not None}, default=str) + "\n")
+        self._write(as_text(value, indent=0) + "\n")
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -209,8 +211,12 @@ class Console:
         living = list(self._standings.values())
         if self._how.as_json:
             for run, standing in self._standings.items():
-                value = {"event": "waiting", "time": now, "run": run, "text": standing.at, "since": standing.since}
-                self.value({**value, "at_most": standing.at_most, "progress": self._progress_of(run, standing) or None})
+                at_most = UNSET if standing.at_most is None else standing.at_most
+                more = self._progress_of(run, standing) or UNSET
+                value = streaming.Waiting(
+                    time=now, run=run, text=standing.at, since=standing.since, at_most=at_most, progress=more
+                )
+                self.value(value)
             return
         run = next(iter(self._standings))
         one = living[0].waiting(now, self._progress_of(run, living[0]))
@@ -341,16 +347,28 @@ class Console:
             self._gone = True
 
 
-def outcome_value(outcome: Outcome) -> dict[str, Any]:
+def _happened(event: Event) -> Mapping[str, Any]:
+    """An event as a value for JSON: what has no value is left out."""
+    more = {key: one for key, one in event.data.items() if one is not None}
+    text = redact(event.text, os.environ)
+    value = streaming.Happened(event=event.kind, time=event.time, run=event.run, text=text)  # type: ignore[arg-type]
+    return {**to_builtins(value), **more}
+
+
+def outcome_value(outcome: Outcome) -> streaming.Ended:
     """An outcome as a value for JSON."""
     error, judged = outcome.error, outcome.verdict
-    hidden = {
-        "error": None if error is None else redact(str(error), os.environ),
-        "verdict": None if judged is None else redact(str(judged), os.environ),
-    }
-    points = [{"concurrency": p.concurrency, "throughput_per_gpu": p.throughput_per_gpu} for p in outcome.points]
-    value = {"event": "outcome", "run": outcome.run, "state": outcome.state, "exit_code": outcome.exit_code}
-    return {**value, **hidden, "points": points}
+    return streaming.Ended(
+        run=outcome.run,
+        state=outcome.state,
+        exit_code=outcome.exit_code,
+        error=UNSET if error is None else redact(str(error), os.environ),
+        verdict=UNSET if judged is None else redact(str(judged), os.environ),
+        points=[
+            streaming.PointMeasured(concurrency=p.concurrency, throughput_per_gpu=p.throughput_per_gpu)
+            for p in outcome.points
+        ],
+    )
 
 
 def _size_of(path: str) -> int:

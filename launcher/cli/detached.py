@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from launcher.core.publish import private_opener
 from launcher.core.redact import names_a_secret
-from launcher.core.terminal import trusted
+from launcher.core.terminal import say, trusted
 from launcher.remote.commands import own_argv
 
 if TYPE_CHECKING:
@@ -30,6 +30,19 @@ if TYPE_CHECKING:
 _ENDING = 10.0
 """Seconds that a command has to end, once whoever asked for it has gone."""
 _PLACES = ("workspace", "srt_slurm", "runners", "recipes", "slurm_backend")
+
+
+def told(of: str, pid: int, log: Path, words: str, arguments: argparse.Namespace) -> None:
+    """Say who drives a run or sweep, where its output is, and which command shows it."""
+    from launcher.cli.command import as_text
+    from launcher.cli.pasting import Pasting
+    from launcher.cli.streaming import Driven
+
+    if arguments.json:
+        print(as_text(Driven(name=of.partition(" ")[2], pid=pid, log=str(log)), indent=0))
+        return
+    say(f"{of}: driven by pid {pid}, whose output is {log}")
+    say(Pasting(arguments)(f"Next: launcher {words}"))
 
 
 def start(

@@ -17,7 +17,6 @@ from launcher.cli.command import Command, Tell, Told, as_it_comes, of_each, show
 from launcher.cli.common import open_project
 from launcher.core.errors import ConfigError, Wrong, as_error
 from launcher.core.github import GitHub
-from launcher.core.terminal import say
 from launcher.plan.derive import check_run_id
 from launcher.plan.plan import Plan
 from launcher.project import Project
@@ -268,7 +267,7 @@ def runs_of(arguments: argparse.Namespace, project: Project) -> list[str]:
     raise ConfigError("which run?", hint="RUN, or --from-env in a GitHub job; `launcher status` lists them")
 
 
-def end_leftovers(project: Project, plan: Plan, github: GitHub) -> None:
+def end_leftovers(project: Project, plan: Plan, github: GitHub, tell: Tell) -> None:
     """End what a launcher that was killed left of an earlier job of this GitHub runner, and say so."""
     unreadable: list[UnreadableRecord] = []
     left, elsewhere = orphans_of_job_name(project.runs, plan.job_name, unreadable)
@@ -282,7 +281,7 @@ def end_leftovers(project: Project, plan: Plan, github: GitHub) -> None:
         ending = "; ending its job" if lost in ours else ""
         github.warning(f"run {lost.id}: {lost.error}{ending}", title="launcher: records")
         if not ending:
-            say(f"run {lost.id} may be another runner's: `launcher cleanup {lost.id}` ends its job")
+            tell(f"run {lost.id} may be another runner's: `launcher cleanup {lost.id}` ends its job")
     ends = _ends(project, [record.id for record in left], "the next launcher on this runner", unreadable=ours)
-    for one in _side_by_side(ends, lambda text, run: say(text)):
+    for one in _side_by_side(ends, lambda text, run: tell(text)):
         github.warning(f"{one.where or one.of}: {one.message}", title="launcher: left behind")

@@ -19,7 +19,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.cli.command import Command, as_text, wants_json
+import msgspec
+
+from launcher.cli.command import Command, as_text, tell, wants_json
 from launcher.cli.common import ask_first, open_project, planned
 from launcher.cli.on import There, show
 from launcher.cli.pasting import Pasting
@@ -65,7 +67,7 @@ def resume(there: There) -> int:
     views = _views_of(there, there.arguments.runs)
     for one in views:
         if one.state == "succeeded":
-            say(f"run {one.id} has succeeded already")
+            tell(f"run {one.id} has succeeded already")
     left = [one.id for one in views if one.state != "succeeded"]
     if undriven := [one.id for one in views if one.id in left and not one.driven]:
         there.send_files()
@@ -274,9 +276,8 @@ def _show_end(there: There, run_id: str, end: Mapping[str, Any], console: Consol
     if error is not None:
         error.exit_code = code
     if wants_json(there.arguments):
-        console.value(
-            {**outcome_value(Outcome(run_id, str(end.get("state")), error=error)), "verdict": end.get("verdict")}
-        )
+        value, verdict = outcome_value(Outcome(run_id, str(end.get("state")), error=error)), end.get("verdict")
+        console.value(msgspec.structs.replace(value, verdict=str(verdict)) if verdict else value)
         return code
     summary = end.get("summary")
     if isinstance(summary, dict) and any(point["state"] == "ok" for point in summary.get("points", ())):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import time
@@ -14,18 +13,19 @@ from pathlib import Path
 from typing import TextIO, cast
 
 from launcher.cli import detached
-from launcher.cli.command import Command, Tell, Told, show_told
+from launcher.cli.command import Command, Tell, Told, as_text, show_told, tell
 from launcher.cli.common import ask_first, chosen, meanwhile, open_project
 from launcher.cli.console import Console, How, World
 from launcher.cli.ending import end_leftovers, runs_of
 from launcher.cli.output import standard_output_apart
 from launcher.cli.pasting import Pasting
 from launcher.cli.plans import plan_lines, view_of
+from launcher.cli.streaming import Planned, Streams
 from launcher.core.errors import ConfigError, JobError, LauncherError, Wrong, as_error
 from launcher.core.github import GitHub
 from launcher.core.lines import Terminal, print_lines
 from launcher.core.stop import Stop, stop_on_signals
-from launcher.core.terminal import StandardOutput, say
+from launcher.core.terminal import StandardOutput, say, trusted
 from launcher.plan.job_environment import require_passed
 from launcher.plan.plan import Plan
 from launcher.plan.secrets import refuse_secrets
@@ -42,7 +42,7 @@ from launcher.services import open_run, open_services, pace_of
 from launcher.slurm.client import Phase
 
 
-def run(arguments: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     """Run the one benchmark that is selected."""
     with meanwhile("planning", arguments):
         project = open_project(arguments, look=True)
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     if held.gpu_hours is not None:
         cost = f": {held.nodes} nodes × {held.time_limit} = {held.gpu_hours:.1f} GPU-hours at most"
     if arguments.json:
-        print(json.dumps({"event": "run", "run": plan.run_key, "runner": plan.runner, "gpu_hours": held.gpu_hours}))
+        _print_planned(plan)
     elif not arguments.quiet:
         say(f"run {plan.run_key} on {plan.runner}{cost}")
     ask_first(project, {plan.runner: held.gpu_hours}, yes=arguments.yes)
@@ -70,12 +70,11 @@ def _detach(project: Project, record: RunRecord, arguments: argparse.Namespace) 
     record.let_go()
     log = record.directory / "driver.log"
     pid = detached.start(record.id, ["resume", record.id, "--no-logs"], log, project.state, arguments).pid
-    say(f"run {record.id}: driven by pid {pid}, whose output is {log}")
-    say(Pasting(arguments)(f"Next: launcher logs -f {record.id}"))
+    detached.told(f"run {record.id}", pid, log, f"logs -f {record.id}", arguments)
     return 0
 
 
-def adopt(arguments: argparse.Namespace) -> int:
+def _adopt(arguments: argparse.Namespace) -> int:
     """Take over a job that was started by hand: from here on it is this run's, to follow, to cancel, to collect."""
     project = open_project(arguments, look=True)
     by_environment = arguments.from_env
@@ -94,24 +93,36 @@ def adopt(arguments: argparse.Namespace) -> int:
         return _exit_code(_drive_records(project, [(record, plan)], stop, arguments))
 
 
-def ci(arguments: argparse.Namespace) -> int:
+def _ci(arguments: argparse.Namespace) -> int:
     """Run what this GitHub job's environment asks for; results go where the workflow looks."""
     project = open_project(arguments, look=True)
     arguments.annotated = True
-    with GitHub(os.environ, cast(TextIO, StandardOutput())) as github:
+    # GitHub reads both streams; with --json one of them has lines of JSON alone.
+    stream = trusted(sys.stderr) if arguments.json else cast(TextIO, StandardOutput())
+    with GitHub(os.environ, stream) as github:
         github.mask_secrets(os.environ)
         try:
             plan = project.plan_from_environment(arguments.run_id)
+            if arguments.json:
+                _print_planned(plan)
+            else:
+                with github.group(f"Plan: {plan.benchmark.title} on {plan.runner}"):
+                    print_lines(plan_lines([view_of(plan, project.kind)], None), Terminal())
             _announce(github, plan, project)
             github.output("run-id", plan.run_key)
             _for_later_steps(github, plan)
-            end_leftovers(project, plan, github)
+            end_leftovers(project, plan, github, tell if arguments.json else say)
             outcomes = _drive(project, [plan], arguments, github=github)
         except ConfigError as error:
             github.error(str(error), title="launcher: configuration")
             raise
         report_to(github, project.runs, outcomes)
     return _exit_code(outcomes)
+
+
+def _print_planned(plan: Plan) -> None:
+    value = Planned(run=plan.run_key, runner=plan.runner, gpu_hours=plan.scheduler.gpu_hours)
+    print(as_text(value, indent=0), flush=True)
 
 
 def collected(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
@@ -155,14 +166,14 @@ def _collected(project: Project, record: RunRecord) -> str:
     return outcome.state
 
 
-def resume(arguments: argparse.Namespace) -> int:
+def _resume(arguments: argparse.Namespace) -> int:
     """Continue runs where they stopped, in this process."""
     project = open_project(arguments, look=True)
     recorded: list[tuple[RunRecord, Plan]] = []
     for name in dict.fromkeys(arguments.runs):
         record = load_named(project.runs, name)
         if record.fields.state == "succeeded":
-            say(f"run {record.id} has succeeded already")
+            tell(f"run {record.id} has succeeded already")
             continue
         if record.owned_by_another:
             hint = f"launcher logs -f {record.id}"
@@ -180,6 +191,9 @@ def resume(arguments: argparse.Namespace) -> int:
         return max(_detach(project, record, arguments) for record, _ in recorded)
     with stop_on_signals() as stop:
         return _exit_code(_drive_records(project, recorded, stop, arguments))
+
+
+run, adopt, resume, ci = Streams(_run), Streams(_adopt), Streams(_resume), Streams(_ci)
 
 
 def _for_later_steps(github: GitHub, plan: Plan) -> None:
@@ -321,15 +335,13 @@ def _exit_code(outcomes: Sequence[Outcome]) -> int:
 
 
 def _announce(github: GitHub, plan: Plan, project: Project) -> None:
-    """The plan, folded, and its findings as annotations at their lines of the checkout."""
-    with github.group(f"Plan: {plan.benchmark.title} on {plan.runner}"):
-        print_lines(plan_lines([view_of(plan, project.kind)], None), Terminal())
+    """The plan's findings as annotations at their lines of the checkout."""
     for finding in plan.findings:
-        say = github.error if finding.severity == "error" else github.warning
+        annotate = github.error if finding.severity == "error" else github.warning
         inside = finding.line is not None and Path(finding.file).is_relative_to(project.workspace)
         file = str(Path(finding.file).relative_to(project.workspace)) if inside else None
         text = f"{finding.message} [{finding.rule}]" + ("" if inside else f" ({finding.where})")
-        say(text, title=f"launcher: {finding.rule}", file=file, line=finding.line if inside else None)
+        annotate(text, title=f"launcher: {finding.rule}", file=file, line=finding.line if inside else None)
 
 
 def report_to(github: GitHub, runs: Path, outcomes: Sequence[Outcome]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from launcher.cli.arguments import parser
 from launcher.cli.command import Command, as_text
 from launcher.cli.parsers import LazyParser
+from launcher.cli.streaming import Streams
 from launcher.core.errors import ConfigError, suggest
 
 
@@ -26,13 +27,13 @@ def schema(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def commands(top: LazyParser, name: str = "") -> Iterator[tuple[str, Command]]:
-    """Every command that gives a value, by its words."""
+def commands(top: LazyParser, name: str = "") -> Iterator[tuple[str, Command | Streams]]:
+    """Every command that gives a value, or JSON lines, by its words."""
     target = top.get_default("command")
     if target is not None:
         module, _, function = target.partition(":")
         found = getattr(importlib.import_module(f"launcher.cli.{module}"), function)
-        if isinstance(found, Command):
+        if isinstance(found, Command | Streams):
             yield name, found
     top.fill()
     for word, below in top.commands.items():

@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.cli import detached
+from launcher.cli.command import tell
 from launcher.cli.console import Console, World
 from launcher.cli.output import Output, standard_output_apart
-from launcher.cli.pasting import Pasting
 from launcher.cli.running import how_much, progress_of
+from launcher.cli.streaming import SweepEnded
 from launcher.cli.sweep_status import Sight, asks
 from launcher.core.errors import ConfigError, LauncherError, as_error
 from launcher.core.lease import LockOwner
 from launcher.core.process import run as run_program
 from launcher.core.stop import Stop, stop_on_signals
-from launcher.core.terminal import one_line, say
+from launcher.core.terminal import one_line
 from launcher.project import Project
 from launcher.run.loop import run_feed
 from launcher.run.record import Event as RunEvent
@@ -82,10 +83,9 @@ def detach(project: Project, ledger: Ledger, arguments: argparse.Namespace) -> i
         error = LauncherError(f"its driver ended at once: {said or child.returncode}", where=str(log))
         error.exit_code = child.returncode if child.returncode > 0 else error.exit_code
         raise error
-    say(f"sweep {ledger.id}: driven by pid {child.pid}, whose output is {log}")
     if not begun and child.returncode is None:
-        say(f"sweep {ledger.id}: it has not begun within {patience:.0f} s")
-    say(Pasting(arguments)(f"Next: launcher sweep status {ledger.id} --watch"))
+        tell(f"sweep {ledger.id}: it has not begun within {patience:.0f} s")
+    detached.told(f"sweep {ledger.id}", child.pid, log, f"sweep status {ledger.id} --watch", arguments)
     return 0
 
 
@@ -101,7 +101,7 @@ def drive(project: Project, ledger: Ledger, arguments: argparse.Namespace, polic
                 hint=f"launcher sweep status {ledger.id}; --take-over waits for proof that it is gone",
             )
         for fact in held.facts:
-            say(fact)
+            tell(fact)
         driving = _Driving(project, ledger, arguments, stop)
         driver = driving.driver(lock)
         return driving.run(driver, policy)
@@ -175,8 +175,8 @@ class _Driving:
             for line in summary(result):
                 self._tell("result", line)
             if how.as_json:
-                value = {"sweep": result.id, "points": result.points, "exit_code": result.exit_code}
-                self._console.value({"event": "end", **value})
+                value = SweepEnded(sweep=result.id, points=result.points, exit_code=result.exit_code)
+                self._console.value(value)
         return result.exit_code
 
     def _live_view(self, driver: Driver, output: Output) -> LiveView | None:

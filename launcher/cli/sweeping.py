@@ -15,9 +15,10 @@ from typing import Any
 import msgspec
 
 from launcher import __version__
-from launcher.cli.command import Command, Tell
+from launcher.cli.command import Command, Tell, tell
 from launcher.cli.common import ask_first, chosen, meanwhile, of_row, open_project, tell_refused
 from launcher.cli.pasting import Pasting
+from launcher.cli.streaming import Streams, lines_of_sweeps
 from launcher.cli.sweep_driving import detach, drive, summary, sweeps_of
 from launcher.cli.sweep_status import seen
 from launcher.core import lines
@@ -38,7 +39,7 @@ from launcher.sweep.schema import Job, Policy, Reused, Sweep
 from launcher.sweep.state import State
 
 
-def start(arguments: argparse.Namespace) -> int:
+def _start(arguments: argparse.Namespace) -> int:
     """Make a sweep of all benchmarks that are selected, and drive it; what cannot take part is listed.
 
     The exit code is 0 only when every point is ok, 7 when points are left, else that of the first that failed.
@@ -82,22 +83,26 @@ def start(arguments: argparse.Namespace) -> int:
     return drive(project, ledger, arguments, policy) or code
 
 
-def resume(arguments: argparse.Namespace) -> int:
+def _resume(arguments: argparse.Namespace) -> int:
     """Go on with a sweep: living jobs first, then what has no valid result."""
     project = open_project(arguments, look=True)
     ledger = Ledger.load(sweeps := sweeps_of(project), sweep_named(sweeps, arguments.name))
     found = seen(project.runs, ledger)
+    out = tell if arguments.json else say
     if arguments.explain:
         for point in found.states:
-            print(one_line(f"{point.job} c{point.concurrency}: {point.state}: {point.reason}"))
+            out(one_line(f"{point.job} c{point.concurrency}: {point.state}: {point.reason}"))
     if found.points.keys() <= {"ok"}:
         for line in summary(found):
-            say(Pasting(arguments)(line))
+            out(Pasting(arguments)(line))
         return 0
     if arguments.detach:
         return detach(project, ledger, arguments)
     policy = State(ledger.sweep, ledger.events()).policy
     return drive(project, ledger, arguments, policy)
+
+
+start, resume = Streams(_start, lines_of_sweeps), Streams(_resume, lines_of_sweeps)
 
 
 def _selected(

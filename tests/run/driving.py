@@ -21,7 +21,8 @@ import pytest
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import environment_of
 from launcher.benchmark.selection import Selection
-from launcher.cli import main
+from launcher.cli import main, schemas
+from launcher.cli.arguments import parser
 from launcher.core.process import ProcessIdentity
 from launcher.project import Project
 
@@ -136,13 +137,27 @@ class LauncherUser:
         raise AssertionError(f"not within {seconds} s: {self.record(run_id)}")
 
 
+class _Copied(io.StringIO):
+    """What is written to it is written to ``to`` as well."""
+
+    to: io.StringIO
+
+    def write(self, text: str) -> int:
+        self.to.write(text)
+        return super().write(text)
+
+
 class InProcessUser(LauncherUser):
-    """The same user, whose commands run in this process: what they say and their exit codes are the same."""
+    """The same user, whose commands run in this process: what they say and their exit codes are the same. ``printed``
+    is what the last one wrote to standard output alone."""
+
+    printed = ""
 
     def launcher(self, *arguments: str, code: int = 0, timeout: float = 120, **more: str) -> str:
         """Run one command to its end; the output, after the exit code was what is expected."""
-        out = io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        out, alone = io.StringIO(), _Copied()
+        alone.to = out
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(alone), contextlib.redirect_stderr(out):
             patch.chdir(self.workspace)
             environment = self.environment(**more)
             for name in os.environ.keys() - environment.keys():
@@ -150,8 +165,20 @@ class InProcessUser(LauncherUser):
             for name, value in environment.items():
                 patch.setenv(name, value)
             exit_code = main(arguments)
+        self.printed = alone.getvalue()
         assert exit_code == code, f"exit {exit_code}, expected {code}:\n{out.getvalue()}"
         return out.getvalue()
+
+
+def valid_lines(user: InProcessUser, command: str) -> list[dict[str, Any]]:
+    """The lines of JSON that a command printed last, each of which agrees with its schema."""
+    import jsonschema
+
+    validator = jsonschema.Draft202012Validator(dict(schemas.commands(parser()))[command].schema)
+    values: list[dict[str, Any]] = [json.loads(line) for line in user.printed.splitlines()]
+    for value in values:
+        validator.validate(value)
+    return values
 
 
 def running(record: Mapping[str, Any]) -> bool:

@@ -26,7 +26,7 @@ from launcher.slurm.client import JobState, Phase
 from launcher.srtctl.planned import SrtctlJob
 from launcher.srtctl.recipe import dump, variants
 from tests.cli.scenes import never_silent  # noqa: F401
-from tests.run.driving import KEY, InProcessUser, LauncherUser, github_environment, one_benchmark
+from tests.run.driving import KEY, InProcessUser, LauncherUser, github_environment, one_benchmark, valid_lines
 from tests.run.runs import ScriptedScheduler, a_run, services
 
 pytestmark = pytest.mark.usefixtures("never_silent")
@@ -37,12 +37,12 @@ QUICK = {"LAUNCHER_REHEARSAL_SECONDS": "0.01"}
 
 
 @pytest.fixture(scope="module")
-def shared_user(tmp_path_factory: pytest.TempPathFactory) -> LauncherUser:
+def shared_user(tmp_path_factory: pytest.TempPathFactory) -> InProcessUser:
     return InProcessUser(tmp_path_factory.mktemp("user"), extra=QUICK)
 
 
 @pytest.fixture
-def user(shared_user: LauncherUser) -> Iterator[LauncherUser]:
+def user(shared_user: InProcessUser) -> Iterator[InProcessUser]:
     yield shared_user
     shared_user.forget_runs()
 
@@ -201,6 +201,15 @@ def test_ci_puts_results_where_the_workflow_looks(user: LauncherUser) -> None:
     assert "no job is left" in user.launcher("cleanup", "--from-env", **environment)
 
 
-def test_ci_fails_with_an_annotation(user: LauncherUser) -> None:
-    said = user.launcher("ci", code=7, **github_environment(user), LAUNCHER_REHEARSAL_FAULTS="partial-results")
+def test_ci_fails_with_an_annotation_and_what_streams_has_its_schema(user: InProcessUser) -> None:
+    environment = {**github_environment(user), "LAUNCHER_REHEARSAL_FAULTS": "partial-results"}
+    said = user.launcher("ci", "--json", code=7, **environment)
     assert "::error title=launcher: results::" in said.replace("%3A", ":")
+    lines = valid_lines(user, "ci")
+    assert {"run", "stage", "job", "log", "end", "verdict", "outcome"} <= {line["event"] for line in lines}
+    assert lines[0]["runner"] == "local" and lines[-1]["exit_code"] == 7
+    assert "hf_secretsecret" not in user.printed
+    run = lines[0]["run"]
+    for command, code in (("logs", 0), ("collect", 7), ("resume", 7), ("cancel", 0)):
+        user.launcher(command, run, "--json", code=code)
+        assert valid_lines(user, command), command

@@ -25,7 +25,7 @@ from launcher.sweep.ledger import Ledger, names
 from launcher.sweep.making import RunMaker
 from launcher.sweep.retry import TIME_LIMIT
 from launcher.sweep.schema import Began, Left, Policy, Retried, Started
-from tests.run.driving import KEY, InProcessUser, LauncherUser
+from tests.run.driving import KEY, InProcessUser, LauncherUser, valid_lines
 from tests.sweep.test_decide import a_job
 
 SELECTED = ("-k", KEY, "--runner", "local", "--seq", "1k1k", "--topology", "1P1D*", "--conc", "4")
@@ -135,8 +135,11 @@ def test_a_sweep_from_its_start_to_points_that_another_one_takes_over(user: InPr
     explained = user.launcher("sweep", "resume", "one", "--explain")
     assert explained.count("a valid result of run") == 2
     assert "2 points are done already" in user.launcher("sweep", "plan", *SELECTED)
-    again = user.launcher("sweep", "start", *SELECTED, "--name", "two", "--reuse", "one")
-    assert "sweep two  2/2 ok" in again
+    user.launcher("sweep", "resume", "one", "--json", "--explain")
+    assert user.printed == ""
+    user.launcher("sweep", "start", *SELECTED, "--name", "two", "--reuse", "one", "--json")
+    *_, end = valid_lines(user, "sweep start")
+    assert end == {"event": "sweep-end", "sweep": "two", "points": {"ok": 2}, "exit_code": 0}
     states = json.loads(user.launcher("sweep", "status", "two", "--json"))["states"]
     assert all(point["reused"] and point["run"].startswith("one-") for point in states)
     assert len(user.run_ids()) == 2
