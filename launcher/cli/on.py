@@ -21,6 +21,7 @@ from launcher.benchmark.contracts import SECRETS
 from launcher.cli.command import Command, shown
 from launcher.cli.pasting import Pasting
 from launcher.cli.remote import LoginNode, connected
+from launcher.core.checkout_head import head_commit
 from launcher.core.errors import ConfigError, RemoteError
 from launcher.remote import bundle
 from launcher.remote.session import Session
@@ -47,9 +48,9 @@ _NOT_THERE = {
     "runner_doctor:new": "log in there: it writes a file",
 }
 
-_PLACES = ("runners", "recipes")
-_OF_WORKSPACE = ("configs", "runners", "benchmarks")
-"""What of a workspace plans and jobs read."""
+_PLACES = ("runners", "recipes", "srt_slurm")
+_OF_WORKSPACE = ("configs", "runners", "benchmarks", "utils")
+"""What of a workspace plans and jobs read: benchmark scripts call those of ``utils``."""
 
 
 class There:
@@ -91,7 +92,7 @@ class There:
         flags: dict[str, Any] = {name: f"{directory}/{name}" if place else None for name, place in named.items()}
         if matrices := _matrices(self.arguments):
             flags["matrix"] = [f"{directory}/{name}" for name in matrices]
-        return {**flags, "workspace": f"{directory}/workspace", "srt_slurm": None}
+        return {**flags, "workspace": f"{directory}/workspace"}
 
 
 class _Answer:
@@ -212,12 +213,15 @@ def _needs_files(arguments: argparse.Namespace) -> bool:
     return named or hasattr(arguments, "key") or arguments.command == "sweep_asking:add"
 
 
-def local_files(arguments: argparse.Namespace, workspace: Path) -> dict[str, Path]:
-    """The files here that a command there needs: their names in the bundle → where they are."""
-    files = {name: Path(place) for name in _PLACES if (place := _named(arguments, name))}
+def local_files(arguments: argparse.Namespace, workspace: Path) -> dict[str, Path | bytes]:
+    """The files here that a command there needs: their names in the bundle → where they are. With a workspace goes
+    the commit at which it stands, as a checkout's own file has it: records say it."""
+    files: dict[str, Path | bytes] = {name: Path(place) for name in _PLACES if (place := _named(arguments, name))}
     given = arguments.workspace or os.environ.get("GITHUB_WORKSPACE")
     if given or (workspace / "configs").is_dir() or (workspace / "runners").is_dir():
         files |= {f"workspace/{name}": workspace / name for name in _OF_WORKSPACE if (workspace / name).is_dir()}
+        if commit := head_commit(workspace):
+            files["workspace/.git/HEAD"] = f"{commit}\n".encode()
     return {**files, **_matrices(arguments)}
 
 

@@ -137,22 +137,33 @@ doctor = Command(NodeView, examined, show_node)
 
 @dataclass(frozen=True)
 class Versions:
-    """Versions of the launcher on a login node that nobody needs, removed if ``applied``; and those that are kept."""
+    """Versions of the launcher on a login node that nobody needs, removed if ``applied``; and those that are kept.
+    ``bundles`` are files sent there, of which the same is true; ``wrong`` says why they were not looked at."""
 
     applied: bool
     gone: tuple[str, ...]
     kept: tuple[str, ...]
+    bundles: tuple[str, ...] = ()
+    wrong: tuple[Wrong, ...] = ()
 
 
 def collected(arguments: argparse.Namespace, tell: Tell) -> Versions:
-    """Versions that nobody needs there; a dry run unless ``--apply``."""
+    """Versions and files that nobody needs there; a dry run unless ``--apply``."""
+    bundles, wrong = [], tuple[Wrong, ...]()
     with connected(arguments, arguments.name) as node:
         gone, kept = node.installer.collect(keep=2, named=(), apply=arguments.apply)
-    return Versions(bool(arguments.apply), tuple(gone), tuple(kept))
+        try:
+            with node.session() as session:
+                bundles = [str(name) for name in session.request("tidy", apply=bool(arguments.apply))]
+        except RemoteError as error:
+            wrong = (Wrong.by(error),) if kept else ()  # where no launcher is, none has sent files
+    return Versions(bool(arguments.apply), tuple(gone), tuple(kept), tuple(bundles), wrong)
 
 
 def show_versions(value: Versions, terminal: Terminal) -> Iterator[str]:
-    yield from (f"{'removed' if value.applied else 'would remove'} {name}" for name in value.gone)
+    does = "removed" if value.applied else "would remove"
+    yield from (f"{does} {name}" for name in value.gone)
+    yield from (f"{does} files that were sent: {one_line(name)[:12]}" for name in value.bundles)
     yield f"{len(value.kept)} versions are kept"
 
 
@@ -201,21 +212,37 @@ class LoginNode:
         write_text(self._version, version)
 
     def session(self) -> Session:
-        """Speak with this version of the launcher there. Raises RemoteError."""
-        from launcher.remote.session import Session
+        """Speak with this launcher there, of the same files as here. Raises RemoteError."""
+        from launcher.remote.install import content_name
 
-        if self._version.is_file() and (known := self._version.read_text()).startswith(f"{__version__}-"):
+        ours = f"{content_name()}-"
+        if self._version.is_file() and (known := self._version.read_text()).startswith(ours):
             try:
-                return Session(self.opener.open(self.installer.command(known)), self.name)
+                return self._spoken(known)
             except RemoteError as error:
                 if error.hint is None or "remote install" not in error.hint:
                     raise
-        ours = [name for name in self.installer.look().versions if name.startswith(f"{__version__}-")]
-        if not ours:
-            hint = f"launcher remote install {self.name}"
-            raise RemoteError(f"launcher {__version__} is not installed there", where=self.name, hint=hint)
-        session = Session(self.opener.open(self.installer.command(ours[-1])), self.name)
-        self.remember(ours[-1])
+        versions = self.installer.look().versions
+        found = [name for name in versions if name.startswith(ours)]
+        if not found:
+            what = f"launcher {__version__} is not installed there"
+            if any(name.startswith(f"{__version__}-") for name in versions):
+                what = f"launcher {__version__} there is of other files than this one"
+            elif versions:
+                what += f", but {', '.join(one_line(name) for name in versions[-3:])}"
+            raise RemoteError(what, where=self.name, hint=f"launcher remote install {self.name}")
+        session = self._spoken(found[-1])
+        self.remember(found[-1])
+        return session
+
+    def _spoken(self, version: str) -> Session:
+        from launcher.remote.session import Session
+
+        session = Session(self.opener.open(self.installer.command(version)), self.name)
+        if (said := session.greeting.get("version")) != __version__:
+            session.close()
+            what = f"launcher {one_line(said)[:80]} answers there, and this one is {__version__}"
+            raise RemoteError(what, where=self.name, hint=f"launcher remote install {self.name}")
         return session
 
 

@@ -7,6 +7,7 @@ bundle that is there already is not sent again.
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import io
@@ -18,10 +19,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from launcher.core.errors import ConfigError, RemoteError
+from launcher.core.errors import ConfigError, LauncherError, RemoteError
+from launcher.core.lease import LockOwner, read_owner
 from launcher.core.publish import make_private, publishing_directory, remove_tree
 from launcher.core.terminal import one_line
 from launcher.remote.session import Session
+from launcher.run.record import RunRecord
 
 PART = 512 << 10
 """Bytes of a bundle in one message."""
@@ -42,20 +45,22 @@ class Bundle:
     content: bytes
 
 
-def pack(places: Mapping[str, Path]) -> Bundle:
-    """The files of ``places``, a name in the bundle → a file or directory here. Raises ConfigError, OSError."""
+def pack(places: Mapping[str, Path | bytes]) -> Bundle:
+    """The files of ``places``, a name in the bundle → a file or directory here, or what a file of it holds. Raises
+    ConfigError, OSError."""
     packed = io.BytesIO()
     size = count = 0
     with tarfile.open(fileobj=packed, mode="w") as tar:
         for name, place in sorted(places.items()):
-            for path, inner in _files(place):
+            for path, inner in [(None, "")] if isinstance(place, bytes) else _files(place):
                 member = tarfile.TarInfo(f"{name}/{inner}" if inner else name)
-                content = path.read_bytes()
-                member.size, member.mode = len(content), 0o700 if os.access(path, os.X_OK) else 0o600
+                content = place if isinstance(place, bytes) else (path or place).read_bytes()
+                runs = path is not None and os.access(path, os.X_OK)
+                member.size, member.mode = len(content), 0o700 if runs else 0o600
                 size, count = size + len(content), count + 1
                 if size > MOST or count > MOST_FILES:
                     message = f"more than {MOST >> 20} MiB or {MOST_FILES} files would be sent to the login node"
-                    raise ConfigError(message, where=str(place), hint="name a smaller directory")
+                    raise ConfigError(message, where=name, hint="name a smaller directory")
                 tar.addfile(member, io.BytesIO(content))
     content = gzip.compress(packed.getvalue(), mtime=0)
     return Bundle(hashlib.sha256(content).hexdigest(), content)
@@ -100,7 +105,10 @@ def take(directory: Path, digest: str, offset: int, data: str, last: bool) -> st
         raise RemoteError("a bundle's name is its SHA-256")
     final = directory / digest
     if final.is_dir() or not data:
-        return str(final) if final.is_dir() else None
+        if not final.is_dir():
+            return None
+        os.utime(final)  # it is used again: `remove_unneeded` counts from here
+        return str(final)
     make_private(directory)
     part = directory / f".{digest}.{os.getpid()}"
     for left in directory.glob(".*") if not offset else ():  # by connections that were cut
@@ -122,6 +130,37 @@ def take(directory: Path, digest: str, offset: int, data: str, last: bool) -> st
     finally:
         if not kept:
             part.unlink(missing_ok=True)
+
+
+def remove_unneeded(state: Path, *, apply: bool) -> list[str]:
+    """Names of the bundles of a state directory that nobody needs, removed with ``apply``: nobody asked for them
+    for a day, and no run that has not ended names them. A driver has its paths in memory alone: while a sweep is
+    driven all stay, on whatever host that is. Raises OSError."""
+    directory = state / "bundles"
+    named = set[str]()
+    for owner in state.glob("sweeps/*/driver"):
+        found = read_owner(owner)
+        if found is not None and not LockOwner.from_json(found[0]).is_dead:
+            return []
+    for run in state.glob("runs/*/"):
+        try:
+            if RunRecord.load(run.parent, run.name).settled:
+                continue
+        except LauncherError:
+            pass  # what cannot be read may be going on
+        for file in run.glob("*.json"):
+            with contextlib.suppress(OSError):
+                named |= {part.decode() for part in re.findall(rb"bundles/([0-9a-f]{64})", file.read_bytes())}
+    gone = []
+    for place in sorted(directory.iterdir()) if directory.is_dir() else ():
+        unused = time.time() - place.stat().st_mtime > _ABANDONED
+        if unused and _DIGEST.fullmatch(place.name) and place.name not in named:
+            gone.append(place.name)
+            if apply:
+                hidden = directory / f".removed.{place.name}.{os.getpid()}"  # nobody starts with half of it
+                place.rename(hidden)
+                remove_tree(hidden)
+    return gone
 
 
 def _unpack(content: bytes, directory: Path) -> None:

@@ -159,13 +159,19 @@ def wheels_for(node: Node, *, cache: Path, run: CommandRunner, wheels: Path | No
     return [file for file in files if file is not None]
 
 
-def version_name(wheels: Sequence[Path]) -> str:
-    """What this launcher with these wheels is called there; any byte of them changes it."""
+def content_name() -> str:
+    """What this launcher is called, by its version and by its own files: any byte of them changes it. An installed one
+    and the checkout that it was packed from have the same name."""
     digest = hashlib.sha256()
-    package = Path(__file__).resolve().parents[1]
-    for path, name in (*((file, file.name) for file in wheels), *_own_files(package)):
+    for name, path in sorted((name, path) for path, name in _own_files(Path(__file__).resolve().parents[1])):
         digest.update(f"{name} {sha256_of(path)}\n".encode())
     return f"{__version__}-{digest.hexdigest()[:12]}"
+
+
+def version_name(wheels: Sequence[Path]) -> str:
+    """What this launcher with these wheels is called there; any byte of them changes it."""
+    digest = hashlib.sha256("".join(f"{file.name} {sha256_of(file)}\n" for file in wheels).encode())
+    return f"{content_name()}-{digest.hexdigest()[:8]}"
 
 
 def bundle(wheels: Sequence[Path]) -> Bundle:

@@ -49,6 +49,14 @@ def put(params: dict[str, Any]) -> Generator[Any, None, Any]:
     return bundle.take(_state({}) / "bundles", str(params["digest"]), int(params.get("offset", 0)), data, last)
 
 
+def tidy(params: dict[str, Any]) -> Generator[Any, None, Any]:
+    """Remove bundles that nobody needs, or name them: `bundle.remove_unneeded`."""
+    from launcher.remote import bundle
+
+    yield from ()
+    return bundle.remove_unneeded(_state({}), apply=params.get("apply") is True)
+
+
 def follow(params: dict[str, Any]) -> Generator[Any, None, Any]:
     """A run as it goes on: `following.follow`."""
     from launcher.remote import following
@@ -73,4 +81,12 @@ def _state(params: dict[str, Any]) -> Path:
     return state_directory(os.environ, params.get("state"))
 
 
-METHODS: dict[str, Method] = {"look": look, "put": put, "ask": ask, "follow": follow, "list": listed, "send": send}
+METHODS: dict[str, Method] = {
+    "look": look,
+    "put": put,
+    "tidy": tidy,
+    "ask": ask,
+    "follow": follow,
+    "list": listed,
+    "send": send,
+}

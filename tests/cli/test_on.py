@@ -19,9 +19,10 @@ import pytest
 from launcher.cli import main, on
 from launcher.cli.arguments import parser
 from launcher.cli.remote import connected
+from launcher.core.checkout_head import head_commit
 from launcher.core.errors import RemoteError
 from launcher.core.process import run as run_program
-from launcher.remote import session
+from launcher.remote import bundle, session
 from launcher.remote.by_paramiko import ParamikoOpener
 from launcher.remote.destination import resolve
 from launcher.remote.session import Session
@@ -183,6 +184,28 @@ def test_a_plan_that_differs_there_is_refused_with_what_differs(
     said = capsys.readouterr().err
     assert "the plan there is another one than here" in said and '-  "precision": "fp4"' in said
     assert not (site.far / "runs/differs").exists()
+
+
+def test_what_is_sent_holds_trees_scripts_and_the_commit(tmp_path: Path) -> None:
+    for name in (
+        "space/configs/a",
+        "space/benchmarks/run.sh",
+        "space/utils/serve.py",
+        "space/other",
+        "trees/v1/recipe",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "space/.git").mkdir()
+    (tmp_path / "space/.git/HEAD").write_text("ref: refs/heads/main")
+    (tmp_path / "space/.git/packed-refs").write_text(f"{'5' * 40} refs/heads/main")
+    words = ["check", "--workspace", str(tmp_path / "space"), "--srt-slurm", str(tmp_path / "trees")]
+    packed = bundle.pack(on.local_files(parser().parse_args(words), tmp_path / "space"))
+    there = bundle.unpacked(tmp_path / "there", packed)
+    assert head_commit(there / "workspace") == "5" * 40
+    found = {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()}
+    scripts = {f"workspace/{name}" for name in ("configs/a", "benchmarks/run.sh", "utils/serve.py", ".git/HEAD")}
+    assert found - {name for name in found if name.startswith("runners/")} == {*scripts, "srt_slurm/v1/recipe"}
 
 
 def test_a_sweep_there_is_watched_brought_here_and_reported(site: Site, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.remote.servers import Server, sshd
+from launcher import __version__
+from launcher.remote.install import content_name
+from tests.remote.servers import Server, installed, sshd
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,3 +68,22 @@ def test_a_host_that_is_not_there_and_a_runner_without_login(launcher) -> None: 
     answer = launcher("doctor", "gb200-nv")
     assert answer.returncode == 2
     assert "login: {host: NAME}" in answer.stderr
+
+
+def test_a_launcher_of_other_files_or_of_another_version_is_not_spoken_with(launcher, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    versions = tmp_path / "there/versions"
+    installed(tmp_path / "there", {})
+    (own,) = versions.iterdir()
+    for name, said in (
+        (f"{__version__}-0123456789ab-01234567", f"launcher {__version__} there is of other files than this one"),
+        ("9.9-0123456789ab-01234567", f"launcher {__version__} is not installed there, but 9.9-"),
+    ):
+        own = own.rename(versions / name)
+        answer = launcher("doctor", "here")
+        assert answer.returncode == 8 and said in answer.stderr and "remote install here" in answer.stderr
+    own = own.rename(versions / f"{content_name()}-checkout")
+    python = own / "python/bin/python"
+    other = 'import launcher; launcher.__version__ = "9.9"; from launcher.cli import main; main(["remote-agent"])'
+    python.write_text(python.read_text().replace('"$@"', f"-c '{other}'"))
+    answer = launcher("doctor", "here")
+    assert answer.returncode == 8 and f"launcher 9.9 answers there, and this one is {__version__}" in answer.stderr

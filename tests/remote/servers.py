@@ -213,9 +213,9 @@ def site(root: Path, options: Sequence[str] = (), runner: str = "local", **varia
 
 def installed(directory: Path, environment: Mapping[str, str]) -> None:
     """A stand-in for an installed version: below ``directory`` this checkout is what answers, with these variables."""
-    from launcher import __version__
+    from launcher.remote.install import content_name
 
-    python = directory / f"versions/{__version__}-checkout/python/bin/python"
+    python = directory / f"versions/{content_name()}-checkout/python/bin/python"
     python.parent.mkdir(parents=True)
     lines = [f"export {name}={shlex.quote(text)}" for name, text in environment.items()]
     root = Path(__file__).resolve().parents[2]

@@ -23,6 +23,7 @@ import pytest
 
 from launcher.cli.arguments import parser
 from launcher.core.errors import ConfigError, LauncherError, RemoteError
+from launcher.core.lease import LockOwner
 from launcher.remote import bundle, fetching
 from launcher.remote.by_openssh import OpenSSHPipe
 from launcher.remote.messages import LONGEST, Lines
@@ -88,6 +89,28 @@ class TestBundles:
         assert (place / "matrix/0.yaml").read_bytes() == (tmp_path / "big").read_bytes()
         assert place.stat().st_mode & 0o77 == 0 and [path.name for path in place.parent.iterdir()] == [made.digest]
         assert session.request("put", digest=made.digest) == str(place), "and is not asked for again"
+
+    def test_those_that_nobody_needs_go_after_a_day(self, tmp_path: Path) -> None:
+        names = {what: hashlib.sha256(what.encode()).hexdigest() for what in ("old", "new", "of-a-run", "of-ended")}
+        for what, name in names.items():
+            (tmp_path / "bundles" / name).mkdir(parents=True)
+            if what != "new":
+                os.utime(tmp_path / "bundles" / name, (1, 1))
+        for state, what in (("running", "of-a-run"), ("failed", "of-ended")):
+            directory = tmp_path / "runs" / state
+            directory.parent.mkdir(exist_ok=True)
+            _a_waiting_run(directory, state=state)
+            (directory / "plan.json").write_text(json.dumps({"workspace": f"/x/bundles/{names[what]}/workspace"}))
+        driver = tmp_path / "sweeps/s/driver"
+        driver.parent.mkdir(parents=True)
+        driver.write_bytes(LockOwner.here("drives").to_json())
+        assert bundle.remove_unneeded(tmp_path, apply=True) == [], "a sweep is driven"
+        driver.unlink()
+        gone = sorted([names["old"], names["of-ended"]])
+        assert bundle.remove_unneeded(tmp_path, apply=False) == gone
+        assert bundle.remove_unneeded(tmp_path, apply=True) == gone
+        left = {path.name for path in (tmp_path / "bundles").iterdir()}
+        assert left == {names["new"], names["of-a-run"]}
 
     @pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "link", "a//b", "new\nline", "\x1b[2J"])
     def test_what_leaves_its_directory_is_refused_and_nothing_stays(self, there: Path, name: str) -> None:
@@ -240,12 +263,12 @@ def _to_its_end(stream: Generator[Any, None, Any]) -> None:
         finished(stream)
 
 
-def _a_waiting_run(directory: Path) -> None:
+def _a_waiting_run(directory: Path, **fields: Any) -> None:
     from launcher.run.fields import RunFields
     from launcher.run.record import RunRecord
 
     directory.mkdir()
-    RunRecord(directory, RunFields("waiting", "local")).update(created=1.0)
+    RunRecord(directory, RunFields(directory.name, "local")).update(created=1.0, **fields)
 
 
 def _children(pid: int) -> list[int]:
