@@ -58,8 +58,8 @@ class Command:
     """``kind`` is the type of each value, for msgspec. A value with ``wrong`` says what could not be done: that is told
     on standard error in every form (``aside`` makes the lines), and its first error is the exit code, where ``code``
     tells no other. ``document`` is what ``--json`` prints of a value where that is not the value itself, and ``form``
-    its type, or a function that makes it. An error that is raised has its own exit code. ``live`` shows
-    values that follow each other in a terminal whose keys are heard."""
+    its type, or several of which it is one, or a function that makes them. An error that is raised has its own exit
+    code. ``live`` shows values that follow each other in a terminal whose keys are heard."""
 
     kind: Any
     answer: Callable[[argparse.Namespace, Tell], Any]
@@ -73,13 +73,17 @@ class Command:
     @property
     def schema(self) -> dict[str, Any]:
         """The JSON Schema of what ``--json`` prints, of each line where that is several."""
-        import msgspec
+        form = self.form() if isinstance(self.form, FunctionType) else self.form or self.kind
+        return schema_of(form if isinstance(form, tuple) else (form,))
 
-        form = self.form() if isinstance(self.form, FunctionType) else self.form
-        return {
-            "$schema": "https://json-schema.org/draft/2020-12/schema",
-            **msgspec.json.schema(form or self.kind),
-        }
+
+def schema_of(types: Sequence[Any]) -> dict[str, Any]:
+    """The JSON Schema of what is of one of these types."""
+    import msgspec
+
+    schemas, known = msgspec.json.schema_components(types, ref_template="#/$defs/{name}")
+    one = schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **one, **({"$defs": known} if known else {})}
 
 
 def run_command(command: Command, arguments: argparse.Namespace) -> int:

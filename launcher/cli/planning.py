@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import UNSET, Struct, UnsetType
+
 from launcher.benchmark.matrix import Entry
 from launcher.cli.command import Command, JSONText, Tell, refused_lines
 from launcher.cli.common import filters, open_project, planned
@@ -79,6 +81,23 @@ class EntryLine:
     data: dict[str, Any]
 
 
+class MatrixEntry(Struct, frozen=True, rename="kebab", kw_only=True):
+    """An entry in InferenceX's shape; what is of one node, or of several, only such entries have."""
+
+    image: str
+    model: str
+    model_prefix: str
+    precision: str
+    framework: str
+    runner: str
+    exp_name: str
+    conc: int | list[int] | UnsetType = UNSET
+    isl: int | UnsetType = UNSET
+    osl: int | UnsetType = UNSET
+    prefill: dict[str, Any] | UnsetType = UNSET
+    decode: dict[str, Any] | UnsetType = UNSET
+
+
 @dataclass(frozen=True)
 class Entries:
     """The selected entries; what is wrong with others."""
@@ -119,5 +138,5 @@ matrix = Command(
     show_entries,
     aside=lambda value: refused_lines(value.wrong, len(value.entries), "that were selected"),
     document=lambda value: JSONText(json.dumps([entry.data for entry in value.entries], ensure_ascii=False)),
-    form=list[dict[str, Any]],
+    form=list[MatrixEntry],
 )

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from launcher.cli.command import Command, Tell
 from launcher.core.errors import ConfigError, ResultError
 from launcher.core.lines import Line, Terminal
@@ -16,7 +18,7 @@ from launcher.core.state import state_directory
 from launcher.result import aggregates
 from launcher.result.row_fields import is_row
 from launcher.result.summary import table_lines
-from launcher.result.summary_file import read_document
+from launcher.result.summary_file import Summary, read_document
 from launcher.run.naming import run_named, source_named
 
 
@@ -27,6 +29,16 @@ class Aggregates:
     of: str
     count: int
     where: str
+
+
+class SummaryDocument(Summary, frozen=True, kw_only=True):
+    """A run's ``summary.json``: `launcher.result.summary` tells what is in it."""
+
+    run_id: str
+    benchmark: dict[str, Any]
+    runner: str | None = None
+    job: dict[str, str | None] = msgspec.field(default_factory=dict)
+    times: dict[str, float | None] = msgspec.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,7 @@ results = Command(
     aside=lambda value: value.problems,
     code=lambda value: ResultError.exit_code if value.problems and not value.aggregates else 0,
     document=lambda value: value.aggregates or value.summaries,
-    form=list[dict[str, Any]],
+    form=(list[SummaryDocument], list[Aggregates]),
 )
 
 

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
+from launcher.cli.command import schema_of
+
 
 class Happened(Struct, frozen=True, kw_only=True):
     """An event of a run, as in its ``events.jsonl``: ``time`` in seconds since the epoch, ``stage`` and ``state``
@@ -121,7 +123,4 @@ class Streams:
     @property
     def schema(self) -> dict[str, Any]:
         """The JSON Schema of each line with ``--json``."""
-        import msgspec
-
-        any_of, defs = msgspec.json.schema_components(self.lines(), ref_template="#/$defs/{name}")
-        return {"$schema": "https://json-schema.org/draft/2020-12/schema", "anyOf": list(any_of), "$defs": defs}
+        return schema_of(self.lines())

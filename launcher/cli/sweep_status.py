@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import get_type_hints
 
 import msgspec
 
@@ -220,4 +220,10 @@ def _document_of_line(value: SweepLine) -> dict[str, object]:
     return {key: v for key, v in document(value.overview).items() if key not in ("jobs", "states")}
 
 
-listing = Command(SweepLine, listed, show_line, document=_document_of_line, form=dict[str, Any])
+def _forms_of_line() -> tuple[type, type]:
+    known = [(name, kind) for name, kind in get_type_hints(Overview).items() if name not in ("jobs", "states")]
+    unreadable = msgspec.defstruct("UnreadableSweep", [("id", str), ("unreadable", str)])
+    return msgspec.defstruct("SweepStanding", [("schema", int), *known]), unreadable
+
+
+listing = Command(SweepLine, listed, show_line, document=_document_of_line, form=_forms_of_line)

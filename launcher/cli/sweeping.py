@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from launcher import __version__
+from launcher.benchmark.benchmark import Benchmark
 from launcher.cli.command import Command, Tell, tell
 from launcher.cli.common import ask_first, chosen, meanwhile, of_row, open_project, tell_refused
 from launcher.cli.pasting import Pasting
@@ -31,7 +32,7 @@ from launcher.run.naming import sweep_named
 from launcher.run.prepare import refuse
 from launcher.sweep import ledger as ledgers
 from launcher.sweep.attempts import Records, history
-from launcher.sweep.estimate import estimates, expected
+from launcher.sweep.estimate import Estimate, estimates, expected
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.making import image_digest
 from launcher.sweep.points import canaries, differences, identity, job_of, ordered
@@ -169,13 +170,47 @@ def show_plan(value: SweepPlan, terminal: Terminal) -> Iterator[str]:
         yield from lines.folded(text, terminal.width, "  ")
 
 
+class Done(msgspec.Struct, frozen=True):
+    """The run that has a point's result already, and why it counts."""
+
+    run: str
+    why: str
+
+
+class PlannedJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A job of a sweep (`Job`), what one attempt costs at most, how long it may take, and its points that are done
+    already, by concurrency."""
+
+    key: str
+    runner: str
+    kind: str
+    benchmark: Benchmark
+    fingerprint: dict[str, str]
+    nodes: int | None
+    gpus: int | None
+    seconds: float | None
+    narrow: bool
+    gpu_hours: float | None
+    canary: bool
+    expected: Estimate | None
+    done: dict[str, Done]
+
+
+class SweepPlanDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """What `sweep plan` prints: the jobs in their order, and why others are left out."""
+
+    schema: int
+    jobs: list[PlannedJob]
+    left_out: list[str]
+
+
 plan = Command(
     SweepPlan,
     planned_sweep,
     show_plan,
     code=lambda value: value.code,
     document=lambda value: value.document,
-    form=dict[str, Any],
+    form=SweepPlanDocument,
 )
 
 

@@ -107,7 +107,14 @@ def test_a_sweep_is_known_by_its_beginning(tmp_path: Path) -> None:
 
 def test_what_is_printed_agrees_with_its_schema(runs: list[RunRecord], capsys: pytest.CaptureFixture[str]) -> None:
     both = [runs[0].id, runs[1].id]
-    for argv in (["status"], ["status", both[0]], ["status", *both], ["results", both[1]], ["report", *both]):
+    for argv in (
+        ["status"],
+        ["status", both[0]],
+        ["status", *both],
+        ["results", both[1]],
+        ["matrix"],
+        ["report", *both],
+    ):
         value = json.loads(said(capsys, *argv, "--json"))
         jsonschema.validate(value, json.loads(said(capsys, "schema", argv[0])))
 

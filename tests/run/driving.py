@@ -170,12 +170,14 @@ class InProcessUser(LauncherUser):
         return out.getvalue()
 
 
-def valid_lines(user: InProcessUser, command: str) -> list[dict[str, Any]]:
-    """The lines of JSON that a command printed last, each of which agrees with its schema."""
+def valid_lines(user: InProcessUser, command: str, *, whole: bool = False) -> list[dict[str, Any]]:
+    """The lines of JSON that a command printed last, or all as one (``whole``); each agrees with its schema."""
     import jsonschema
 
     validator = jsonschema.Draft202012Validator(dict(schemas.commands(parser()))[command].schema)
-    values: list[dict[str, Any]] = [json.loads(line) for line in user.printed.splitlines()]
+    values: list[dict[str, Any]] = [
+        json.loads(line) for line in ([user.printed] if whole else user.printed.splitlines())
+    ]
     for value in values:
         validator.validate(value)
     return values

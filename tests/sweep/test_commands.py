@@ -101,7 +101,8 @@ def test_a_name_that_is_taken_an_unknown_one_and_old_ledgers(user: InProcessUser
     assert "expected schema 1, and it is 0" in user.launcher("sweep", "resume", "old", code=2)
     listed = user.launcher("sweep", "list")
     assert "m3-weekend  0/2 ok  2 planned" in listed and "old  unreadable" in listed
-    first, second = map(json.loads, user.launcher("sweep", "list", "--json").splitlines())
+    user.launcher("sweep", "list", "--json")
+    first, second = valid_lines(user, "sweep list")
     assert first["points"] == {"planned": 2} and second["id"] == "old" and "expected schema 1" in second["unreadable"]
     (line,) = user.launcher("sweep", "status", "m3-weekend", "--watch", "--json").splitlines()
     document = json.loads(user.launcher("sweep", "status", "m3-weekend", "--json"))
@@ -116,7 +117,8 @@ def test_plan_says_points_cost_and_what_is_done_and_makes_nothing(user: InProces
     said = user.launcher("sweep", "plan", *SELECTED)
     assert "2 points in 2 jobs, of which 0 points are done already" in said
     assert "node-hours (nodes × time limit)" in said and "no earlier run says how long it takes" in said
-    document = json.loads(user.launcher("sweep", "plan", *SELECTED, "--json"))
+    user.launcher("sweep", "plan", *SELECTED, "--json")
+    (document,) = valid_lines(user, "sweep plan", whole=True)
     assert [job["benchmark"]["concurrencies"] for job in document["jobs"]] == [[4], [4]]
     assert not (user.state / "sweeps").exists()
 
