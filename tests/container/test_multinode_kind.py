@@ -222,13 +222,18 @@ def test_an_evaluation_alone(boxes: Boxes) -> None:
     assert record.fields.state == "succeeded" and list(boxes.cluster.workspace.glob("results*.json"))
 
 
+@pytest.mark.parametrize("boxes", LANES, indirect=True)
 def test_a_cancel_ends_the_containers_of_all_nodes(boxes: Boxes) -> None:
-    boxes.measures(then="sleep 600")
-    foreign = boxes.cluster.stand_ins / "nodes"
+    """What runs in each of two containers, by its own process."""
+    root = boxes.cluster.root
+    boxes.measures(then=f"touch {root}/pid.$$; exec sleep 600")
     with subprocess.Popen([sys.executable, "-m", "launcher", "ci"], stdin=subprocess.DEVNULL) as driver:
-        wait_for(lambda: len(list(foreign.glob("*/containers/*/pid"))) == 2)
+        wait_for(lambda: len(list(root.glob("pid.*"))) == 2)
+        servers = [Path("/proc", path.suffix[1:]) for path in root.glob("pid.*")]
+        assert all(server.exists() for server in servers)
         driver.send_signal(signal.SIGTERM)
         assert driver.wait(timeout=30) == 143
+    wait_for(lambda: not any(server.exists() for server in servers), seconds=10)
     wait_for(lambda: boxes.cluster.containers() == [], seconds=10)
     wait_for(lambda: left(str(boxes.cluster.stand_ins / "nodes")) == [], seconds=30)
 

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from launcher.core.node_partner import CLOCK, attended, write_clock
+from launcher.plan.derive import local_locks
 from launcher.plan.preflight import expect_of_locks, functions
+from launcher.runner.cluster_schema import Storage
 
 FRAME = """
 say() { echo "say $*"; }; fact() { echo "fact $1=$2"; }
@@ -135,6 +137,11 @@ def test_where_locks_are_known_to_be_local_they_are_told_and_not_judged(
         calls = [*expect_of_locks(local=True), LOOK_LONG.format(place)]
         code, found = look(tmp_path, "; ".join(calls), **tools)
         assert code == 0 and f"fact locks={said.format(place)}" in found
+
+
+def test_which_storage_says_so_is_in_the_plan_only_where_one_does() -> None:
+    shared, local = Storage(path="/a", kind="nfs"), Storage(path="/a/b", kind="nfs", locks="local")
+    assert local_locks([shared]) == {} and local_locks([shared, local]) == {"/a": False, "/a/b": True}
 
 
 def test_a_lock_of_the_login_node_that_is_not_seen_here(tmp_path: Path) -> None:
