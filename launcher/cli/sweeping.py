@@ -229,7 +229,9 @@ def valid_elsewhere(
     concurrency the run, and where it is. Raises ConfigError for a sweep that is named and not there."""
     sweeps = sweeps_of(project)
     found: dict[str, dict[int, tuple[str, str]]] = {}
-    mine = {identity(job.benchmark, job.runner): job for job in jobs}
+    mine: dict[str, list[Job]] = {}
+    for job in jobs:
+        mine.setdefault(identity(job.benchmark, job.runner), []).append(job)
     for name in ledgers.names(sweeps) if names is None else names:
         try:
             other = State((ledger := Ledger.load(sweeps, name)).sweep, ledger.events())
@@ -239,15 +241,14 @@ def valid_elsewhere(
             continue
         facts = Records(project.runs, other).facts
         for theirs in other.jobs.values():
-            same = mine.get(identity(theirs.benchmark, theirs.runner))
-            if same is None or differences(same.fingerprint, theirs.fingerprint):
+            alike = mine.get(identity(theirs.benchmark, theirs.runner), [])
+            if not alike or differences(alike[-1].fingerprint, theirs.fingerprint):
                 continue
             for run in dict.fromkeys([a.run for a in other.made(theirs.key)] + [*other.reused[theirs.key].values()]):
                 for concurrency in facts(run).ok:
                     known = (run, f"ok, same fingerprint, in {name}")
-                    for job in jobs:
-                        alike = identity(job.benchmark, job.runner) == identity(theirs.benchmark, theirs.runner)
-                        if alike and concurrency in job.concurrencies:
+                    for job in alike:
+                        if concurrency in job.concurrencies:
                             found.setdefault(job.key, {})[concurrency] = known
     return found
 
@@ -286,11 +287,15 @@ def wanted(arguments: argparse.Namespace, project: Project, policy: Policy) -> t
     refused: list[ConfigError] = []
     jobs: dict[str, Job] = {}
     benchmarks, narrow = chosen(arguments, project, refused), bool(arguments.conc)
+    digests: dict[tuple[str, str], str] = {}
     for benchmark, place in benchmarks:
         try:
             plan = project.plan_by_hand(benchmark, arguments.runner, narrow=narrow, run_id="sweep")
             refuse(plan, policy.accept)
-            job = job_of(plan, project.kind(plan.kind).fingerprint(plan), image_digest(plan))
+            image = (plan.runner, plan.images[0].squash if plan.images else "")
+            if image not in digests:  # jobs share images, and each is looked up in a file
+                digests[image] = image_digest(plan)
+            job = job_of(plan, project.kind(plan.kind).fingerprint(plan), digests[image])
             if job.key in jobs:
                 raise ConfigError("it is selected twice", where=str(place))
             jobs[job.key] = job

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -13,11 +13,14 @@ from launcher.plan.plan import Plan
 _VARIABLES = ("settings", "options", "env", "environment", "exports")
 """Keys of a plan, and of the recipe in it, below which names of variables are keys; ``…_environment`` too."""
 
+_OTHER_SCALARS = frozenset({int, float, bool, type(None)})
+
 
 def refuse_secrets(plan: Plan) -> None:
     """Raise ConfigError when the plan holds the value of a secret: what has the shape of a token, and what is set for a
     variable that is called as secrets are."""
-    if found := list(dict.fromkeys(_secrets_in(plan.as_dict()))):
+    places = _secrets_in(plan.as_dict(), variables=False)
+    if found := list(dict.fromkeys(place.removeprefix(".") for place in places)):
         raise ConfigError(
             f"the plan would hold a secret, and is stored: {', '.join(found[:5])}",
             where=f"run {plan.run_key}",
@@ -26,21 +29,29 @@ def refuse_secrets(plan: Plan) -> None:
         )
 
 
-def _secrets_in(value: Any, place: str = "", variables: bool = False) -> Iterator[str]:
-    """The places of a plan's JSON that hold secrets; below ``variables`` keys are names of variables."""
-    if isinstance(value, Mapping):
+def _secrets_in(value: Any, *, variables: bool) -> list[str]:
+    """The places within a plan's JSON that hold secrets; ``variables`` says that its keys are names of variables.
+
+    Every plan of a sweep is looked through: a place is spelled out only where something is found, and scalars, which
+    most values are, are sorted out before the call.
+    """
+    found: list[str] = []
+    if isinstance(value, str):
+        return [""] if _has_a_shape(value) else []
+    if isinstance(value, (dict, Mapping)):
         for key, inner in value.items():
-            at = f"{place}.{key}" if place else str(key)
-            if variables and isinstance(inner, str) and names_a_secret(str(key)) and _is_value(inner):
-                yield at
-            else:
+            if type(inner) is str:
+                named = variables and names_a_secret(str(key)) and _is_value(inner)
+                if named or _has_a_shape(inner):
+                    found.append(f".{key}")
+            elif type(inner) not in _OTHER_SCALARS:
                 named = str(key) in _VARIABLES or str(key).endswith("_environment")
-                yield from _secrets_in(inner, at, named)
+                found += [f".{key}{place}" for place in _secrets_in(inner, variables=named)]
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            yield from _secrets_in(inner, f"{place}[{index}]")
-    elif isinstance(value, str) and _has_a_shape(value):
-        yield place
+            if type(inner) not in _OTHER_SCALARS:
+                found += [f"[{index}]{place}" for place in _secrets_in(inner, variables=False)]
+    return found
 
 
 @lru_cache(maxsize=4096)

@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Document
+from launcher.srtctl.facts import RecipeFacts, facts
 from launcher.srtctl.recipe import Variant, family_member, split_selector, variants
 
 OVERLAY = "benchmarks/multi_node/srt-slurm-recipes"
@@ -40,6 +41,12 @@ class FoundRecipe:
             return variants(self.document, self.selector), None
         except ConfigError as error:
             return [], error.message
+
+    @cached_property
+    def facts(self) -> RecipeFacts | None:
+        """What the first variant says; None where the selector gives none. Raises ConfigError as `facts.facts` does."""
+        found, _ = self.variants
+        return facts(found[0].document) if found else None
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,7 @@ class RecipeFinder:
         self.checkout = checkout
         self._overlay = workspace / OVERLAY if workspace is not None else None
         self._files: dict[Path, Document | None] = {}
+        self._found: dict[tuple[Path, str, str | None], FoundRecipe] = {}
 
     def find(self, config_file: str, refs: Sequence[str] = ()) -> FoundRecipe | None:
         """The first recipe that ``config_file`` names, or None when no tree at hand holds it: see `all`."""
@@ -101,10 +109,21 @@ class RecipeFinder:
         places = zip(self._places(path, refs), self._places(family, refs), strict=True)
         for (file, origin), (family_file, _) in places:
             if (document := self.read(file)) is not None:
-                yield FoundRecipe(path, selector, document, document.mapping(), origin)
+                known = self._found.get((file, path, selector))
+                yield known or self._keep(file, FoundRecipe(path, selector, document, document.mapping(), origin))
             elif (document := self.read(family_file)) is not None and override in document.mapping():
-                alone = variants(document.mapping(), override)[0].document
-                yield FoundRecipe(path, None, document, alone, f"{origin}, {family}:{override}", (override,))
+                if (known := self._found.get((family_file, path, None))) is None:
+                    alone = variants(document.mapping(), override)[0].document
+                    found = FoundRecipe(path, None, document, alone, f"{origin}, {family}:{override}", (override,))
+                    known = self._keep(family_file, found)
+                yield known
+
+    def _keep(self, file: Path, found: FoundRecipe) -> FoundRecipe:
+        """Keep a recipe that was found, as rows of a sweep share it, and so its variants and facts are worked out once.
+
+        `files` are read once, too. An origin belongs to its file: no two places have one file.
+        """
+        return self._found.setdefault((file, found.path, found.selector), found)
 
     def read(self, path: Path) -> Document | None:
         """A recipe file as it stands, read once; None when there is none. Raises ConfigError when it is not YAML."""

@@ -22,7 +22,7 @@ from launcher.runner.file import RunnerFile
 from launcher.runner.schema import Edit, LaneRule
 from launcher.runner.templates import fill_in
 from launcher.srtctl.edit import acceptance_edits, apply_edits, with_comment
-from launcher.srtctl.facts import RecipeFacts, facts
+from launcher.srtctl.facts import RecipeFacts
 from launcher.srtctl.locate import OVERLAY, FoundRecipe, RecipeFinder, SetupScript
 from launcher.srtctl.planned import (
     PlannedOverlay,
@@ -129,7 +129,7 @@ class SrtctlPlanner:
             found, passed_over = self._choose(benchmark, config_file, refs)
         variants, problem = found.variants if found is not None else ([], None)
         at_hand = self.finder.tree_at_hand(refs) is not None or (found is None and self._lacks(rules, config_file))
-        seen = facts(variants[0].document) if variants else None
+        seen = found.facts if found is not None else None
         return rules, RecipeLookup(found, passed_over, variants, problem, seen, at_hand)
 
     def _choose(

@@ -58,12 +58,16 @@ def differences(wanted: Mapping[str, str], had: Mapping[str, str]) -> list[str]:
     return [f"{name} is {b}, not {a}" for name, a, b in both if a and b and a != b]
 
 
+_IDENTIFYING = tuple(
+    name
+    for name in Benchmark.__slots__
+    if name not in ("concurrencies", "source", "result_filename", "key", "exp_name", "eval_concurrencies")
+)
+
+
 def identity(benchmark: Benchmark, runner: str) -> str:
     """What tells a job of a sweep from all others: what is measured and where, without its concurrencies."""
-    own = {name: getattr(benchmark, name) for name in Benchmark.__slots__}
-    for name in ("concurrencies", "source", "result_filename", "key", "exp_name", "eval_concurrencies"):
-        del own[name]
-    return digest([runner, {name: repr(value) for name, value in own.items()}])
+    return digest([runner, {name: repr(getattr(benchmark, name)) for name in _IDENTIFYING}])
 
 
 def job_of(plan: Plan, own: Mapping[str, str], image: str = "") -> Job:
