@@ -38,6 +38,10 @@ def show_removals(value: Removals, terminal: Terminal) -> Iterator[str]:
         how = f"kept, {item.keep}" if item.keep else "removed" if value.applied else "would remove"
         yield from folded(f"{how}: {item.path} ({item.bytes / 1e6:.1f} MB): {item.why}", terminal.width, "  ")
     gone = [item.bytes for item in value.items if not item.keep]
+    if not gone:
+        yield "nothing to remove" + (f"; {len(value.items)} entries stay" if value.items else "")
+        yield from value.notes
+        return
     done = "freed" if value.applied else "this was a dry run, --apply removes them: it would free"
     yield f"{done} {sum(gone) / 1e9:.3f} GB in {len(gone)} of {len(value.items)} entries"
     yield from value.notes

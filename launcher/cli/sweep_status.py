@@ -137,7 +137,7 @@ def show(found: Overview, terminal: Terminal) -> Iterator[str]:
     head = [found.driver or nobody, *(f"{name}: {text}" for name, text in more), *found.notes]
     for i, text in enumerate((*head_of(found), *head)):
         yield from (Line(line, "" if i else "bold") for line in folded(text, terminal.width, "  "))
-    now, columns = time.time(), ("", "ok", "job", "age", "Slurm", "")
+    now, columns = time.time(), ("state", "ok", "job", "age", "Slurm", "why")
     rows = [
         (
             job.state,
@@ -150,7 +150,9 @@ def show(found: Overview, terminal: Terminal) -> Iterator[str]:
         for job in found.jobs
     ]
     styles = [_STYLES.get(job.state, "") for job in found.jobs]
-    yield from table(columns, rows, terminal.width, styles) if rows else ()
+    used = [number for number in range(len(columns)) if any(row[number] for row in rows)]
+    names, cells = [columns[number] for number in used], [[row[number] for number in used] for row in rows]
+    yield from table(names, cells, terminal.width, styles) if rows else ()
 
 
 _STYLES = {"ok": "green", "failed": "red", "missing": "red", "unknown": "yellow"}

@@ -110,7 +110,7 @@ class RunRecord:
                 raise _without_record(directory) from None
             known = [p.name for p in runs.iterdir() if not p.name.startswith(".")] if runs.is_dir() else []
             near = closest(run_id, known)
-            hint = f"did you mean {near}?" if near else f"launcher status lists the runs below {runs}"
+            hint = f"did you mean {near}?" if near else "launcher status lists the runs"
             raise ConfigError(f"there is no run {run_id}", where=str(runs), hint=hint) from None
 
     @property

@@ -175,8 +175,8 @@ def head_of(found: Overview) -> list[str]:
     total, ok = sum(found.points.values()), found.points.get("ok", 0)
     counts = "  ".join(f"{found.points[word]} {word}" for word in RANK if word != "ok" and word in found.points)
     budget = f" of {found.budget:g}" if found.budget is not None else ""
-    rate = f"   {found.rate:g} points/h" if found.rate is not None else ""
-    end = f", all by {time.strftime('%a %H:%M', time.localtime(found.end))}" if found.end is not None else ""
+    rate = f"   {found.rate:.3g} points/h" if found.rate is not None and total > ok else ""
+    end = f", all by {time.strftime('%a %H:%M', time.localtime(found.end))}" if found.end is not None and rate else ""
     queues = (
         " ".join([name, *(f"{counted[word]} {word}" for word in RANK[:4] if word in counted)])
         for name, counted in found.runners.items()

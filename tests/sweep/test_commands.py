@@ -157,7 +157,7 @@ def test_a_sweep_from_its_start_to_points_that_another_one_takes_over(user: InPr
     assert "1 planned" in user.launcher("sweep", "status", "one")
     user.launcher("sweep", "resume", "one")
     assert json.loads(user.launcher("sweep", "status", "one", "--json"))["points"] == {"ok": 3}
-    assert "in 0 of 0 entries" in user.launcher("sweep", "gc")
+    assert "nothing to remove" in user.launcher("sweep", "gc")
     assert "would remove" in user.launcher("sweep", "gc", "--grace", "0")
     user.launcher("sweep", "gc", "--grace", "0", "--apply")
     assert names(user.state / "sweeps") == [] and len(user.run_ids()) == 4, "runs and results stay"
