@@ -112,7 +112,7 @@ class Records:
                 continue
             if point.state != "ok":
                 bad[point.concurrency] = point.reason or point.state
-            elif point.path and not os.path.lexists(point.path):
+            elif point.path and not (os.path.lexists(point.path) or _kept(point.path, directory)):
                 bad[point.concurrency] = f"its result was removed: {point.path}"
             else:
                 ok.add(point.concurrency)
@@ -178,6 +178,17 @@ def is_over(runs: Path, run: str) -> bool:
 def with_cause(seen: Facts, first: Facts) -> Facts:
     """A job that we had cancelled after it was given up: the first outcome says why."""
     return replace(seen, layer=first.layer, text=first.text, state=first.state, exit_code=first.exit_code)
+
+
+def _kept(path: str, directory: str) -> bool:
+    """Whether a result whose job's tree `launcher cleanup` removed is with its run's record, under its other name there
+    (`launcher.benchmark.result_names`)."""
+    end = Path(path).name.replace("results_concurrency_", "_conc")
+    try:
+        names = [one.name for one in Path(directory, "results").iterdir()]
+    except OSError:
+        return False
+    return any(name.endswith(end) and not name.startswith(("agg_", "power_")) for name in names)
 
 
 def of_outcome(outcome: Outcome, job: RecordedJob | None) -> Facts:

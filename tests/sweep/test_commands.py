@@ -149,10 +149,14 @@ def test_a_sweep_from_its_start_to_points_that_another_one_takes_over(user: InPr
         json.loads((user.state / "runs" / states[0]["run"] / "summary.json").read_text())["points"][0]["path"]
     )
     theirs.rename(user.root / "aside")
+    assert json.loads(user.launcher("sweep", "status", "two", "--json"))["points"] == {"ok": 2}, "as after a cleanup"
+    kept = user.state / "runs" / states[0]["run"] / "results"
+    kept.rename(user.root / "kept")
     (lost,) = (p for p in json.loads(user.launcher("sweep", "status", "two", "--json"))["states"] if p["state"] != "ok")
     assert lost["state"] == "missing" and "its result was removed" in lost["reason"]
     assert "sweep two  2/2 ok" in user.launcher("sweep", "resume", "two") and len(user.run_ids()) == 3
     (user.root / "aside").rename(theirs)
+    (user.root / "kept").rename(kept)
     user.launcher("sweep", "add", "one", "--conc", "8", "--topology", "1P1D DEP4/TP4")
     assert "1 planned" in user.launcher("sweep", "status", "one")
     user.launcher("sweep", "resume", "one")
