@@ -23,6 +23,7 @@ from launcher.cli.pasting import Pasting
 from launcher.cli.remote import LoginNode, connected
 from launcher.core.checkout_head import head_commit
 from launcher.core.errors import ConfigError, RemoteError
+from launcher.core.reading import built
 from launcher.remote import bundle
 from launcher.remote.session import Session
 
@@ -142,7 +143,7 @@ class _Answer:
         def values() -> Iterator[Any]:
             for line in lines:
                 try:
-                    yield msgspec.json.decode(line, type=command.kind)
+                    yield msgspec.json.decode(line, type=built(command.kind))
                 except msgspec.MsgspecError as error:
                     raise RemoteError(f"it gives another value than ours: {error}") from error
 

@@ -206,10 +206,10 @@ def test_a_record_that_cannot_be_made_stops_no_other_run(user: InProcessUser, mo
     make = RunRecord.create
     monkeypatch.setattr(driver, "ASK_AGAIN", 0.1)
 
-    def create(runs: Path, plan: Plan) -> RunRecord:
+    def create(runs: Path, plan: Plan, **fields: Any) -> RunRecord:
         if plan.benchmark.concurrencies == (4,):
             raise OSError(28, "No space left on device")
-        return make(runs, plan)
+        return make(runs, plan, **fields)
 
     monkeypatch.setattr(RunRecord, "create", create)
     matrix = write(user, family(row(4), row(16)))

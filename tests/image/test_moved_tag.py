@@ -41,7 +41,7 @@ class RegistryUser(InProcessUser):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text((shipped("recipes") / name).read_text().replace(theirs, image))
         where = ("--runners", str(self.root / "runners"), "--recipes", str(self.root / "recipes"))
-        return self.run(*where, "--matrix", str(self.matrix), "--conc", "4", run_id=run_id, code=code)
+        return self.run(*where, "--matrix", str(self.matrix), "--conc", "4", "--verbose", run_id=run_id, code=code)
 
     @property
     def matrix(self) -> Path:

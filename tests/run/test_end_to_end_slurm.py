@@ -60,7 +60,7 @@ def test_a_sweep_through_sbatch(user: LauncherUser) -> None:
 
 @pytest.mark.parametrize("backend", ["pyslurm", "commands"])
 def test_how_slurm_is_asked_is_chosen_and_said_and_shared(user: LauncherUser, backend: str) -> None:
-    said = user.run("--conc", "4", "--slurm-backend", backend)
+    said = user.run("--conc", "4", "--slurm-backend", backend, "--verbose")
     if backend == "commands":
         words = "Slurm is asked by its commands: as asked for"
     elif importlib.util.find_spec("pyslurm"):
