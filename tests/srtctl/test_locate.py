@@ -31,6 +31,14 @@ def test_the_workspace_then_ours_then_the_tree(finder: RecipeFinder, tmp_path: P
     assert [r.document["name"] for r in finder.all("recipes/a.yaml")] == ["workspace", "ours"]
 
 
+def test_rows_of_one_recipe_share_it_and_each_selector_has_its_own(finder: RecipeFinder, tmp_path: Path) -> None:
+    put(tmp_path / "own/f.yaml", "base: {name: f}\noverride_a: {x: 1}\noverride_b: {x: 2}\n")
+    names = ["recipes/f.yaml", "recipes/f.yaml:override_a", "recipes/f.yaml:override_b", "recipes/f/a.yaml"]
+    found, again = ([finder.find(name) for name in names] for _ in range(2))
+    assert all(one is not None and one is other for one, other in zip(found, again, strict=True))
+    assert [[v.suffix for v in one.variants[0]] for one in found if one] == [["a", "b"], ["a"], ["b"], [""]]
+
+
 def test_a_path_that_names_the_overlay_itself(finder: RecipeFinder, tmp_path: Path) -> None:
     put(tmp_path / "ws" / OVERLAY / "x/a.yaml", "name: workspace\n")
     found = finder.find(f"{OVERLAY}/x/a.yaml")
