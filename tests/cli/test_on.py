@@ -107,7 +107,7 @@ def test_a_run_there_is_shown_here_and_its_secrets_are_nowhere(
     assert (site.far / "runs" / done / "results").is_dir() and not (site.root / "near/runs").exists()
     assert '"HF_TOKEN"' in (site.far / "runs" / done / "plan.json").read_text()
     assert main(["--on", "local", "resume", done]) == 0
-    assert f"run {done} has succeeded already" in capsys.readouterr().out
+    assert f"run {done} has succeeded already" in capsys.readouterr().err
     assert main(["--on", "local", "resume", done, "--json", "--detach"]) == 0
     assert main(["--on", "local", "logs", "nobody"]) == 2
     assert "-m launcher --on local status lists" in capsys.readouterr().err, "printed commands can be pasted here"
