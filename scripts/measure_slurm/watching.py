@@ -27,7 +27,7 @@ from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.native import choose
 from launcher.slurm.poller import JobPoller
 from launcher.slurm.shared import SharedPoller
-from launcher.srtctl.kind import Markers
+from launcher.srtctl.kind import end_markers
 from tests.slurm.following import rounds
 from tests.slurm.live import Counting
 
@@ -190,7 +190,7 @@ def _delays(backend: str, shared: bool, marked: bool, number: int, seconds: Sequ
             scheduler: Scheduler = scheduler_of(backend, Counting())
             if shared:
                 scheduler = SharedPoller(scheduler, place / "poller", cluster=os.environ["SLURM_CONF"])
-            markers = Markers()
+            markers = end_markers()
             poller = JobPoller(scheduler)
             poller.watch(job)
             read = markers.read if marked else lambda job, log: None
