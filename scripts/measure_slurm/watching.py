@@ -28,8 +28,8 @@ from launcher.slurm.native import choose
 from launcher.slurm.poller import JobPoller
 from launcher.slurm.shared import SharedPoller
 from launcher.srtctl.kind import end_markers
+from tests.commands import ScriptedCommands
 from tests.slurm.following import rounds
-from tests.slurm.live import Counting
 
 MARKER = "printf '✓ Sweep completed successfully\\nEnd: %s\\n====\\n' \"$(date)\""
 
@@ -105,7 +105,7 @@ def backends() -> list[str]:
     return ["commands", *(["pyslurm"] if choose()[0] is not None else [])]
 
 
-def scheduler_of(backend: str, runner: Counting) -> Scheduler:
+def scheduler_of(backend: str, runner: ScriptedCommands) -> Scheduler:
     native = choose(runner=runner)[0] if backend == "pyslurm" else None
     runner.calls.clear()
     return native or SlurmCommands(runner=runner)
@@ -144,7 +144,7 @@ def _pair(word: str) -> tuple[str, None, str]:
 
 
 def _watched(backend: str, jobs: Sequence[JobKey], seconds: float) -> Counter[str]:
-    runner = Counting()
+    runner = ScriptedCommands(None)
     polls = _Polls(scheduler_of(backend, runner))
     until = time.monotonic() + seconds
     # Held jobs are not to be given up.
@@ -155,7 +155,7 @@ def _watched(backend: str, jobs: Sequence[JobKey], seconds: float) -> Counter[st
         poller.poll(held=jobs)
         time.sleep(1.0)
     assert len(poller.watched) == len(jobs)
-    counts = Counter(call.argv[0] for call in runner.calls)
+    counts = Counter(call[0] for call in runner.calls)
     if backend == "pyslurm":
         counts["slurmctld"] = polls.number
     return counts
@@ -187,7 +187,7 @@ def _delays(backend: str, shared: bool, marked: bool, number: int, seconds: Sequ
             script = f"sleep {random.uniform(*seconds)}; {MARKER}; date +%s.%N > {place}/end-{n}"
             argv = ["sbatch", "--parsable", f"--comment={token}", f"--output={log}", "--wrap", script]
             job = JobKey(run(argv, timeout=60, cwd=place).stdout.strip(), time.time(), token)
-            scheduler: Scheduler = scheduler_of(backend, Counting())
+            scheduler: Scheduler = scheduler_of(backend, ScriptedCommands(None))
             if shared:
                 scheduler = SharedPoller(scheduler, place / "poller", cluster=os.environ["SLURM_CONF"])
             markers = end_markers()
