@@ -35,7 +35,7 @@ class Fleet:
         if name not in self.paths:
             raise ConfigError(
                 f"there is no runner {name!r}",
-                where=os.pathsep.join(str(d) for d in self.directories) or "no runner directory",
+                where=os.pathsep.join(dict.fromkeys(map(str, self.directories))) or "no runner directory",
                 hint=suggest(name, self.paths, f"known: {', '.join(self.paths) or 'none'}"),
             )
         path = self.paths[name]
