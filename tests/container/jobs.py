@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,18 +68,7 @@ class JobHost:
             **ContainerJob.of(plan).environment,
             **self.environment,
         }
-        return subprocess.Popen(
-            ["bash", str(script)],
-            env=environment,
-            cwd=self.root,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            preexec_fn=_heed_signals,
-            **self.identity(),
-        )
+        return start_script(script, environment, self.root, **self.identity())
 
     def identity(self) -> dict[str, Any]:
         """Arguments of Popen that make a program the user's."""
@@ -101,6 +90,22 @@ def _heed_signals() -> None:
     """Also where the tests run under nohup, or beside a shell that ignores Ctrl-C."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
+
+
+def start_script(script: Path, environment: Mapping[str, str], cwd: Path, **identity: Any) -> subprocess.Popen[str]:
+    """Start a rendered job script as Slurm does: a session of its own, one stream for all that it says."""
+    return subprocess.Popen(
+        ["bash", str(script)],
+        env=environment,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=_heed_signals,
+        **identity,
+    )
 
 
 def wait_for(what: Callable[[], object], seconds: float = 60) -> None:

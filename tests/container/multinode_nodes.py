@@ -27,7 +27,7 @@ from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
 from launcher.runner.file import RunnerFile
 from tests.benchmarks import a_benchmark
-from tests.container.jobs import _heed_signals
+from tests.container.jobs import start_script
 from tests.model.checkpoints import checkpoint
 
 ID = "77"
@@ -299,17 +299,7 @@ class Cluster:
             "SLURM_JOB_ID": ID,
             **self.environment,
         }
-        return subprocess.Popen(
-            ["bash", str(script)],
-            env=environment,
-            cwd=self.root,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            preexec_fn=_heed_signals,
-        )
+        return start_script(script, environment, self.root)
 
     def run(self, plan: Plan | None = None, code: int = 0) -> str:
         """Run the script to its end; what it printed, after the exit code was what is expected."""
