@@ -1,65 +1,138 @@
-"""This report beside another one: what became of each point, and what passes a threshold."""
+"""This report beside another one: which points became better, same or worse, and what passes a threshold. Pure."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Sequence
+import re
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from launcher.core.errors import ConfigError, ResultError
-from launcher.report import deltas
 from launcher.report.assemble import name_of
-from launcher.report.deltas import Delta, Threshold
-from launcher.report.document import Change, Compared, Comparison, Document
+from launcher.report.document import Answer, Change, Compared, Comparison, Document
 from launcher.report.gathered import Gathered
-from launcher.report.points import Point
+from launcher.report.points import Identity, Metric, Point, compared, metric
+
+SAME = 0.03
+"""The relative change up to which a metric is the same, where no threshold says otherwise."""
 
 _TOLD = ("image", "digest", "recipe", "fingerprint", "srt_slurm", "commit", "model", "nodes")
 """What is said of two measurements where it is not the same: by the names of a point's provenance."""
 
 
+@dataclass(frozen=True)
+class Threshold:
+    """How much worse a metric may become: a share of what it was before."""
+
+    metric: Metric
+    share: float = SAME
+
+    @classmethod
+    def parse(cls, text: str) -> Threshold:
+        """``tput_per_gpu:-5%``, ``median_ttft:+10%``. Raises ConfigError, also for a change that would be better."""
+        found = re.fullmatch(r"([\w.]+):([+-]?)(\d{1,3}(?:\.\d{1,3})?)%", text)
+        if found is None:
+            raise ConfigError(f"{text!r} is no threshold", where="--fail-on", hint="METRIC:-N%, like tput_per_gpu:-5%")
+        held = metric(found[1])
+        if held.better is None:
+            raise ConfigError(f"neither more nor less {held.title} is better", where="--fail-on")
+        if found[2] and (found[2] == "+") == (held.better == "more"):
+            hint = f"{found[1]}:{'-' if held.better == 'more' else '+'}{found[3]}%"
+            raise ConfigError(f"{text!r}: such a change would be better", where="--fail-on", hint=hint)
+        return cls(held, float(found[3]) / 100)
+
+
+Thresholds = Mapping[str, Threshold]
+"""By the names of their metrics."""
+
+
 def comparison(document: Document, now: Gathered, base: Gathered, thresholds: Sequence[str]) -> Comparison:
     """Each point of both sides. ``thresholds`` are like ``tput_per_gpu:-5%``; one that is passed makes the exit code 7,
     and so does a point that is missing on a side. Where nothing can be compared at all it is 2. Raises ConfigError."""
-    held = [Threshold.parse(text) for text in thresholds]
-    compared = deltas.compare(_told(now.attempts()), _told(base.attempts()), held)
-    failed = deltas.failures(compared, held)
-    code = ResultError.exit_code if failed else 0
-    if not any(one.deltas for one in compared):
-        code = ConfigError.exit_code
+    held = {one.metric.name: one for one in map(Threshold.parse, thresholds)}
     ids = {entry.name: entry.id for entry in document.points}
-    points = tuple(_compared(one, ids.get(name_of(one.identity), "")) for one in compared)
-    return Comparison(against=", ".join(base.sources), points=points, failed=tuple(failed), exit_code=code)
+    points, failed = [], list[str]()
+    for identity, one in compare(now.attempts(), base.attempts(), held, ids):
+        points.append(one)
+        failed += failures(identity, one, held)
+    code = ResultError.exit_code if failed else 0
+    if not any(one.changes for one in points):
+        code = ConfigError.exit_code
+    return Comparison(against=", ".join(base.sources), points=tuple(points), failed=tuple(failed), exit_code=code)
 
 
-def _told(points: Iterable[Point]) -> list[Point]:
-    return [
-        dataclasses.replace(
-            point, provenance={key: point.provenance[key] for key in _TOLD if point.provenance.get(key)}
-        )
-        for point in points
-    ]
+def compare(
+    now: Iterable[Point], base: Iterable[Point], held: Thresholds, ids: Mapping[str, str]
+) -> Iterator[tuple[Identity, Compared]]:
+    """Every point of either side, by identity, in the order of ``now``. Only points that are ok are compared. ``ids``
+    are those of the report's entries, by their names."""
+    sides: tuple[dict[Identity, list[Point]], ...] = ({}, {})
+    for side, points in zip(sides, (now, base), strict=True):
+        for point in points:
+            side.setdefault(point.identity, []).append(point)
+    for identity in {**sides[0], **sides[1]}:
+        name = name_of(identity)
+        yield identity, _compared(identity, name, ids.get(name, ""), [side.get(identity, []) for side in sides], held)
 
 
-def _compared(one: deltas.Comparison, key: str) -> Compared:
-    samples = max((delta.n for delta in one.deltas), default=(0, 0), key=sum)
+def _compared(identity: Identity, name: str, key: str, sides: Sequence[list[Point]], held: Thresholds) -> Compared:
+    good = [[point for point in points if point.state == "ok"] for points in sides]
+    for which, points, ok in zip(("this", "the other"), sides, good, strict=True):
+        if not ok:
+            last = points[-1] if points else None
+            told = f"not ok in {which} run: {last.reason or last.state}" if last else f"not in {which} run"
+            return Compared(point=name, id=key, answer="not comparable", reason=told)
+    asked = (one.metric for one in held.values() if one.metric.fits(identity.scenario))
+    changes, samples = [], (0, 0)
+    for one in {one.name: one for one in (*compared(identity.scenario), *asked)}.values():
+        new, old = ([value for p in points if (value := p.value(one.name)) is not None] for points in good)
+        if new or old or one.name in held:
+            changes.append(change(held.get(one.name, Threshold(one)), old, new))
+            samples = max(samples, (len(old), len(new)), key=sum)
+    answers = {one.answer for one in changes}
+    order: tuple[Answer, ...] = ("worse", "better", "same")
+    now, base = (points[0].provenance for points in good)
+    pairs = ((key, str(base.get(key) or "-"), str(now.get(key) or "-")) for key in _TOLD)
     return Compared(
-        point=name_of(one.identity),
+        point=name,
         id=key,
-        answer=one.answer,
-        reason=one.reason,
-        changes=tuple(_change(delta) for delta in one.deltas),
-        differs=tuple(f"{what}: {before} → {after}" for what, before, after in one.changed),
+        answer=next((answer for answer in order if answer in answers), "not comparable"),
+        changes=tuple(changes),
+        differs=tuple(f"{what}: {before} → {after}" for what, before, after in pairs if before != after),
         samples=samples,
     )
 
 
-def _change(delta: Delta) -> Change:
+def change(held: Threshold, before: Sequence[float], after: Sequence[float]) -> Change:
+    """What became of one metric. Without a value on either side, or from 0, it is not comparable."""
+    old, new = (statistics.median(values) if values else None for values in (before, after))
+    spreads = tuple(max(values) - min(values) if values else 0.0 for values in (before, after))
+    change = (new - old) / abs(old) if old and new is not None else None
+    answer: Answer = "not comparable"
+    if change is not None and held.metric.better is not None:
+        gain = change if held.metric.better == "more" else -change
+        # A change of exactly the threshold is the same, however the floats fall.
+        answer = "same" if abs(gain) <= held.share + 1e-12 else "better" if gain > 0 else "worse"
     return Change(
-        metric=delta.metric.name,
-        answer=delta.answer,
-        base=delta.before,
-        now=delta.after,
-        change=delta.change,
-        threshold=delta.threshold,
-        spread=delta.spread,
+        metric=held.metric.name,
+        answer=answer,
+        base=old,
+        now=new,
+        change=change,
+        threshold=held.share,
+        spread=(spreads[0], spreads[1]),
     )
+
+
+def failures(point: Identity, found: Compared, held: Thresholds) -> Iterator[str]:
+    """What passes a threshold, in sentences: a metric that became worse by more, one that is missing, and a point that
+    is not in both runs."""
+    what = f"{point.model} {point.lengths} {' '.join(point.curve[:4])} {point.topology}"
+    at = f"{what} concurrency {point.concurrency}"
+    if held and not found.changes:
+        yield f"{at}: {found.reason}"
+    for one in found.changes if held else ():
+        if one.metric in held and one.answer == "worse" and one.change is not None:
+            yield f"{at}: {one.metric} changed by {one.change:+.1%}, {one.threshold:.4g} is the most"
+        elif one.metric in held and one.answer == "not comparable":
+            yield f"{at}: {one.metric} is not in both runs"

@@ -1,18 +1,89 @@
-"""`--against`: which points are better, same or worse, what else differs beside it, and when the command fails."""
+"""`--against`: which points are better, same or worse, what else differs beside it, and when the command fails.
+
+First the parts: direction, thresholds, the four answers; then the command.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launcher.cli import main
+from launcher.core.errors import ConfigError
+from launcher.report.comparison import Threshold, change, compare, failures
+from launcher.report.points import Point, identity_of_row, metric
 from tests.report.made import row, write_rows, write_runs
-from tests.report.test_sources import MISSING, change
+from tests.report.test_points import ROW
+from tests.report.test_sources import MISSING
+from tests.report.test_sources import change as change_files
 
 
-def compare(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, object], str]:
+@pytest.mark.parametrize(
+    ("name", "before", "after", "answer"),
+    [
+        ("tput_per_gpu", [100.0], [104.0], "better"), ("tput_per_gpu", [100.0], [96.9], "worse"),
+        ("tput_per_gpu", [100.0], [103.0], "same"), ("tput_per_gpu", [100.0], [97.0], "same"),
+        ("median_ttft", [0.3], [0.2], "better"), ("median_ttft", [0.3], [0.4], "worse"),
+        ("median_ttft", [0.0], [0.4], "not comparable"), ("median_ttft", [], [0.4], "not comparable"),
+        ("median_ttft", [0.4], [], "not comparable"), ("std_ttft", [1.0], [2.0], "not comparable"),
+        ("tput_per_gpu", [100.0, 90.0, 110.0], [120.0], "better"), ("tput_per_gpu", [100.0], [0.0], "worse"),
+    ],
+)  # fmt: skip
+def test_each_metric_has_its_direction(name: str, before: list[float], after: list[float], answer: str) -> None:
+    assert change(Threshold(metric(name)), before, after).answer == answer
+
+
+def test_repeats_give_a_median_and_a_spread() -> None:
+    found = change(Threshold(metric("tput_per_gpu")), [90.0, 100.0, 130.0], [80.0, 100.0])
+    assert (found.base, found.now, found.spread, found.change) == (100.0, 90.0, (40.0, 20.0), -0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("tput_per_gpu:-5%", 0.05), ("tput_per_gpu:5%", 0.05), ("median_ttft:+12.5%", 0.125), ("p99.9_e2el:0%", 0.0)],
+)
+def test_thresholds(text: str, share: float) -> None:
+    assert Threshold.parse(text).share == share
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("tput_per_gpu:+5%", "better"), ("median_ttft:-5%", "better"), ("tput:-5%", "no metric"), ("x", "no threshold"),
+     ("tput_per_gpu:-5", "no threshold"), ("std_ttft:+5%", "neither"), ("tput_per_gpu:-5000%", "no threshold")],
+)  # fmt: skip
+def test_what_is_no_threshold(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Threshold.parse(text)
+
+
+def point(conc: int, tput: float | None, **changed: Any) -> Point:
+    row = {**ROW, "conc": conc, "tput_per_gpu": tput}
+    return dataclasses.replace(Point(identity_of_row(row), row), **changed)
+
+
+def test_points_are_compared_by_identity_and_what_is_missing_is_said() -> None:
+    before = [point(4, 100.0, provenance={"image": "a", "run": "1"}), point(8, 100.0), point(16, 100.0)]
+    after = [point(4, 90.0, provenance={"image": "b", "run": "2"}), point(8, 100.0, state="missing", reason="lost")]
+    held = {one.metric.name: one for one in map(Threshold.parse, ("tput_per_gpu:-5%", "p99_e2el:+5%"))}
+    found = list(compare(after, before, held, {}))
+    four, eight, sixteen = (one for _, one in found)
+    assert (four.answer, four.differs, four.samples) == ("worse", ("image: a → b",), (1, 1))
+    assert (eight.answer, eight.reason) == ("not comparable", "not ok in this run: lost")
+    assert sixteen.reason == "not in this run"
+    said = [text for identity, one in found[:2] for text in failures(identity, one, held)]
+    assert [text.partition(": ")[2] for text in said] == [
+        "tput_per_gpu changed by -10.0%, 0.05 is the most",
+        "p99_e2el is not in both runs",
+        "not ok in this run: lost",
+    ]
+    assert [*failures(*found[0], {}), *failures(*found[1], {})] == []
+
+
+def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, object], str]:
     """Exit code, the comparison of report.json, and what the terminal says."""
     code = main(["report", *arguments, "--json"])
     document = json.loads(capsys.readouterr().out) if code in (0, 2, 7) else {}
@@ -44,7 +115,7 @@ def test_a_threshold(
     write_rows(tmp_path / "a", [before])
     write_rows(tmp_path / "b", [{**before, **{name: before[name] * by for name, by in changes.items()}, "image": "v2"}])
     flags = ["--fail-on", *fail_on] if fail_on else []
-    found = compare(capsys, str(tmp_path / "b"), "--against", str(tmp_path / "a"), *flags)
+    found = command(capsys, str(tmp_path / "b"), "--against", str(tmp_path / "a"), *flags)
     assert found[0] == code
     (point,) = found[1]["points"]  # type: ignore[misc]
     assert point["answer"] == answer and point["samples"] == [1, 1]
@@ -58,18 +129,18 @@ def test_a_missing_point_is_a_failure_where_a_threshold_is_given(
 ) -> None:
     (before,) = write_runs(tmp_path / "a", 1)
     (now,) = write_runs(tmp_path / "b", 1)
-    change(tmp_path / "b", now, "summary", points={16: {**MISSING, "reason": "the server died"}})
+    change_files(tmp_path / "b", now, "summary", points={16: {**MISSING, "reason": "the server died"}})
     asked = (str(tmp_path / "b"), "--against", str(tmp_path / "a" / "runs" / before))
-    code, found, told = compare(capsys, *asked)
+    code, found, told = command(capsys, *asked)
     assert code == 0 and "1 not comparable" in told and "the server died" in told
-    code, found, told = compare(capsys, *asked, "--fail-on", "tput_per_gpu:-50%")
+    code, found, told = command(capsys, *asked, "--fail-on", "tput_per_gpu:-50%")
     assert code == 7 and len(found["failed"]) == 1 and "concurrency 16" in told  # type: ignore[arg-type]
 
 
 def test_nothing_to_compare_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_rows(tmp_path / "a", [row(concurrency=4)])
     write_rows(tmp_path / "b", [row(concurrency=8)])
-    code, _, told = compare(capsys, str(tmp_path / "b"), "--against", str(tmp_path / "a"))
+    code, _, told = command(capsys, str(tmp_path / "b"), "--against", str(tmp_path / "a"))
     assert code == 2 and "2 not comparable" in told
     for wrong in (["--fail-on", "tput_per_gpu:-5%"], ["--against", str(tmp_path / "a"), "--fail-on", "tput:-5%"]):
         assert main(["report", str(tmp_path / "b"), *wrong]) == 2
@@ -81,13 +152,13 @@ def test_several_measurements_give_median_and_number(tmp_path: Path, capsys: pyt
         write_rows(tmp_path / f"a{number}", [{**one, "tput_per_gpu": one["tput_per_gpu"] * by}])
     write_rows(tmp_path / "b", [row()])
     before = [str(tmp_path / f"a{number}") for number in range(3)]
-    code, found, _ = compare(capsys, str(tmp_path / "b"), "--against", *before)
+    code, found, _ = command(capsys, str(tmp_path / "b"), "--against", *before)
     (point,) = found["points"]  # type: ignore[misc]
-    tput = next(change for change in point["changes"] if change["metric"] == "tput_per_gpu")
+    tput = next(one for one in point["changes"] if one["metric"] == "tput_per_gpu")
     assert code == 0 and point["answer"] == "same" and point["samples"] == [3, 1]
     faster = row(tput_per_gpu=row()["tput_per_gpu"] * 2)
     write_rows(tmp_path / "c", [faster])
-    _, _, told = compare(capsys, str(tmp_path / "c"), "--against", *before)
+    _, _, told = command(capsys, str(tmp_path / "c"), "--against", *before)
     assert f"(+100.0 %, spread {tput['spread'][0]:.1f} → 0.0)" in told and "n = 1, of the base 3" in told
     assert tput["base"] == row()["tput_per_gpu"] and tput["spread"][0] == pytest.approx(0.4 * tput["base"])
 
