@@ -18,12 +18,9 @@ from msgspec.structs import replace as change
 
 from launcher.core.errors import ConfigError, ResultError
 from launcher.core.reading import json_of
-from launcher.report import scores
-from launcher.report.document import Image, Run
-from launcher.report.gathered import Gathered
+from launcher.report.document import Gathered, Image, Run
 from launcher.report.points import Point, State, identity_of_row, metrics
-from launcher.report.scores import is_evaluation, rows_of
-from launcher.result.evaluation_rows import META
+from launcher.result.evaluation_rows import META, is_evaluation, rows_asked_for, stand_of
 from launcher.result.evaluations import Thresholds
 from launcher.result.refusals import rule_of
 from launcher.result.row_fields import is_row
@@ -49,7 +46,7 @@ def add_tree(gathered: Gathered, root: Path) -> None:
                 gathered.problems.append(f"{_shown(path, root)}: it cannot be read: {why}")
             continue
         try:
-            rows = rows_of(path.parent, value) if path.name == META else _rows(value)
+            rows = rows_asked_for(path.parent, value) if path.name == META else _rows(value)
         except ResultError as error:
             gathered.problems.append(f"{_shown(path, root)}: {error.message}")
             continue
@@ -120,7 +117,7 @@ def _add(gathered: Gathered, row: dict[str, Any], artifact: str, path: Path) -> 
             known = f"{artifact} {number}"
         gathered.artifacts[run] = known
     run = gathered.runs[known] = change(run, id=known)
-    state, reason = judge(row) if is_row(row) else scores.judge(row)
+    state, reason = judge(row) if is_row(row) else stand_of(row)
     rule = {"rule": rule_of(reason)} if state == "refused" else {}
     gathered.points.append(Point(identity, row, state, reason, "results" if reason else "", run.known | rule))
 

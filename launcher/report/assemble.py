@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from launcher.benchmark.benchmark import AGENTIC
-from launcher.report.document import STATES, Attempt, Axis, Curve, Document, Entry, Panel
-from launcher.report.gathered import Gathered
+from launcher.report.document import STATES, Attempt, Axis, Curve, Document, Entry, Gathered, Panel
 from launcher.report.points import EVALUATION, Identity, Point, frontier, metric, metrics
 
 _DRAWN = ("ok", "reused", "rehearsal")

@@ -1,4 +1,5 @@
-"""Pictures as SVG, complete without a script: points and frontiers of one panel, and a sweep's time line.
+"""Pictures as SVG, complete without a script: points and frontiers of one panel, and the time line, which shows when
+runs waited, started up and measured.
 
 A picture holds no style of its own: classes, symbols and colours are the page's (page.css), so that they follow its
 light and dark. Each mark is a link to its row of the table; what its tooltip says is read from there.
@@ -7,11 +8,11 @@ light and dark. Each mark is a link to its row of the table; what its tooltip sa
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from launcher.report.document import Axis, Curve, Entry, Panel
-from launcher.report.text import escaped, number
+from launcher.report.document import Axis, Curve, Entry, Panel, Run
+from launcher.report.text import clock, escaped, number
 
 WIDTH, HEIGHT = 480, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 30, 52
@@ -143,3 +144,82 @@ def symbol(index: int) -> int:
 def classes(index: int) -> str:
     """Colour and dashes of a curve: together with the symbol they repeat after 24 curves."""
     return f"c{index % COLOURS} d{index % DASHES}"
+
+
+LINE_WIDTH, ROW, _NAMES, _ABOVE = 1000, 15, 150, 24
+"""Pixels of the time line: all across, a line, room for the names of jobs, room for the times."""
+
+PHASES = {
+    "prepare": "prepared",
+    "queue": "in the queue",
+    "start": "starting up",
+    "measure": "measuring",
+    "rest": "ending, or no result",
+}
+"""Classes of the page, and what each is called."""
+
+_STEPS = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
+_UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+Phase = tuple[str, float, float]
+
+
+def phases(run: Run) -> Iterator[Phase]:
+    """What a run did, from when until when. What is not known is left out; nothing overlaps."""
+    marks = (run.created, run.submitted, run.started)
+    for name, begin, end in (("prepare", marks[0], marks[1]), ("queue", marks[1], marks[2] or run.ended)):
+        if begin is not None and end is not None and end > begin:
+            yield name, begin, end
+    if run.started is None or run.ended is None:
+        return
+    at, name = run.started, "start"
+    for _, begin, end in sorted(run.measured, key=lambda one: one[1]):
+        begin, end = min(max(begin, at), run.ended), min(end, run.ended)
+        if end <= begin:
+            continue
+        if begin > at:
+            yield name, at, begin
+        yield "measure", begin, end
+        at, name = end, "start"
+    if run.ended > at:
+        yield "rest", at, run.ended
+
+
+def timeline_svg(runs: Sequence[Run], numbers: dict[str, int]) -> str:
+    """The time line of the runs whose times are known, "" when there are none. ``numbers`` are those of their rows."""
+    lines = [(run, list(phases(run))) for run in sorted(runs, key=lambda run: run.submitted or run.created or 0.0)]
+    lines = [(run, parts) for run, parts in lines if parts]
+    if not lines:
+        return ""
+    begin = min(parts[0][1] for _, parts in lines)
+    span = max(max(parts[-1][2] for _, parts in lines) - begin, 1.0)
+    scale = (LINE_WIDTH - _NAMES - 8) / span
+    height = _ABOVE + ROW * len(lines) + 6
+    paths: dict[str, list[str]] = {}
+    labels = []
+    for row, (run, parts) in enumerate(lines):
+        y = _ABOVE + ROW * row + ROW // 2
+        for name, since, until in parts:
+            left, right = (round((at - begin) * scale) for at in (since, until))
+            if right > left or name == "measure":
+                paths.setdefault(name, []).append(f"M{left} {y}h{max(right - left, 1)}")
+        label = escaped(f"{run.job or run.id[:18]} {run.nodes}".strip()[:22])
+        labels.append(f"<a href=#r{numbers[run.id]}><text y={y + 4}>{label}</text></a>")
+    drawn = "".join(f'<path class={name} d="{"".join(paths[name])}"/>' for name in PHASES if name in paths)
+    about = escaped(f"time line of {len(lines)} jobs from {clock(begin)}")
+    head = f'<svg class=time viewBox="0 0 {LINE_WIDTH} {height}" role=group aria-label="{about}">'
+    shifted = (
+        f'<g transform="translate({_NAMES})">{drawn}</g><g transform="translate({_NAMES - 6})">{"".join(labels)}</g>'
+    )
+    return f"{head}{_time_axis(span, scale, height)}{shifted}</svg>"
+
+
+def _time_axis(span: float, scale: float, height: int) -> str:
+    step = next((step for step in _STEPS if span / step <= 8), -(-span // (8 * 86400)) * 86400)
+    size, unit = next((size, unit) for size, unit in _UNITS if step >= size)
+    ticks = [step * i for i in range(int(span // step) + 1)]
+    lines = "".join(f"M{_NAMES + tick * scale:.1f} {_ABOVE - 4}V{height}" for tick in ticks)
+    places = [(tick, _NAMES + tick * scale) for tick in ticks]
+    kinds = [(tick, f" class=tick x={x:.1f}" if x < LINE_WIDTH - 40 else f" x={LINE_WIDTH}") for tick, x in places]
+    texts = "".join(f"<text{kind} y=14>{tick / size:g} {unit}</text>" for tick, kind in kinds)
+    return f'<path class=grid d="{lines}"/>{texts}'

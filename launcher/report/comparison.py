@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from launcher.core.errors import ConfigError, ResultError
 from launcher.report.assemble import name_of
-from launcher.report.document import Answer, Change, Compared, Comparison, Document
-from launcher.report.gathered import Gathered
+from launcher.report.document import Answer, Change, Compared, Comparison, Document, Gathered
 from launcher.report.points import Identity, Metric, Point, compared, metric
 
 SAME = 0.03

@@ -1,16 +1,20 @@
-"""The report as a value: ``report.json`` is this, and page, tables, JUnit and Markdown are made of nothing else."""
+"""The report as a value: ``report.json`` is this, and page, tables, JUnit and Markdown are made of nothing else.
+
+And `Gathered`, what it is made of: all that the readers of a report bring together.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Literal
 
 import msgspec
 
-from launcher.report.points import EVALUATION, State
+from launcher.report.points import EVALUATION, Identity, Point, State
 
 SCHEMA_VERSION = 1
 
@@ -96,6 +100,38 @@ class Run(Struct, frozen=True, kw_only=True):
             "runner": self.runner,
         }
         return tuple((name, text) for name, text in parts.items() if text)
+
+
+@dataclass
+class Gathered:
+    """What was read: points, each attempt one, in the order of time; the runs that they name; what cannot be read."""
+
+    points: list[Point] = field(default_factory=list)
+    runs: dict[str, Run] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+    artifacts: dict[Run, str] = field(default_factory=dict)
+    """What is known of a job by an artifact, under the artifact's name, and the id that it has among the runs."""
+
+    def add(self, run: Run, points: Iterable[Point]) -> None:
+        """Take a run with its points; a run that is there already is passed over."""
+        if run.id not in self.runs:
+            self.runs[run.id] = run
+            self.points += points
+
+    def attempts(self) -> list[Point]:
+        """The points. An evaluation that failed before anything named its task was a try at each of its tasks that
+        another attempt has."""
+        tasks: dict[Identity, dict[Identity, None]] = {}
+        for point in self.points:
+            if point.identity.task:
+                tasks.setdefault(replace(point.identity, task=""), {})[point.identity] = None
+        return [
+            point if identity is point.identity else replace(point, identity=identity)
+            for point in self.points
+            for identity in (tasks.get(point.identity) if point.identity.scenario == EVALUATION else None)
+            or (point.identity,)
+        ]
 
 
 class Attempt(Struct, frozen=True, kw_only=True):

@@ -11,8 +11,7 @@ from pathlib import Path
 from launcher.core.publish import write_bytes
 from launcher.report.document import Attempt, Comparison, Document, Entry, Run, as_json, not_ok, noted
 from launcher.report.page import page
-from launcher.report.points import metrics
-from launcher.report.scores import SCORES
+from launcher.report.points import SCORES, metrics
 from launcher.report.text import brief, changed, escaped, samples, shown, value
 
 LONGEST_MARKDOWN = 1 << 20

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.core.errors import ConfigError, suggest
-from launcher.report.gathered import Gathered
+from launcher.report.document import Gathered
 from launcher.report.records import add_run, add_runs
 
 

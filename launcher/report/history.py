@@ -20,8 +20,7 @@ import msgspec
 from launcher.core.errors import ConfigError
 from launcher.core.mounts import TABLE, is_network, type_at
 from launcher.core.publish import make_private
-from launcher.report.document import Run
-from launcher.report.gathered import Gathered
+from launcher.report.document import Gathered, Run
 from launcher.report.points import Point
 from launcher.report.records import read_run
 from launcher.run.fields import read_fields

@@ -13,12 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from launcher.report.chart import SYMBOLS, classes, panel_svg, symbol
+from launcher.report.chart import PHASES, SYMBOLS, classes, panel_svg, phases, symbol, timeline_svg
 from launcher.report.document import MEANING, STATES, Attempt, Comparison, Document, Entry, Panel, Run, not_ok, noted
-from launcher.report.points import metrics
-from launcher.report.scores import SCORES
+from launcher.report.points import SCORES, metrics
 from launcher.report.text import brief, changed, clock, duration, escaped, samples, value
-from launcher.report.timeline import PHASES, phases, timeline_svg
 
 COLUMNS = ("tput_per_gpu", "{x}", "median_ttft", "median_tpot", "median_e2el")
 """Metrics of the table of points; ``{x}`` is what the panel of a point has across."""

@@ -22,6 +22,9 @@ from launcher.result.row_fields import finite
 EVALUATION = "evaluation"
 """The scenario of points that are scores: they are in no picture, and on no frontier."""
 
+SCORES = ("score", "score_se", "em_strict", "em_flexible", "n_eff", "threshold")
+"""Metrics of an evaluation, by the keys of its row."""
+
 State = Literal["ok", "missing", "refused", "stale", "reused", "rehearsal"]
 Shape = Literal["upper_left", "upper_right", "lower_left", "lower_right"]
 """What is better, named for the curve's form as the site's functions are: ``upper`` is more y; ``left`` is more x with

@@ -11,11 +11,9 @@ import msgspec
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError, ResultError
 from launcher.core.reading import json_of, read_file
-from launcher.report import scores
-from launcher.report.document import Image, Run
-from launcher.report.gathered import Gathered
-from launcher.report.points import Point, State, identity_of, identity_of_evaluation
-from launcher.report.scores import SCORES
+from launcher.report.document import Gathered, Image, Run
+from launcher.report.points import SCORES, Point, State, identity_of, identity_of_evaluation
+from launcher.result.evaluation_rows import stand_of
 from launcher.result.refusals import rule_of
 from launcher.result.row_fields import finite, is_row
 from launcher.result.summary_file import Evaluation, Measured, Summary, read_summary
@@ -114,7 +112,7 @@ def _evaluation(
     state, reason, layer = _state(told, fields, rehearsal=rehearsal, wrong=wrong)
     row = {name: number for name in SCORES if (number := getattr(one, name)) is not None}
     if state == "ok":
-        state, reason = scores.judge({**row, "task": one.task})
+        state, reason = stand_of({**row, "task": one.task})
         layer = "results" if reason else ""
     rule = {"rule": rule_of(reason)} if state in ("refused", "stale") else {}
     concurrency = one.concurrency or max((*benchmark.eval_concurrencies, *benchmark.concurrencies), default=0)

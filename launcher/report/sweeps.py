@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from launcher.core.errors import ConfigError
-from launcher.report.gathered import Gathered
+from launcher.report.document import Gathered
 from launcher.report.points import EVALUATION, Identity, Point, State, identity_of, identity_of_evaluation
 from launcher.report.records import read_run
 from launcher.result.refusals import rule_of

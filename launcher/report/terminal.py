@@ -8,8 +8,7 @@ from itertools import groupby
 from launcher.core.lines import Line, Terminal, folded, table
 from launcher.report.document import Comparison, Document, Entry, not_ok, noted
 from launcher.report.files import known
-from launcher.report.points import EVALUATION, State, metrics
-from launcher.report.scores import SCORES
+from launcher.report.points import EVALUATION, SCORES, State, metrics
 from launcher.report.text import brief, changed, samples, shown, value
 
 MOST = 60

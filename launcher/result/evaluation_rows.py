@@ -11,14 +11,15 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from launcher.core.errors import ResultError
 from launcher.core.reading import json_of
-from launcher.result.row_fields import Row
+from launcher.result.row_fields import Row, finite
 
 META = "meta_env.json"
 _CONCURRENCY = re.compile(r"_conc(\d+)(?:_\d+)?\.json$")
+_HELD = ("em_strict", "em_flexible", "score")
 
 
 def _document(path: Path) -> Any:
@@ -59,6 +60,16 @@ def rows_of_set(directory: Path) -> list[Row]:
             mark = {"rehearsal": True} if document.get("rehearsal") else {}  # a rehearsal must not pass for a result
             rows += [row_of(meta, {**scores, "source": str(path)}) | mark for scores in scores_of(document)]
     return rows
+
+
+def rows_asked_for(directory: Path, meta: Any) -> list[Row]:
+    """The rows of an evaluation's directory, which has this metadata; of what has no result one without a task.
+    Raises ResultError for another form."""
+    with known_form(str(directory)):
+        rows, asked = rows_of_set(directory), meta.get("eval_concs")
+        asked = asked if isinstance(asked, list) else [meta["conc"]] if "conc" in meta and not rows else []
+        there = {row["conc"] for row in rows}
+        return rows + [row_of({**meta, "conc": one}, {}) for one in asked if one not in there]
 
 
 @contextlib.contextmanager
@@ -172,6 +183,30 @@ def row_of(meta: Mapping[str, Any], scores: Mapping[str, Any]) -> Row:
         "source": scores.get("source", ""),
         **score_of(scores),
     }
+
+
+def is_evaluation(value: Any) -> bool:
+    """Whether a document is an evaluation's row, as the workflow collects them."""
+    return isinstance(value, dict) and {"task", "score_name", "model_prefix", "hw", "conc"} <= value.keys()
+
+
+def stand_of(row: Mapping[str, Any]) -> tuple[Literal["ok", "missing", "refused", "rehearsal"], str]:
+    """How an evaluation's row stands that nobody has judged; its ``threshold`` is the least score of its task."""
+    if row.get("rehearsal"):
+        return "rehearsal", "stand-ins ran, and nothing was measured"
+    if not row["task"]:
+        return "missing", "it was to be evaluated, and there is no result"
+    if row.get("score") is None:
+        return "refused", f"eval: {row['task']} has no score"
+    for name in _HELD:
+        value = row.get(name)
+        if value is not None and not (finite(value) and 0 <= value <= 1):
+            return "refused", f"eval: {name} of {row['task']} is {value!r}, and a share is from 0 to 1"
+    least = row.get("threshold")
+    for name in _HELD:
+        if least is not None and row.get(name) is not None and row[name] < least:
+            return "refused", f"{name} is {row[name]:.4g}, below the threshold of {least:g}"
+    return "ok", ""
 
 
 Least = Callable[[str | None, str], float]

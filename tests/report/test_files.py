@@ -19,10 +19,10 @@ import pytest
 from launcher.cli import main
 from launcher.report import files
 from launcher.report.assemble import document
+from launcher.report.chart import phases
 from launcher.report.document import Attempt, Document, Entry, Run, as_json, schema
 from launcher.report.gather import gather
 from launcher.report.page import page
-from launcher.report.timeline import phases
 from tests.report.made import CONCURRENCIES, row, rows, write_rows, write_runs
 from tests.report.test_sources import DIED, MISSING, REFUSED, change
 

@@ -16,7 +16,7 @@ import pytest
 from launcher.cli import main
 from launcher.core.mounts import type_at
 from launcher.report.assemble import document
-from launcher.report.gathered import Gathered
+from launcher.report.document import Gathered
 from launcher.report.history import NAME, gather_history
 from tests.report.made import BEGAN, CONCURRENCIES, write_runs
 from tests.report.test_sources import REFUSED, change
