@@ -72,6 +72,13 @@ def overlay_missing(given: CheckInput) -> Iterator[Found]:
                 yield f"there is no {source}", SourceLocation(file.document, *place.keys, "overlays", j)
 
 
+@whole_rule("deprecated-name", "warning", "a key of the runner file has another name now")
+def deprecated_names(given: CheckInput) -> Iterator[Found]:
+    for file in given.files:
+        for one, place in file.renamed:
+            yield one.text, place
+
+
 @whole_rule("exclusion-expired", "warning", "the time to look at an excluded node again has come")
 def exclusion_expired(given: CheckInput) -> Iterator[Found]:
     for file in given.files:

@@ -24,6 +24,7 @@ import contextlib
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO, cast
 
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Workflows set PYTHONPYCACHEPREFIX for the benchmark's Python. Our own bytecode is not there, and would be made
     # anew at every start, which takes 0.4 s.
     sys.pycache_prefix = None
-    with _guarded():
+    with _guarded(), warnings.catch_warnings():
+        warnings.showwarning = _warn
         try:
             try:
                 return _main(argv)
@@ -91,6 +93,19 @@ def _guarded() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = before
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """What is deprecated, or what a library has to say, in a line."""
+    kind = "deprecated" if category.__name__ == "DeprecatedName" else category.__name__
+    print(f"launcher: {kind}: {message}", file=sys.stderr)
 
 
 def _leave_output() -> None:

@@ -6,9 +6,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
+
+from launcher.core import deprecated
 
 # argparse looks for translations of its words at each use, in four directories: half of what `launcher --help` costs.
 # There are none of ours.
@@ -69,6 +72,7 @@ class LazyParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         self.fill()
+        args = [self._as_named_now(word) for word in (sys.argv[1:] if args is None else args)]
         found, unknown = super().parse_known_args(args, namespace)
         for word in unknown:
             flag = word.partition("=")[0]
@@ -77,6 +81,15 @@ class LazyParser(argparse.ArgumentParser):
                 self._refuse(f"{self.prog} has no flag {flag}", flag, known)
             self._refuse(f"{self.prog} has no use for {word!r} here", word, self.commands)
         return found, unknown
+
+    def _as_named_now(self, word: str) -> str:
+        """A flag of an old name by the one that it has now, and the warning; any other word as it is."""
+        flag, equals, value = word.partition("=")
+        for one in deprecated.FLAGS:
+            if one.old in (flag, f"{name_of(self)} {flag}"):
+                deprecated.tell(self.prog, one)
+                return f"{one.new}{equals}{value}"
+        return word
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:

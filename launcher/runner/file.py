@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from launcher.benchmark.benchmark import Benchmark
+from launcher.core import deprecated
 from launcher.core.errors import ConfigError, suggest
 from launcher.core.yaml_source import Document, Key, SourceLocation, convert
 from launcher.runner.cluster_schema import Storage
@@ -115,11 +116,15 @@ class RunnerFile:
 
     def __init__(self, document: Document) -> None:
         self.document = document
+        renamed = deprecated.rename_keys(document.mapping(), deprecated.RUNNER_KEYS)
+        self.renamed = [(one, SourceLocation(document, *path)) for one, path in renamed]
         self.runner = convert(document, Runner)
         self._applied: dict[tuple[Key, ...], Applied[Any]] = {}
         self._matched: dict[tuple[tuple[str, ...], _Asked], list[Applied[Any]]] = {}
         self._last: tuple[Benchmark | None, bool, Any] = None, False, None
         self._check()
+        for one, place in self.renamed:
+            deprecated.tell(str(place), one)
 
     @classmethod
     def read(cls, path: Path) -> RunnerFile:

@@ -171,6 +171,7 @@ def test_every_rule_is_tried() -> None:
         "baseline-expired",
         "baseline-unused",
         "setting-unknown",
+        "deprecated-name",  # tests/core/test_deprecated.py
     }
     assert tried | elsewhere == RULES.keys()
 
