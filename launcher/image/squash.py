@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from launcher.core.errors import ImageError
 from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, run
@@ -215,6 +216,21 @@ class Sidecar:
         except OSError as error:
             return error
         return None
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """What was done for an image at ``squash``, and what is known of the file (``sidecar``).
+
+    ``how``: ``hit`` (our record fits the file), ``adopted`` (whole, and made by somebody else), ``imported``.
+    ``seconds`` are for all of it, waiting included. ``facts`` are one-line statements of what was not as it should be.
+    """
+
+    squash: Path
+    how: Literal["hit", "adopted", "imported"]
+    sidecar: Sidecar
+    seconds: float = 0.0
+    facts: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from launcher.core.errors import ImageError
 from launcher.core.lease import Lock
@@ -37,6 +37,7 @@ from launcher.image.enroot import Enroot, ImportPolicy, own_directories
 from launcher.image.reference import PlannedImage, Reference, refreshed_name
 from launcher.image.squash import (
     DamagedImage,
+    ImageRecord,
     MissingImage,
     Sidecar,
     Superblock,
@@ -67,21 +68,6 @@ _HINTS = {
     errno.ENOTDIR: "correct images.directory in the runner file: a part of it is a file",
     errno.EROFS: "import on a host that may write there (images.import-on in the runner file)",
 }
-
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """What was done for an image at ``squash``, and what is known of the file (``sidecar``).
-
-    ``how``: ``hit`` (our record fits the file), ``adopted`` (whole, and made by somebody else), ``imported``.
-    ``seconds`` are for all of it, waiting included. ``facts`` are one-line statements of what was not as it should be.
-    """
-
-    squash: Path
-    how: Literal["hit", "adopted", "imported"]
-    sidecar: Sidecar
-    seconds: float = 0.0
-    facts: tuple[str, ...] = ()
 
 
 def ensure_image(
@@ -182,22 +168,8 @@ class Placement:
                 if os.path.lexists(squash) and (kept := cannot_remove(squash)):
                     raise ImageError(f"it cannot be replaced: {found}", where=str(squash), hint=f"it is {kept}")
                 require_writable(squash.parent)
-                lock = self.lock(
-                    squash.with_name(f".{squash.name}.owner"),
-                    what=f"import of {image.reference}",
-                    wait=image.lock_wait,
-                    flock_path=Path(image.lock),
-                    on_wait=lambda owner: self.enroot.log(f"waiting for {squash.name}: {owner}"),
-                    sleep=self.enroot.sleep,
-                )
-                with lock as held:
-                    for fact in held.facts:
-                        self._note(fact)
-                    if held.owner:
-                        self._note(f"no lock in {image.lock_wait:g} s, going on without it: {held.owner}")
-                    elif not held.acquired:
-                        self._note("no lock can be had, going on without it")
-                    found = self._find()
+                with self._locked() as lock:
+                    found = self._find(is_locked=True)
                     if isinstance(found, str):
                         self.enroot.log(f"importing {image.reference} to {squash}: {found}")
                         found = self._import(lock)
@@ -211,7 +183,31 @@ class Placement:
             ) from error
         return found
 
-    def _find(self) -> ImageRecord | str:
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[Lock]:
+        image, squash = self.image, self.image.squash_path
+        lock = self.lock(
+            self._owner,
+            what=f"import of {image.reference}",
+            wait=image.lock_wait,
+            flock_path=Path(image.lock),
+            on_wait=lambda owner: self.enroot.log(f"waiting for {squash.name}: {owner}"),
+            sleep=self.enroot.sleep,
+        )
+        with lock as held:
+            for fact in held.facts:
+                self._note(fact)
+            if held.owner:
+                self._note(f"no lock in {image.lock_wait:g} s, going on without it: {held.owner}")
+            elif not held.acquired:
+                self._note("no lock can be had, going on without it")
+            yield lock
+
+    @property
+    def _owner(self) -> Path:
+        return self.image.squash_path.with_name(f".{self.image.squash_path.name}.owner")
+
+    def _find(self, is_locked: bool = False) -> ImageRecord | str:
         """The image if it is there and whole, else why an import is needed.
 
         A file that changed since it was recorded has its lists read, too. Raises ImageError for another image's file.
@@ -220,6 +216,10 @@ class Placement:
         try:
             block = inspect(squash)
             known = Sidecar.read(squash)
+            if known is None and not is_locked and self._owner.exists() and os.access(squash.parent, os.W_OK):
+                with self._locked():  # who imported it writes the record next: adopted now, its digest would be lost
+                    return self._find(is_locked=True)
+            known = known or Sidecar.read(squash)  # it was written, and the lock given back, after the first look
             if known is not None and known.fits(block):
                 self._contradict(known)
                 known, fact = believed(squash, known, block)
@@ -274,7 +274,7 @@ class Placement:
             is_ours = publish_new(temporary, squash, whole=self._is_whole)
         if not is_ours:
             self._note("another process published it first; ours was dropped")
-            found = self._find()
+            found = self._find(is_locked=True)
             if isinstance(found, str):
                 raise ImageError(f"another process replaced it: {found}", hint="run again")
             return found

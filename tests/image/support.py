@@ -23,8 +23,8 @@ from launcher.core.publish import TEMPORARY_SUFFIX
 from launcher.image.enroot import Enroot
 from launcher.image.reference import PlannedImage, Reference
 from launcher.image.registry import Registry
-from launcher.image.squash import DamagedImage, MissingImage, inspect
-from launcher.image.store import ImageRecord, Placement
+from launcher.image.squash import DamagedImage, ImageRecord, MissingImage, inspect
+from launcher.image.store import Placement
 from launcher.rehearsal.enroot_stand_in import squashfs
 
 ENROOT = (sys.executable, "-m", "launcher.rehearsal.enroot_stand_in")

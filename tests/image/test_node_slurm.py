@@ -19,7 +19,8 @@ from launcher.core.shipped import shipped
 from launcher.image import enroot
 from launcher.image.enroot import ImportPolicy
 from launcher.image.reference import PlannedImage
-from launcher.image.store import ImageRecord, ensure_image
+from launcher.image.squash import ImageRecord
+from launcher.image.store import ensure_image
 from launcher.plan.derive import Context, planned_image
 from launcher.rehearsal.stand_ins import REGISTRIES
 from launcher.rehearsal.stand_ins import environment as environment_of_stand_ins

@@ -23,8 +23,7 @@ from launcher.image.enroot import allows_http, credentials, credentials_file, di
 from launcher.image.inventory import adopt
 from launcher.image.reference import PlannedImage, Reference
 from launcher.image.registry import Registry, Unreachable
-from launcher.image.squash import Sidecar, sidecar_path
-from launcher.image.store import ImageRecord
+from launcher.image.squash import ImageRecord, Sidecar, sidecar_path
 from launcher.rehearsal.enroot_stand_in import squashfs
 from tests.commands import ScriptedCommands, not_installed
 from tests.image.registries import INDEX, FakeRegistry, fake_registry

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import threading
@@ -97,7 +98,8 @@ def test_a_clock_off_the_file_servers_shows_both_ways(tmp_path: Path) -> None:
     for offset in (-30, 30):  # the login node is so far from the file server, and this node is not
         (tmp_path / CLOCK).write_text(f"{int(time.time())} {offset}\n")
         code, said = look(tmp_path, f"look_at_clock {tmp_path}")
-        assert code == 8 and f"its clock is {-offset} s off" in said
+        told = re.search(r"its clock is (-?\d+) s off", said)  # a second may begin between the two looks
+        assert code == 8 and told and int(told[1]) + offset in (0, 1)
 
 
 @pytest.mark.parametrize(
