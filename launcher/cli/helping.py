@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launcher import __version__
 from launcher.cli.arguments import parser
-from launcher.cli.parsers import EXITS, SUMMARY, LazyParser, Text, invocation, name_of, texts
+from launcher.cli.parsers import EXITS, SUMMARY, LazyParser, invocation, name_of
 
 FIRST_STEPS = """\
 Puts LLM-inference benchmarks onto Slurm clusters, and says truthfully
@@ -100,7 +100,6 @@ def every_command(top: LazyParser) -> Iterator[LazyParser]:
 
 def manual(top: LazyParser) -> str:
     """The manual page, in the macros of man(7)."""
-    said = texts()
     lines = [
         f'.TH LAUNCHER 1 "" "launcher {__version__}" "User Commands"',
         ".SH NAME",
@@ -110,15 +109,14 @@ def manual(top: LazyParser) -> str:
     lines += ["Flags of launcher itself stand before the command or after it. There are no abbreviations."]
     for command in every_command(top):
         name = name_of(command)
-        text = said.get(name, Text())
         lines += [f".SH {_roff(name.upper())}" if name else ".SH FLAGS", f".B {_roff(str(command.usage))}", ".PP"]
-        lines += [_roff(text.sentence)]
+        lines += [_roff(command.text.sentence)] if name else []
         for action in (*command.positionals, *command.flags):
             if action.help and action.dest != "help":
                 shown = f"{action.help % vars(action)}" if "%" in action.help else action.help
                 lines += [".TP", f".B {_roff(invocation(action))}", _roff(shown)]
-        if text.examples:
-            lines += [".PP", "Examples:", ".nf", *(f"    {_roff(example)}" for example in text.examples), ".fi"]
+        if command.text.examples:
+            lines += [".PP", "Examples:", ".nf", *(f"    {_roff(example)}" for example in command.text.examples), ".fi"]
     lines += [".SH EXIT STATUS", ".nf", *map(_roff, EXITS.splitlines()[1:]), ".fi"]
     return "\n".join(lines) + "\n"
 

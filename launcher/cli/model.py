@@ -189,7 +189,7 @@ def _staged_on_nodes(arguments: argparse.Namespace, tell: Tell) -> Sequence[Node
         arguments.partition,
         arguments.account,
         exclude=tuple(name for name in arguments.exclude.split(",") if name),
-        count=arguments.count,
+        count=arguments.count or 0,
         cpus=arguments.cpus,
         minutes=arguments.minutes,
         python=arguments.python or sys.executable,

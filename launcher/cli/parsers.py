@@ -1,13 +1,16 @@
 """The parsers of commands: they are filled when they are used, say what may have been meant, and lay out help with the
-sentences and examples of help.txt beside this file. Nothing but argparse is imported until help is asked for."""
+sentences and examples of commands.txt beside this file. Nothing but argparse is imported until help is asked for."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -32,16 +35,19 @@ class LazyParser(argparse.ArgumentParser):
     A word that it does not know is an error with what may have been meant; flags have no abbreviations.
     """
 
-    later: Sequence[Callable[[argparse.ArgumentParser], object]] = ()
+    later: Callable[[LazyParser], None] | None = None
+    """Adds what is still to be added; `launcher.cli.arguments` sets it."""
+    text: Text
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **options)
+        self.text = Text(sentence=SUMMARY)
 
     def fill(self) -> None:
         """Add what is still to be added."""
         if self.usage is None:
-            for add in self.later:
-                add(self)
+            if self.later is not None:
+                self.later(self)
             self.usage = " ".join([self.prog, "[FLAG …]", *map(_place, self.positionals)])
 
     @property
@@ -162,47 +168,59 @@ def _place(action: argparse.Action) -> str:
 
 
 class Text(NamedTuple):
-    """What help.txt says of a command."""
+    """What commands.txt says of a command: its group, what runs it (``given`` these attributes), the line of the list
+    above it, its sentence and examples, and lines about its arguments."""
 
     group: str = ""
+    function: str = ""
+    given: tuple[tuple[str, str], ...] = ()
+    listed: str = ""
     sentence: str = ""
     examples: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
 
 
+@lru_cache(maxsize=1)
 def texts() -> dict[str, Text]:
-    """What help.txt says, by command: ``sweep plan``."""
+    """What commands.txt says, by command: ``sweep plan``; and of arguments that several share: ``@json``."""
     found: dict[str, Text] = {}
     group = name = ""
-    for line in Path(__file__).with_name("help.txt").read_text(encoding="utf-8").splitlines():
-        text = found.get(name, Text())
+    for line in Path(__file__).with_name("commands.txt").read_text(encoding="utf-8").splitlines():
         if line.startswith("# "):
             group = line[2:]
-        elif line.startswith("    $ "):
-            found[name] = Text(text.group, text.sentence, (*text.examples, line[6:]))
         elif line.startswith("    "):
-            found[name] = Text(text.group, line.strip(), ())
+            found[name] = _with(found[name], line.strip())
         elif line and not line.startswith(";"):
-            name = line
-            found[name] = Text(group)
+            name, function, listed = (*re.split("  +", line), "", "")[:3]
+            function, *given = function.split(" ")
+            pairs = (word.partition("=")[::2] for word in given)
+            found[name] = Text(group, function.removeprefix("-"), tuple(pairs), listed)
     return found
+
+
+def _with(text: Text, line: str) -> Text:
+    """What is said of a command, and a line more."""
+    if line.startswith("$ "):
+        return text._replace(examples=(*text.examples, line[2:]))
+    if re.match(r"[-=@]|\w+: ", line):
+        return text._replace(arguments=(*text.arguments, line))
+    return text._replace(sentence=line)
 
 
 def _describe(parser: LazyParser) -> None:
     """Give a parser its description and epilog: sentence, commands below it, examples."""
     from textwrap import fill
 
-    said = texts()
-    mine = said.get(name_of(parser), Text(sentence=SUMMARY))
-    parts = [fill(mine.sentence, 78)]
-    for title, commands in _grouped(parser, said):
+    parts = [fill(parser.text.sentence, 78)]
+    for title, commands in _grouped(parser):
         parts.append("\n".join([f"{title.lower()}:", *(_listed(name, text) for name, text in commands)]))
     for action in parser.positionals:
         if isinstance(action, argparse._SubParsersAction):
             action.help = argparse.SUPPRESS
     parser.description = "\n\n".join(parts)
-    examples = "\n".join(["examples:", *map(_example, mine.examples)])
+    examples = "\n".join(["examples:", *map(_example, parser.text.examples)])
     more = "Flags that every command has (--state DIR, -q, …): launcher --help"
-    parser.epilog = f"{examples}\n\n{more}" if mine.examples else EXITS
+    parser.epilog = f"{examples}\n\n{more}" if parser.text.examples else EXITS
 
 
 def _listed(name: str, text: str) -> str:
@@ -222,13 +240,8 @@ def name_of(parser: LazyParser) -> str:
     return parser.prog.partition(" ")[2]
 
 
-def _grouped(parser: LazyParser, said: dict[str, Text]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """The commands below a parser as help lists them, in their groups: name, and what its parser says of it."""
-    above = name_of(parser)
-    full = {name: f"{above} {name}".lstrip() for name in parser.listed}
-    order = list(said)
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for name in sorted(parser.listed, key=lambda name: order.index(full[name]) if full[name] in said else len(order)):
-        group = said[name].group if name in said and not above else "verbs" if above else "others"
-        groups.setdefault(group, []).append((name, parser.listed[name]))
-    yield from groups.items()
+def _grouped(parser: LazyParser) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """The commands below a parser as help lists them, in their groups: name, and what is said of it."""
+    listed = [(command.text.group, name, command.text.listed) for name, command in parser.commands.items()]
+    for group, several in groupby([one for one in listed if one[2]], key=lambda one: one[0]):
+        yield "verbs" if name_of(parser) else group, [(name, text) for _, name, text in several]

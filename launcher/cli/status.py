@@ -92,7 +92,7 @@ def answer(arguments: argparse.Namespace, tell: Tell) -> Status:
 
 def _chosen(lines: Sequence[RunLine], arguments: argparse.Namespace) -> Sequence[RunLine]:
     """The lines that the flags want; one that cannot be read may be any run's, but is of no state and no runner."""
-    states, runners = set(arguments.states or ()), set(arguments.runner)
+    states, runners = set(getattr(arguments, "states", ())), set(arguments.runner)
     since = None if arguments.since is None else time.time() - arguments.since
     kept = [
         line

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 import yaml
 
+import launcher.cli
 from launcher import __version__
 from launcher.benchmark.contracts import MULTI_NODE, SINGLE_NODE
 from launcher.benchmark.environment import benchmark_from_environment, environment_of
 from launcher.benchmark.matrix import Entry
 from launcher.benchmark.selection import Selection
 from launcher.cli import main
-from launcher.cli.arguments import WORKFLOWS
 from launcher.core.errors import ConfigError
 from launcher.core.shipped import shipped
 from launcher.doctor.step import serves
@@ -46,7 +46,9 @@ def document(name: str) -> dict[Any, Any]:
     return value
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
+@pytest.mark.parametrize(
+    "name", [file.stem.partition("-")[2] for file in Path(launcher.cli.__file__).parent.glob("workflow-*.yml")]
+)
 def test_the_page_shows_what_this_version_prints(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ci", "--print-workflow", name]) == 0
     assert SHOWN[name] == capsys.readouterr().out
