@@ -14,7 +14,7 @@ from typing import TypeVar
 from launcher.core.process import NOT_FOUND, CommandRunner, Completed, clean_environment, run
 from launcher.core.slurm_notation import limit_seconds
 from launcher.doctor.facts import Fact, Mount, Node, Partition, Unknown
-from launcher.slurm.commands import scontrol_pairs
+from launcher.slurm.answers import scontrol_pairs
 
 T = TypeVar("T")
 

@@ -1,7 +1,6 @@
 """Slurm by its own commands: squeue, sacct and scontrol tell how jobs stand, scancel ends them.
 
-The formats, options and messages are those that 20.02 and later share; they were tried on 22.05. ``--json`` is not
-used: with it 22.05 ignores every filter, and its shape changes with each release.
+Options and messages are those that 20.02 and later share; they were tried on 22.05 (answers.py has the formats).
 """
 
 from __future__ import annotations
@@ -10,13 +9,23 @@ import math
 import os
 import re
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from launcher.core.errors import JobError
 from launcher.core.process import CommandRunner, Completed, clean_environment, run
 from launcher.core.retry import until
+from launcher.slurm.answers import (
+    SACCT_FIELDS,
+    SQUEUE_FORMAT,
+    Answer,
+    Record,
+    may_lack_codes,
+    of_this_job,
+    records_in,
+    scontrol_records,
+    with_codes,
+)
 from launcher.slurm.client import (
     MAY_BE_REQUEUED,
     SUCCESS,
@@ -24,32 +33,9 @@ from launcher.slurm.client import (
     JobState,
     Phase,
     SchedulerUnreachable,
-    bare_word,
     carries,
-    phase_of,
     unknown,
 )
-from launcher.slurm.steps import (
-    SACCT_FIELDS,
-    StepRecord,
-    exit_code_of,
-    may_lack_codes,
-    of_this_job,
-    steps_in,
-    timestamp,
-    with_codes,
-)
-
-# The fields of `SACCT_FIELDS`, of which squeue has no exit codes.
-SQUEUE_FORMAT = "%A|%T|||%V|%S|%e|%N|%r|%k"
-
-_NOTHING = frozenset({"", "N/A", "None", "(null)", "Unknown", "None assigned", "NONE"})
-_SCONTROL_PAIR = re.compile(r"(?:^| )([A-Z][\w/:&]*)=(\S*)")
-_SCONTROL_KEYS = (
-    *("JobId", "JobState", "ExitCode", "DerivedExitCode"),
-    *("SubmitTime", "StartTime", "EndTime", "NodeList", "Reason"),
-)
-_SCONTROL_COMMENT = re.compile(r" Comment=(.*?)(?= +[A-Z]\w*=|$)")
 
 IDS_A_CALL = 2000
 """Job ids in one argv. Two thousand seven-digit ids are 16 kB; the kernel takes 128 kB for one argument."""
@@ -67,116 +53,6 @@ cancel at the latest."""
 _NOT_KNOWN = re.compile(r"invalid job id", re.IGNORECASE)
 _NOTHING_TO_DO = re.compile(r"invalid job id|already (completing or completed|finished)", re.IGNORECASE)
 _REFUSED = re.compile(r"access/permission denied|invalid user", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Record:
-    """One job as one source shows it. A requeued or reused id has several records in accounting."""
-
-    id: str
-    state: JobState
-    comment: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one source answered: its records by job id, or why it gave no answer (``error``, "" when it gave one).
-
-    ``by`` names the source, and ``error`` begins with that name.
-    """
-
-    by: str
-    records: Mapping[str, Sequence[Record]] = field(default_factory=dict)
-    error: str = ""
-
-    @classmethod
-    def of(cls, by: str, records: Iterable[Record]) -> Answer:
-        by_id: dict[str, list[Record]] = defaultdict(list)
-        for record in records:
-            by_id[record.id].append(record)
-        return cls(by, by_id)
-
-    def state(self, job: JobKey) -> JobState | None:
-        """The state in the record of this very job, the latest one when it was requeued; None without such a record.
-
-        Other records may have its id. The record that follows one that ends in REQUEUED belongs to the same job: its
-        submit time is another, and its comment may not be shown (`JobKey.matches`).
-        """
-        own: JobState | None = None
-        for record in sorted(self.records.get(job.id, ()), key=lambda r: r.state.submitted or 0.0):
-            again = own is not None and own.word == "REQUEUED"
-            if again or job.matches(record.state.submitted, record.comment):
-                own = record.state
-        return own
-
-    def shows_another(self, job: JobKey) -> bool:
-        """Whether a record with this job's id is certainly another job's."""
-        records = self.records.get(job.id, ())
-        return any(job.matches(record.state.submitted, record.comment) is False for record in records)
-
-    def describe(self, job: JobKey) -> str:
-        """What the source says of the job, for a message."""
-        if self.error:
-            return self.error
-        if (state := self.state(job)) is not None:
-            return f"{self.by}: says {state.word}"
-        if self.records.get(job.id):
-            return f"{self.by}: knows another job with this id"
-        return f"{self.by}: does not know the job"
-
-
-def records_in(text: str, source: str) -> list[Record]:
-    """The records in what ``squeue -h -o SQUEUE_FORMAT`` or ``sacct -X -D -n -P -o SACCT_FIELDS`` printed.
-
-    Lines that do not begin with a job id and have all fields are none: sites print banners.
-    """
-    rows = (line.strip().split("|", 9) for line in text.splitlines())
-    return [record_of(source, *row) for row in rows if len(row) == 10 and row[0].isdigit()]
-
-
-def scontrol_records(text: str, source: str = "scontrol") -> list[Record]:
-    """The records in what ``scontrol show job -d -o ID`` printed."""
-    found = []
-    for line in text.splitlines():
-        pairs = scontrol_pairs(line)
-        if pairs["JobId"].isdigit() and pairs["JobState"]:
-            words = [pairs[key] for key in _SCONTROL_KEYS]
-            comment = _SCONTROL_COMMENT.search(line)
-            found.append(record_of(source, *words, comment[1].strip() if comment else ""))
-    return found
-
-
-def scontrol_pairs(line: str) -> defaultdict[str, str]:
-    """The ``Key=value`` pairs of one line of ``scontrol show … -o``, "" for a key that is not there.
-
-    The first counts when a key occurs twice: free text (comment, reason) comes later. A value ends at a space.
-    """
-    pairs: defaultdict[str, str] = defaultdict(str)
-    for key, value in _SCONTROL_PAIR.findall(line):
-        pairs.setdefault(key, value)
-    return pairs
-
-
-def record_of(source: str, *fields: str) -> Record:
-    """A record of id, state, exit code, derived exit code, submit, start and end time, nodes, reason and comment, in
-    this order (`SACCT_FIELDS`)."""
-    job, word, code, derived, submit, start, end, nodes, reason, comment = fields
-    phase, word = phase_of(word), bare_word(word)
-    ended = phase is Phase.TERMINAL
-    state = JobState(
-        phase,
-        word,
-        exit_code=exit_code_of(code) if ended else None,
-        reason="" if reason in _NOTHING else reason,
-        nodes="" if nodes in _NOTHING else nodes,
-        submitted=timestamp(submit),
-        started=None if word == "PENDING" else timestamp(start),
-        expected=timestamp(start) if word == "PENDING" else None,  # as `squeue --start` has it, at no cost
-        ended=timestamp(end) if ended else None,
-        source=source,
-        derived=exit_code_of(derived) if ended else None,
-    )
-    return Record(job, state, "" if comment in _NOTHING else comment)
 
 
 class SlurmCommands:
@@ -219,10 +95,9 @@ class SlurmCommands:
         # squeue shows no exit codes, so that an end by it is not enough; the controller's own library shows them.
         seen = {job: state for job in jobs if (state := queue.state(job))}
         found = {job: state for job, state in seen.items() if state.phase is Phase.ALIVE or state.exit_code}
-        rest = [job for job in jobs if job not in found]
-        if not rest:
-            return self._with_steps(found, {})
-        accounts, steps = self._accounts_and_steps(rest)
+        if not (rest := [job for job in jobs if job not in found]):
+            return found
+        accounts = self._accounts(rest)
         for job in rest:
             # Accounting is believed about ends only: it says PENDING or RUNNING for ever of a job that the controller
             # lost, and lags behind by a second and more (22.05).
@@ -230,54 +105,46 @@ class SlurmCommands:
             if state and state.phase is Phase.TERMINAL and not (queue.error and state.word in MAY_BE_REQUEUED):
                 found[job] = state
         rest = [job for job in rest if job not in found]
-        shown: dict[str, Answer] = {}
-        for job in rest[:SHOWN_A_ROUND]:
-            shown[job.id] = self._ask(["scontrol", "show", "job", "-d", "-o", job.id], scontrol_records)
-            if shown[job.id].error:
-                break  # while the controller is down each call takes 9 s
-        found |= {job: _settle(job, queue, accounts, shown.get(job.id)) for job in rest}
-        return self._with_steps(found, steps)
+        shown = self._show(rest)
+        found |= {job: _settle(job, queue, accounts, shown.get(job)) for job in rest}
+        return self._with_steps(found, accounts)
 
-    def _accounts_and_steps(self, jobs: Sequence[JobKey]) -> tuple[Answer, dict[str, list[StepRecord]]]:
-        """What accounting says of the jobs, and the steps that it shows, by one question."""
-        steps: dict[str, list[StepRecord]] = {}
+    def _accounts(self, jobs: Sequence[JobKey]) -> Answer:
+        """What accounting says of the jobs and of their steps: with -j it looks at all times, not only at today."""
+        return self._sacct("-j", ",".join(job.id for job in jobs))
 
-        def read(text: str, source: str) -> list[Record]:
-            steps.update(steps_in(text))
-            return records_in(text, source)
+    def _show(self, jobs: Sequence[JobKey]) -> dict[JobKey, Answer]:
+        """What scontrol shows of the first of these jobs, until it gives no answer: then each call takes 9 s."""
+        shown: dict[JobKey, Answer] = {}
+        for job in jobs[:SHOWN_A_ROUND]:
+            shown[job] = self._ask(["scontrol", "show", "job", "-d", "-o", job.id], scontrol_records)
+            if shown[job].error:
+                break
+        return shown
 
-        # With -j sacct looks at all times, not only at today.
-        ids = ",".join(job.id for job in jobs)
-        return self._ask(["sacct", "-D", "-n", "-P", "-j", ids, "-o", SACCT_FIELDS], read), steps
+    def _with_steps(self, found: dict[JobKey, JobState], accounts: Answer) -> dict[JobKey, JobState]:
+        """The states, with the exit codes that an ended job's steps have and its own record lacks (`may_lack_codes`).
 
-    def _with_steps(self, found: dict[JobKey, JobState], told: dict[str, list[StepRecord]]) -> dict[JobKey, JobState]:
-        """The states, with the exit codes that an ended job's steps have and its own record lacks.
-
-        A record keeps 0:0 for ever when the end of a step, or of the batch script, reached the controller after the
-        job's (22.05, 6 of 25 jobs under load); the step's own record has the code, and mostly the controller has it
-        too. A step may seem to run for a moment after its job.
+        The step's own record has the code, and mostly the controller has it too. A step may seem to run for a moment
+        after its job.
         """
         left = [job for job, state in found.items() if may_lack_codes(state) and state.source in ("sacct", "scontrol")]
         untold: list[JobKey] = []
         for attempt in range(STEP_TRIES if left else 0):
             if attempt:
                 self._sleep(STEP_PAUSE)
-            if attempt or not any(job.id in told for job in left):
-                told = self._accounts_and_steps(left)[1]
-            steps = {job: of_this_job(told.get(job.id, ()), found[job]) for job in left}
+            if attempt or not any(job.id in accounts.steps for job in left):
+                accounts = self._accounts(left)
+            steps = {job: of_this_job(accounts.steps.get(job.id, ()), found[job]) for job in left}
             found |= {job: with_codes(found[job], own) for job, own in steps.items()}
             untold += [job for job, own in steps.items() if not own]
             left = [job for job, own in steps.items() if not all(step.ended for step in own)]
             if not left:
                 break
-        for job in [*untold, *left][:SHOWN_A_ROUND]:
-            answer = self._ask(["scontrol", "show", "job", "-d", "-o", job.id], scontrol_records)
-            if answer.error:
-                break  # while the controller is down each call takes 9 s
+        for job, answer in self._show([*untold, *left]).items():
             if (shown := answer.state(job)) is not None and shown.word == found[job].word:
-                found[job] = replace(
-                    found[job], exit_code=shown.exit_code or found[job].exit_code, derived=shown.derived
-                )
+                code = shown.exit_code or found[job].exit_code
+                found[job] = replace(found[job], exit_code=code, derived=shown.derived)
         return found
 
     def find(self, token: str) -> list[JobKey]:
@@ -291,7 +158,7 @@ class SlurmCommands:
         user = str(os.getuid())
         queue = self.ask_controller(user=user)
         since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - 86400))
-        accounts = self._sacct("-u", user, "-S", since)
+        accounts = self._sacct("-X", "-u", user, "-S", since)
         records = [record for answer in (accounts, queue) for some in answer.records.values() for record in some]
         ours = [record for record in records if carries(record.comment, token)]
         keys = {record.id: JobKey(record.id, record.state.submitted, token) for record in ours}
@@ -342,7 +209,7 @@ class SlurmCommands:
 
     def _sacct(self, *which: str) -> Answer:
         # -D shows every record of an id that was given out twice, or of a job that was requeued.
-        return self._ask(["sacct", "-X", "-D", "-n", "-P", *which, "-o", SACCT_FIELDS])
+        return self._ask(["sacct", "-D", "-n", "-P", *which, "-o", SACCT_FIELDS])
 
     def _ask(
         self, argv: list[str], read: Callable[[str, str], list[Record]] = records_in, timeout: float | None = None

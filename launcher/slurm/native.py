@@ -20,7 +20,8 @@ import msgspec
 
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.reading import built
-from launcher.slurm.commands import Answer, SlurmCommands, record_of
+from launcher.slurm.answers import Answer, record_of
+from launcher.slurm.commands import SlurmCommands
 
 CONTROLLER = "slurmctld"
 """The name of the controller as a source, where it is asked by its library."""

@@ -1,7 +1,7 @@
 """The child process of `launcher.slurm.native`: it takes one question as JSON, and answers it.
 
 Standard input   {"ids": ["1", …]} or {"user": 1000}: which jobs; {}: only whether pyslurm can be used
-Standard output  {"version": "22.5.3", "rows": [[…], …]}, fields in the order of `commands.SACCT_FIELDS`; or, with
+Standard output  {"version": "22.5.3", "rows": [[…], …]}, fields in the order of `answers.SACCT_FIELDS`; or, with
                  "error" in place of the rows, why the controller gave no answer. Exit code 1, with an error, when
                  pyslurm cannot be imported.
 """

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import pytest
 
 from launcher.core.errors import JobError
+from launcher.slurm.answers import records_in, scontrol_records, timestamp
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
-from launcher.slurm.commands import SlurmCommands, records_in, scontrol_records
-from launcher.slurm.steps import timestamp
+from launcher.slurm.commands import SlurmCommands
 from tests.commands import Reply, ScriptedCommands
 from tests.slurm.fakes import DOWN, NO_DATABASE, NOT_KNOWN, TIMED_OUT
 

@@ -1,0 +1,192 @@
+"""What Slurm's programs and its controller's library answer, as records of jobs and of their steps.
+
+The formats are those that 20.02 and later share; they were tried on 22.05. ``--json`` is not used: with it 22.05
+ignores every filter, and its shape changes with each release.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from launcher.slurm.client import SAME_SECONDS, SUCCESS, JobKey, JobState, Phase, bare_word, phase_of
+
+SACCT_FIELDS = "JobIDRaw,State,ExitCode,DerivedExitCode,Submit,Start,End,NodeList,Reason,Comment"
+"""What accounting is asked of jobs and of their steps. The comment is last: it is free text, and may hold the
+separator."""
+
+SQUEUE_FORMAT = "%A|%T|||%V|%S|%e|%N|%r|%k"
+"""The same fields by squeue, which has no exit codes."""
+
+_ID = re.compile(r"[0-9]+(?:\..*)?")
+_NOTHING = frozenset({"", "N/A", "None", "(null)", "Unknown", "None assigned", "NONE"})
+_SCONTROL_PAIR = re.compile(r"(?:^| )([A-Z][\w/:&]*)=(\S*)")
+_SCONTROL_KEYS = (
+    *("JobId", "JobState", "ExitCode", "DerivedExitCode"),
+    *("SubmitTime", "StartTime", "EndTime", "NodeList", "Reason"),
+)
+_SCONTROL_COMMENT = re.compile(r" Comment=(.*?)(?= +[A-Z]\w*=|$)")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One job as one source shows it, or one of its steps. A requeued or reused id has several records in accounting.
+
+    ``step`` is the step's number, ``batch`` or ``extern``; "" for the job's own record.
+    """
+
+    id: str
+    state: JobState
+    comment: str
+    step: str = ""
+
+    @property
+    def ended(self) -> bool:
+        return self.step == "extern" or self.state.phase is Phase.TERMINAL
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one source answered: its records of jobs and of ``steps``, by the jobs' ids; or why it gave no answer
+    (``error``, "" when it gave one). ``by`` names the source, and ``error`` begins with that name."""
+
+    by: str
+    records: Mapping[str, Sequence[Record]] = field(default_factory=dict)
+    steps: Mapping[str, Sequence[Record]] = field(default_factory=dict)
+    error: str = ""
+
+    @classmethod
+    def of(cls, by: str, records: Iterable[Record]) -> Answer:
+        jobs: dict[str, list[Record]] = defaultdict(list)
+        steps: dict[str, list[Record]] = defaultdict(list)
+        for record in records:
+            (steps if record.step else jobs)[record.id].append(record)
+        return cls(by, jobs, steps)
+
+    def state(self, job: JobKey) -> JobState | None:
+        """The state in the record of this very job, the latest one when it was requeued; None without such a record.
+
+        Other records may have its id. The record that follows one that ends in REQUEUED belongs to the same job: its
+        submit time is another, and its comment may not be shown (`JobKey.matches`).
+        """
+        own: JobState | None = None
+        for record in sorted(self.records.get(job.id, ()), key=lambda r: r.state.submitted or 0.0):
+            again = own is not None and own.word == "REQUEUED"
+            if again or job.matches(record.state.submitted, record.comment):
+                own = record.state
+        return own
+
+    def shows_another(self, job: JobKey) -> bool:
+        """Whether a record with this job's id is certainly another job's."""
+        records = self.records.get(job.id, ())
+        return any(job.matches(record.state.submitted, record.comment) is False for record in records)
+
+    def describe(self, job: JobKey) -> str:
+        """What the source says of the job, for a message."""
+        if self.error:
+            return self.error
+        if (state := self.state(job)) is not None:
+            return f"{self.by}: says {state.word}"
+        if self.records.get(job.id):
+            return f"{self.by}: knows another job with this id"
+        return f"{self.by}: does not know the job"
+
+
+def records_in(text: str, source: str) -> list[Record]:
+    """The records in what ``squeue -h -o SQUEUE_FORMAT`` or ``sacct -D -n -P -o SACCT_FIELDS`` printed.
+
+    Lines that do not begin with the id of a job or a step and have all fields are none: sites print banners.
+    """
+    rows = (line.strip().split("|", 9) for line in text.splitlines())
+    return [record_of(source, *row) for row in rows if len(row) == 10 and _ID.fullmatch(row[0])]
+
+
+def scontrol_records(text: str, source: str = "scontrol") -> list[Record]:
+    """The records in what ``scontrol show job -d -o ID`` printed."""
+    found = []
+    for line in text.splitlines():
+        pairs = scontrol_pairs(line)
+        if pairs["JobId"].isdigit() and pairs["JobState"]:
+            words = [pairs[key] for key in _SCONTROL_KEYS]
+            comment = _SCONTROL_COMMENT.search(line)
+            found.append(record_of(source, *words, comment[1].strip() if comment else ""))
+    return found
+
+
+def scontrol_pairs(line: str) -> defaultdict[str, str]:
+    """The ``Key=value`` pairs of one line of ``scontrol show … -o``, "" for a key that is not there.
+
+    The first counts when a key occurs twice: free text (comment, reason) comes later. A value ends at a space.
+    """
+    pairs: defaultdict[str, str] = defaultdict(str)
+    for key, value in _SCONTROL_PAIR.findall(line):
+        pairs.setdefault(key, value)
+    return pairs
+
+
+def record_of(source: str, *fields: str) -> Record:
+    """A record of id, state, exit code, derived exit code, submit, start and end time, nodes, reason and comment, in
+    this order (`SACCT_FIELDS`)."""
+    own, word, code, derived, submit, start, end, nodes, reason, comment = fields
+    phase, word = phase_of(word), bare_word(word)
+    ended = phase is Phase.TERMINAL
+    state = JobState(
+        phase,
+        word,
+        exit_code=exit_code_of(code) if ended else None,
+        reason="" if reason in _NOTHING else reason,
+        nodes="" if nodes in _NOTHING else nodes,
+        submitted=timestamp(submit),
+        started=None if word == "PENDING" else timestamp(start),
+        expected=timestamp(start) if word == "PENDING" else None,  # as `squeue --start` has it, at no cost
+        ended=timestamp(end) if ended else None,
+        source=source,
+        derived=exit_code_of(derived) if ended else None,
+    )
+    job, _, step = own.partition(".")
+    return Record(job, state, "" if comment in _NOTHING else comment, step)
+
+
+def exit_code_of(text: str) -> tuple[int, int] | None:
+    """(exit status, signal) from Slurm's form ``3:0``; None for any other text."""
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def timestamp(text: str) -> float | None:
+    """Seconds since the epoch, from that number (the clients are asked for ``%s``) or from Slurm's local ISO form."""
+    if text.isdigit():
+        return float(text)
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None
+
+
+def may_lack_codes(state: JobState) -> bool:
+    """Whether an ended job's record in accounting may lack the exit code of a step, or of its script: it keeps 0:0 for
+    ever where a step's end reached the controller after the job's (22.05, 6 of 25 jobs under load)."""
+    if state.word == SUCCESS:
+        return state.exit_code == (0, 0) and state.derived in (None, (0, 0))
+    return state.word == "FAILED" and state.exit_code in (None, (0, 0))
+
+
+def of_this_job(steps: Sequence[Record], state: JobState) -> list[Record]:
+    """The steps that ran in the time of this job: Slurm gives ids out again, and accounting shows the newest."""
+    first = -math.inf if state.started is None else state.started - SAME_SECONDS
+    last = math.inf if state.ended is None else state.ended + SAME_SECONDS
+    return [step for step in steps if step.state.started is None or first <= step.state.started <= last]
+
+
+def with_codes(state: JobState, steps: Sequence[Record]) -> JobState:
+    """A state with what its steps' records add. Steps that were cancelled failed for nobody: jobs end theirs so."""
+    failed = [step for step in steps if step.state.word in ("FAILED", "OUT_OF_MEMORY")]
+    codes = {step.step: step.state.exit_code for step in failed if step.state.exit_code is not None}
+    script = codes.pop("batch", None)
+    if state.word == "FAILED":
+        return replace(state, exit_code=script or state.exit_code)
+    return replace(state, derived=max([*codes.values(), state.derived or (0, 0)]))
