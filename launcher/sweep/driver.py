@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from launcher.sweep.ledger import Ledger
 from launcher.sweep.making import RunMaker
 from launcher.sweep.overview import told
 from launcher.sweep.schema import Added, Asked, Began, Ended, Event, Left, Skipped, Started, Voided
-from launcher.sweep.slots import Room, Rooms, Slots
+from launcher.sweep.slots import Room, Rooms
 from launcher.sweep.state import Attempt, Facts, State
 
 AHEAD = 4
@@ -91,8 +92,8 @@ class Driver:
         self.outcomes: list[Outcome] = []
         self.leaving = leaving
         self._lock, self._maker, self._setting, self._say = lock, maker, setting, say
-        slots = Slots(ledger.directory.parent / ".slots", lambda run: is_over(setting.runs, run))
-        self._rooms = Rooms(slots, setting.rooms, say, setting.clock)
+        slots, over = ledger.directory.parent / ".slots", partial(is_over, setting.runs)
+        self._rooms = Rooms(slots, setting.rooms, over, say, setting.clock)
         self._clock = setting.clock
         self._adopted: list[Run] = []
         self._again: list[tuple[float, Run]] = []

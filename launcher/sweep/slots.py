@@ -34,25 +34,29 @@ class Room:
 
 
 class Rooms:
-    """Room on the runners of one sweep, as its driver takes it. ``say`` is told once what a disk refuses."""
+    """Room on the runners of one sweep, as its driver takes it among all drivers of this user, by files in
+    ``directory``. ``over`` says whether a run is over for good: its file is then a left one. ``say`` is told once what
+    a disk refuses."""
 
     def __init__(
         self,
-        slots: Slots,
+        directory: Path,
         rooms: Mapping[str, Room],
-        say: Callable[[str, str], None],
+        over: Callable[[str], bool],
+        say: Callable[[str, str], None] = lambda kind, text: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._slots, self._rooms, self._say, self._clock = slots, rooms, say, clock
+        self._directory, self._rooms, self._over, self._say, self._clock = directory, rooms, over, say, clock
         self._full: dict[str, float] = {}
         self._said = ""
 
     def take(self, runner: str, run: str, nodes: int, *, always: bool = False) -> bool:
-        """Take room among all drivers of this user. A disk that takes no file of it keeps a job from beginning."""
+        """Take room for a job; False when there is none. With ``always`` it is taken, as the job may live already. A
+        disk that takes no file of it keeps a job from beginning."""
         if not always and self._full.get(runner, -1e9) > self._clock() - ROOM_AGAIN:
             return False
         try:
-            taken = self._slots.take(runner, run, nodes, self._rooms.get(runner, Room()), always=always)
+            taken = self._take(runner, run, nodes, always)
         except OSError as error:
             if self._said != str(error):
                 self._said = str(error)
@@ -65,28 +69,11 @@ class Rooms:
             self._full[runner] = self._clock()
         return taken
 
-    def give_back(self, runner: str, run: str) -> None:
-        """The job is over, or was never submitted."""
-        self._full.pop(runner, None)
-        self._slots.give_back(runner, run)
-
-
-class Slots:
-    """``over`` says whether a run is over for good: its file is then a left one."""
-
-    def __init__(self, directory: Path, over: Callable[[str], bool]) -> None:
-        self._directory = directory
-        self._over = over
-
-    def take(self, runner: str, run: str, nodes: int, room: Room, *, always: bool = False) -> bool:
-        """Take room for a job; False when there is none. With ``always`` it is taken, as the job may live already.
-
-        Raises OSError."""
+    def _take(self, runner: str, run: str, nodes: int, always: bool) -> bool:
+        room, path = self._rooms.get(runner, Room()), self._file(runner, run)
         if room == Room() and not always:
             return True
-        place = self._directory / runner
-        path = place / f"{run}.json"
-        make_private(place)
+        make_private(path.parent)
         with contextlib.suppress(FileExistsError):
             handle = private_opener(str(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             try:
@@ -98,7 +85,7 @@ class Slots:
                 os.close(handle)
         if always:
             return True
-        used = [self._nodes_of(other) for other in place.glob("*.json") if other != path and not self._left(other)]
+        used = [_nodes_of(other) for other in path.parent.glob("*.json") if other != path and not self._left(other)]
         jobs_fit = room.jobs is None or len(used) + 1 <= room.jobs
         if jobs_fit and (room.nodes is None or sum(used) + nodes <= room.nodes):
             return True
@@ -107,8 +94,12 @@ class Slots:
 
     def give_back(self, runner: str, run: str) -> None:
         """The job is over, or was never submitted."""
+        self._full.pop(runner, None)
         with contextlib.suppress(OSError):
-            (self._directory / runner / f"{run}.json").unlink()
+            self._file(runner, run).unlink()
+
+    def _file(self, runner: str, run: str) -> Path:
+        return self._directory / runner / f"{run}.json"
 
     def _left(self, path: Path) -> bool:
         if self._over(path.stem):
@@ -117,8 +108,8 @@ class Slots:
             return True
         return False
 
-    @staticmethod
-    def _nodes_of(path: Path) -> int:
-        with contextlib.suppress(OSError, msgspec.MsgspecError):
-            return msgspec.json.decode(read_file(path, 100), type=int)
-        return 1
+
+def _nodes_of(path: Path) -> int:
+    with contextlib.suppress(OSError, msgspec.MsgspecError):
+        return msgspec.json.decode(read_file(path, 100), type=int)
+    return 1

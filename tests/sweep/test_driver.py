@@ -340,16 +340,16 @@ def test_a_start_that_the_disk_does_not_take_is_tried_again_and_the_loop_goes_on
 def test_room_that_cannot_be_taken_is_said_once_and_no_job_is_ended_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from launcher.sweep.slots import Room, Slots
+    from launcher.sweep.slots import Room, Rooms
 
     monkeypatch.setattr(slots, "ROOM_AGAIN", 0.1)
     make_sweep(tmp_path, "s", [row(1, 4, SECONDS="1"), row(2, 4)], Policy(order="given"))
-    take, said, times = Slots.take, list[str](), iter(range(99))
+    take, said, times = Rooms._take, list[str](), iter(range(99))
 
-    def failing(self: Slots, *given: Any, **more: Any) -> bool:
+    def failing(self: Rooms, *given: Any, **more: Any) -> bool:
         return full() if 0 < next(times) < 4 else take(self, *given, **more)
 
-    monkeypatch.setattr(Slots, "take", failing)
+    monkeypatch.setattr(Rooms, "_take", failing)
     drive(tmp_path, "s", rooms={"emulated": Room(jobs=2)}, say=lambda kind, text: said.append(text))
     seen = Seen(tmp_path)
     assert seen.words == {"ok": 2} and len(seen.jobs) == 2
@@ -357,14 +357,14 @@ def test_room_that_cannot_be_taken_is_said_once_and_no_job_is_ended_for_it(
 
 
 def test_a_slot_of_which_nothing_could_be_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from launcher.sweep.slots import Room, Slots
+    from launcher.sweep.slots import Room, Rooms
 
-    slots = Slots(tmp_path, lambda run: False)
+    rooms = Rooms(tmp_path, {"r": Room(nodes=4)}, lambda run: False)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         patch.setattr("launcher.sweep.slots.os.write", full)
-        slots.take("r", "one", 4, Room(nodes=4))
+        rooms._take("r", "one", 4, False)
     assert not list(tmp_path.rglob("*.json"))
-    assert slots.take("r", "one", 4, Room(nodes=4)) and not slots.take("r", "two", 1, Room(nodes=4))
+    assert rooms.take("r", "one", 4) and not rooms.take("r", "two", 1)
 
 
 def test_what_an_earlier_driver_was_asked_and_did_not_take_is_dropped_and_appended_points_are_not(
