@@ -45,5 +45,6 @@ setup(
         "launcher.rehearsal": ["*.sh", "*.yaml"],
         "launcher.report": ["*.css", "*.js", "*.yaml"],
         "launcher.result": ["*.yaml"],
+        "launcher.run": ["*.yaml"],
     },
 )

@@ -16,10 +16,9 @@ from launcher.cli.command import Command, Tell, of_each, refused_lines
 from launcher.core.errors import ConfigError, Wrong
 from launcher.core.lines import Line, Terminal, fields, folded, table
 from launcher.core.state import state_directory
-from launcher.run.fields import UNREADABLE, RecordedError, RecordedJob, RunFields
+from launcher.run.fields import UNREADABLE, RecordedError, RecordedJob, RunFields, Verdict
 from launcher.run.naming import load_named, names, shortest
 from launcher.run.record import RunRecord, UnreadableRecord, each_record
-from launcher.run.verdict import Verdict
 
 
 @dataclass(frozen=True)

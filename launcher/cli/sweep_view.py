@@ -23,7 +23,7 @@ from typing import Any, TextIO
 
 from launcher.core.errors import LauncherError
 from launcher.core.terminal import one_line
-from launcher.run.verdict import tail
+from launcher.run.log_lines import tail
 from launcher.sweep.overview import RANK, JobLine, Overview, age, head_of
 
 EACH = 1.0

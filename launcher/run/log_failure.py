@@ -7,12 +7,14 @@ a line of failure has a standing: it is the cause of an end, a symptom of somebo
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import msgspec
 
 from launcher.run.log_lines import Interval, Line, parse, tail, zone_of
 
@@ -53,57 +55,27 @@ class Failure:
         return self.died is not None and self.died > 128
 
 
+LOG_WORDS: Mapping[str, list[Any]] = msgspec.yaml.decode(Path(__file__).with_name("log_words.yaml").read_bytes())
+
+
+def any_of(words: str, flags: int = 0) -> re.Pattern[str]:
+    """What finds any of the words that log_words.yaml has under this name."""
+    return re.compile("|".join(LOG_WORDS[words]), flags)
+
+
 _EXCEPTION = re.compile(
     r"(?P<whole>(?:[a-z_][\w]*\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Died|Timeout)\b(?=:|$|\().*)"
 )
-# What ends a program, or cannot be gone on from, by itself.
-_FATAL = re.compile(
-    r"CUDA error|CUDA out of memory|HIP (?:error|out of memory)|\bout of memory\b|OutOfMemory|\bOOM\b|oom[-_]kill"
-    r"|\bXid\b|NCCL error|Segmentation fault|core dumped|(?:^|\s)Killed(?:\s|$)|Bus error|Aborted\b|Illegal instruction"
-    r"|pyxis: (?:failed|couldn|unable|cannot|container start failed|--container|\s*\[ERROR\])"
-    r"|[Ee]xited with (?:exit )?code [1-9]"
-    r"|unrecognized arguments|invalid choice|[Aa]ddress already in use|[Nn]o space left on device|terminate called"
-    r"|panicked at|command not found|: not found$|version `\S+' not found|Exec format error|cannot execute"
-    r"|: line \d+: .*(?:unbound variable|syntax error|bad substitution)|error while loading shared libraries"
-    r"|Unable to (?:contact slurm|create step|confirm alloc)"
-    r"|slurmstepd\S*: error|srun: error|(?:docker|podman|Error): (?:Error|Cannot|error)\b|died before becoming healthy"
-)
+_FATAL = any_of("fatal")
 # srun says so of every program that failed: its own word tells more.
 _ONLY_AN_EXIT = re.compile(r"srun: error: .*: [Ee]xited with exit code \d+$")
 _IGNORED = re.compile(r"Exception ignored in")
 _PYXIS_FAILED = re.compile(r"pyxis: (?:failed|container start failed|couldn)")
 _ENROOT_SAYS = re.compile(r"pyxis: {2,}((?!\[(?:INFO|WARN))\S.*)")
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\)")
-_WEAK = re.compile(
-    r": line \d+: .*: (?:Permission denied|No such file)"
-    r"|\berror:|\bError:|No such file or directory|\bFATAL\b|\b(?:ERROR|CRITICAL)\b|\bfatal:"
-)
-_HARMLESS = re.compile(
-    r"CANCELLED AT|error: \*\*\*|\b0 errors?\b|errors?[=:] *0\b|error_rate|Job step aborted|forcing job termination"
-    r"|: Terminated$|exit code 143\b|exited with (?:exit )?code 0\b|Force Terminated|launch/slurm: _task_finish"
-    r"|going to /tmp instead",
-    re.IGNORECASE,
-)
-# What programs say when another one is gone, or when the cause stands above.
-_OF_ANOTHER = re.compile(
-    r"Connection ?(?:Error|Refused|Reset|Aborted)|connection (?:refused|reset|closed)|Connect(?:or|ion)?Error"
-    r"|BrokenPipe|[Bb]roken pipe|ServerDisconnected|RemoteProtocolError|Cannot connect to host|[Ss]ocket closed"
-    r"|EngineDead|[Ee]ngine (?:core|process).*(?:fail|died|initiali)|[Ss]ee root cause|ChildFailedError|SystemExit"
-    r"|KeyboardInterrupt|CancelledError|remote process exited|TCPStore|[Hh]eartbeat|[Hh]ealth ?check"
-    r"|50[234] (?:Bad|Service|Gateway|Server)|status(?:_code)?[=: ]+50[234]|[Ww]atchdog|[Ll]ease|peer\b|SIGTERM"
-    r"|terminated by signal|IncompleteRead|TimeoutError|[Tt]imed out|[Cc]hannel closed"
-    r"|pyxis: child \d+ failed|pyxis: printing"
-)
-# A program that says one of these after a failure works on.
-_WORKS = re.compile(
-    r"\b200 OK\b|startup complete|[Uu]vicorn running|\bis (?:ready|healthy)|[Ss]erver (?:is )?ready|throughput"
-    r"|(?:Prefill|Decode) batch|http response sent|Completed benchmark|Running benchmark with|Capturing|Loading "
-    r"|[Ss]erving Benchmark Result|Starting (?:initial|main) |[Ii]nitiali[sz]ed|[Mm]odel loaded|fired up"
-)
-_ENDS = re.compile(
-    r"[Ss]hut|[Cc]lean|[Ee]xit|[Tt]erminat|[Ss]topp|[Cc]ancel|[Cc]los|[Ff]inish|[Aa]bort|[Kk]ill|[Uu]nregist|[Dd]rain"
-    r"|[Dd]isconnect|Phase \d|[Ff]ail|[Ee]rror|[Dd]ump|[Dd]estroy|[Rr]elease|went away|[Ll]ost"
-)
+_WEAK, _HARMLESS = any_of("weak"), any_of("harmless", re.IGNORECASE)
+_OF_ANOTHER, _TERMINATED, _SERVER_DIED = any_of("of another"), any_of("terminated"), any_of("server died")
+_WORKS, _ENDS = any_of("works"), any_of("ends")
 WORKED_ON_AFTER = 5.0
 """Seconds after which work that a log shows is taken for work after a failure: other threads write a little longer."""
 
@@ -112,31 +84,7 @@ WITHIN = 2000
 
 _WORK_LINES, _PLAIN_LINES = 3, 10
 
-# Lines without any of these, in lower case, are no failures, and need not be taken apart. To look for the words is ten
-# times as fast as to look for a pattern of them.
-_PERHAPS = (
-    *("error", "err]", "exception", "traceback", "fatal", "ftl", "crit", "panic", "emerg", "alert", "severe", "died"),
-    *("[e]", "[f]", "[c]", " e |", " c |", " f |", "interrupt", "exit", "timeout", "memory", "oom", "xid", "dumped"),
-    *(
-        "killed",
-        "abort",
-        "illegal",
-        "unbound",
-        "substitution",
-        "pyxis",
-        "not found",
-        "invalid choice",
-        "unrecognized",
-        "in use",
-        "no space",
-    ),
-    *("no such", "terminate", "cannot", "unable to", "contact", "denied", "cancelled", "sigterm", "sigint", "signal"),
-)
 _GLOG = re.compile(r"\b[EF](?:20\d\d)?\d{4} \d")
-_TERMINATED = re.compile(
-    r"(?:[Rr]eceived|[Gg]ot|[Cc]aught) (?:signal:? |shutdown )?(?:SIGTERM|SIGINT|signal\b)"
-    r"|SIGTERM received|[Ss]ignal 15\b"
-)
 
 
 class Log:
@@ -183,7 +131,7 @@ class Log:
         """The lines that may be failures."""
         lines = [line.lower() for line in self.raw]
         text = "\n".join(lines)
-        words = [word for word in _PERHAPS if word in text]
+        words = [word for word in LOG_WORDS["perhaps"] if word in text]
         found = {number for number, line in enumerate(lines) if any(word in line for word in words)}
         glog = {number for number, line in enumerate(self.raw) if line[:1] in "EF[" and _GLOG.search(line[:60])}
         return sorted(found | glog)
@@ -317,16 +265,10 @@ def _went_on(log: Log, marks: Sequence[tuple[int, int]], position: int) -> bool:
     return False
 
 
-_SERVER_DIED = re.compile(
-    r"\bKilled\s+\S*(?:vllm|python\S* .*sglang|trtllm|server)|[Ss]erver (?:process )?(?:died|exited)"
-)
 CRITICAL = re.compile(r"Critical process '(?P<name>[^']+)' exited with code (?P<code>-?\d+)")
 CLIENT = re.compile(r"(?P<what>Benchmark|Eval\w*|lm-eval\w*) failed with exit code (?P<code>\d+)")
 _REPEATS = re.compile(r"Critical process failure detected|=+$|Wait for model aborted")
-CONTROLLER_AWAY = re.compile(
-    r"Unable to contact slurm|slurm_load_\w+ error|slurm controller|slurmctld|Zero Bytes were transmitted"
-    r"|Socket timed out on send/recv|Communication connection failure"
-)
+CONTROLLER_AWAY = any_of("controller away")
 SLURM_ENDS = re.compile(r"\*\*\* (?P<what>JOB|STEP) \S+ ON .*CANCELLED AT \S+(?P<why> DUE TO [A-Z ]+)?")
 
 

@@ -14,56 +14,12 @@ from datetime import datetime
 from launcher.core.errors import Cancelled, LauncherError
 from launcher.run.failures import FILES, first_failures
 from launcher.run.fields import Verdict
-from launcher.run.log_failure import CONTROLLER_AWAY, LINES, Failure, cut, source_of
+from launcher.run.log_failure import CONTROLLER_AWAY, LINES, LOG_WORDS, Failure, cut, source_of
 from launcher.run.log_lines import TAIL, tail
 from launcher.slurm.client import LOST, JobState, Phase
 
 __all__ = ["FILES", "LINES", "TAIL", "Failure", "Verdict", "first_failures", "tail", "verdict"]
 
-
-_BY_TEXT: tuple[tuple[str, str], ...] = (
-    ("configuration", r"--container-mounts: source path"),
-    ("node", r"nvidia-container-(?:cli|runtime-hook)|libnvidia-container|unknown or invalid runtime name: nvidia"),
-    # What a script of ours says of itself (launcher/container/job_functions.py, launcher/plan/preflight.sh).
-    ("node", r"launcher: error: the node"),
-    ("image", r"launcher: error: (?:image|the container cannot be made)"),
-    ("model", r"launcher: error: the checkpoint"),
-    ("checkout", r"launcher: error: (?:no copy of the checkout|the checkout|the cache)|uv not found|make setup"),
-    (
-        "image",
-        r"\bpyxis: |execve\(\)|enroot|[Ii]nvalid image format|\.sqsh"
-        r"|[Cc]ontainer image|registry-1\.docker|manifests/|File system corruption|manifest (?:for \S+ not|unknown)"
-        r"|pull access denied|[Uu]nable to find image|Error response from daemon: .*(?:image|manifest|denied)"
-        r"|initializing source docker",
-    ),
-    (
-        "scheduler",
-        rf"{CONTROLLER_AWAY.pattern}|Unable to (?:create step|confirm allocation)|Job step creation"
-        r"|Invalid job credential|Requested node configuration|Protocol authentication error"
-        r"|DUE TO (?:TIME LIMIT|PREEMPTION)",
-    ),
-    (
-        "node",
-        r"\bXid\b|uncorrectable|ECC error|NVLink|f[ae]ll(?:en)? off the bus"
-        r"|[Nn]o space left on device|[Qq]uota exceeded|[Ss]tale file handle|No CUDA GPUs|NVIDIA driver on your system"
-        r"|[Pp]rolog (?:failed|error|hung)"
-        r"|Input/output error|Too many levels of symbolic links|Duplicate jobid|CUDA-capable device"
-        r"|system not yet initialized|[Nn]ode failure|NODE FAILURE|Permission denied.*/(?:raid|scratch|tmp)"
-        r"|could not select device driver|Failed to initialize NVML|no NVIDIA GPU|Transport endpoint is not connected",
-    ),
-    ("server", r"CUDA out of memory|OutOfMemoryError"),
-    (
-        "model",
-        r"[Mm]odel (?:path|directory).*(?:not exist|not found)|safetensors|config\.json|tokenizer|[Cc]heckpoint"
-        r"|weight_scale|input_scale|huggingface|hf_hub|HTTPError.*huggingface|KeyError: '(?:model|layers)\."
-        r"|HFValidationError|RepositoryNotFound|GatedRepo|LocalEntryNotFound",
-    ),
-    (
-        "configuration",
-        r"unrecognized arguments|invalid choice|ValidationError|Unknown field|unexpected keyword argument|ConfigError"
-        r"|argument --|No module named|selector|Unknown benchmark type",
-    ),
-)
 
 _SCHEDULERS = {
     "TIMEOUT": "the time limit was reached",
@@ -223,7 +179,8 @@ def _clock(seconds: float) -> str:
 
 
 def _layer_of(text: str) -> str | None:
-    return next((layer for layer, pattern in _BY_TEXT if re.search(pattern, text)), None)
+    rows = (row for entry in LOG_WORDS["layers"] for row in entry.items())
+    return next((layer for layer, words in rows if any(re.search(word, text) for word in words)), None)
 
 
 def _telling(message: str) -> str:
