@@ -4,16 +4,16 @@ Open commands.txt first: it has every command with its flags and the ``module:fu
 `parsers` of it, which lay out help, `helping` the manual page, `completion` answers the shells. What it names is a
 function of the arguments, or a `Command` (`command`): its ``answer`` gives a typed value and prints nothing, its
 ``show`` makes lines of that value and a terminal's width, and the value tells the exit code. ``--json``, `launcher
-schema` (`schemas`) and running elsewhere (`on`: ``--on NAME``, answered there, shown here) need nothing else of a
-command; `on_driving` is about runs and sweeps there, `remote` about login nodes, `detached` about what no terminal has
-started, `status` one command.
+schema` and running elsewhere (`on`: ``--on NAME``, answered there, shown here) need nothing else of a command;
+`on_driving` is about runs and sweeps there, `remote` about login nodes, `detached` about what no terminal has started,
+`status` one command.
 
 There is a module for each group of commands (`running` is about runs, `ending` about cancelling them and cleaning up);
 `common` has what they share. While runs go on `console` shows it, of what `standing` makes of their events; `output` is
-standard output then, `streaming` has the forms of its lines of JSON, and `pasting` has printed commands work. `render`
-shows tables and copies, `logs`, `results` and `importing` (of images) one command each, `checking` and `planning` what
-is decided. Only argparse is imported here, in `arguments` and `parsers`, so that ``launcher --help`` answers at
-once; a command's own module is imported when that command runs.
+standard output then, `streaming` has the forms of its lines of JSON. `render` shows tables and copies, `logs`,
+`results` and `importing` (of images) one command each, `checking` and `planning` what is decided. Only argparse is
+imported here, in `arguments` and `parsers`, so that ``launcher --help`` answers at once; a command's own module is
+imported when that command runs.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def run_command(
 
 def _complain(error: LauncherError, arguments: argparse.Namespace) -> int:
     """Print an error (what, where, what next), as an annotation too where GitHub reads along; return its exit code."""
-    from launcher.cli.pasting import Pasting
+    from launcher.cli.command import Pasting
     from launcher.core.github import GitHub
     from launcher.core.redact import redact
 

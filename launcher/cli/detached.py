@@ -34,8 +34,7 @@ _PLACES = ("workspace", "srt_slurm", "runners", "recipes", "slurm_backend")
 
 def told(of: str, pid: int, log: Path, words: str, arguments: argparse.Namespace) -> None:
     """Say who drives a run or sweep, where its output is, and which command shows it."""
-    from launcher.cli.command import as_text
-    from launcher.cli.pasting import Pasting
+    from launcher.cli.command import Pasting, as_text
     from launcher.cli.streaming import Driven
 
     if arguments.json:

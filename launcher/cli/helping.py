@@ -1,15 +1,23 @@
-"""The manual page, made of the parsers, pages of the documentation, `version`, and what `launcher` alone says."""
+"""What the launcher says of itself: the manual page, made of the parsers, pages of the documentation, `version`, what
+`launcher` alone says, and `launcher schema`, the form of what commands print with ``--json``.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher import __version__
 from launcher.cli.arguments import parser
 from launcher.cli.parsers import EXITS, SUMMARY, LazyParser, invocation, name_of
+
+if TYPE_CHECKING:  # the wheel is made with this module, where no other package is
+    from launcher.cli.command import Command
+    from launcher.cli.streaming import Streams
 
 FIRST_STEPS = """\
 Puts LLM-inference benchmarks onto Slurm clusters, and says truthfully
@@ -125,3 +133,32 @@ def _roff(text: str) -> str:
     """A text as roff takes it: nothing in it is a request or an escape."""
     text = text.replace("\\", "\\e").replace("-", "\\-")
     return f"\\&{text}" if text.startswith((".", "'")) else text
+
+
+def schema(arguments: argparse.Namespace) -> int:
+    """Print the JSON Schema of one command's value, or which commands have one."""
+    from launcher.cli.command import as_text
+    from launcher.core.errors import ConfigError, suggest
+
+    known = dict(commands_with_schemas(parser()))
+    if not arguments.names:
+        print("\n".join(known))
+        return 0
+    name = " ".join(arguments.names)
+    if name not in known:
+        hint = suggest(name, known, "`launcher schema` lists those that have one")
+        raise ConfigError(f"no command {name!r} that shows something", where="COMMAND", hint=hint)
+    print(as_text(known[name].schema))
+    return 0
+
+
+def commands_with_schemas(top: LazyParser) -> Iterator[tuple[str, Command | Streams]]:
+    """Every command that gives a value, or JSON lines, by its words."""
+    from launcher.cli.command import Command
+    from launcher.cli.streaming import Streams
+
+    for command in every_command(top):
+        module, _, function = (command.get_default("command") or "").partition(":")
+        found = getattr(importlib.import_module(f"launcher.cli.{module}"), function) if module else None
+        if isinstance(found, Command | Streams):
+            yield name_of(command), found

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.benchmark.contracts import SECRETS
-from launcher.cli.command import Command, shown
-from launcher.cli.pasting import Pasting
+from launcher.cli.command import Command, Pasting, shown
 from launcher.cli.remote import LoginNode, connected
 from launcher.core.checkout_head import head_commit
 from launcher.core.errors import ConfigError, RemoteError
@@ -38,12 +37,12 @@ _DRIVEN = {
 }
 """Commands that a driver goes on with, each with what is done about it: a function of `on_driving`."""
 
-HERE = ("helping", "completion", "schemas", "remote", "detached", "on")
+HERE = ("helping", "completion", "remote", "detached", "on")
 """Modules of commands that are about this machine; LAUNCHER_ON says nothing to them."""
 
 _NOT_THERE = {
     "running:ci": "it is a step of a workflow, on its own runner",
-    "shadow:shadow": "it is a step of a workflow, on its own runner",
+    "workflow:shadow": "it is a step of a workflow, on its own runner",
     "running:adopt": "log in there, and adopt the job there; then follow it with --on",
     "report:report": "bring the runs (launcher remote get NAME RUN|SWEEP), and report them here",
     "runner_doctor:new": "log in there: it writes a file",

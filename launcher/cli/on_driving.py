@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from launcher.cli.command import Command, as_text, tell, wants_json
+from launcher.cli.command import Command, Pasting, as_text, tell, wants_json
 from launcher.cli.common import ask_first, open_project, planned
 from launcher.cli.on import There, show
-from launcher.cli.pasting import Pasting
 from launcher.core.errors import ConfigError, LauncherError, RemoteError
 from launcher.core.publish import make_private, write_json
 from launcher.core.reading import read_json

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 import time
@@ -13,15 +12,14 @@ from pathlib import Path
 from typing import TextIO, cast
 
 from launcher.cli import detached
-from launcher.cli.command import Command, Tell, Told, as_text, show_told, tell
+from launcher.cli.command import Command, Pasting, Tell, Told, as_text, show_told, tell
 from launcher.cli.common import ask_first, chosen, meanwhile, open_project
 from launcher.cli.console import Console, How, World
 from launcher.cli.ending import end_leftovers, runs_of
 from launcher.cli.output import standard_output_apart
-from launcher.cli.pasting import Pasting
-from launcher.cli.plans import plan_lines, view_of
+from launcher.cli.planning import plan_lines, view_of
 from launcher.cli.streaming import Planned, Streams
-from launcher.core.errors import ConfigError, JobError, LauncherError, Wrong, as_error
+from launcher.core.errors import ConfigError, JobError, LauncherError, Wrong
 from launcher.core.github import GitHub
 from launcher.core.lines import Terminal, print_lines
 from launcher.core.stop import Stop, stop_on_signals
@@ -62,7 +60,7 @@ def _run(arguments: argparse.Namespace) -> int:
         record = RunRecord.create(project.runs, plan)
         record.update(accepted=tuple(arguments.accept), results="run")
         return _detach(project, record, arguments)
-    return _exit_code(_drive(project, [plan], arguments))
+    return _exit_code(_drive(project, plan, arguments))
 
 
 def _detach(project: Project, record: RunRecord, arguments: argparse.Namespace) -> int:
@@ -112,7 +110,7 @@ def _ci(arguments: argparse.Namespace) -> int:
             github.output("run-id", plan.run_key)
             _for_later_steps(github, plan)
             end_leftovers(project, plan, github, tell if arguments.json else say)
-            outcomes = _drive(project, [plan], arguments, github=github)
+            outcomes = _drive(project, plan, arguments, github)
         except ConfigError as error:
             github.error(str(error), title="launcher: configuration")
             raise
@@ -182,7 +180,10 @@ def _resume(arguments: argparse.Namespace) -> int:
         if record.job is None:  # else the job has what it needs
             require_passed(plan.passes, project.environ)
         recorded.append((record, plan))
-    require_one_runner([plan for _, plan in recorded])
+    clusters = Counter(plan.runner for _, plan in recorded)
+    if len(clusters) > 1:  # one process drives the runs of one
+        named = ", ".join(f"{name} ({count})" for name, count in clusters.items())
+        raise ConfigError(f"these are of several clusters: {named}", hint="those of one at a time: --runner NAME")
     for record, _ in recorded:
         cancelling.withdraw(record)
     if not recorded:
@@ -224,46 +225,15 @@ def _by_hand(project: Project, arguments: argparse.Namespace) -> Plan:
     return project.plan_by_hand(benchmark, arguments.runner, narrow=narrow, run_id=run_id)
 
 
-def require_one_runner(plans: Sequence[Plan]) -> None:
-    """Raise ConfigError for plans of several clusters: one process drives the runs of one."""
-    clusters = Counter(plan.runner for plan in plans)
-    if len(clusters) > 1:
-        named = ", ".join(f"{name} ({count})" for name, count in clusters.items())
-        raise ConfigError(f"these are of several clusters: {named}", hint="those of one at a time: --runner NAME")
-
-
-def _drive(
-    project: Project,
-    plans: Sequence[Plan],
-    arguments: argparse.Namespace,
-    *,
-    limits: Limits = Limits(),
-    github: GitHub | None = None,
-) -> list[Outcome]:
-    for plan in plans:
-        refuse(plan, arguments.accept)
-    require_one_runner(plans)
+def _drive(project: Project, plan: Plan, arguments: argparse.Namespace, github: GitHub | None = None) -> list[Outcome]:
+    """Run a plan to its end. Raises ConfigError for one with findings that are not accepted."""
+    refuse(plan, arguments.accept)
     with stop_on_signals() as stop:
-        recorded: list[tuple[RunRecord, Plan]] = []
-        unrecorded: list[Outcome] = []
-        for plan in plans:
-            try:
-                record = RunRecord.create(project.runs, plan)
-                of_job = github_runs.identity(project.environ) if github is not None else ""
-                results = "workspace" if github is not None else "run"
-                record.update(accepted=tuple(arguments.accept), results=results, github_job=of_job)
-            except (LauncherError, OSError) as error:  # without a record there is no run; the others go on
-                if len(plans) == 1:
-                    raise
-                wrong = as_error(error)
-                print(f"run {plan.run_key}: {wrong}", file=sys.stderr)
-                unrecorded.append(Outcome(plan.run_key, "failed", error=wrong))
-            else:
-                recorded.append((record, plan))
-        if not recorded:
-            return unrecorded
-        driven = _drive_records(project, recorded, stop, arguments, limits=limits, github=github)
-        return [*driven, *unrecorded]
+        record = RunRecord.create(project.runs, plan)
+        of_job = github_runs.identity(project.environ) if github is not None else ""
+        results = "workspace" if github is not None else "run"
+        record.update(accepted=tuple(arguments.accept), results=results, github_job=of_job)
+        return _drive_records(project, [(record, plan)], stop, arguments, github)
 
 
 def _drive_records(
@@ -271,42 +241,40 @@ def _drive_records(
     recorded: Sequence[tuple[RunRecord, Plan]],
     stop: Stop,
     arguments: argparse.Namespace,
-    *,
-    limits: Limits = Limits(),
     github: GitHub | None = None,
 ) -> list[Outcome]:
     """Bring recorded runs to their ends, and show how they ended."""
     # A short name for each run: its number, topology and lengths.
     numbers = [f"{number}. " for number in range(1, len(recorded) + 1)] if len(recorded) > 1 else [""]
-    names = (f"{plan.benchmark.topology} {plan.benchmark.measures}" for _, plan in recorded)
-    labels = {r.id: number + name for (r, _), number, name in zip(recorded, numbers, names, strict=True)}
+    by_id = {record.id: (record, plan) for record, plan in recorded}
+    labels = {
+        record.id: f"{number}{plan.benchmark.topology} {plan.benchmark.measures}"
+        for number, (record, plan) in zip(numbers, recorded, strict=True)
+    }
     first = recorded[0][1]
     said: list[str] = []
     services = open_services(project, first, stop, log=said.append)
     with standard_output_apart(stop) as output:
-        how = how_much(arguments, project)
-        by_id = {record.id: (record, plan) for record, plan in recorded}
-        console = Console(labels, github, output, how, World(progress=lambda run: progress_of(*by_id[run])))
-        recorded[0][0].listeners.append(console.event)
-        for record, _ in recorded:
-            for text in said:  # how Slurm is asked is in every record, and shown once
+        world = World(progress=lambda run: progress_of(*by_id[run]))
+        console = Console(labels, github, output, how_much(arguments, project), world)
+        runs = []
+        for number, (record, plan) in enumerate(recorded):
+            if number == 0:  # how Slurm is asked is in every record, and shown once
+                record.listeners.append(console.event)
+            for text in said:
                 record.event("note", text)
-        for record, _ in recorded[1:]:
-            record.listeners.append(console.event)
-        runs = [
-            Run(record, plan, project.kind(plan.kind), cancelling.services_of(record, services))
-            for record, plan in recorded
-        ]
+            if number > 0:
+                record.listeners.append(console.event)
+            runs.append(Run(record, plan, project.kind(plan.kind), cancelling.services_of(record, services)))
         for record, _ in recorded:
             try:
                 record.take()
             except OSError as error:  # its run ends with this before it does anything, and the others go on
                 record.event("warning", f"the record cannot be written: {error.strerror}")
-        limits = dataclasses.replace(limits, pace=pace_of(first))
         show = console.log if arguments.logs and not arguments.quiet else None
         try:
             with console.watching():
-                outcomes = run_all(runs, services.scheduler, stop, limits, show)
+                outcomes = run_all(runs, services.scheduler, stop, Limits(pace=pace_of(first)), show)
         finally:
             for record, _ in recorded:
                 record.let_go()

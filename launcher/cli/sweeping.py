@@ -16,9 +16,8 @@ import msgspec
 
 from launcher import __version__
 from launcher.benchmark.benchmark import Benchmark
-from launcher.cli.command import Command, Tell, tell
+from launcher.cli.command import Command, Pasting, Tell, tell
 from launcher.cli.common import ask_first, chosen, meanwhile, of_row, open_project, tell_refused
-from launcher.cli.pasting import Pasting
 from launcher.cli.streaming import Streams, lines_of_sweeps
 from launcher.cli.sweep_driving import detach, drive, summary, sweeps_of
 from launcher.cli.sweep_status import seen

@@ -1,4 +1,6 @@
-"""`launcher ci --check-environment` and `--print-workflow`: before a launch step, and what such steps look like."""
+"""What a workflow's maintainer asks: `launcher ci --check-environment` and `--print-workflow`, before a launch step and
+what such steps look like; `launcher shadow`, a job's plan beside what the checkout's bash launcher does.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +8,32 @@ import argparse
 import os
 import sys
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO, cast
 
 from launcher import __version__
 from launcher.benchmark.environment import wrong_variables
+from launcher.cli.command import Command, Tell
 from launcher.cli.common import open_project
+from launcher.cli.planning import PlanView, plan_lines, view_of
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.github import GitHub
+from launcher.core.lines import Terminal, folded
+from launcher.core.process import run
 from launcher.core.redact import redact
 from launcher.core.terminal import StandardOutput, say
 from launcher.doctor import step
-from launcher.plan.plan import Plan
+from launcher.plan.plan import SRTCTL, Plan
 from launcher.plan.secrets import refuse_secrets
+from launcher.rehearsal.shadow import NoNamespace, differences, record
 from launcher.services import stand_in_programs
 
 
-def workflow_text(name: str) -> str:
-    """The workflow that calls this version: ``multi-node``, ``single-node``, ``profile``, ``speedbench``."""
-    text = Path(__file__).with_name(f"workflow-{name}.yml").read_text(encoding="utf-8")
-    return text.replace("{version}", __version__)
-
-
 def print_workflow(arguments: argparse.Namespace) -> int:
-    """Print a workflow, for a file below .github/workflows."""
-    sys.stdout.write(workflow_text(arguments.print_workflow))
+    """Print the workflow that calls this version, for a file below .github/workflows."""
+    text = Path(__file__).with_name(f"workflow-{arguments.print_workflow}.yml").read_text(encoding="utf-8")
+    sys.stdout.write(text.replace("{version}", __version__))
     return 0
 
 
@@ -68,3 +71,49 @@ def _findings(plan: Plan, accepted: Collection[str]) -> Iterator[ConfigError]:
     for found in plan.errors:
         if found.rule not in accepted:
             yield ConfigError(f"{found.message} [{found.rule}]", where=found.where, hint=f"or --accept {found.rule}")
+
+
+@dataclass(frozen=True)
+class Shadow:
+    """A plan, and in what the bash launcher differs from it; ``alone`` is why that was not run, ``containers`` how many
+    it would start."""
+
+    plan: PlanView
+    alone: str | None = None
+    script: str = ""
+    containers: int = 0
+    differences: tuple[str, ...] = ()
+
+
+def compared(arguments: argparse.Namespace, tell: Tell) -> Shadow:
+    """Plan from the environment, and run the bash launcher where it can do nothing.
+
+    Exit 0 when they agree or when there is the plan alone, 1 when they differ, 2 when the row cannot be planned.
+    """
+    project = open_project(arguments)
+    plan = project.plan_from_environment()
+    prefix = plan.runner_name.partition("_")[0]
+    view = view_of(plan, project.kind)
+    if plan.kind == SRTCTL:
+        return Shadow(view, "bash clones srt-slurm and has srtctl submit, which is compared by no stub")
+    script = project.workspace / "runners" / f"launch_{prefix}.sh"
+    try:
+        bash = record(script, plan, project.environ, run)
+    except NoNamespace as error:
+        return Shadow(view, error.message)
+    return Shadow(view, None, script.name, len(bash.containers), tuple(differences(plan, bash, project.environ)))
+
+
+def show(value: Shadow, terminal: Terminal) -> Iterator[str]:
+    yield from plan_lines([value.plan], terminal.width)
+    if value.alone is not None:
+        yield from folded(f"shadow: the plan alone: {value.alone}", terminal.width, "  ")
+        return
+    for line in value.differences:
+        yield from folded(f"shadow: differs: {line}", terminal.width, "  ")
+    what = f"{value.containers} containers" if value.containers != 1 else "one container"
+    found = f"{len(value.differences)} differences" if value.differences else "agree"
+    yield f"shadow: {found}: {value.script} starts {what}"
+
+
+shadow = Command(Shadow, compared, show, code=lambda value: int(bool(value.differences)))

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from launcher.cli.command import Pasting
 from launcher.cli.console import How
-from launcher.cli.pasting import Pasting
 from launcher.core.errors import Cancelled, JobError, LauncherError, ResultError
 from launcher.core.process import Waited, run, waited_for
 from launcher.run.finish import Outcome

@@ -10,7 +10,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from launcher.cli import main, schemas
+from launcher.cli import helping, main
 from launcher.cli.arguments import parser
 from launcher.cli.command import as_it_comes
 from launcher.core.errors import ConfigError
@@ -120,7 +120,7 @@ def test_what_is_printed_agrees_with_its_schema(runs: list[RunRecord], capsys: p
 
 
 def test_every_command_that_gives_a_value_has_a_schema(capsys: pytest.CaptureFixture[str]) -> None:
-    found = dict(schemas.commands(parser()))
+    found = dict(helping.commands_with_schemas(parser()))
     assert said(capsys, "schema").split("\n")[:-1] == list(found)
     for name, command in found.items():
         jsonschema.Draft202012Validator.check_schema(command.schema)

@@ -21,7 +21,7 @@ import pytest
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import environment_of
 from launcher.benchmark.selection import Selection
-from launcher.cli import main, schemas
+from launcher.cli import helping, main
 from launcher.cli.arguments import parser
 from launcher.core.process import ProcessIdentity
 from launcher.project import Project
@@ -174,7 +174,7 @@ def valid_lines(user: InProcessUser, command: str, *, whole: bool = False) -> li
     """The lines of JSON that a command printed last, or all as one (``whole``); each agrees with its schema."""
     import jsonschema
 
-    validator = jsonschema.Draft202012Validator(dict(schemas.commands(parser()))[command].schema)
+    validator = jsonschema.Draft202012Validator(dict(helping.commands_with_schemas(parser()))[command].schema)
     values: list[dict[str, Any]] = [
         json.loads(line) for line in ([user.printed] if whole else user.printed.splitlines())
     ]
