@@ -11,9 +11,9 @@ import hashlib
 import textwrap
 from pathlib import Path
 
-from launcher.container import job_functions as functions
-from launcher.container.engines import IMAGE, STEP, EngineCommands, Lines, commands
-from launcher.container.planned import ContainerJob
+from launcher.container.engines import IMAGE, EngineCommands, Lines, commands
+from launcher.container.job_functions import functions
+from launcher.container.planned import ContainerJob, PlannedStaging
 from launcher.core.shell_words import command, number, pattern, variable, word
 from launcher.image.reference import PlannedImage
 from launcher.plan import preflight
@@ -39,8 +39,8 @@ _DIRECTORIES = ("_PATH", "_DIR", "_HOME", "TMPDIR")
 def render(plan: Plan, root: Path) -> str:
     """The script. ``root`` is the run's own directory, in which each job has one by its id. Raises ConfigError."""
     job = ContainerJob.of(plan)
-    copy = word(job.staging.to) if job.staging is not None else None
-    engine = commands(job, plan.run_key, job.staging.to if job.staging is not None else job.workspace_of(plan))
+    staging = job.staging
+    engine = commands(job, plan.run_key, staging.to if staging is not None else job.workspace_of(plan))
     head = [
         "#!/usr/bin/env bash",
         f"# Run {_comment(plan.run_key)} on {_comment(plan.runner)}: {_comment(job.script.path)} in a container "
@@ -48,17 +48,21 @@ def render(plan: Plan, root: Path) -> str:
         "set -u -o pipefail",
         f"own={word(f'{root}/$JOB')}",
         f"grace={_GRACE if job.allocation is not None else _GRACE_HERE}",
-        *([f"copy={copy}", f"archive={word(f'{root}/{CHECKOUT}')}", "copied="] if copy else []),
+        f"engine={engine.pulls or ''}",
+        "copied=",
+        *([f"copy={word(staging.to)}", f"archive={word(f'{root}/{CHECKOUT}')}"] if staging is not None else []),
     ]
     parts = [
         "\n".join(head),
-        functions.COMMON.strip(),
-        *([_list_back(job), functions.STAGE.strip()] if copy else []),
-        _finish(job, engine),
+        functions("common"),
+        *([_list_back(staging), functions("stage")] if staging is not None else []),
+        _function("own_containers", engine.own),
+        _function("take_away", engine.after),
+        functions("end"),
         'mkdir -p -- "$own" || exit 5\nsay "job $SLURM_JOB_ID on $(uname -n)"',
         *_looks(plan, job, root),
         *_image(plan, job, engine),
-        *(["stage_in"] if copy else []),
+        *(["stage_in"] if staging is not None else []),
         *_cache(plan),
         *_exports(job),
         *_carry(engine),
@@ -83,53 +87,9 @@ def _step(lines: Lines) -> str:
     return f"run_step \\\n  {command(lines)}"
 
 
-def _finish(job: ContainerJob, engine: EngineCommands) -> str:
-    """What is done at every end."""
-    lines = []
-    if engine.own:
-        lines += [
-            "# By our label alone: a container that only has the name of ours is somebody else's.",
-            "end_container() {",
-            "  local id",
-            f"  {command(engine.own, '    ')} 2>/dev/null | while read -r id; do",
-            "    # podman's rm alone would wait ten seconds for a program that heeds no TERM.",
-            f'    {word(engine.pulls or "")} kill "$id" >/dev/null 2>&1',
-            f'    {word(engine.pulls or "")} rm --force "$id" >/dev/null 2>&1',
-            "  done",
-            "}",
-        ]
-    ends = ["  end_container", "  end_child", "  end_container"] if engine.own else ["  end_child"]
-    lines += ["finish() {", "  local code=${ended:-$?}", "  trap - EXIT", "  trap '' TERM INT HUP", *ends]
-    if engine.after:
-        lines.append(f"  {command(engine.after, '    ')} >/dev/null 2>&1")
-    if job.staging is not None:
-        lines += [
-            '  if [ -n "$copied" ]; then',
-            "    if ! bring_back; then",
-            '      printf "launcher: error: results cannot be brought back from %s\\n" "$copy" >&2',
-            '      [ "$code" -ne 0 ] || code=5',
-            "    fi",
-            "    # A benchmark may leave directories that even their owner may not write.",
-            '    rm -rf -- "$copy" 2>/dev/null || { chmod -R u+rwX -- "$copy"; rm -rf -- "$copy"; }',
-            "  fi",
-        ]
-    lines += [
-        '  say "the job ends with exit code $code"',
-        '  exit "$code"',
-        "}",
-        "trap finish EXIT",
-        "# Slurm's TERM can come twice, to this script and to all processes of its step.",
-        "ended=",
-        "on_signal() {",
-        "  trap '' TERM INT HUP",
-        "  ended=$1",
-        '  exit "$1"',
-        "}",
-        "trap 'on_signal 143' TERM",
-        "trap 'on_signal 130' INT",
-        "trap 'on_signal 129' HUP",
-    ]
-    return "\n".join(lines)
+def _function(name: str, lines: Lines) -> str:
+    """A function of one command, which does nothing where there is none."""
+    return f"{name}() {{ {command(lines, '    ') or ':'}; }}"
 
 
 def _looks(plan: Plan, job: ContainerJob, root: Path) -> list[str]:
@@ -148,7 +108,7 @@ def _looks(plan: Plan, job: ContainerJob, root: Path) -> list[str]:
     if "login" not in plan.model.seen_by and preflight.look_at_model(plan.model):
         # What takes more than a look at config.json the launcher judges (`launcher.container.checkpoint`).
         looks.append(f"keep_checkpoint {'headers' if 'weights' in plan.model.fingerprint else 'configs'}")
-        functions_of_it.append(functions.KEEP.strip())
+        functions_of_it.append(functions("keep"))
     if allocation is not None:
         looks = preflight.with_login('"$own"', looks, local=plan.locks_are_local(str(root)))
     return [*functions_of_it, "\n".join(looks)]
@@ -162,17 +122,16 @@ def _image(plan: Plan, job: ContainerJob, engine: EngineCommands) -> list[str]:
         head, slash, name = repository.rpartition("/")
         repository = f"{head}{slash}{name.partition(':')[0]}"
         call = f"pull_image {word(engine.pulls)} {word(reference)} {word(repository)}"
-        return ["image=", functions.PULL.strip(), call]
+        return ["image=", functions("pull"), call]
     node_local = [image for image in plan.images if not image.shared and image.squash]
-    gpus = job.allocation.gpus if job.allocation is not None else 0
-    return [functions.IMPORT.strip(), *(_import(image, gpus) for image in node_local)] if node_local else []
+    return [functions("import"), functions("have"), *map(_import, node_local)] if node_local else []
 
 
 def import_alone(image: PlannedImage) -> str:
     """A script that has an image on the node that it runs on, where the node has its own directory for it."""
-    exports = [f"export {_assignment(*entry)}" for entry in _sorted(image)]
+    exports = [f"export {assignment}" for assignment in _assignments(image)]
     call = " ".join(["import_image", *map(word, _import_arguments(image))])
-    return "\n".join(["set -u -o pipefail", functions.IMPORT.strip(), *exports, call]) + "\n"
+    return "\n".join(["set -u -o pipefail", functions("import"), *exports, call]) + "\n"
 
 
 def _import_arguments(image: PlannedImage) -> list[str]:
@@ -188,35 +147,14 @@ def _import_arguments(image: PlannedImage) -> list[str]:
     return [image.squash, image.uri, image.lock, *seconds, f"{beside}/{own}", f"{temporary}/{own}-temp", *directories]
 
 
-def _import(image: PlannedImage, gpus: int) -> str:
+def _import(image: PlannedImage) -> str:
     """The import of one image, where it is not there and whole already."""
-    arguments = _import_arguments(image)
-    lines = [
-        f"if unsquashfs -l {word(image.squash)} >/dev/null 2>&1; then",
-        f"  say {word(f'image {image.reference}: is on this node')}",
-        "  fact image_import_seconds 0",
-        "else",
-        "  began=$SECONDS",
-        f"  run_step {command(STEP)} --gres=none --export=ALL \\",
-        *(f"    {'env ' if at == 0 else ''}{_assignment(*entry)} \\" for at, entry in enumerate(_sorted(image))),
-        '    bash -c "$(declare -f import_image); import_image \\"\\$@\\"" bash \\',
-        *(f"    {word(argument)} \\" for argument in arguments[:-1]),
-        f"    {word(arguments[-1])}",
-        "  code=$?",
-        f"  # {gpus} GPUs were ours, and idle, for so long.",
-        '  fact image_import_seconds "$((SECONDS - began))"',
-        f'  [ "$code" -eq 0 ] || fail 3 {word(f"image {image.reference}: is not on this node, and was not imported")}',
-        "fi",
-    ]
-    return "\n".join(lines)
+    arguments = " \\\n  ".join(map(word, _import_arguments(image)))
+    return f"image_environment=({' '.join(_assignments(image))})\nhave_image {word(image.reference)} \\\n  {arguments}"
 
 
-def _sorted(image: PlannedImage) -> list[tuple[str, str]]:
-    return sorted(image.environment.items())
-
-
-def _assignment(name: str, value: str) -> str:
-    return f"{variable(name)}={word(value)}"
+def _assignments(image: PlannedImage) -> list[str]:
+    return [f"{variable(name)}={word(value)}" for name, value in sorted(image.environment.items())]
 
 
 def _carry(engine: EngineCommands) -> list[str]:
@@ -224,13 +162,12 @@ def _carry(engine: EngineCommands) -> list[str]:
     if not engine.carries:
         return []
     names = textwrap.wrap(" ".join(map(variable, engine.carries)), 100, break_long_words=False)
-    return [functions.CARRY.strip(), "carry \\\n  " + " \\\n  ".join(names)]
+    return [functions("carry"), "carry \\\n  " + " \\\n  ".join(names)]
 
 
-def _list_back(job: ContainerJob) -> str:
+def _list_back(staging: PlannedStaging) -> str:
     """What is brought back, expanded where the script is then: in the copy."""
-    assert job.staging is not None
-    return f"list_back() {{ back=({' '.join(pattern(f'./{glob}') for glob in job.staging.back)}); }}"
+    return f"list_back() {{ back=({' '.join(pattern(f'./{glob}') for glob in staging.back)}); }}"
 
 
 def _cache(plan: Plan) -> list[str]:

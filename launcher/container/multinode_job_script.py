@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from launcher.container.job_functions import CARRY, COMMON, PULL, READ_CARRIED, SET_CARRIED, SET_CARRIED_AT_LOGIN
+from launcher.container.job_functions import READ_CARRIED, SET_CARRIED, SET_CARRIED_AT_LOGIN
+from launcher.container.job_functions import functions as functions_of_all
 from launcher.container.multinode_planned import LABEL, MultinodeJob, NodeContainer
 from launcher.core.errors import ConfigError
 from launcher.core.shell_words import command, variable, word
@@ -45,9 +46,7 @@ def render(plan: Plan, root: Path, workspace: str) -> str:
                 *_facts(plan, job, root, place),
             ]
         ),
-        COMMON.strip(),
-        CARRY.strip(),
-        PULL.strip(),
+        *map(functions_of_all, ("common", "carry", "pull")),
         preflight.functions().strip(),
         "# Several nodes write down the same.\n"
         'fact() { [ "${SLURM_PROCID:-0}" -ne 0 ] || printf \'%s=%s\\n\' "$1" "$2" >>"$own/facts.txt"; }',

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.container.job_functions import CARRIED, CARRY, SET_CARRIED
+from launcher.container.job_functions import CARRIED, SET_CARRIED, functions
 from launcher.container.job_script import render
 from launcher.container.planned import ContainerJob
 from launcher.container.results import unpack
@@ -99,7 +99,7 @@ def test_values_arrive_in_a_container_that_starts_with_one_variable(tmp_path: Pa
     script, values = tmp_path / "b.sh", {"A": "a 'b' \"c\" $d `e` \\ ü", "B": "{\n  PATH=/x\n}\n", "C": ""}
     script.write_text('printf "%s|" "$A" "$B" "${C-absent}" "${D-absent}"\n')
     start = f'env -i PATH="$PATH" {CARRIED}="${CARRIED}" bash -c {shlex.quote(SET_CARRIED)} {script}'
-    text = f'{CARRY}\ncarry A B C D\n[ "$(wc -l <<<"${CARRIED}")" = 1 ] || exit 1\n{start}'
+    text = f'{functions("carry")}\ncarry A B C D\n[ "$(wc -l <<<"${CARRIED}")" = 1 ] || exit 1\n{start}'
     environment = {"PATH": os.environ["PATH"], **values}
     done = subprocess.run(["bash", "-c", text], env=environment, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split("|") == [*values.values(), "absent", ""]
