@@ -145,9 +145,9 @@ class MultinodeKind(ScriptKind):
 
     def collect(self, run: Run, patience: float) -> Collected:
         """Results of this job alone, after its nodes' files were gathered."""
-        from launcher.container.multinode_results import Gathered, request_for
+        from launcher.container.multinode_results import Gathered
         from launcher.container.results import facts
-        from launcher.result.collect import collect
+        from launcher.result.collect import CollectRequest, collect
         from launcher.result.contradictions import Window
 
         plan, recorded = run.plan, run.record.job
@@ -169,13 +169,14 @@ class MultinodeKind(ScriptKind):
             gather()  # NFS shows some of it late
 
         gather()
-        request = request_for(
-            plan,
-            gathered,
-            run.results_directory,
-            workspace,
+        request = CollectRequest(
+            logs_dir=gathered.logs,
+            workspace=run.results_directory,
+            expected=plan.results,
             job_id=recorded.id,
             started=started,
+            agentic_source=workspace,
+            name=gathered.named,
             published=run.record.step("collect").facts.get("published", {}),
             patience=patience,
             there_before=run.record.step("workspace").facts.get("there_before", {}),

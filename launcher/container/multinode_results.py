@@ -16,7 +16,6 @@ from pathlib import Path
 from launcher.container.multinode_planned import MultinodeJob
 from launcher.container.planned import LOG
 from launcher.plan.plan import Plan
-from launcher.result.collect import CollectRequest
 from launcher.result.contradictions import Window
 from launcher.result.logs import log_files
 from launcher.result.validate import FileName
@@ -126,22 +125,3 @@ class Gathered:
 def _lengths_of(path: Path) -> str | None:
     """The directory above that names sequence lengths."""
     return path.parent.name if re.search(r"isl_\d+_osl_\d+", path.parent.name) else None
-
-
-def request_for(plan: Plan, gathered: Gathered, into: Path, source: Path, **more: object) -> CollectRequest:
-    """What to collect of what was gathered."""
-    expected = plan.results
-    return CollectRequest(
-        logs_dir=gathered.logs,
-        workspace=into,
-        result_filename=expected.filename,
-        concurrencies=expected.concurrencies,
-        mode=expected.mode,
-        isl=expected.isl,
-        osl=expected.osl,
-        run_eval=expected.run_eval,
-        agentic_source=source,
-        expected=expected,
-        name=gathered.named,
-        **more,  # type: ignore[arg-type]
-    )

@@ -24,10 +24,11 @@ from launcher.core.retry import until
 from launcher.plan.plan import OWN, Expected
 from launcher.result.collect import Collected, Problem
 from launcher.result.contradictions import Window
+from launcher.result.document import Unusable
 from launcher.result.evaluations import RESULTS, Thresholds, judge
 from launcher.result.logs import log_files
 from launcher.result.summary_file import Evaluation
-from launcher.result.validate import Invalid, Point, read_only_result
+from launcher.result.validate import Point, read_only_result
 
 _RETRY_INTERVAL = 5.0
 _BLOCK = 1 << 20
@@ -106,11 +107,10 @@ def _look(expected: Expected, place: Place) -> _Found:
             found.problems.append(Problem(f"no {pattern} in {place.workspace}", concurrency))
     if expected.mode != "eval" and not found.problems and concurrency is not None:
         path = place.workspace / f"{expected.filename}.json"
-        point = read_only_result(path, concurrency=concurrency, gpus=place.gpus, expected=expected, window=window)
-        if isinstance(point, Invalid):
-            found.problems.append(Problem(f"{path.name}: {point.reason}", concurrency, "invalid"))
-        else:
-            found.point = point
+        try:
+            found.point = read_only_result(path, concurrency, expected, place.gpus, window)
+        except Unusable as wrong:
+            found.problems.append(Problem(f"{path.name}: {wrong}", concurrency, "invalid"))
     if expected.run_eval or expected.mode == "eval":
         _look_eval(expected, place, found, window)
     return found

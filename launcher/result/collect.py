@@ -25,10 +25,11 @@ from launcher.core.retry import until
 from launcher.core.terminal import one_line
 from launcher.plan.plan import Expected
 from launcher.result.contradictions import Window
+from launcher.result.document import Unusable
 from launcher.result.evaluations import RESULTS, Thresholds, judge
 from launcher.result.logs import log_files
 from launcher.result.summary_file import Evaluation
-from launcher.result.validate import FileName, Invalid, Point, read_agentic_result, read_result
+from launcher.result.validate import FileName, Point, read_agentic_result, read_result
 
 _RETRY_INTERVAL = 5.0
 
@@ -38,47 +39,36 @@ class CollectRequest:
     """What to collect.
 
     ``logs_dir`` is ``outputs/<job id>/logs`` of our job, ``workspace`` the directory where the workflow looks.
-    ``started`` is when the run began (Unix seconds): older files belong to another run. ``agentic_source`` is where the
-    job writes ``<result_filename>_conc<N>.json``, the workspace itself when None. ``published`` is what an earlier
-    collection of this run published, name to sha256, from its record. ``patience`` says how many seconds to wait for
-    results that are missing or invalid: NFS can show a file, or its end, up to a minute late. ``expected`` is what
-    results are held against beside that, ``there_before`` are files of the source that lay there before the job was
-    submitted, with their times (`files_there`): what has not changed since is not this job's. ``name`` is what a fixed
-    result is called in the workspace, by its directory and name; None where it is as srtctl's jobs are collected.
+    ``expected`` is what was asked for, and what results are held against. ``started`` is when the run began (Unix
+    seconds): older files belong to another run. ``agentic_source`` is where the job writes
+    ``<result_filename>_conc<N>.json``, the workspace itself when None. ``published`` is what an earlier collection of
+    this run published, name to sha256, from its record. ``patience`` says how many seconds to wait for results that are
+    missing or invalid: NFS can show a file, or its end, up to a minute late. ``there_before`` are files of the source
+    that lay there before the job was submitted, with their times (`files_there`): what has not changed since is not
+    this job's. ``name`` is what a fixed result is called in the workspace, by its directory and name; None where it is
+    as srtctl's jobs are collected.
     """
 
     logs_dir: Path
     workspace: Path
-    result_filename: str
-    concurrencies: tuple[int, ...]
+    expected: Expected
     job_id: str
     started: float
-    mode: Literal["fixed", "agentic", "eval"] = "fixed"
-    isl: int | None = None
-    osl: int | None = None
-    run_eval: bool = False
     agentic_source: Path | None = None
     published: Mapping[str, str] = field(default_factory=dict)
     patience: float = 0.0
-    expected: Expected | None = None
     there_before: Mapping[str, int] = field(default_factory=dict)
     name: Callable[[str, FileName], str] | None = None
-
-    @property
-    def held_against(self) -> Expected:
-        """What results are held against; what the plan does not say is not."""
-        lengths = self.isl, self.osl
-        return self.expected or Expected(self.concurrencies, self.result_filename, self.mode, self.run_eval, *lengths)
 
     def named(self, folder: str, name: FileName) -> str:
         """What a fixed result is called in the workspace."""
         if self.name is not None:
             return self.name(folder, name)
-        return fixed_result_name(self.result_filename, folder, name.concurrency, name.gpus, name.split)
+        return fixed_result_name(self.expected.filename, folder, name.concurrency, name.gpus, name.split)
 
     def window(self) -> Window:
         """The time in which results were made."""
-        return Window(self.started, time.time(), self.held_against.limits.clock_skew)
+        return Window(self.started, time.time(), self.expected.limits.clock_skew)
 
 
 @dataclass(frozen=True)
@@ -144,8 +134,8 @@ def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sl
     cannot be met as it is: a logs directory of another job, a name longer than 255 bytes, two results of one name, a
     file of another run in the way; and when a result cannot be written.
     """
-    if not request.result_filename or "/" in request.result_filename:
-        raise ResultError(f"{request.result_filename!r} cannot begin a file name")
+    if not request.expected.filename or "/" in request.expected.filename:
+        raise ResultError(f"{request.expected.filename!r} cannot begin a file name")
     if request.logs_dir.resolve().parent.name != request.job_id:
         raise ResultError(
             f"these are not the logs of job {request.job_id}",
@@ -163,7 +153,7 @@ def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sl
     doubts = [*found.doubts, *(f"concurrency {at}: {doubt}" for at, p in found.points.items() for doubt in p.doubts)]
     for name, (_, digest) in found.files.items():
         _check_target(request.workspace / name, digest, request.published.get(name))
-        if request.mode == "fixed" and len(os.fsencode(f"agg_{name}")) > NAME_MAX:
+        if request.expected.mode == "fixed" and len(os.fsencode(f"agg_{name}")) > NAME_MAX:
             doubts.append(f"agg_{name} is longer than {NAME_MAX} bytes: process_result.py cannot write it")
     for name, (source, digest) in found.files.items():
         _publish(source, request.workspace / name, digest, request.published.get(name))
@@ -177,48 +167,45 @@ def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sl
 
 
 def _look(request: CollectRequest) -> _Found:
-    found = _Found()
+    found, expected = _Found(), request.expected
     try:
-        if request.mode == "fixed":
+        if expected.mode == "fixed":
             _look_fixed(request, found)
-        elif request.mode == "agentic":
+        elif expected.mode == "agentic":
             _look_agentic(request, found)
-        if request.run_eval or request.mode == "eval":
+        if expected.run_eval or expected.mode == "eval":
             _look_eval(request, found)
-        ours = {*found.files, *request.published, *_asked_for(request)}
-        others = strangers(request.workspace, request.result_filename, request.mode, ours, request.started)
+        # What is asked for where the job itself gives it: one that is not good is a problem already.
+        asked = (agentic_result_name(expected.filename, at) for at in expected.concurrencies)
+        ours = {*found.files, *request.published, *asked}
+        others = strangers(request.workspace, expected.filename, expected.mode, ours, request.started)
         found.problems += [Problem(text) for text in others]
     except OSError as error:
         found.problems.append(Problem(f"{error.filename} cannot be read: {error.strerror}"))
     return found
 
 
-def _asked_for(request: CollectRequest) -> Iterable[str]:
-    """Names that are asked for, where the job itself gives them: one that is not good is a problem already."""
-    return (agentic_result_name(request.result_filename, at) for at in request.concurrencies)
-
-
 def _look_fixed(request: CollectRequest, found: _Found) -> None:
     """Results of sa-bench: every ``results_concurrency_*.json`` below the directories ``*isl*osl*`` of the logs."""
     valid: dict[int, dict[str, Point]] = {}
     rejected: dict[int, list[str]] = {}
-    window, expected = request.window(), request.held_against
+    window, expected = request.window(), request.expected
     for folder in sorted(request.logs_dir.glob("*isl*osl*")):
         for path, status in () if folder.is_symlink() else log_files(folder):
             if (name := FileName.parse(path.name)) is None:
                 continue
             at, shown = name.concurrency, path.relative_to(request.logs_dir)
-            point = read_result(
-                path, expected_concurrency=at, isl=request.isl, osl=request.osl, expected=expected, window=window
-            )
-            if (said := window.said_of(status.st_mtime, str(shown))) is not None:
+            if (said := window.said_of(status.st_mtime, str(shown))) is None:
+                try:
+                    point = read_result(path, at, expected, window)
+                except Unusable as wrong:
+                    said = f"{shown}: {wrong}"
+            if said is not None:
                 rejected.setdefault(at, []).append(said)
-            elif isinstance(point, Invalid):
-                rejected.setdefault(at, []).append(f"{shown}: {point.reason}")
-            else:
-                target = request.named(folder.name, name)
-                found.add(target, path)
-                valid.setdefault(at, {}).setdefault(target, point)
+                continue
+            target = request.named(folder.name, name)
+            found.add(target, path)
+            valid.setdefault(at, {}).setdefault(target, point)
     for at in sorted(valid):
         if len(valid[at]) == 1:
             found.points[at] = next(iter(valid[at].values()))
@@ -227,43 +214,40 @@ def _look_fixed(request: CollectRequest, found: _Found) -> None:
             del found.files[target]
         names = " and ".join(sorted(point.path.name for point in valid[at].values()))
         rejected.setdefault(at, []).append(f"measured twice, {names}: it is not known which one counts")
-    for at in request.concurrencies:
+    for at in expected.concurrencies:
         if at not in found.points and at in rejected:
             found.problems.append(Problem("; ".join(rejected.pop(at)), at, "invalid"))
         elif at not in found.points:
             found.problems.append(Problem(f"no result below {request.logs_dir}", at))
-    found.doubts += [f"concurrency {at} was not asked for" for at in found.points if at not in request.concurrencies]
+    found.doubts += [f"concurrency {at} was not asked for" for at in found.points if at not in expected.concurrencies]
     found.doubts += [reason for reasons in rejected.values() for reason in reasons]
 
 
 def _look_agentic(request: CollectRequest, found: _Found) -> None:
     """Agentic results, which the job itself leaves under the names of the workflow."""
-    window, expected = request.window(), request.held_against
+    window, expected = request.window(), request.expected
     if expected.gpus is not None and expected.held not in (None, sum(expected.gpus)):
         counts = f"the row counts {sum(expected.gpus)} GPUs, by which tokens/s/GPU is divided"
         found.doubts.append(f"{counts}, and the recipe's workers have {expected.held}")
     source = request.agentic_source or request.workspace
-    asked = {agentic_result_name(request.result_filename, at): at for at in request.concurrencies}
-    for name, concurrency in asked.items():
-        path = source / name
+    for at in expected.concurrencies:
+        path = source / agentic_result_name(expected.filename, at)
         if not path.exists():
-            found.problems.append(Problem(f"no result at {path}", concurrency))
+            found.problems.append(Problem(f"no result at {path}", at))
             continue
+        status, said = path.stat(), None
         if not path.resolve().is_relative_to(source.resolve()):
-            found.problems.append(Problem(f"{path} leads to {path.resolve()}, out of it", concurrency, "invalid"))
-            continue
-        point = read_agentic_result(path, expected_concurrency=concurrency, expected=expected, window=window)
-        status = path.stat()
-        if request.there_before.get(name) == status.st_mtime_ns:
-            text = f"{path} lay there before this run's job was submitted, and has not changed since"
-            found.problems.append(Problem(text, concurrency, "invalid"))
-        elif (said := window.said_of(status.st_mtime, str(path))) is not None:
-            found.problems.append(Problem(said, concurrency, "invalid"))
-        elif isinstance(point, Invalid):
-            found.problems.append(Problem(f"{path}: {point.reason}", concurrency, "invalid"))
-        else:
-            found.points[concurrency] = point
-            found.add(name, path)
+            said = f"{path} leads to {path.resolve()}, out of it"
+        elif request.there_before.get(path.name) == status.st_mtime_ns:
+            said = f"{path} lay there before this run's job was submitted, and has not changed since"
+        elif (said := window.said_of(status.st_mtime, str(path))) is None:
+            try:
+                found.points[at] = read_agentic_result(path, at, expected, window)
+                found.add(path.name, path)
+            except Unusable as wrong:
+                said = f"{path}: {wrong}"
+        if said is not None:
+            found.problems.append(Problem(said, at, "invalid"))
 
 
 def strangers(workspace: Path, stem: str, mode: str, ours: Collection[str], since: float) -> list[str]:
@@ -309,11 +293,11 @@ def _look_eval(request: CollectRequest, found: _Found) -> None:
 
     Of an evaluation that cannot be believed no ``results*.json`` is published.
     """
-    folder, window = request.logs_dir / "eval_results", request.window()
+    folder, window, expected = request.logs_dir / "eval_results", request.window(), request.expected
     files = [] if folder.is_symlink() else [entry for entry in log_files(folder) if entry[0].parent == folder]
     times = {path.name: window.said_of(status.st_mtime, path.name) for path, status in files}
     fresh = {path.name: path for path, _ in sorted(files) if times[path.name] is None}
-    judged = judge(fresh, request.held_against, Thresholds.below(request.workspace))
+    judged = judge(fresh, expected, Thresholds.below(request.workspace))
     bad = judged.wrong
     is_result = {name: fnmatch.fnmatch(name, RESULTS) for name in times}
     if not any(is_result[name] for name in fresh):
@@ -323,13 +307,13 @@ def _look_eval(request: CollectRequest, found: _Found) -> None:
         if name not in judged.files and not (judged.wrong and is_result[name]):
             found.add(name, path)
     found.doubts += judged.doubts
-    found.evaluations = judged.points(bad, request.held_against.evaluated)
-    if request.mode == "eval":
+    found.evaluations = judged.points(bad, expected.evaluated)
+    if expected.mode == "eval":
         found.problems += [Problem(text, kind="invalid") for text in bad]
     else:
         found.doubts += bad
         ours = found.files.keys() | request.published.keys()
-        found.doubts += strangers(request.workspace, request.result_filename, "eval", ours, request.started)
+        found.doubts += strangers(request.workspace, expected.filename, "eval", ours, request.started)
 
 
 def _check_target(target: Path, digest: str, ours: str | None) -> None:

@@ -87,84 +87,53 @@ class Point:
     doubts: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Invalid:
-    """A result file that cannot be used, and why."""
-
-    path: Path
-    reason: str
-
-
-def read_result(
-    path: Path,
-    *,
-    expected_concurrency: int,
-    isl: int | None,
-    osl: int | None,
-    expected: Expected | None = None,
-    window: Window | None = None,
-) -> Point | Invalid:
+def read_result(path: Path, concurrency: int, expected: Expected, window: Window | None = None) -> Point:
     """Read one sa-bench result, ``…/sa-bench_isl_I_osl_O/results_concurrency_N_gpus_G[_ctx_C_gen_D].json``.
 
-    The file name and the document must both say ``expected_concurrency``, and the directory's name must say ``isl`` and
-    ``osl`` (None: not checked). ``expected`` is what the plan says beside, mean lengths among it, and ``window`` the
-    time in which the benchmark ran. Never raises for what the file holds or for a file that cannot be read.
+    The file name and the document must both say ``concurrency``, and the directory's name the lengths that are
+    ``expected`` (None: not checked), whatever the plan says beside. ``window`` is the time in which the benchmark ran.
+    Raises Unusable, and nothing else, for what the file holds and for a file that cannot be read.
     """
-    held = expected or Expected((), "", "fixed", False, None, None)
-    try:
-        name = FileName.parse(path.name)
-        if name is None:
-            raise Unusable("its name is not results_concurrency_N_gpus_G[_ctx_C_gen_D].json")
-        if name.concurrency != expected_concurrency:
-            raise Unusable(f"its name says concurrency {name.concurrency}, expected {expected_concurrency}")
-        folder = path.parent.name
-        if (lengths := _LENGTHS.search(folder)) is not None:
-            said = int(lengths[1]), int(lengths[2])
-            asked = said[0] if isl is None else isl, said[1] if osl is None else osl
-            if said != asked:
-                text = f"it was measured with ISL/OSL {said[0]}/{said[1]}, expected {asked[0]}/{asked[1]}"
-                raise Unusable(text)
-            if held.tool is not None and not folder.startswith(f"{held.tool}_"):
-                raise Unusable(f"its directory is {folder}, and the plan measures with {held.tool}")
-        return _fixed_point(path, name, Document.read(path), held, window)
-    except Unusable as unusable:
-        return Invalid(path, str(unusable))
+    name, folder = FileName.parse(path.name), path.parent.name
+    if name is None:
+        raise Unusable("its name is not results_concurrency_N_gpus_G[_ctx_C_gen_D].json")
+    if name.concurrency != concurrency:
+        raise Unusable(f"its name says concurrency {name.concurrency}, expected {concurrency}")
+    if (lengths := _LENGTHS.search(folder)) is not None:
+        said = int(lengths[1]), int(lengths[2])
+        asked = said[0] if expected.isl is None else expected.isl, said[1] if expected.osl is None else expected.osl
+        if said != asked:
+            raise Unusable(f"it was measured with ISL/OSL {said[0]}/{said[1]}, expected {asked[0]}/{asked[1]}")
+        if expected.tool is not None and not folder.startswith(f"{expected.tool}_"):
+            raise Unusable(f"its directory is {folder}, and the plan measures with {expected.tool}")
+    return _fixed_point(path, name, Document.read(path), expected, window)
 
 
-def read_agentic_result(
-    path: Path, *, expected_concurrency: int, expected: Expected | None = None, window: Window | None = None
-) -> Point | Invalid:
+def read_agentic_result(path: Path, concurrency: int, expected: Expected, window: Window | None = None) -> Point:
     """Read one agentic result, ``<RESULT_FILENAME>_conc<N>.json``, as InferenceX aggregates it from AIPerf's records.
 
     It is valid when the workflow takes it (``num_requests_successful`` must be at least 1) and nothing contradicts it.
-    The file has seconds, the point milliseconds; there are no 99th percentiles. Never raises for what the file holds.
+    The file has seconds, the point milliseconds; there are no 99th percentiles. Raises Unusable, as `read_result`.
     """
-    held = expected or Expected((), "", "agentic", False, None, None)
-    try:
-        named = _AGENTIC_NAME.fullmatch(path.name)
-        if named is None or int(named[1]) != expected_concurrency:
-            raise Unusable(f"its name does not end in _conc{expected_concurrency}.json")
-        return _agentic_point(path, expected_concurrency, Document.read(path), held, window)
-    except Unusable as unusable:
-        return Invalid(path, str(unusable))
+    named = _AGENTIC_NAME.fullmatch(path.name)
+    if named is None or int(named[1]) != concurrency:
+        raise Unusable(f"its name does not end in _conc{concurrency}.json")
+    return _agentic_point(path, concurrency, Document.read(path), expected, window)
 
 
 def read_only_result(
-    path: Path, *, concurrency: int, gpus: int, expected: Expected, window: Window | None = None
-) -> Point | Invalid:
+    path: Path, concurrency: int, expected: Expected, gpus: int, window: Window | None = None
+) -> Point:
     """Read the one result of a job that measures one concurrency: its file's name says nothing that can be checked.
 
     A fixed one is benchmark_serving.py's, with the keys of sa-bench; an agentic one is as `read_agentic_result` has it.
-    Never raises for what the file holds or for a file that cannot be read.
+    Raises Unusable, as `read_result`.
     """
-    try:
-        if expected.mode == "agentic":
-            return _agentic_point(path, concurrency, Document.read(path), expected, window)
-        prefill, decode = expected.gpus or (gpus, 0)
-        name = FileName(concurrency, prefill + decode, (prefill, decode) if decode else None)
-        return _fixed_point(path, name, Document.read(path), expected, window)
-    except Unusable as unusable:
-        return Invalid(path, str(unusable))
+    if expected.mode == "agentic":
+        return _agentic_point(path, concurrency, Document.read(path), expected, window)
+    prefill, decode = expected.gpus or (gpus, 0)
+    name = FileName(concurrency, prefill + decode, (prefill, decode) if decode else None)
+    return _fixed_point(path, name, Document.read(path), expected, window)
 
 
 _LISTS = ("input_lens", "output_lens", "ttfts")

@@ -250,18 +250,12 @@ class SrtctlKind:
         request = CollectRequest(
             logs_dir=Path(recorded.output) / "logs",
             workspace=into,
-            result_filename=expected.filename,
-            concurrencies=expected.concurrencies,
+            expected=expected,
             job_id=recorded.id,
             started=recorded.submitted or run.record.fields.created,
-            mode=expected.mode,
-            isl=expected.isl,
-            osl=expected.osl,
-            run_eval=expected.run_eval,
             agentic_source=Path(plan.workspace.shared or plan.workspace.path),
             published=run.record.step("collect").facts.get("published", {}),
             patience=patience,
-            expected=expected,
             there_before=run.record.step("workspace").facts.get("there_before", {}),
         )
         return collect(request, sleep=run.services.stop.sleep)

@@ -14,7 +14,9 @@ import pytest
 import yaml
 
 from launcher.rehearsal import engine_stand_in
-from launcher.result.validate import Invalid, Point, read_result
+from launcher.result.document import Unusable
+from launcher.result.validate import Point, read_result
+from tests.result.documents import asked, tried
 from tests.shared import SHARED, needs_shared
 
 RECIPE = {
@@ -51,12 +53,10 @@ class JobRun:
     def files(self) -> set[str]:
         return {str(p.relative_to(self.output)) for p in self.output.rglob("*") if p.is_file()}
 
-    def results(self) -> dict[int, Point | Invalid]:
+    def results(self) -> dict[int, Point | Unusable]:
         found = sorted(self.logs.glob("sa-bench_*/results_*.json"))
         numbers = [int(path.name.split("_")[2]) for path in found]
-        return {
-            n: read_result(p, expected_concurrency=n, isl=128, osl=128) for n, p in zip(numbers, found, strict=True)
-        }
+        return {n: tried(read_result, p, n, asked(128, 128)) for n, p in zip(numbers, found, strict=True)}
 
 
 @pytest.fixture
@@ -144,10 +144,10 @@ def test_an_agentic_job_writes_into_the_workspace(job_run: JobRun, tmp_path: Pat
     [
         ("worker-death", 1, {4: Point}),
         ("partial-results", 0, {4: Point}),
-        ("zero-tokens", 0, {4: Invalid, 16: Invalid}),
+        ("zero-tokens", 0, {4: Unusable, 16: Unusable}),
         ("exit=9", 9, {4: Point, 16: Point}),
-        ("truncated-json", 0, {4: Point, 16: Invalid}),
-        ("nan", 0, {4: Point, 16: Invalid}),
+        ("truncated-json", 0, {4: Point, 16: Unusable}),
+        ("nan", 0, {4: Point, 16: Unusable}),
         ("slow-start=0.01,exit=3", 3, {4: Point, 16: Point}),
     ],
 )

@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from launcher.plan.plan import Expected
+from launcher.result.document import Unusable
+from launcher.result.validate import Point
 
 
 def fixed(concurrency: int = 4, **changes: Any) -> dict[str, Any]:
@@ -108,3 +113,16 @@ def age(path: Path, seconds: float) -> Path:
     then = path.stat().st_mtime - seconds
     os.utime(path, (then, then))
     return path
+
+
+def tried(read: Callable[..., Point], *given: Any) -> Point | Unusable:
+    """The point of a file, or why it cannot be used."""
+    try:
+        return read(*given)
+    except Unusable as why:
+        return why
+
+
+def asked(isl: int | None = None, osl: int | None = None, *, concurrencies: tuple[int, ...] = ()) -> Expected:
+    """What a plan says that says little."""
+    return Expected(concurrencies, "RF", "fixed", False, isl, osl)

@@ -18,7 +18,7 @@ import pytest
 from launcher.core.errors import ResultError
 from launcher.result.collect import CollectRequest, collect
 from launcher.result.logs import LOGS, TARBALL, keep_logs
-from tests.result.documents import age, agentic, evaluation, fixed, write
+from tests.result.documents import age, agentic, asked, evaluation, fixed, write
 from tests.shared import SHARED, needs_shared
 
 FOLDER = "sa-bench_isl_128_osl_128"
@@ -35,17 +35,17 @@ class Job:
         self.request = CollectRequest(
             logs_dir=self.logs,
             workspace=self.workspace,
-            result_filename="RF",
-            concurrencies=(4, 16),
+            expected=asked(128, 128, concurrencies=(4, 16)),
             job_id="3",
             started=time.time() - 60,
-            isl=128,
-            osl=128,
         )
 
     def result(self, concurrency: int, *, gpus: str = "12_ctx_4_gen_8", folder: str = FOLDER, **changes: Any) -> Path:
         path = self.logs / folder / f"results_concurrency_{concurrency}_gpus_{gpus}.json"
         return write(path, fixed(concurrency, **changes))
+
+    def asks(self, **changes: Any) -> CollectRequest:
+        return replace(self.request, expected=replace(self.request.expected, **changes))
 
     @property
     def published(self) -> set[str]:
@@ -80,7 +80,7 @@ def test_a_real_job(tmp_path: Path) -> None:
     shutil.copytree(SHARED / "reference/one-machine/samples/srtctl-disagg-job3", tmp_path / "outputs" / "3")
     (tmp_path / "workspace").mkdir()
     logs = tmp_path / "outputs" / "3" / "logs"
-    request = CollectRequest(logs, tmp_path / "workspace", "RF", (4, 16), "3", started=0.0, isl=128, osl=128)
+    request = CollectRequest(logs, tmp_path / "workspace", asked(128, 128, concurrencies=(4, 16)), "3", started=0.0)
     collected = collect(request)
     collected.raise_if_bad()
     assert collected.published.keys() == {
@@ -94,7 +94,7 @@ def test_a_real_job(tmp_path: Path) -> None:
 def test_every_problem_is_listed_and_only_valid_results_are_published(job: Job) -> None:
     job.result(4)
     job.result(16, completed=0)
-    collected = collect(replace(job.request, concurrencies=(4, 16, 64, 256)))
+    collected = collect(job.asks(concurrencies=(4, 16, 64, 256)))
     with pytest.raises(ResultError) as raised:
         collected.raise_if_bad()
     assert raised.value.exit_code == 7
@@ -310,19 +310,19 @@ def test_a_name_longer_than_a_file_name_may_be(job: Job) -> None:
     job.result(4)
     job.result(16)
     length = 255 - len(f"_{FOLDER}_conc16_gpus_12_ctx_4_gen_8.json")
-    collected = collect(replace(job.request, result_filename="ü" * (length // 2)))
+    collected = collect(job.asks(filename="ü" * (length // 2)))
     assert any("agg_" in doubt and "process_result.py" in doubt for doubt in collected.doubts)
     shutil.rmtree(job.workspace)
     job.workspace.mkdir()
     with pytest.raises(ResultError, match="256 bytes long"):
-        collect(replace(job.request, result_filename="x" * (length + 1)))
+        collect(job.asks(filename="x" * (length + 1)))
     assert list(job.workspace.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../RF"])
 def test_a_result_filename_that_leaves_the_workspace(job: Job, name: str) -> None:
     with pytest.raises(ResultError, match="cannot begin a file name"):
-        collect(replace(job.request, result_filename=name))
+        collect(job.asks(filename=name))
 
 
 def test_a_result_that_changes_while_it_is_collected(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -407,7 +407,7 @@ def test_agentic_results_are_taken_where_the_job_left_them(job: Job, tmp_path: P
     for concurrency in (4, 16):
         write(source / f"RF_conc{concurrency}.json", agentic(concurrency))
     write(source / "OTHER_conc4.json", agentic(4))
-    collected = collect(replace(job.request, mode="agentic", agentic_source=source))
+    collected = collect(replace(job.asks(mode="agentic"), agentic_source=source))
     collected.raise_if_bad()
     assert job.published == {"RF_conc4.json", "RF_conc16.json"}
 
@@ -415,7 +415,7 @@ def test_agentic_results_are_taken_where_the_job_left_them(job: Job, tmp_path: P
 def test_agentic_results_in_the_workspace_itself(job: Job) -> None:
     for concurrency in (4, 16):
         write(job.workspace / f"RF_conc{concurrency}.json", agentic(concurrency))
-    collected = collect(replace(job.request, mode="agentic"))
+    collected = collect(job.asks(mode="agentic"))
     collected.raise_if_bad()
     assert collected.published.keys() == {"RF_conc4.json", "RF_conc16.json"} == job.published
 
@@ -424,7 +424,7 @@ def test_agentic_results_of_an_earlier_run_are_refused(job: Job) -> None:
     write(job.workspace / "RF_conc4.json", agentic(4))
     age(write(job.workspace / "RF_conc16.json", agentic(16)), 3600)
     age(write(job.workspace / "RF_conc64.json", agentic(64)), 3600)
-    collected = collect(replace(job.request, mode="agentic"))
+    collected = collect(job.asks(mode="agentic"))
     assert [point.concurrency for point in collected.points] == [4]
     old, extra = collected.problems
     assert (old.concurrency, "older than this run" in old.text) == (16, True)
@@ -433,7 +433,7 @@ def test_agentic_results_of_an_earlier_run_are_refused(job: Job) -> None:
 
 def test_an_agentic_result_without_a_successful_request(job: Job) -> None:
     write(job.workspace / "RF_conc4.json", agentic(4, num_requests_successful=0))
-    collected = collect(replace(job.request, mode="agentic"))
+    collected = collect(job.asks(mode="agentic"))
     assert [(problem.concurrency, problem.kind) for problem in collected.problems] == [(4, "invalid"), (16, "missing")]
 
 
@@ -443,7 +443,7 @@ def test_a_result_filename_is_no_pattern(job: Job) -> None:
         write(job.workspace / f"{name}_conc{concurrency}.json", agentic(concurrency))
     write(job.workspace / "RFx_conc64.json", agentic(64))
     write(job.workspace / f"{name}_conc128.json", agentic(128))
-    collected = collect(replace(job.request, mode="agentic", result_filename=name))
+    collected = collect(job.asks(mode="agentic", filename=name))
     assert [problem.text.split(" is in ")[0] for problem in collected.problems] == [f"{name}_conc128.json"]
 
 
@@ -462,7 +462,7 @@ def test_eval_files_come_into_the_root_of_the_workspace(job: Job, mode: Any) -> 
     eval_files(job)
     job.result(4)
     job.result(16)
-    collected = collect(replace(job.request, mode=mode, run_eval=True))
+    collected = collect(job.asks(mode=mode, run_eval=True))
     collected.raise_if_bad()
     evals = {name for name in job.published if not name.startswith("RF")}
     assert evals == {"meta_env.json", "results_2026.json", "samples_gsm8k.jsonl"}
@@ -481,12 +481,10 @@ def test_eval_files_are_left_where_no_eval_was_asked_for(job: Job) -> None:
 
 def test_an_eval_without_results_fails_an_eval_and_not_a_benchmark(job: Job) -> None:
     write(job.logs / "eval_results" / "meta_env.json", {})
-    assert ["no results*.json" in str(problem) for problem in collect(replace(job.request, mode="eval")).problems] == [
-        True
-    ]
+    assert ["no results*.json" in str(problem) for problem in collect(job.asks(mode="eval")).problems] == [True]
     job.result(4)
     job.result(16)
-    collected = collect(replace(job.request, run_eval=True))
+    collected = collect(job.asks(run_eval=True))
     collected.raise_if_bad()
     assert any("no results*.json" in doubt for doubt in collected.doubts)
     (score,) = collected.evaluations
@@ -500,8 +498,8 @@ def test_where_a_part_of_an_evaluation_is_wrong_none_of_it_is_a_result(job: Job)
     bad = evaluation()
     bad["results"]["gsm8k"]["exact_match,strict-match"] = 1.5
     write(job.logs / "eval_results" / "results_a_conc16.json", bad)
-    held = replace(job.request.held_against, evaluated=(4, 16, 64), mode="eval")
-    found = {one.concurrency: one for one in collect(replace(job.request, mode="eval", expected=held)).evaluations}
+    held = job.asks(evaluated=(4, 16, 64), mode="eval")
+    found = {one.concurrency: one for one in collect(held).evaluations}
     assert {at: (one.state, one.task) for at, one in found.items()} == {
         4: ("invalid", "gsm8k"), 16: ("invalid", "gsm8k"), 64: ("missing", ""),
     }  # fmt: skip
@@ -511,12 +509,12 @@ def test_where_a_part_of_an_evaluation_is_wrong_none_of_it_is_a_result(job: Job)
 
 def test_an_eval_result_that_is_cut_is_not_published(job: Job) -> None:
     write(job.logs / "eval_results" / "results_2026.json", '{"results": ')
-    collected = collect(replace(job.request, mode="eval"))
+    collected = collect(job.asks(mode="eval"))
     assert str(collected.problems[0]).startswith("eval: results_2026.json is not a JSON object: ")
     assert job.published == set()
 
 
 def test_an_eval_file_of_an_earlier_job_of_that_id_is_not_taken(job: Job) -> None:
     age(write(job.logs / "eval_results" / "results_2026.json", {}), 3600)
-    assert collect(replace(job.request, mode="eval")).problems
+    assert collect(job.asks(mode="eval")).problems
     assert job.published == set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.result.validate import FileName, Invalid, Point, read_agentic_result, read_result
-from tests.result.documents import agentic, fixed, write
+from launcher.result.document import Unusable
+from launcher.result.validate import FileName, Point, read_agentic_result, read_result
+from tests.result.documents import agentic, asked, fixed, tried, write
 from tests.shared import SHARED, needs_shared
 
 NAME = "sa-bench_isl_128_osl_128/results_concurrency_4_gpus_12_ctx_4_gen_8.json"
+AGENTIC = replace(asked(), mode="agentic")
 
 
-def read(tmp_path: Path, document: Any, name: str = NAME) -> Point | Invalid:
-    return read_result(write(tmp_path / name, document), expected_concurrency=4, isl=128, osl=128)
+def read(tmp_path: Path, document: Any, name: str = NAME) -> Point | Unusable:
+    return tried(read_result, write(tmp_path / name, document), 4, asked(128, 128))
 
 
-def reason(answer: Point | Invalid) -> str:
-    assert isinstance(answer, Invalid), answer
-    return answer.reason
+def reason(answer: Point | Unusable) -> str:
+    assert isinstance(answer, Unusable), answer
+    return str(answer)
 
 
 def test_a_disaggregated_result(tmp_path: Path) -> None:
@@ -75,7 +78,7 @@ def test_results_of_real_jobs(directory: str) -> None:
         name = FileName.parse(path.name)
         assert name is not None
         document = json.loads(path.read_text())
-        point = read_result(path, expected_concurrency=name.concurrency, isl=None, osl=None)
+        point = read_result(path, name.concurrency, asked())
         assert isinstance(point, Point)
         assert point.completed == document["completed"]
         assert point.throughput_per_gpu == document["total_token_throughput"] / name.gpus
@@ -158,7 +161,7 @@ def test_a_name_that_is_of_another_measurement(tmp_path: Path, name: str, said: 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / NAME).mkdir(parents=True)
-    assert "cannot be read" in reason(read_result(tmp_path / NAME, expected_concurrency=4, isl=None, osl=None))
+    assert "cannot be read" in reason(tried(read_result, tmp_path / NAME, 4, asked()))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +184,7 @@ def test_a_rehearsal_says_so(tmp_path: Path) -> None:
 
 def test_an_agentic_result_in_milliseconds(tmp_path: Path) -> None:
     path = write(tmp_path / "RF_conc8.json", agentic())
-    point = read_agentic_result(path, expected_concurrency=8)
+    point = read_agentic_result(path, 8, AGENTIC)
     assert point == Point(
         concurrency=8,
         completed=100,
@@ -205,14 +208,14 @@ def test_an_agentic_result_in_milliseconds(tmp_path: Path) -> None:
 
 def test_the_least_that_the_workflow_takes_of_an_agentic_result(tmp_path: Path) -> None:
     path = write(tmp_path / "RF_conc8.json", {"num_requests_successful": 1})
-    point = read_agentic_result(path, expected_concurrency=8)
+    point = read_agentic_result(path, 8, AGENTIC)
     assert isinstance(point, Point)
     assert (point.completed, point.total_throughput, point.ttft_median_ms) == (1, None, None)
 
 
 def test_failed_requests_of_an_agentic_result_are_a_doubt(tmp_path: Path) -> None:
     path = write(tmp_path / "RF_conc8.json", agentic(request_accounting={"records_error_dropped": 7}))
-    point = read_agentic_result(path, expected_concurrency=8)
+    point = read_agentic_result(path, 8, AGENTIC)
     assert isinstance(point, Point)
     assert (point.requests, point.doubts) == (107, ("7 requests failed",))
 
@@ -230,7 +233,7 @@ def test_failed_requests_of_an_agentic_result_are_a_doubt(tmp_path: Path) -> Non
     ],
 )
 def test_an_agentic_result_that_is_none(tmp_path: Path, name: str, document: Any, said: str) -> None:
-    assert said in reason(read_agentic_result(write(tmp_path / name, document), expected_concurrency=8))
+    assert said in reason(tried(read_agentic_result, write(tmp_path / name, document), 8, AGENTIC))
 
 
 @settings(max_examples=200, deadline=None)
@@ -238,7 +241,7 @@ def test_an_agentic_result_that_is_none(tmp_path: Path, name: str, document: Any
 def test_a_result_cut_anywhere_is_never_a_point(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     whole = json.dumps(fixed())
     text = whole[: data.draw(st.integers(0, len(whole) - 1))]
-    assert isinstance(read(tmp_path_factory.getbasetemp() / "cut", text), Invalid)
+    assert isinstance(read(tmp_path_factory.getbasetemp() / "cut", text), Unusable)
 
 
 JSON = st.recursive(
@@ -261,8 +264,8 @@ def test_whatever_a_file_holds_there_is_an_answer(content: bytes, tmp_path_facto
     path.write_bytes(content)
     other.write_bytes(content)
     for answer in (
-        read_result(path, expected_concurrency=4, isl=128, osl=128),
-        read_agentic_result(other, expected_concurrency=4),
+        tried(read_result, path, 4, asked(128, 128)),
+        tried(read_agentic_result, other, 4, AGENTIC),
     ):
         if isinstance(answer, Point):
             assert answer.completed > 0

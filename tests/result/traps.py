@@ -75,19 +75,12 @@ class Lane:
         if self.kind == "container":
             place = Place(self.workspace, self.workspace, self.submitted, 12, self.there_before)
             return collect_in_container(self.expected, place, patience=0)
-        e = self.expected
         request = CollectRequest(
             logs_dir=self.logs,
             workspace=self.workspace,
-            result_filename=e.filename,
-            concurrencies=e.concurrencies,
+            expected=self.expected,
             job_id="3",
             started=self.submitted,
-            mode=e.mode,
-            isl=e.isl,
-            osl=e.osl,
-            run_eval=e.run_eval,
-            expected=e,
             there_before=self.there_before,
         )
         return collect(request)

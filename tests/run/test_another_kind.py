@@ -30,7 +30,8 @@ from launcher.plan.expected import expected_results, result_stem
 from launcher.plan.plan import Holds, Plan
 from launcher.project import Project
 from launcher.result.collect import Collected, Problem
-from launcher.result.validate import Invalid, read_result
+from launcher.result.document import Unusable
+from launcher.result.validate import read_result
 from launcher.run.kind import Prepared, Run, Submission, Submitted
 from launcher.run.prepare import prepare
 from launcher.run.record import RunRecord
@@ -148,9 +149,10 @@ class ScriptKind:
         path = Path(run.record.job.output, result_name(concurrency))
         if not path.exists():
             return Collected(problems=(Problem("no result", concurrency),))
-        point = read_result(path, expected_concurrency=concurrency, isl=run.plan.results.isl, osl=run.plan.results.osl)
-        if isinstance(point, Invalid):
-            raise ResultError(point.reason, where=str(path))
+        try:
+            point = read_result(path, concurrency, run.plan.results)
+        except Unusable as wrong:
+            raise ResultError(str(wrong), where=str(path)) from None
         shutil.copy(path, run.results_directory / f"{run.plan.results.filename}.json")
         return Collected(points=(point,))
 
