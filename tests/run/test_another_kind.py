@@ -39,7 +39,7 @@ from launcher.runner.file import RunnerFile
 from launcher.services import open_run
 from launcher.slurm.client import JobKey, JobState
 from tests.conftest import SlurmCluster
-from tests.result.documents import fixed_1k1k
+from tests.result.documents import asked, fixed
 from tests.run.driving import KEY, ONE
 
 
@@ -50,7 +50,7 @@ def result_name(concurrency: int) -> str:
 def script(output: str, concurrency: int, seconds: float) -> None:
     """The job: waits, writes its result, and says a word."""
     time.sleep(seconds)
-    Path(output, result_name(concurrency)).write_text(json.dumps(fixed_1k1k(concurrency)))
+    Path(output, result_name(concurrency)).write_text(json.dumps(fixed(concurrency)))
     sys.stdout.write("measured\n")
 
 
@@ -150,7 +150,7 @@ class ScriptKind:
         if not path.exists():
             return Collected(problems=(Problem("no result", concurrency),))
         try:
-            point = read_result(path, concurrency, run.plan.results)
+            point = read_result(path, concurrency, asked())
         except Unusable as wrong:
             raise ResultError(str(wrong), where=str(path)) from None
         shutil.copy(path, run.results_directory / f"{run.plan.results.filename}.json")
