@@ -26,7 +26,7 @@ from launcher.cli.output import Output
 from launcher.cli.standing import Standing, cut, programs_in_words, together
 from launcher.core.errors import ResultError
 from launcher.core.github import GitHub
-from launcher.core.lines import folded
+from launcher.core.lines import Terminal, folded, print_lines
 from launcher.core.process import Waited, waited_for
 from launcher.core.redact import redact
 from launcher.core.terminal import coloured, one_line, printable, styled
@@ -254,7 +254,7 @@ class Console:
 
     def outcomes(self, runs: Path, outcomes: Sequence[Outcome]) -> None:
         """Show how runs ended: the table of results, each error once, where records are, and what to try next."""
-        from launcher.result.summary import write_table
+        from launcher.result.summary import table_lines
         from launcher.result.summary_file import read_document
 
         if self._how.as_json:
@@ -270,7 +270,8 @@ class Console:
         if found:
             with self._unheard():
                 sys.stdout.write("\n")
-                write_table(found)
+                terminal = Terminal.of(sys.stdout)
+                print_lines(table_lines(found, terminal.width), terminal)
         for outcome in outcomes:
             if outcome.error is not None:
                 name = self._label(outcome.run, ": ")

@@ -94,7 +94,7 @@ def time_of(text: str) -> float | None:
         return None
     if _NUMBER.fullmatch(text):
         number = float(text)
-        return number / 1000.0 if number > 1e12 else number
+        return None if math.isinf(number) else number / 1000.0 if number > 1e12 else number
     for form in ("%Y/%m/%d %H:%M:%S.%f", "%Y/%m/%d %H:%M:%S"):
         try:
             return datetime.strptime(text, form).timestamp()
@@ -109,7 +109,7 @@ def time_of(text: str) -> float | None:
 def _watts(text: str) -> float | None:
     """The first number of a cell (``412.34 W``)."""
     found = None if text.lower() in ("[n/a]", "n/a", "na") else _NUMBER.search(text)
-    return float(found[0]) if found else None
+    return number if found and math.isfinite(number := float(found[0])) else None
 
 
 @contextmanager
@@ -140,14 +140,14 @@ def by_gpu(name: str) -> tuple[int, int | str]:
 
 @dataclass
 class Integration:
-    """What the samples of all GPUs gave; ``reasons`` say why it is not valid."""
+    """What the samples of all GPUs gave, by the keys of a record of the check; ``reasons`` say why it is not valid."""
 
     reasons: list[str] = field(default_factory=list)
-    gpus: list[str] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
-    gaps: dict[str, float] = field(default_factory=dict)
-    energy: dict[str, float] = field(default_factory=dict)
-    issues: dict[str, list[str]] = field(default_factory=dict)
+    observed_gpu_ids: list[str] = field(default_factory=list)
+    per_gpu_sample_counts: dict[str, int] = field(default_factory=dict)
+    per_gpu_max_sample_gap_s: dict[str, float] = field(default_factory=dict)
+    per_gpu_energy_j: dict[str, float] = field(default_factory=dict)
+    device_issues: dict[str, list[str]] = field(default_factory=dict)
 
 
 def integrate(path: Path, start: float, end: float, gpus: int | None) -> Integration:
@@ -162,24 +162,24 @@ def integrate(path: Path, start: float, end: float, gpus: int | None) -> Integra
         return found
     if not samples:
         return found
-    found.gpus = sorted(samples, key=by_gpu)
+    found.observed_gpu_ids = sorted(samples, key=by_gpu)
     if gpus is not None and 0 < gpus != len(samples):
         add(found.reasons, "expected_gpu_count_mismatch")
-    for gpu in found.gpus:
+    for gpu in found.observed_gpu_ids:
         series = sorted((at, watts[0] if len(watts) == 1 else mean(watts)) for at, watts in samples[gpu].items())
-        found.counts[gpu] = len(series)
+        found.per_gpu_sample_counts[gpu] = len(series)
         issue = None
         if len(series) < 2:
             issue = "insufficient_power_samples"
         elif series[0][0] > start or series[-1][0] < end:
             issue = "benchmark_window_not_bracketed"
         else:
-            found.gaps[gpu] = largest_gap([at for at, _ in series], start, end)
-            found.energy[gpu] = energy(series, start, end)
-            if found.gaps[gpu] > LARGEST_GAP:
+            gap = found.per_gpu_max_sample_gap_s[gpu] = largest_gap([at for at, _ in series], start, end)
+            found.per_gpu_energy_j[gpu] = energy(series, start, end)
+            if gap > LARGEST_GAP:
                 issue = "sampling_gap_exceeded"
         if issue is not None:
-            found.issues[gpu] = [issue]
+            found.device_issues[gpu] = [issue]
             add(found.reasons, issue)
     return found
 
@@ -199,11 +199,11 @@ def _samples(path: Path, start: float, end: float, reasons: list[str]) -> dict[s
             return {}
         for cell in rows:
             at, watts, gpu = time_of(cell(columns[0])), _watts(cell(columns[1])), cell(columns[2])
-            if at is None or not math.isfinite(at):
+            if at is None:
                 add(reasons, "invalid_timestamp_sample")  # it may be in the window
             elif not start - LARGEST_GAP <= at <= end + LARGEST_GAP:
                 continue
-            elif watts is None or not math.isfinite(watts) or watts < 0:
+            elif watts is None or watts < 0:
                 add(reasons, "invalid_power_sample")
             elif not gpu:
                 nameless = True
@@ -299,7 +299,7 @@ def _all_samples(path: Path) -> dict[str, list[tuple[float, float]]]:
         columns = _columns(header)
         for cell in rows if all(columns) else ():
             at, watts, gpu = time_of(cell(columns[0])), _watts(cell(columns[1])), cell(columns[2])
-            if at is not None and watts is not None and gpu and math.isfinite(at) and math.isfinite(watts):
+            if at is not None and watts is not None and gpu:
                 found.setdefault(gpu, []).append((at, watts))
     return {gpu: sorted(series) for gpu, series in found.items()}
 
@@ -314,12 +314,13 @@ def one_node(path: Path, raw: Mapping[str, Any], gpus: int | None, reasons: Sequ
     add(wrong, *found.reasons)
     metrics: Row = {}
     if window is not None and not wrong:
-        metrics = shares("power", window.quantities(sum(found.energy.values()), len(found.gpus)))
+        metrics = shares("power", window.quantities(sum(found.per_gpu_energy_j.values()), len(found.observed_gpu_ids)))
     try:
         check = None if reasons else accumulators(path)
     except (OSError, csv.Error):
         check = {"available": False, "reason": "cross_check_error"}
     record = {
+        **vars(found),
         "schema_version": 1,
         "power_valid": not wrong,
         "reasons": wrong,
@@ -327,12 +328,7 @@ def one_node(path: Path, raw: Mapping[str, Any], gpus: int | None, reasons: Sequ
         "benchmark_window": None if window is None else asdict(window),
         "integration_method": METHOD,
         "expected_gpu_count": gpus,
-        "observed_gpu_count": len(found.gpus),
-        "observed_gpu_ids": found.gpus,
-        "per_gpu_sample_counts": found.counts,
-        "per_gpu_max_sample_gap_s": found.gaps,
-        "per_gpu_energy_j": found.energy,
-        "device_issues": found.issues,
+        "observed_gpu_count": len(found.observed_gpu_ids),
         "accumulator_check": check,
         "metrics": rounded(metrics),
     }

@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from launcher.core.reading import json_of
+import msgspec
+
+from launcher.core.reading import built, json_of
 from launcher.result.power import METHOD, Window, add, energy, largest_gap, rounded, window_of
 from launcher.result.power_windows import Checked, Device, Samples, check_windows, read_samples, selected
 from launcher.result.row_fields import Row, finite, shares
@@ -37,9 +39,45 @@ _FATAL = {
 _FATAL_IF_REQUIRED = {"exporter_startup_timeout", "exporter_launch_failed", "endpoint_resolution_failed"}
 
 
-Expected = Sequence[tuple[Device, Sequence[tuple[str, int | None]]]]
-"""The GPUs that there should be, each with role and heterogeneous group of its workers."""
+Whole = Annotated[int, msgspec.Meta(ge=0)]
+Text = Annotated[str, msgspec.Meta(min_length=1)]
 Groups = dict[str, int | None]
+
+
+class Worker(msgspec.Struct, frozen=True):
+    """A worker on a GPU, with its role and its heterogeneous group."""
+
+    worker_role: Literal["prefill", "decode", "agg"]
+    worker_index: Whole
+    worker_process: Whole
+    het_group: Whole | None = None
+
+
+class ExpectedDevice(msgspec.Struct, frozen=True):
+    """A GPU that there should be."""
+
+    hostname: Text
+    gpu_index: Whole
+    assignments: Annotated[tuple[Worker, ...], msgspec.Meta(min_length=1)]
+
+    @property
+    def key(self) -> Device:
+        return self.hostname, self.gpu_index
+
+
+class _ExpectedWindow(msgspec.Struct, frozen=True):
+    benchmark_type: Text
+    concurrency: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class _Manifest(msgspec.Struct, frozen=True):
+    """What a manifest says that there should be."""
+
+    expected_devices: tuple[ExpectedDevice, ...]
+    expected_windows: tuple[_ExpectedWindow, ...]
+
+
+Expected = Sequence[ExpectedDevice]
 
 
 @dataclass(frozen=True)
@@ -98,14 +136,17 @@ def _checked(record: Row, package: Package, raw: Mapping[str, Any], window: Wind
     if (manifest := _manifest(record, package)) is None:
         return {}
     try:
-        devices, windows = _expected_devices(manifest), _expected_windows(manifest)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        said = {key: manifest.get(key) or [] for key in _Manifest.__struct_fields__}
+        planned = msgspec.convert(said, built(_Manifest))
+    except msgspec.ValidationError as error:
         _add(record, "manifest_malformed", f"manifest malformed: {error!r}")
         record["producer"]["recomputed_publication_valid"] = False
         return {}
+    devices, keys = planned.expected_devices, [device.key for device in planned.expected_devices]
+    windows = [(window.benchmark_type, window.concurrency) for window in planned.expected_windows]
     found, rows, failures = read_samples(package.directory / "samples.csv")
     roles, groups, conflicts = _roles(devices)
-    checked = check_windows(package.directory, package.results, windows, {key for key, _ in devices}, found)
+    checked = check_windows(package.directory, package.results, windows, set(keys), found)
     failures = [*_wire_failures(manifest), *failures]
     failures += [f"{reason} (device identity/topology)" for reason in _device_reasons(devices, found, conflicts)]
     failures += [] if windows else ["no expected measurement window"]
@@ -113,8 +154,8 @@ def _checked(record: Row, package: Package, raw: Mapping[str, Any], window: Wind
         failures += [f"{r} (window {row['benchmark_type']}/{row['concurrency']})" for r in row["reason_codes"]]
     failures += [f"{r} ({error['path']})" for error in checked.errors for r in error["reason_codes"]]
     failures += _stored_failures(manifest, found, rows, checked)
-    for label, keys in (("expected_devices", [key for key, _ in devices]), ("expected_windows", windows)):
-        failures += [f"{label} contains duplicate keys"] if len(set(keys)) != len(keys) else []
+    for label, said_once in (("expected_devices", set(keys)), ("expected_windows", set(windows))):
+        failures += [f"{label} contains duplicate keys"] if len(said_once) != len(said[label]) else []
     _verdict(record, failures)
     _topology(record, package.gpus, devices, roles, groups)
     names = {key: f"{key[0]}/{s.uuids[0]}" for key, s in found.items() if len(s.uuids) == 1}
@@ -128,7 +169,7 @@ def _checked(record: Row, package: Package, raw: Mapping[str, Any], window: Wind
     if record["reasons"] or window is None:
         return {}
     by_role = {"prefill": 0.0, "decode": 0.0, "agg": 0.0}
-    for key, _ in devices:
+    for key in keys:
         joules = energy(found[key].series, own.start_time_unix, own.end_time_unix)
         record["per_gpu_energy_j"][names[key]] = joules
         record["per_gpu_max_sample_gap_s"][names[key]] = largest_gap(
@@ -241,71 +282,24 @@ def _is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _whole(value: Any, label: str, least: int) -> int:
-    if not _is_whole(value, least):
-        raise ValueError(f"{label} is not an integer >= {least}: {value!r}")
-    return int(value)
-
-
-def _text(value: Any, label: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{label} is not a non-empty string: {value!r}")
-    return value
-
-
-def _list(manifest: Mapping[str, Any], key: str) -> list[Any]:
-    entries = manifest.get(key) or []
-    if not isinstance(entries, list):
-        raise TypeError(f"{key} is not a list: {entries!r}")
-    return entries
-
-
-def _expected_devices(manifest: Mapping[str, Any]) -> list[tuple[Device, list[tuple[str, int | None]]]]:
-    """Each GPU that there should be, with the role and group of each of its workers. Raises what a bad one raises."""
-    devices: list[tuple[Device, list[tuple[str, int | None]]]] = []
-    for entry in _list(manifest, "expected_devices"):
-        workers = entry.get("assignments") or []
-        if not isinstance(workers, list) or not workers:
-            raise ValueError(f"assignments is not a non-empty list: {workers!r}")
-        assigned: list[tuple[str, int | None]] = []
-        for worker in workers:
-            if (role := worker["worker_role"]) not in ("prefill", "decode", "agg"):
-                raise ValueError(f"worker_role is not one of ('prefill', 'decode', 'agg'): {role!r}")
-            for key in ("worker_index", "worker_process"):
-                _whole(worker[key], key, 0)
-            group = worker.get("het_group")
-            assigned.append((role, None if group is None else _whole(group, "het_group", 0)))
-        host, index = _text(entry["hostname"], "hostname"), _whole(entry["gpu_index"], "gpu_index", 0)
-        devices.append(((host, index), assigned))
-    return devices
-
-
-def _expected_windows(manifest: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Type and concurrency of each window that there should be."""
-    return [
-        (_text(entry["benchmark_type"], "benchmark_type"), _whole(entry["concurrency"], "concurrency", 1))
-        for entry in _list(manifest, "expected_windows")
-    ]
-
-
 def _roles(devices: Expected) -> tuple[dict[Device, str], Groups | None, list[str]]:
     """The role of each GPU and the group of each host; {} and None where two say different ones; and that they do."""
     roles: dict[Device, str] = {}
     groups: dict[str, int | None] = {}
     role_conflict = group_conflict = False
-    for key, assigned in devices:
-        said = {role for role, _ in assigned}
-        within = {group for _, group in assigned}
+    for device in devices:
+        said, within = ({getattr(one, key) for one in device.assignments} for key in ("worker_role", "het_group"))
+        first = device.assignments[0]
         role_conflict |= len(said) != 1
-        group_conflict |= len(within) != 1 or groups.setdefault(key[0], assigned[0][1]) not in within
-        roles[key] = assigned[0][0]
+        group_conflict |= len(within) != 1 or groups.setdefault(device.hostname, first.het_group) not in within
+        roles[device.key] = first.worker_role
     reasons = ["conflicting_worker_roles"] if role_conflict else []
     reasons += ["conflicting_het_groups"] if group_conflict else []
     return {} if role_conflict else roles, None if group_conflict else groups, reasons
 
 
 def _device_reasons(devices: Expected, found: Mapping[Device, Samples], conflicts: Sequence[str]) -> list[str]:
-    wanted, seen = {key for key, _ in devices}, set(found)
+    wanted, seen = {device.key for device in devices}, set(found)
     reasons = ["expected_device_missing"] if not wanted or wanted - seen else []
     reasons += ["unexpected_device"] if seen - wanted else []
     uuids = [uuid for samples in found.values() for uuid in samples.uuids]
@@ -324,8 +318,8 @@ def _topology_failures(
     if groups is None:
         return [*failures, "conflicting_het_groups (topology)"]
     of_role: dict[str, set[int | None]] = {}
-    for (host, index), _ in devices:
-        of_role.setdefault(roles[host, index], set()).add(groups[host])
+    for device in devices:
+        of_role.setdefault(roles[device.key], set()).add(groups[device.hostname])
     taken = []
     for role, own in sorted(of_role.items()):
         group = next(iter(own))

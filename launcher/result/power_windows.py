@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from launcher.core.reading import LARGEST_RESULT, json_of, open_text
-from launcher.result.power import LARGEST_GAP, Window, add
+from launcher.result.power import LARGEST_GAP, Window, add, largest_gap
 from launcher.result.row_fields import Row, finite
 
 _DIRECTORY = "windows"
@@ -261,13 +261,10 @@ def _coverage(
         if times and len(samples.uuids) != 1:
             reasons.append("gpu_uuid_changed")
             continue
-        before = [at for at in times if at <= window.start_time_unix]
-        after = [at for at in times if at >= window.end_time_unix]
-        if not before or not after:
+        if not times or times[0] > window.start_time_unix or times[-1] < window.end_time_unix:
             reasons.append(f"{_BAD}not_bracketed")
             continue
-        within = [before[-1], *(at for at in times if window.start_time_unix < at < window.end_time_unix), after[0]]
-        largest = max((later - earlier for earlier, later in itertools.pairwise(within)), default=0.0)
+        largest = largest_gap(times, window.start_time_unix, window.end_time_unix)
         gaps[f"{device[0]}/{samples.uuids[0]}"] = largest
         if largest > LARGEST_GAP:
             reasons.append("sample_gap_exceeded")

@@ -6,13 +6,12 @@ And such documents of many runs as a table for a terminal.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from launcher.benchmark.benchmark import Benchmark
-from launcher.core.lines import Line, Terminal, print_lines, table
+from launcher.core.lines import Line, table
 from launcher.plan.plan import Plan
 from launcher.result.collect import Collected
 
@@ -104,6 +103,8 @@ def _points(benchmark: Benchmark, collected: Collected) -> list[dict[str, Any]]:
 REHEARSAL = "REHEARSAL: nothing was served and nothing was measured; the numbers are made up."
 _COLUMNS = ("runner", "benchmark", "topology", "ISL/OSL", "conc", "tok/s", "tok/s/GPU", "TTFT ms", "TPOT ms", "ITL ms",
             "state")  # fmt: skip
+_NUMBERS = (("total_throughput", 0), ("throughput_per_gpu", 1), ("ttft_median_ms", 1), ("tpot_median_ms", 2),
+            ("itl_median_ms", 2))  # fmt: skip
 _SCORES = ("runner", "benchmark", "topology", "task", "conc", "score", "least", "samples", "state")
 _MISSING = "-"
 
@@ -124,25 +125,13 @@ def rows(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
     """
     found = []
     for summary in summaries:
-        benchmark, rehearsal = summary["benchmark"], bool(summary["rehearsal"])
+        benchmark, job = summary["benchmark"], summary["job"]
         lengths = f"{benchmark['isl']}/{benchmark['osl']}" if benchmark["isl"] else str(benchmark["scenario"])
-        head = (summary["runner"], benchmark["exp_name"], benchmark["topology"], lengths)
-        job = str(summary["job"]["state"])
+        ended = "" if job["state"] == "COMPLETED" else ", no job" if job["id"] is None else f", job {job['state']}"
         for point in summary["points"] or [{"state": "ok" if not summary["problems"] else "failed"}]:
-            good = point["state"] == "ok" and job == "COMPLETED"
-            ended = "no job" if summary["job"]["id"] is None else f"job {job}"
-            state = point["state"] if job == "COMPLETED" else f"{point['state']}, {ended}"
-            cells = (
-                *map(str, head),
-                str(point.get("concurrency", _MISSING)),
-                _number(point.get("total_throughput"), 0),
-                _number(point.get("throughput_per_gpu"), 1),
-                _number(point.get("ttft_median_ms"), 1),
-                _number(point.get("tpot_median_ms"), 2),
-                _number(point.get("itl_median_ms"), 2),
-                f"REHEARSAL, {state}" if rehearsal else state,
-            )
-            found.append(Row(cells, good, rehearsal))
+            numbers = (_number(point.get(key), digits) for key, digits in _NUMBERS)
+            cells = (lengths, str(point.get("concurrency", _MISSING)), *numbers)
+            found.append(_row(summary, cells, f"{point['state']}{ended}", good=point["state"] == "ok" and not ended))
     return found
 
 
@@ -150,25 +139,22 @@ def score_rows(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
     """One row for each task that was evaluated, or was to be; a score below the least one is not good."""
     found = []
     for summary in summaries:
-        benchmark, rehearsal = summary["benchmark"], bool(summary["rehearsal"])
-        head = (summary["runner"], benchmark["exp_name"], benchmark["topology"])
         for one in summary.get("evaluations") or ():
             score, least = one.get("score"), one.get("threshold")
             low = score is not None and least is not None and score < least
-            state = (
-                f"{one['state']}: {one.get('reason')}" if one.get("reason") else "too low" if low else str(one["state"])
-            )
-            cells = (
-                *map(str, head),
-                str(one.get("task") or _MISSING),
-                _MISSING if one.get("concurrency") is None else str(one.get("concurrency")),
-                _number(score, 4),
-                _number(least, 2),
-                _number(one.get("n_eff"), 0),
-                f"REHEARSAL, {state}" if rehearsal else state,
-            )
-            found.append(Row(cells, one["state"] == "ok" and not low, rehearsal))
+            state = "too low" if low and not one.get("reason") else str(one["state"])
+            state = f"{state}: {one['reason']}" if one.get("reason") else state
+            at = _MISSING if one.get("concurrency") is None else str(one["concurrency"])
+            numbers = (_number(score, 4), _number(least, 2), _number(one.get("n_eff"), 0))
+            cells = (str(one.get("task") or _MISSING), at, *numbers)
+            found.append(_row(summary, cells, state, good=one["state"] == "ok" and not low))
     return found
+
+
+def _row(summary: Mapping[str, Any], cells: Sequence[str], state: str, *, good: bool) -> Row:
+    head = (summary["runner"], summary["benchmark"]["exp_name"], summary["benchmark"]["topology"])
+    rehearsal = bool(summary["rehearsal"])
+    return Row((*map(str, head), *cells, f"REHEARSAL, {state}" if rehearsal else state), good, rehearsal)
 
 
 def table_lines(summaries: Sequence[Mapping[str, Any]], width: int | None) -> list[Line]:
@@ -180,12 +166,6 @@ def table_lines(summaries: Sequence[Mapping[str, Any]], width: int | None) -> li
         lines += [Line("")] if found is scores and scores else []
         lines += table(columns, [row.cells for row in found], width, styles) if found else []
     return lines
-
-
-def write_table(summaries: Sequence[Mapping[str, Any]]) -> None:
-    """Print the table."""
-    terminal = Terminal.of(sys.stdout)
-    print_lines(table_lines(summaries, terminal.width), terminal)
 
 
 def _number(value: Any, digits: int) -> str:
