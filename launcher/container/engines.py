@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from launcher.container.job_functions import CARRIED, SET_CARRIED
-from launcher.container.planned import ContainerJob
+from launcher.container.planned import LABEL, ContainerJob, PlannedContainer
 
 Lines = tuple[tuple[str, ...], ...]
 
-LABELS = "launcher.job", "launcher.user"
+LABELS = LABEL, "launcher.user"
 """Of docker's and podman's containers: the run and its job, and whose it is, so that exactly our own are ended."""
 
 STEP = (("srun", "--nodes=1", "--ntasks=1"),)
@@ -43,21 +43,12 @@ def commands(job: ContainerJob, run_key: str, workspace: str) -> EngineCommands:
     """The commands of the plan's engine. ``workspace`` is the checkout that the container sees: that of the host, or
     its copy on the node."""
     container = job.container
-    mounts = [(target, *_source(source, workspace)) for target, source in container.mounts.items()]
+    volumes = container.volumes(workspace)
     if container.engine == "pyxis":
-        return _pyxis(job, mounts)
+        return _pyxis(job, workspace)
     if container.engine == "enroot":
-        return _enroot(job, mounts, run_key)
-    return _docker(job, mounts, run_key)
-
-
-def _source(source: str, workspace: str) -> tuple[str, bool]:
-    """The directory of the host, and whether it is mounted read-only."""
-    path = source.replace("{workspace}", workspace)
-    return path.removesuffix(":ro"), path.endswith(":ro")
-
-
-Mounts = Sequence[tuple[str, str, bool]]
+        return _enroot(job, volumes, run_key)
+    return _docker(job, volumes, run_key)
 
 
 def _step(job: ContainerJob) -> Lines:
@@ -69,25 +60,29 @@ def _step(job: ContainerJob) -> Lines:
     return (*STEP, (f"--cpus-per-task={cpus}",) if cpus else ())
 
 
-def _pyxis(job: ContainerJob, mounts: Mounts) -> EngineCommands:
-    container, options = job.container, job.container.options
-    flags = (
-        "--container-mount-home" if options.home else "--no-container-mount-home",
-        "--container-entrypoint" if options.entrypoint else "--no-container-entrypoint",
-        *(["--container-remap-root"] if options.remap_root else []),
-        *(["--container-writable"] if options.writable else []),
+def pyxis_options(container: PlannedContainer, workspace: str) -> Lines:
+    """srun's options for a container of pyxis, but for its entrypoint."""
+    options = container.options
+    return (
+        (f"--container-image={container.image}",),
+        *([(f"--container-name={options.name}",)] if options.name else []),
+        (f"--container-mounts={','.join(container.volumes(workspace))}",),
+        *([(f"--container-workdir={container.workdir}",)] if container.workdir else []),
+        ("--container-mount-home" if options.home else "--no-container-mount-home",),
+        *([("--container-remap-root",)] if options.remap_root else []),
+        *([("--container-writable",)] if options.writable else []),
     )
-    mounted = ",".join(f"{source}:{target}{':ro' if readonly else ''}" for target, source, readonly in mounts)
+
+
+def _pyxis(job: ContainerJob, workspace: str) -> EngineCommands:
+    options = job.container.options
     return EngineCommands(
         run=(
             *_step(job),
             ("--export=ALL",),
             *([(f"--mpi={options.mpi}",)] if options.mpi else []),
-            (f"--container-image={container.image}",),
-            *([(f"--container-name={options.name}",)] if options.name else []),
-            (f"--container-mounts={mounted}",),
-            (f"--container-workdir={container.workdir}",),
-            *((flag,) for flag in flags),
+            *pyxis_options(job.container, workspace),
+            ("--container-entrypoint" if options.entrypoint else "--no-container-entrypoint",),
             *_script(job),
         ),
         # Of a variable that the image sets as well, pyxis would take the image's value (README of pyxis 0.24).
@@ -95,7 +90,7 @@ def _pyxis(job: ContainerJob, mounts: Mounts) -> EngineCommands:
     )
 
 
-def _enroot(job: ContainerJob, mounts: Mounts, run_key: str) -> EngineCommands:
+def _enroot(job: ContainerJob, volumes: Sequence[str], run_key: str) -> EngineCommands:
     container, options = job.container, job.container.options
     name = f"launcher-{run_key}-$JOB"
     # enroot has no option for the working directory (enroot 4.1.2, doc/cmd/start.md).
@@ -109,7 +104,7 @@ def _enroot(job: ContainerJob, mounts: Mounts, run_key: str) -> EngineCommands:
             *([("--root",)] if options.remap_root else []),
             *([("--rw",)] if options.writable else []),
             *([("--mount", "$HOME:$HOME")] if options.home else []),
-            *(("--mount", _fstab(target, source, readonly)) for target, source, readonly in mounts),
+            *(("--mount", _fstab(volume)) for volume in volumes),
             ("--env", CARRIED),
             (name,),
             *inside,
@@ -120,8 +115,8 @@ def _enroot(job: ContainerJob, mounts: Mounts, run_key: str) -> EngineCommands:
     )
 
 
-def _fstab(target: str, source: str, readonly: bool) -> str:
-    return f"{source}:{target}:none:x-create=auto,rbind{',ro' if readonly else ''}"
+def _fstab(volume: str) -> str:
+    return f"{volume.removesuffix(':ro')}:none:x-create=auto,rbind{',ro' if volume.endswith(':ro') else ''}"
 
 
 IMAGE = "{image}"
@@ -132,7 +127,7 @@ _OURS = ("--rm", "--name", "--entrypoint", "--pull")
 """Options of ``run`` that are set here, whatever the runner file says: by them the container is ours, and found."""
 
 
-def _docker(job: ContainerJob, mounts: Mounts, run_key: str) -> EngineCommands:
+def _docker(job: ContainerJob, volumes: Sequence[str], run_key: str) -> EngineCommands:
     container, program = job.container, job.container.engine
     job_and_user = f"{run_key}.$JOB", "$UID"
     return EngineCommands(
@@ -141,7 +136,7 @@ def _docker(job: ContainerJob, mounts: Mounts, run_key: str) -> EngineCommands:
             (f"--name=launcher-{run_key}-$JOB",),
             tuple(f"--label={name}={value}" for name, value in zip(LABELS, job_and_user, strict=True)),
             *((flag,) for flag in container.options.flags if not flag.startswith(_OURS)),
-            *((f"--volume={source}:{target}{':ro' if readonly else ''}",) for target, source, readonly in mounts),
+            *((f"--volume={volume}",) for volume in volumes),
             (f"--workdir={container.workdir}",),
             *(("--env", variable) for variable in _named(job)),
             ("--entrypoint=bash",),

@@ -6,8 +6,7 @@ A run's own directory holds the job's script, and below it one directory a job: 
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace as change
 
 from launcher.container.planned import COPY, FACTS, LOG, SCRIPT, ContainerJob
-from launcher.container.script_kind import PlanRow, ScriptKind, end_containers, fingerprint_of, meet_nodes, works_in
+from launcher.container.script_kind import PlanRow, ScriptKind, end_containers, meet_nodes
 from launcher.core.errors import CheckoutError
 from launcher.plan.plan import OWN, Plan
 
@@ -28,13 +27,13 @@ ARCHIVE_TIMEOUT = 1800.0
 
 
 class ContainerKind(ScriptKind):
-    """The kinds ``container`` and ``docker`` (`launcher.run.kind.JobKind`). ``jobs`` is the embedded scheduler's
-    directory, where jobs on the runner's own host are."""
+    """The kinds ``container`` and ``docker`` (`launcher.run.kind.JobKind`)."""
+
+    form = ContainerJob
 
     def __init__(self, name: str, plan_row: PlanRow, jobs: Path) -> None:
-        super().__init__(plan_row, own_directory)
+        super().__init__(plan_row, jobs)
         self.name = name
-        self._jobs = jobs
 
     def describe(self, plan: Plan) -> list[tuple[str, str]]:
         """Allocation, engine, image, script, mounts."""
@@ -48,13 +47,6 @@ class ContainerKind(ScriptKind):
             *((("copy", f"the checkout at {job.staging.to} on the node"),) if job.staging else ()),
         ]
 
-    def fingerprint(self, plan: Plan) -> dict[str, str]:
-        """The benchmark's script as it is now."""
-        job = ContainerJob.of(plan)
-        own = job.own_workspace
-        top = Path(plan.workspace.path) if own is None else Path(own.benchmarks).parent
-        return fingerprint_of(top / job.script.path)
-
     def prepare(self, run: Run) -> Prepared:
         """The job's script, and the checkout as an archive where the job runs on a copy."""
         from launcher.container.job_script import render
@@ -62,24 +54,14 @@ class ContainerKind(ScriptKind):
         from launcher.core.publish import write_text
         from launcher.run.kind import Prepared
 
-        root, job = own_directory(run.plan), ContainerJob.of(run.plan)
-        own, copies = job.own_workspace, _works_on_a_copy(run)
-        text = render(_in(root / COPY, run.plan) if copies and job.staging is None else run.plan, root)
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            if copies:
-                _copy_checkout(run, root / COPY)
-            if own is not None:
-                shutil.copytree(own.benchmarks, Path(own.path, "benchmarks"), dirs_exist_ok=True)
-            if root.parent.name == OWN:  # whoever looks at the checkout's status need not see it
-                write_text(root.parent / ".gitignore", "*\n")
-            write_text(root / SCRIPT, text)
-        except (OSError, shutil.Error) as error:
-            raise CheckoutError(f"the job's script cannot be written: {error}", where=str(root)) from None
+        plan, root, job = run.plan, self.own_directory(run.plan), ContainerJob.of(run.plan)
+        with self.making(root):
+            workspace = self.make_workspace(run, root)
+            here = workspace == root / COPY and job.staging is None
+            write_text(root / SCRIPT, render(_in(workspace, plan) if here else plan, root))
         if job.staging is not None:
             _pack_checkout(run, root)
-        there = lying_there(run.plan.results, _results_in(run.plan, root))
-        return Prepared(root, {"root": str(root), "there_before": there})
+        return Prepared(root, {"root": str(root), "there_before": lying_there(plan.results, self._results(plan, root))})
 
     def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
         """sbatch of the script, held; or the embedded scheduler."""
@@ -94,13 +76,8 @@ class ContainerKind(ScriptKind):
             argv = submitting.sbatch_argv(job.allocation, run.id, root, log, script)
         else:
             argv = submitting.embedded_argv(plan, self._jobs, log, script)
-        environ = run.services.environ
-        environment = submitting.environment(job, environ, run.services.tools.environment)
+        environment = submitting.environment(job, run.services.environ, run.services.tools.environment)
         return submitting.submit_job(self, run, argv, environment, submission)
-
-    def holds(self, plan: Plan) -> bool:
-        """Slurm's jobs are submitted held."""
-        return ContainerJob.of(plan).allocation is not None
 
     def output_of_log(self, log: Path) -> Path | None:
         """The directory of the log."""
@@ -133,7 +110,7 @@ class ContainerKind(ScriptKind):
         job, recorded, expected = ContainerJob.of(run.plan), run.record.job, run.plan.results
         assert recorded is not None
         own = Path(recorded.output)
-        workspace, directory = works_in(own.parent, job.workspace_of(run.plan)), _results_in(run.plan, own.parent)
+        workspace, directory = self.works_in(run.plan, own.parent), self._results(run.plan, own.parent)
         if job.staging is not None and (own / BACK).exists():
             for doubt in results.unpack(own / BACK, workspace):
                 run.record.event("warning", f"not brought back: {doubt}")
@@ -149,35 +126,11 @@ class ContainerKind(ScriptKind):
             run.record.event("warning", f"a log of the benchmark is not kept beside the job's: {error.strerror}")
         return results.collect(expected, place, patience=patience, sleep=run.services.stop.sleep)
 
-    def own_directories(self, plan: Plan) -> Sequence[Path]:
-        """The run's own directory, and the workspace that was made for it."""
-        own = ContainerJob.of(plan).own_workspace
-        return [own_directory(plan), *([Path(own.path)] if own is not None else [])]
-
-
-def own_directory(plan: Plan) -> Path:
-    """Where a run's own files lie: below the workspace that the job works in, which compute nodes see. Where they do
-    not, in the directory that the copy goes through."""
-    job = ContainerJob.of(plan)
-    if job.staging is not None:
-        return Path(job.staging.through.replace("$HOME", str(Path.home())), plan.run_key)
-    return Path(job.workspace_of(plan), OWN, plan.run_key)
-
-
-def _results_in(plan: Plan, root: Path) -> Path:
-    """Where the job leaves its results."""
-    directory = plan.results.directory or "{workspace}"
-    workspace = str(works_in(root, ContainerJob.of(plan).workspace_of(plan)))
-    return Path(workspace if directory == plan.workspace.path else directory.replace("{workspace}", workspace))
-
-
-def _works_on_a_copy(run: Run) -> bool:
-    """Whether the job gets a checkout of its own: a workflow's job has one, and jobs by hand may share theirs.
-
-    All write server.log, gpu_metrics.csv and the evaluations' files under the same names, and would count each other's.
-    """
-    job, plan = ContainerJob.of(run.plan), run.plan
-    return run.record.fields.results != "workspace" and job.own_workspace is None and plan.workspace.shared is None
+    def _results(self, plan: Plan, root: Path) -> Path:
+        """Where the job leaves its results."""
+        workspace, directory = self.works_in(plan, root), plan.results.directory or "{workspace}"
+        whole = directory == plan.workspace.path
+        return workspace if whole else Path(directory.replace("{workspace}", str(workspace)))
 
 
 def _in(workspace: Path, plan: Plan) -> Plan:
@@ -186,17 +139,6 @@ def _in(workspace: Path, plan: Plan) -> Plan:
     mounts = {t: here if s in ("{workspace}", plan.workspace.path) else s for t, s in job.container.mounts.items()}
     details = change(job, container=change(job.container, mounts=mounts)).as_details()
     return replace(plan, details=details, workspace=replace(plan.workspace, path=here))
-
-
-def _copy_checkout(run: Run, copy: Path) -> None:
-    """The checkout for this job alone; empty where the job's node has a copy, which comes back here. Raises OSError,
-    shutil.Error."""
-    from launcher.run.kind import copy_workspace
-
-    copy.mkdir(parents=True, exist_ok=True)
-    if ContainerJob.of(run.plan).staging is None:
-        copy_workspace(run.plan.workspace.path, copy)
-        run.log(f"the job works on a copy of the checkout: {copy}")
 
 
 def _allocation(job: ContainerJob) -> str:

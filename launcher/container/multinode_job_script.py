@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
+from launcher.container.engines import pyxis_options
 from launcher.container.job_functions import READ_CARRIED, SET_CARRIED, SET_CARRIED_AT_LOGIN
 from launcher.container.job_functions import functions as functions_of_all
-from launcher.container.multinode_planned import LABEL, MultinodeJob, NodeContainer
+from launcher.container.planned import LABEL, MultinodeJob, NodeContainer
 from launcher.core.errors import ConfigError
 from launcher.core.shell_words import command, variable, word
 from launcher.plan import preflight
@@ -82,10 +83,6 @@ def _facts(plan: Plan, job: MultinodeJob, root: Path, place: _Place) -> list[str
     docker = first.engine == "docker"
     reference = first.image if docker else ""
     head, slash, name = reference.partition("@")[0].rpartition("/")
-    volumes = [
-        f"{source.removesuffix(':ro')}:{target}{':ro' if source.endswith(':ro') else ''}"
-        for target, source in first.mounts.items()
-    ]
     runs = f"/workspace/{job.script.path}"
     if files.on_nodes is not None:  # not through a pipe, which what the script leaves behind would keep open
         log = f"/run_logs/{files.on_nodes.rpartition('/')[2]}/server_$(hostname).log"
@@ -112,7 +109,7 @@ def _facts(plan: Plan, job: MultinodeJob, root: Path, place: _Place) -> list[str
         place.array("beside", asked.beside),
         f"reference_of_image={word(reference)}",
         f"repository={word(f'{head}{slash}{name.partition(chr(58))[0]}')}",
-        place.array("mounts", volumes if docker else ()),
+        place.array("mounts", first.volumes("{workspace}") if docker else ()),
         place.array("flags", first.options.flags),
         f"workdir={word(first.workdir or '')}",
         place.array("names", _names(job, first)),
@@ -124,6 +121,7 @@ def _facts(plan: Plan, job: MultinodeJob, root: Path, place: _Place) -> list[str
 
 
 def _single_quoted(text: str) -> str:
+    """A bash program as one word: nothing of it is filled in here."""
     return "'" + text.replace("'", "'\\''") + "'"
 
 
@@ -192,7 +190,9 @@ def _step(job: MultinodeJob, place: _Place) -> str:
             if _common(job).get(name) != value
         ]
         carry = " ".join(_names(job, container))
-        call = command([*on_node, *_pyxis(container, place)], "        ")
+        # Where the lane leaves the entrypoint to pyxis's settings, as the bash launchers did, nothing is said of it.
+        entrypoint = [] if container.options.entrypoint else [("--no-container-entrypoint",)]
+        call = command([*on_node, *pyxis_options(container, place.workspace), *entrypoint], "        ")
         runs = SET_CARRIED_AT_LOGIN if job.job.login_shell else SET_CARRIED
         role = container.role or "node"
         cases += [
@@ -201,31 +201,8 @@ def _step(job: MultinodeJob, place: _Place) -> str:
             f"      carry {carry}",
             f"      {call} \\",
             '        --nodelist="${names_of_nodes[$1]}" \\',
-            f"        bash -c {word_of_script(runs)} {word(f'/workspace/{job.script.path}')} \\",
+            f"        bash -c {_single_quoted(runs)} {word(f'/workspace/{job.script.path}')} \\",
             f'        > >(tee "$own/logs/{role}_$1_${{names_of_nodes[$1]}}.log") 2>&1',
             "      ;;",
         ]
     return "\n".join(["step() {", "  case $1 in", *cases, "  esac", "}"])
-
-
-def word_of_script(text: str) -> str:
-    """A bash program as one word: nothing of it is filled in here."""
-    return _single_quoted(text)
-
-
-def _pyxis(container: NodeContainer, place: _Place) -> list[tuple[str, ...]]:
-    options = container.options
-    mounted = ",".join(
-        f"{place.filled(source.removesuffix(':ro'))}:{target}{':ro' if source.endswith(':ro') else ''}"
-        for target, source in container.mounts.items()
-    )
-    # Where the lane leaves the entrypoint to pyxis's settings, as the bash launchers did, nothing is said of it.
-    return [
-        (f"--container-image={container.image}",),
-        (f"--container-mounts={mounted}",),
-        *([(f"--container-workdir={container.workdir}",)] if container.workdir else []),
-        ("--no-container-mount-home",),
-        *([] if options.entrypoint else [("--no-container-entrypoint",)]),
-        *([("--container-remap-root",)] if options.remap_root else []),
-        *([("--container-writable",)] if options.writable else []),
-    ]

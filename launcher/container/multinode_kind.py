@@ -6,20 +6,17 @@ output and what was gathered of its nodes'.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.benchmark.result_names import agentic_result_name
-from launcher.container.multinode_planned import LABEL, MultinodeJob
-from launcher.container.planned import COPY, FACTS, LOG, SCRIPT
-from launcher.container.script_kind import PlanRow, ScriptKind, end_containers, fingerprint_of, meet_nodes, works_in
-from launcher.core.errors import CheckoutError
+from launcher.container.planned import FACTS, LABEL, LOG, SCRIPT, MultinodeJob
+from launcher.container.script_kind import ScriptKind, end_containers, meet_nodes
 from launcher.core.reading import read_file
 from launcher.plan.job_environment import KEPT, from_host
-from launcher.plan.plan import OWN, Plan
+from launcher.plan.plan import Plan
 
 if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
     from launcher.result.collect import Collected
@@ -33,11 +30,7 @@ class MultinodeKind(ScriptKind):
     """The kinds ``amd-multinode``, ``llm-d`` and ``tilert`` (`launcher.run.kind.JobKind`)."""
 
     name = "multinode"
-
-    def __init__(self, plan_row: PlanRow, jobs: Path = Path()) -> None:
-        """``jobs`` is the embedded scheduler's directory."""
-        super().__init__(plan_row, own_directory)
-        self._jobs = jobs
+    form = MultinodeJob
 
     def describe(self, plan: Plan) -> list[tuple[str, str]]:
         """Allocation, containers, script, checks, mounts."""
@@ -55,37 +48,21 @@ class MultinodeKind(ScriptKind):
             ("submit", " ".join(("sbatch", *job.submit.argv))),
         ]
 
-    def fingerprint(self, plan: Plan) -> dict[str, str]:
-        """The script that runs in the containers, as it is now."""
-        job = MultinodeJob.of(plan)
-        top = plan.workspace.path if job.own_workspace is None else Path(job.own_workspace.benchmarks).parent
-        return fingerprint_of(Path(top, job.script.path))
-
     def prepare(self, run: Run) -> Prepared:
         """The job's script, the directory of its logs, and for a run by hand a copy of the checkout."""
         from launcher.container.multinode_job_script import render
         from launcher.core.publish import write_text
         from launcher.result.collect import files_there
-        from launcher.run.kind import Prepared, copy_workspace
+        from launcher.run.kind import Prepared
 
-        plan, root = run.plan, own_directory(run.plan)
-        job = MultinodeJob.of(plan)
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            write_text(root.parent / ".gitignore", "*\n")  # whoever looks at the checkout's status need not see it
-            if (own := job.own_workspace) is not None:
-                shutil.copytree(own.benchmarks, Path(own.path, "benchmarks"), dirs_exist_ok=True)
-            elif run.record.fields.results != "workspace" and plan.workspace.shared is None:
-                copy_workspace(plan.workspace.path, root / COPY, (job.files.directory,))
-                run.log(f"the job works on a copy of the checkout: {root / COPY}")
-            workspace = _works_in(plan, root)
-            logs = workspace / job.files.directory
+        plan, root, directory = run.plan, self.own_directory(run.plan), MultinodeJob.of(run.plan).files.directory
+        with self.making(root):
+            workspace = self.make_workspace(run, root, (directory,))
+            logs = workspace / directory
             if not logs.exists():
                 logs.mkdir(parents=True)
                 write_text(logs / OURS, f"{plan.run_key}\n")
             write_text(root / SCRIPT, render(plan, root, str(workspace)))
-        except (OSError, shutil.Error) as error:
-            raise CheckoutError(f"the job's script cannot be written: {error}", where=str(root)) from None
         names = [agentic_result_name(plan.results.filename, at) for at in plan.results.concurrencies]
         return Prepared(root, {"root": str(root), "there_before": files_there(workspace, names)})
 
@@ -96,17 +73,13 @@ class MultinodeKind(ScriptKind):
 
         plan, job, root = run.plan, MultinodeJob.of(run.plan), prepared.root
         refuse_strangers(run.results_directory, plan.results)
-        workspace, environ = str(_works_in(plan, root)), run.services.environ
+        workspace, environ = str(self.works_in(plan, root)), run.services.environ
         environment = job_environment(job, environ, run.services.tools.environment)
         options = [option.replace("{workspace}", workspace) for option in job.submit.argv]
         argv = ["sbatch", *options, f"--chdir={root}", str(root / SCRIPT)]
         if not self.holds(plan):
             argv = embedded_argv(plan, self._jobs, self.log_in(root / "%j", ""), root / SCRIPT)
         return submit_job(self, run, argv, environment, submission)
-
-    def holds(self, plan: Plan) -> bool:
-        """Slurm's jobs are submitted held."""
-        return plan.scheduler.kind == "slurm"
 
     def output_of_log(self, log: Path) -> Path | None:
         """The directory above ``logs``."""
@@ -123,7 +96,7 @@ class MultinodeKind(ScriptKind):
         log, job = Path(run.record.job.log), run.record.job
         log.parent.mkdir(parents=True, exist_ok=True)
         files = MultinodeJob.of(run.plan).files
-        output = _works_in(run.plan, own_directory(run.plan)) / files.directory / f"slurm_job-{job.id}.out"
+        output = self.works_in(run.plan, self.own_directory(run.plan)) / files.directory / f"slurm_job-{job.id}.out"
         output.touch()
         if not log.exists():
             try:
@@ -153,7 +126,7 @@ class MultinodeKind(ScriptKind):
         plan, recorded = run.plan, run.record.job
         assert recorded is not None
         own, started = Path(recorded.output), int(recorded.submitted or run.record.fields.created)
-        workspace = _works_in(plan, own.parent)
+        workspace = self.works_in(plan, own.parent)
         gathered = Gathered(plan, workspace, own, recorded.id, Window(started, time.time() + 86400))
         for name, value in facts(own / FACTS).items():
             run.log(f"the job: {name.replace('_', ' ')} {value}")
@@ -184,22 +157,14 @@ class MultinodeKind(ScriptKind):
         return collect(request, sleep=sleep)
 
     def own_directories(self, plan: Plan) -> Sequence[Path]:
-        """The run's own directory, the workspace that was made for it, and else the directory of its logs where this
-        run made it."""
-        if (own := MultinodeJob.of(plan).own_workspace) is not None:
-            return [own_directory(plan), Path(own.path)]
-        root = own_directory(plan)
-        logs = _works_in(plan, root) / MultinodeJob.of(plan).files.directory
+        """As of other kinds, and the directory of the logs of a workspace where this run made it."""
+        job, found = MultinodeJob.of(plan), super().own_directories(plan)
+        logs = self.works_in(plan, self.own_directory(plan)) / job.files.directory
         try:
             ours = read_file(logs / OURS, 4096).decode(errors="replace").strip() == plan.run_key
         except OSError:
             ours = False
-        return [root, *([logs] if ours else [])]
-
-
-def own_directory(plan: Plan) -> Path:
-    """Where a run's own files lie: below the workspace, which compute nodes see."""
-    return Path(MultinodeJob.of(plan).workspace_of(plan), OWN, plan.run_key)
+        return [*found, *([logs] if ours and job.own_workspace is None else [])]
 
 
 def job_environment(job: MultinodeJob, environ: Mapping[str, str], tools: Mapping[str, str]) -> dict[str, str]:
@@ -207,7 +172,3 @@ def job_environment(job: MultinodeJob, environ: Mapping[str, str], tools: Mappin
     the host's variables."""
     passes = {name for container in job.job.containers for name in container.passes}
     return {**from_host(environ, KEPT, ()), **tools, **from_host(environ, (), passes), **job.submit.environment}
-
-
-def _works_in(plan: Plan, root: Path) -> Path:
-    return works_in(root, MultinodeJob.of(plan).workspace_of(plan))

@@ -9,16 +9,18 @@ from typing import Any
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import environment_of
-from launcher.container.multinode_planned import (
+from launcher.container.multinode_words import Nodes, filled_whole, words_of
+from launcher.container.planned import (
+    ContainerOptions,
     MultinodeJob,
     MultinodeResolved,
     NodeContainer,
     NodeJob,
+    PlannedAllocation,
     PlannedLogs,
+    PlannedScript,
     PlannedSubmit,
 )
-from launcher.container.multinode_words import Nodes, filled_whole, words_of
-from launcher.container.planned import ContainerOptions, PlannedAllocation, PlannedScript
 from launcher.container.resolve import EVAL, METRICS, minutes_of, own_workspace
 from launcher.container.script import Scripts
 from launcher.core.errors import ConfigError
@@ -80,7 +82,7 @@ class MultinodePlanner:
         environment = {name: value for name, value in given.contract.items() if name not in own}
         allocation = self._allocation(given)
         submit = _submit(allocation, lane, context.run_key, environment)
-        job = MultinodeJob(allocation, submit, _job(given, containers), script, _files(rules, lane), made)
+        job = MultinodeJob(allocation, submit, _job(given, containers), script, _files(rules, lane), own_workspace=made)
         plan = derive.whole_plan(
             rules,
             context,

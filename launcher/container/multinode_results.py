@@ -13,8 +13,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.container.multinode_planned import MultinodeJob
-from launcher.container.planned import LOG
+from launcher.container.planned import LOG, MultinodeJob
 from launcher.plan.plan import Plan
 from launcher.result.contradictions import Window
 from launcher.result.logs import log_files

@@ -1,15 +1,16 @@
-"""The part of a plan that only jobs in a container have: allocation, container, script, copy of the checkout."""
+"""The part of a plan that only jobs in containers have: allocation, container, script, copy of the checkout; of several
+nodes (`MultinodeJob`) also what is submitted, and what the job does on them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from launcher.plan.derive import Resolved
-from launcher.plan.plan import Plan, json_values
+from launcher.plan.plan import Plan, PlanPart
 
 SCRIPT, COPY = "job.sh", "workspace"
 """In a run's own directory: the job's script, and the copy of the checkout that a job by hand works on."""
@@ -22,7 +23,7 @@ Engine = Literal["pyxis", "enroot", "docker", "podman"]
 
 
 class PlannedAllocation(msgspec.Struct, frozen=True):
-    """What Slurm is asked for: one node, ``gpus`` of it. ``minutes`` is the limit; None leaves it to the partition."""
+    """What Slurm is asked for: nodes, ``gpus`` of each. ``minutes`` is the limit; None leaves it to the partition."""
 
     partition: str | None
     account: str | None
@@ -55,15 +56,21 @@ class PlannedContainer(msgspec.Struct, frozen=True):
     ``image`` is what the engine is given: a squash file, or a reference that it pulls. ``mounts`` are target → source,
     with ``:ro`` behind a source that is read-only. ``environment`` is set for the container beyond what it is
     ``passes``, names of variables. In values ``$JOB`` is the job's id, and PORT may be a sum (``40000+$JOB%10000``).
+    Without ``workdir`` the image's own is taken, which only a job of several nodes leaves to it.
     """
 
     engine: Engine
     image: str
-    workdir: str
+    workdir: str | None
     mounts: Mapping[str, str]
     options: ContainerOptions
     environment: Mapping[str, str]
     passes: tuple[str, ...]
+
+    def volumes(self, workspace: str) -> list[str]:
+        """The mounts as engines take them, ``SOURCE:TARGET[:ro]``; ``workspace`` is what ``{workspace}`` stands for."""
+        mounts = [(target, source.replace("{workspace}", workspace)) for target, source in self.mounts.items()]
+        return [f"{s.removesuffix(':ro')}:{target}{':ro' if s.endswith(':ro') else ''}" for target, s in mounts]
 
 
 class PlannedScript(msgspec.Struct, frozen=True):
@@ -98,14 +105,20 @@ class OwnWorkspace(msgspec.Struct, frozen=True):
     benchmarks: str
 
 
-def works_where(plan: Plan, own: OwnWorkspace | None) -> str:
-    """The workspace that a job works in: one of its own, the copy that compute nodes see, or the plan's."""
-    return own.path if own is not None else plan.workspace.shared or plan.workspace.path
+class ScriptJob(PlanPart, frozen=True, kw_only=True):
+    """The part of a plan whose job is one script of ours. ``own_workspace`` is None where the job works in the plan's
+    workspace."""
+
+    own_workspace: OwnWorkspace | None = None
+
+    def workspace_of(self, plan: Plan) -> str:
+        """The workspace that the job works in: one of its own, the copy that compute nodes see, or the plan's."""
+        own = self.own_workspace
+        return own.path if own is not None else plan.workspace.shared or plan.workspace.path
 
 
-class ContainerJob(msgspec.Struct, frozen=True):
+class ContainerJob(ScriptJob, frozen=True):
     """The part of a plan that only a job in a container needs. ``allocation`` is None on the runner's own host.
-    ``own_workspace`` is None where the job works in the plan's workspace.
 
     ``environment`` are the variables of the workflow's contract with their values. Names that the container is passed
     and that are not there are secrets, or variables of the host that the runner file names (`pass-environment`): who
@@ -117,21 +130,6 @@ class ContainerJob(msgspec.Struct, frozen=True):
     script: PlannedScript
     environment: Mapping[str, str]
     staging: PlannedStaging | None = None
-    own_workspace: OwnWorkspace | None = None
-
-    @classmethod
-    def of(cls, plan: Plan) -> ContainerJob:
-        """The part of this plan. Raises ConfigError when it is not there, or not whole."""
-        return plan.part(cls)
-
-    def workspace_of(self, plan: Plan) -> str:
-        """The workspace that the job works in."""
-        return works_where(plan, self.own_workspace)
-
-    def as_details(self) -> dict[str, Any]:
-        """In JSON values, as a plan holds it."""
-        details: dict[str, Any] = json_values(self)
-        return details
 
 
 @dataclass(frozen=True)
@@ -139,3 +137,72 @@ class ContainerResolved(Resolved):
     """The plan of a job in a container without findings, and its own part: what the rules of `check` look at."""
 
     job: ContainerJob
+
+
+LABEL = "launcher.job"
+"""Of docker's containers: the run and its job, so that exactly our own are ended."""
+
+
+class NodeContainer(PlannedContainer, frozen=True, kw_only=True):
+    """The container of a node; ``role`` says which nodes have it, None all. Without ``image`` in a squash file docker
+    pulls it."""
+
+    role: str | None
+
+
+class NodeJob(msgspec.Struct, frozen=True):
+    """What the job does. ``coordinator`` is the rank whose container decides when the benchmark is over: then the
+    others have ``drain`` seconds. ``pulls`` are images that each node has pulled before, ``beside`` names of containers
+    that the benchmark itself starts. ``at_run_time`` are variables by what stands for their values
+    (`runner.multinode_schema.Multinode.at_run_time`)."""
+
+    nodes: int
+    containers: tuple[NodeContainer, ...]
+    checks: tuple[str, ...]
+    coordinator: int
+    drain: int
+    at_run_time: Mapping[str, str]
+    login_shell: bool
+    pulls: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    rdma_check: str | None = None
+    gpu_patience: int = 0
+    host_libraries: bool = False
+
+
+class PlannedSubmit(msgspec.Struct, frozen=True):
+    """``argv`` are sbatch's options, with ``{workspace}`` for the directory that the job works in; ``directives`` the
+    script's ``#SBATCH`` lines; ``environment`` is the workflow's contract without secrets."""
+
+    argv: tuple[str, ...]
+    directives: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+class PlannedLogs(msgspec.Struct, frozen=True):
+    """``directory`` of the workspace; ``on_nodes`` is each node's own, whose files are brought there at the end.
+    ``settings`` is a file that the job writes there."""
+
+    directory: str
+    on_nodes: str | None = None
+    settings_name: str | None = None
+    settings: Mapping[str, str] = {}
+
+
+class MultinodeJob(ScriptJob, frozen=True):
+    """The part of a plan that only jobs of one container a node need."""
+
+    allocation: PlannedAllocation
+    submit: PlannedSubmit
+    job: NodeJob
+    script: PlannedScript
+    files: PlannedLogs
+    container: None = None
+    staging: None = None
+
+
+@dataclass(frozen=True)
+class MultinodeResolved(Resolved):
+    """The plan of such a job without findings, and its own part."""
+
+    job: MultinodeJob

@@ -100,13 +100,13 @@ class ContainerPlanner:
         minutes = _minutes(rules, lane, context)
         allocation = _allocation(rules, lane, context, minutes) if file.runner.scheduler.kind == "slurm" else None
         held = file.runner.node.gpus if allocation is not None and allocation.exclusive else benchmark.gpus
-        job = ContainerJob(allocation, container, script, environment, _staging(lane), own)
+        job = ContainerJob(allocation, container, script, environment, _staging(lane), own_workspace=own)
         plan = derive.whole_plan(
             rules,
             context,
             images=images,
             model=derive.planned_model(rules, path, context, cache, mounted=_same(container.mounts)),
-            results=_results(stem, benchmark, inside, container.workdir),
+            results=_results(stem, benchmark, inside, _workdir(rules, lane)),
             holds=Holds(str(minutes) if minutes is not None else None, 1, held),
             details=job.as_details(),
         )

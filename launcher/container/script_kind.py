@@ -1,4 +1,4 @@
-"""What both kinds in this room have alike: their job is one script of ours, in a run's own directory.
+"""What all kinds in this room have alike: their job is one script of ours, in a run's own directory.
 
 Below that directory each job has one by its id: its log, and what it wrote down.
 """
@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.benchmark.benchmark import Benchmark
-from launcher.container.planned import COPY, FACTS, SCRIPT
+from launcher.container.planned import COPY, FACTS, SCRIPT, ContainerJob, MultinodeJob
+from launcher.core.errors import CheckoutError
 from launcher.core.reading import sha256_of
 from launcher.plan.derive import Context
-from launcher.plan.plan import Plan
+from launcher.plan.plan import OWN, Plan
 from launcher.runner.file import RunnerFile
 
 if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
@@ -38,17 +40,29 @@ _ID = re.compile(r"[0-9A-Za-z]{6,64}")
 
 
 class ScriptKind:
-    """`launcher.run.kind.JobKind` as far as the kinds agree. ``own_directory`` says where a run's own files lie."""
+    """`launcher.run.kind.JobKind` as far as the kinds agree. ``form`` is their part of a plan, ``jobs`` the embedded
+    scheduler's directory."""
 
-    def __init__(self, plan_row: PlanRow, own_directory: Callable[[Plan], Path]) -> None:
+    form: type[ContainerJob] | type[MultinodeJob]
+
+    def __init__(self, plan_row: PlanRow, jobs: Path = Path()) -> None:
         self.plan = plan_row
-        self._own_directory = own_directory
+        self._jobs = jobs
 
     @cached_property
     def _markers(self) -> EndMarkers:
         from launcher.slurm.logs import EndMarkers
 
         return EndMarkers(_END, begin=_BEGIN)
+
+    def fingerprint(self, plan: Plan) -> dict[str, str]:
+        """The script that runs in containers, as it is now; "" where it cannot be read."""
+        job = self.form.of(plan)
+        own = job.own_workspace
+        top = Path(plan.workspace.path) if own is None else Path(own.benchmarks).parent
+        with contextlib.suppress(OSError):
+            return {"script": sha256_of(top / job.script.path)[:12]}
+        return {"script": ""}
 
     def is_complete(self, plan: Plan) -> bool:
         """Always: nothing that is prepared decides about it."""
@@ -61,9 +75,64 @@ class ScriptKind:
     def look(self, run: Run) -> None:
         """Does nothing: the job's nodes look for themselves, when it begins."""
 
+    def holds(self, plan: Plan) -> bool:
+        """Slurm's jobs are submitted held."""
+        return plan.scheduler.kind == "slurm"
+
+    def own_directory(self, plan: Plan) -> Path:
+        """Where a run's own files lie: below the workspace that the job works in, which compute nodes see. Where they
+        do not, in the directory that the copy goes through."""
+        job = self.form.of(plan)
+        if job.staging is not None:
+            return Path(job.staging.through.replace("$HOME", str(Path.home())), plan.run_key)
+        return Path(job.workspace_of(plan), OWN, plan.run_key)
+
+    def works_in(self, plan: Plan, root: Path) -> Path:
+        """The directory that the job works in: the run's own copy, where its own directory ``root`` has one."""
+        copy = root / COPY
+        return copy if copy.is_dir() else Path(self.form.of(plan).workspace_of(plan))
+
+    def make_workspace(self, run: Run, root: Path, without: Sequence[str] = ()) -> Path:
+        """Make the directory that the job works in, and return it: its own workspace, or for a run by hand a copy of
+        the checkout ``without`` what earlier jobs left. Raises OSError, shutil.Error.
+
+        A workflow's job has a checkout of its own. Jobs by hand may share theirs, and all write server.log,
+        gpu_metrics.csv and the evaluations' files under the same names: they would count each other's. Where the job's
+        node has a copy, what comes back from there is put into one that is empty before.
+        """
+        from launcher.run.kind import copy_workspace
+
+        plan, job, copy = run.plan, self.form.of(run.plan), root / COPY
+        if (own := job.own_workspace) is not None:
+            shutil.copytree(own.benchmarks, Path(own.path, "benchmarks"), dirs_exist_ok=True)
+        elif run.record.fields.results != "workspace" and plan.workspace.shared is None:
+            copy.mkdir(parents=True, exist_ok=True)
+            if job.staging is None:
+                copy_workspace(plan.workspace.path, copy, without)
+                run.log(f"the job works on a copy of the checkout: {copy}")
+        return self.works_in(plan, root)
+
+    @contextlib.contextmanager
+    def making(self, root: Path) -> Iterator[None]:
+        """Make a run's own directory, and its files within the block. Raises CheckoutError for what goes wrong."""
+        from launcher.core.publish import write_text
+
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            if root.parent.name == OWN:  # whoever looks at the checkout's status need not see it
+                write_text(root.parent / ".gitignore", "*\n")
+            yield
+        except (OSError, shutil.Error) as error:
+            raise CheckoutError(f"the job's script cannot be written: {error}", where=str(root)) from None
+
+    def own_directories(self, plan: Plan) -> Sequence[Path]:
+        """The run's own directory, and the workspace that was made for it."""
+        own = self.form.of(plan).own_workspace
+        return [self.own_directory(plan), *([Path(own.path)] if own is not None else [])]
+
     def output_directory(self, plan: Plan, job_id: str) -> Path:
         """By the job's id, below the run's own directory."""
-        return self._own_directory(plan) / job_id
+        return self.own_directory(plan) / job_id
 
     def end_by_log(self, job: JobKey, log: Path) -> JobState | None:
         """By the line that the job's script writes last."""
@@ -71,7 +140,7 @@ class ScriptKind:
 
     def evidence(self, run: Run) -> Mapping[str, Path | str]:
         """The job's script, and what the job wrote down."""
-        found: dict[str, Path | str] = {SCRIPT: self._own_directory(run.plan) / SCRIPT}
+        found: dict[str, Path | str] = {SCRIPT: self.own_directory(run.plan) / SCRIPT}
         if run.record.job is not None:
             found[FACTS] = Path(run.record.job.output) / FACTS
         return found
@@ -103,16 +172,3 @@ def end_containers(run: Run, engine: str, listing: Sequence[str], environment: M
         done = asked([engine, "rm", "--force", container])
         said = "was ended" if done.ok else f"could not be ended, `{engine} rm --force {container}` does: {done}"
         run.record.event("note" if done.ok else "warning", f"the job left its container {container}, which {said}")
-
-
-def fingerprint_of(script: Path) -> dict[str, str]:
-    """The script that runs in containers, as it is now; "" where it cannot be read."""
-    with contextlib.suppress(OSError):
-        return {"script": sha256_of(script)[:12]}
-    return {"script": ""}
-
-
-def works_in(root: Path, workspace: str) -> Path:
-    """The directory that the job works in: the run's own copy, where its own directory ``root`` has one."""
-    copy = root / COPY
-    return copy if copy.is_dir() else Path(workspace)

@@ -34,9 +34,6 @@ SRTCTL = "srtctl"
 """The kind of a plan that does not say one: all were of this kind before there were several."""
 
 
-Part = TypeVar("Part")
-
-
 @dataclass(frozen=True)
 class ModelCache:
     """A Hugging Face cache: the directory ``host`` of the node, which the container sees as ``at``."""
@@ -231,14 +228,6 @@ class Plan:
         on = [one for one in self.local_locks if path == one or path.startswith(one.rstrip("/") + "/")]
         return bool(on) and self.local_locks[max(on, key=len)]
 
-    def part(self, form: type[Part]) -> Part:
-        """What its kind of job alone has of this plan. Raises ConfigError when it is not there, or not whole."""
-        try:
-            return msgspec.convert(self.details, built(form))
-        except msgspec.ValidationError as error:
-            message = f"not a plan of kind {self.kind}: {error}"
-            raise ConfigError(message, where=f"run {self.run_key}") from None
-
     def with_squash(self, used: Mapping[str, str]) -> Plan:
         """The plan with other squash files (planned path → the one that was used), wherever it names them."""
 
@@ -294,6 +283,27 @@ class Plan:
             raise ConfigError(f"no readable plan: {error.strerror}", where=str(path)) from None
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"no readable plan: {error}", where=str(path)) from None
+
+
+OwnPart = TypeVar("OwnPart", bound="PlanPart")
+
+
+class PlanPart(msgspec.Struct, frozen=True):
+    """Base of what only one kind of job has of a plan, as a value."""
+
+    @classmethod
+    def of(cls: type[OwnPart], plan: Plan) -> OwnPart:
+        """The part of this plan. Raises ConfigError when it is not there, or not whole."""
+        try:
+            return msgspec.convert(plan.details, built(cls))
+        except msgspec.ValidationError as error:
+            message = f"not a plan of kind {plan.kind}: {error}"
+            raise ConfigError(message, where=f"run {plan.run_key}") from None
+
+    def as_details(self) -> dict[str, Any]:
+        """In JSON values, as a plan holds it."""
+        details: dict[str, Any] = json_values(self)
+        return details
 
 
 def json_values(value: Any) -> Any:

@@ -11,7 +11,7 @@ import msgspec
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.yaml_source import Key, SourceLocation, reached
 from launcher.plan.derive import Resolved
-from launcher.plan.plan import Plan, json_values
+from launcher.plan.plan import PlanPart
 from launcher.runner.file import RunnerFile
 from launcher.srtctl.facts import RecipeFacts
 from launcher.srtctl.locate import FoundRecipe, SetupScript
@@ -71,7 +71,7 @@ class Submit(msgspec.Struct, frozen=True):
     environment: dict[str, str]
 
 
-class SrtctlJob(msgspec.Struct, frozen=True):
+class SrtctlJob(PlanPart, frozen=True):
     """The part of a plan that only srtctl needs.
 
     ``models`` are the aliases of the checkpoint with their paths, ``srtslurm`` the document of srtslurm.yaml. ``power``
@@ -87,16 +87,11 @@ class SrtctlJob(msgspec.Struct, frozen=True):
     power: bool = False
     look_from_node: bool = False
 
-    @classmethod
-    def of(cls, plan: Plan) -> SrtctlJob:
-        """The part of this plan. Raises ConfigError when it is not there, or not whole."""
-        return plan.part(cls)
-
     def as_details(self) -> dict[str, Any]:
         """In JSON values, as a plan holds it."""
         # The recipe's document is one already, and by far the largest part.
         recipe = msgspec.structs.replace(self.recipe, document=None)
-        details: dict[str, Any] = json_values(msgspec.structs.replace(self, recipe=recipe))
+        details = super(SrtctlJob, msgspec.structs.replace(self, recipe=recipe)).as_details()
         details["recipe"]["document"] = self.recipe.document
         return details
 

@@ -11,7 +11,7 @@ import pytest
 
 from launcher.benchmark.selection import Selection
 from launcher.container.multinode_job_script import render
-from launcher.container.multinode_planned import MultinodeJob
+from launcher.container.planned import MultinodeJob
 from launcher.core.errors import ConfigError
 from launcher.project import Project
 from launcher.runner.multinode_schema import KINDS

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.container.multinode_kind import OURS, MultinodeKind, own_directory
-from launcher.container.multinode_planned import MultinodeJob
+from launcher.container.multinode_kind import OURS, MultinodeKind
 from launcher.container.multinode_resolve import MultinodePlanner
 from launcher.container.multinode_results import Gathered
+from launcher.container.planned import MultinodeJob
 from launcher.result.contradictions import Window
 from tests.container.multinode_nodes import ID, LANES, Cluster, a_row
 from tests.result.documents import age
@@ -43,7 +43,7 @@ def test_whose_a_directory_of_logs_is(tmp_path: Path, mark: Callable[[Path], obj
     cluster.logs.mkdir()
     mark(cluster.logs / OURS)
     plan = cluster.plan()
-    assert kind().own_directories(plan) == [own_directory(plan), *([cluster.logs] if ours else [])]
+    assert kind().own_directories(plan) == [kind().own_directory(plan), *([cluster.logs] if ours else [])]
 
 
 def test_a_script_that_is_no_file_has_no_fingerprint(tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ import pytest
 
 from launcher.benchmark.matrix import load_matrix
 from launcher.benchmark.selection import Selection
-from launcher.container.multinode_planned import MultinodeJob
-from launcher.container.planned import ContainerJob
+from launcher.container.planned import ContainerJob, MultinodeJob
 from launcher.core.yaml_source import Document
 from launcher.project import Project
 from launcher.srtctl.facts import RecipeFacts, facts
