@@ -166,6 +166,7 @@ TYPES: dict[str, Callable[[str], float]] = {
     "count": _count,
     "30d": _ago,
     "SECONDS": partial(_number, least=1, most=86400, what="seconds from 1 to 86400"),
+    "lease": partial(_number, least=5, most=3600, what="seconds from 5 to 3600"),
     "H": partial(_number, least=1e-6, most=1e9, what="GPU-hours, more than 0"),
     "FACTOR": partial(_number, least=1, most=10, what="times, from 1 to 10"),
     "DAYS": partial(_number, least=0, most=1e6, what="days"),

@@ -32,7 +32,6 @@ from launcher.run.record import RunRecord
 from launcher.services import pace_of
 from launcher.slurm.client import may_have_job
 from launcher.slurm.poller import Pace
-from launcher.sweep import ledger as ledgers
 from launcher.sweep.driver import Driver, Setting
 from launcher.sweep.ledger import EventReader, Ledger
 from launcher.sweep.making import RunMaker
@@ -72,7 +71,7 @@ def detach(project: Project, ledger: Ledger, arguments: argparse.Namespace) -> i
     before = log.stat().st_size if log.exists() else 0
     argv = ["sweep", "resume", ledger.id, "--yes", "--no-live", *more]
     child = detached.start(ledger.id, argv, log, project.state, arguments)
-    patience = BEGINS + (ledgers.take_over_patience() if "--take-over" in more else 0.0)
+    patience = BEGINS + (ledger.take_over_patience if "--take-over" in more else 0.0)
     events, until, begun = EventReader(ledger), time.monotonic() + patience, False
     while not begun and child.poll() is None and time.monotonic() < until:
         time.sleep(0.1)
@@ -91,7 +90,7 @@ def detach(project: Project, ledger: Ledger, arguments: argparse.Namespace) -> i
 
 def drive(project: Project, ledger: Ledger, arguments: argparse.Namespace, policy: Policy) -> int:
     """Drive a sweep in this process until nothing more of it can be done here; the exit code."""
-    patience = ledgers.take_over_patience() if getattr(arguments, "take_over", False) else 0.0
+    patience = ledger.take_over_patience if getattr(arguments, "take_over", False) else 0.0
     lock = ledger.lock(wait=patience)
     with lock as held, stop_on_signals() as stop:
         if not held.acquired:

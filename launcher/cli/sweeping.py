@@ -274,6 +274,7 @@ def policy_of(arguments: argparse.Namespace) -> Policy:
         confirm=arguments.confirm,
         accept=tuple(arguments.accept),
         notify=notify,
+        lease=arguments.lease,
     )
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 from launcher.core.errors import ConfigError, LauncherError, closest
-from launcher.core.lease import LEASE, Lock, LockOwner, read_owner
+from launcher.core.lease import Lock, LockOwner, LockPace, read_owner
 from launcher.core.publish import (
     dead_temporaries,
     fsync,
@@ -136,9 +136,15 @@ class Ledger:
                 fsync(self.directory)
 
     def lock(self, *, wait: float = 0.0) -> Lock:
-        """The lock of whoever drives the sweep; a dead owner's is broken at once, a silent one's after ``wait``."""
-        what = f"drives sweep {self.id}"
-        return Lock(self.directory / "driver", what=what, wait=wait, flock_path=self.directory / "driver.flock")
+        """The lock of whoever drives the sweep; a dead owner's is broken at once, a silent one's after its lease."""
+        lease, flock = self.sweep.policy.lease, self.directory / "driver.flock"
+        pace = LockPace(lease, beat=lease / 12, poll=min(1.0, lease / 10))
+        return Lock(self.directory / "driver", what=f"drives sweep {self.id}", wait=wait, flock_path=flock, pace=pace)
+
+    @property
+    def take_over_patience(self) -> float:
+        """Seconds that prove an owner on another host gone, with what a lock needs to look."""
+        return self.sweep.policy.lease + 30.0
 
     def driver(self) -> LockOwner | None:
         """Who drives the sweep, as far as that can be told from here; None for nobody."""
@@ -226,11 +232,6 @@ def names(sweeps: Path) -> list[str]:
     with contextlib.suppress(OSError):
         return sorted(path.name for path in sweeps.iterdir() if _ID.fullmatch(path.name) and path.is_dir())
     return []
-
-
-def take_over_patience() -> float:
-    """Seconds that prove an owner on another host gone, with what a lock needs to look."""
-    return LEASE + 30.0
 
 
 def remove_dead(sweeps: Path, *, apply: bool) -> list[Path]:

@@ -54,7 +54,8 @@ class Policy(Struct, frozen=True, kw_only=True):
 
     ``fail_fast`` is a number of failures, or a layer; ``canary`` is ``auto``, ``off`` or a job's key; ``retries`` how
     many attempts may be added in all (None: a tenth of the jobs, two at least); ``retry_timeout`` by how much a time
-    limit grows for one more attempt; ``notify`` the program, with its arguments, that is run at each end.
+    limit grows for one more attempt; ``notify`` the program, with its arguments, that is run at each end; ``lease`` for
+    how many seconds its driver may give no sign of life until another login node may take the sweep over.
     """
 
     max_jobs: int = 4
@@ -69,6 +70,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     confirm: bool = False
     accept: tuple[str, ...] = ()
     notify: tuple[str, ...] = ()
+    lease: float = 120.0
 
 
 class Sweep(Struct, frozen=True, kw_only=True):
