@@ -81,7 +81,10 @@ class There:
             pass
 
     def send_files(self) -> bundle.Bundle:
-        """Have the files there that plans are made of."""
+        """Have the files there that plans are made of; a driver also gets what their runners pass to jobs."""
+        if self.arguments.command in _DRIVEN:
+            for file in self.node.project.fleet.readable():
+                self.passed |= set(file.runner.pass_environment)
         files = bundle.pack(local_files(self.arguments, self.node.project.workspace))
         self.places = self.places_in(bundle.put(self.session, files))
         return files

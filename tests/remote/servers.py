@@ -199,15 +199,25 @@ class Site:
         return {"LAUNCHER_SSH": ssh, "LAUNCHER_RUNNERS": runners, "LAUNCHER_STATE": str(self.near), "NO_COLOR": "1"}
 
 
+def on_host(directory: Path, name: str) -> str:
+    """A program that is sshd on a host of another name: what it starts takes our processes for those of elsewhere."""
+    program = directory / f"sshd-on-{name}"
+    program.write_text(f'#!/bin/sh\nexec unshare --uts sh -c \'hostname {name}; exec "$0" "$@"\' {SSHD} "$@"\n')
+    program.chmod(0o755)
+    return str(program)
+
+
 @contextmanager
-def site(root: Path, options: Sequence[str] = (), runner: str = "local", **variables: str) -> Iterator[Site]:
+def site(
+    root: Path, options: Sequence[str] = (), runner: str = "local", program: str = SSHD, **variables: str
+) -> Iterator[Site]:
     """A real sshd, behind it this checkout; ``variables`` are those of the far side."""
     installed(root / "there", {"LAUNCHER_STATE": str(root / "far"), "LAUNCHER_REHEARSAL_SECONDS": "0.01", **variables})
     (root / "runners").mkdir()
     login = f"login: {{host: login, directory: {root}/there, python: {sys.executable}}}\n"
     shipped = Path(__file__).resolve().parents[2] / f"runners/{runner}.yaml"
     (root / f"runners/{runner}.yaml").write_text(shipped.read_text() + login)
-    with sshd(root / "server", options) as server:
+    with sshd(root / "server", options, program) as server:
         yield Site(root, server)
 
 
