@@ -19,10 +19,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.core.publish import private_opener
+from launcher.core.publish import private_opener, write_json
 from launcher.core.redact import names_a_secret
 from launcher.core.terminal import say, trusted
-from launcher.remote.commands import own_argv
+from launcher.remote.commands import STARTED, own_argv
 
 if TYPE_CHECKING:
     from launcher.cli.command import Command
@@ -47,13 +47,16 @@ def told(of: str, pid: int, log: Path, words: str, arguments: argparse.Namespace
 def start(
     name: str, words: Sequence[str], log: Path, state: Path, arguments: argparse.Namespace
 ) -> subprocess.Popen[bytes]:
-    """Start ``launcher WORDS`` for the run or sweep ``name``, with its output in ``log``. Raises OSError.
+    """Start ``launcher WORDS`` for the run or sweep ``name``, with its output in ``log``, beside which is written how
+    it was started. Raises OSError.
 
     Where things are is the same for it as for the command with these ``arguments``.
     """
     given = {f"--{key.replace('_', '-')}": getattr(arguments, key, None) for key in _PLACES}
     places = [word for flag, value in given.items() if value for word in (flag, str(value))]
     argv = [*words, "--state", str(state), *places]
+    # What this driver needs stays as long as its run or sweep has not ended (`launcher.remote.tidying`).
+    write_json(log.parent / STARTED, {"argv": own_argv(*argv)})
     secrets = {key: value for key, value in os.environ.items() if names_a_secret(key)}
     environment = {key: value for key, value in os.environ.items() if key not in secrets and key != "LAUNCHER_ON"}
     with open(log, "ab", opener=private_opener) as output:

@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
@@ -31,7 +32,9 @@ from launcher.core.stop import Ended
 from launcher.core.terminal import one_line, printable, say
 from launcher.project import new_run_id
 from launcher.remote import bundle
-from launcher.remote.messages import raised
+from launcher.remote.following import End, News
+from launcher.remote.messages import raised, typed
+from launcher.remote.methods import Look
 from launcher.run.record import Event
 
 if TYPE_CHECKING:
@@ -132,15 +135,17 @@ def _left(there: There, words: str, code: int) -> int:
 def _compared(there: There) -> list[Plan]:
     """Have the files there, and the same plans of them as here. Raises ConfigError with what differs otherwise; asks
     before what costs much."""
-    arguments, files = there.arguments, there.send_files()
-    seen = there.session.request("look", state=arguments.state)
-    for file in there.node.project.fleet.readable():
-        there.passed |= set(file.runner.pass_environment)
-    environment = {**seen["environment"], **{name: os.environ[name] for name in there.passed if os.environ.get(name)}}
-    # Planned here from a copy of what was sent, so that nothing but the place of that copy differs.
-    copy = str(bundle.unpacked(there.node.kept / "bundles", files))
+    files = there.send_files()
+    with tempfile.TemporaryDirectory(prefix="launcher-") as made:
+        # Planned here from a copy of what was sent, so that nothing but the place of that copy differs.
+        return _compared_in(there, str(bundle.unpacked(Path(made), files)))
+
+
+def _compared_in(there: There, copy: str) -> list[Plan]:
+    arguments, seen = there.arguments, there.session.request("look", Look, state=there.arguments.state)
+    environment = {**seen.environment, **{name: os.environ[name] for name in there.passed if os.environ.get(name)}}
     here = type(arguments)(**{**vars(arguments), **there.places_in(copy), "state": None})
-    project = dataclasses.replace(open_project(here), environ=environment, state=Path(str(seen["state"])))
+    project = dataclasses.replace(open_project(here), environ=environment, state=Path(seen.state))
     refused: list[ConfigError] = []
     plans = planned(here, project, refused)
     texts = {plan.job_name + plan.run_key: _canonical(plan, copy) for plan in plans}
@@ -211,22 +216,23 @@ def _follow(there: There, run_id: str) -> int:
     place = there.node.kept / f"{run_id}.json"
     at = read_json(place, dict[str, tuple[int, int]]) or {}
     offsets, end, quiet, signals = at.get("at", (0, 0)), None, not there.arguments.logs, list[int]()
+    host = there.name
     try:
         while end is None:
             stream = there.session.stream("follow", run=run_id, at=offsets, state=there.arguments.state)
             with _cancelling(there, run_id, signals), console.watching():
                 while end is None:
                     try:
-                        news = next(stream)
+                        news = typed(next(stream), News, host)
                     except StopIteration as stopped:
-                        end = dict(stopped.value)
+                        end = typed(stopped.value, End, host)
                         break
-                    for event in news["events"]:
+                    for event in news.events:
                         if (shown := _event(run_id, event)) is not None:
                             console.event(shown)
                     if not quiet:
-                        console.log(run_id, [str(line) for line in news["log"]])
-                    offsets = news["at"]
+                        console.log(run_id, news.log)
+                    offsets = news.at
     except RemoteError as error:
         error.hint = f"the run goes on there: launcher resume {run_id}, which shows it from here on"
         raise
@@ -235,8 +241,8 @@ def _follow(there: There, run_id: str) -> int:
             make_private(place.parent)
             write_json(place, {"at": offsets})
     place.unlink(missing_ok=True)
-    if signals and end.get("state") == "cancelled":
-        end["exit"] = 128 + signals[0]
+    if signals and end.state == "cancelled":
+        end = msgspec.structs.replace(end, exit=128 + signals[0])
     return _show_end(there, run_id, end, console)
 
 
@@ -253,41 +259,38 @@ def _cancelling(there: There, run_id: str, by: list[int]) -> Iterator[None]:
         show(there, command="ending:cancel", runs=[run_id], from_env=False, json=False)
 
 
-def _event(run_id: str, event: Any) -> Event | None:
-    if not isinstance(event, dict) or not isinstance(event.get("time"), (int, float)):
+def _event(run_id: str, event: Mapping[str, Any]) -> Event | None:
+    if not isinstance(event.get("time"), (int, float)):
         return None
     data = {key: value for key, value in event.items() if key not in ("time", "kind", "text")}
     return Event(event["time"], run_id, str(event.get("kind", "")), printable(str(event.get("text", ""))), data)
 
 
-def _show_end(there: There, run_id: str, end: Mapping[str, Any], console: Console) -> int:
+def _show_end(there: There, run_id: str, end: End, console: Console) -> int:
     from launcher.cli.console import outcome_value
     from launcher.core.lines import Terminal, print_lines
     from launcher.result.summary import table_lines
     from launcher.run.finish import Outcome
 
-    if end.get("state") == "left":
+    if end.state == "left":
         hint = f"launcher resume {run_id}"
         raise LauncherError("nobody drives the run any more, and it has not ended", where=f"run {run_id}", hint=hint)
-    code = end.get("exit")
-    code = code if isinstance(code, int) and 0 <= code < 256 else 1
-    error = raised(end["error"], there.name) if end.get("error") else None
+    code = end.exit if 0 <= end.exit < 256 else 1
+    error = raised(end.error, there.name) if end.error else None
     if error is not None:
         error.exit_code = code
     if wants_json(there.arguments):
-        value, verdict = outcome_value(Outcome(run_id, str(end.get("state")), error=error)), end.get("verdict")
-        console.value(msgspec.structs.replace(value, verdict=str(verdict)) if verdict else value)
+        value = outcome_value(Outcome(run_id, end.state, error=error))
+        console.value(msgspec.structs.replace(value, verdict=end.verdict) if end.verdict else value)
         return code
-    summary = end.get("summary")
-    if isinstance(summary, dict) and any(point["state"] == "ok" for point in summary.get("points", ())):
+    if end.summary is not None and any(point["state"] == "ok" for point in end.summary["points"]):
         print()
         terminal = Terminal.of(sys.stdout)
-        print_lines(table_lines([summary], terminal.width), terminal)
+        print_lines(table_lines([end.summary], terminal.width), terminal)
     if error is not None:
-        verdict = str(end.get("verdict") or "")
-        for line in f"{verdict if error.message in verdict else error}".split("\n"):
+        for line in f"{end.verdict if error.message in end.verdict else error}".split("\n"):
             say(line)
-    say(f"{end.get('state')}. Record and results: {there.name}:{end.get('directory')}")
+    say(f"{end.state}. Record and results: {there.name}:{end.directory}")
     say(Pasting(there.arguments)(f"Next: launcher status {run_id}"))
     say(Pasting(there.arguments)(f"  or: launcher remote get {there.name} {run_id}"))
     return code

@@ -19,11 +19,12 @@ from launcher.cli.command import Command, Tell, Told, show_told
 from launcher.core.errors import ConfigError, RemoteError, Wrong
 from launcher.core.lines import Terminal, table
 from launcher.core.terminal import one_line, say, trusted
+from launcher.remote.methods import Look, Tidied
 
 if TYPE_CHECKING:
     from launcher.project import Project
     from launcher.remote.install import Installer
-    from launcher.remote.opener import Opener
+    from launcher.remote.opener import Opener, Pipe
     from launcher.remote.session import Session
     from launcher.runner.cluster_schema import Login
 
@@ -114,14 +115,14 @@ def examined(arguments: argparse.Namespace, tell: Tell) -> NodeView:
         try:
             began = time.time()
             with node.session() as session:
-                there = session.request("look")
-                ahead = float(session.greeting["time"]) - (began + time.time()) / 2
+                there = session.request("look", Look)
+                ahead = session.greeting.time - (began + time.time()) / 2
         except RemoteError as error:
             return replace(view, wrong=(Wrong.by(error),))
-    programs = {str(program): path and str(path) for program, path in sorted(dict(there["programs"]).items())}
+    programs = dict(sorted(there.programs.items()))
     far = RemoteError(f"its clock is {ahead:+.0f} s from ours", where=arguments.name)
     wrong = (Wrong.by(far),) if abs(ahead) > _SKEW else ()
-    return replace(view, programs=programs, version=str(there["version"]), ahead=ahead, wrong=wrong)
+    return replace(view, programs=programs, version=there.version, ahead=ahead, wrong=wrong)
 
 
 def show_node(value: NodeView, terminal: Terminal) -> Iterator[str]:
@@ -135,39 +136,20 @@ def show_node(value: NodeView, terminal: Terminal) -> Iterator[str]:
 doctor = Command(NodeView, examined, show_node)
 
 
-@dataclass(frozen=True)
-class Versions:
-    """Versions of the launcher on a login node that nobody needs, removed if ``applied``; and those that are kept.
-    ``bundles`` are files sent there, of which the same is true; ``wrong`` says why they were not looked at."""
-
-    applied: bool
-    gone: tuple[str, ...]
-    kept: tuple[str, ...]
-    bundles: tuple[str, ...] = ()
-    wrong: tuple[Wrong, ...] = ()
-
-
-def collected(arguments: argparse.Namespace, tell: Tell) -> Versions:
+def collected(arguments: argparse.Namespace, tell: Tell) -> Tidied:
     """Versions and files that nobody needs there; a dry run unless ``--apply``."""
-    bundles, wrong = [], tuple[Wrong, ...]()
-    with connected(arguments, arguments.name) as node:
-        gone, kept = node.installer.collect(keep=2, named=(), apply=arguments.apply)
-        try:
-            with node.session() as session:
-                bundles = [str(name) for name in session.request("tidy", apply=bool(arguments.apply))]
-        except RemoteError as error:
-            wrong = (Wrong.by(error),) if kept else ()  # where no launcher is, none has sent files
-    return Versions(bool(arguments.apply), tuple(gone), tuple(kept), tuple(bundles), wrong)
+    with connected(arguments, arguments.name) as node, node.session() as session:
+        return session.request("tidy", Tidied, directory=node.installer.directory, apply=bool(arguments.apply))
 
 
-def show_versions(value: Versions, terminal: Terminal) -> Iterator[str]:
+def show_tidied(value: Tidied, terminal: Terminal) -> Iterator[str]:
     does = "removed" if value.applied else "would remove"
-    yield from (f"{does} {name}" for name in value.gone)
+    yield from (f"{does} {one_line(name)}" for name in value.versions)
     yield from (f"{does} files that were sent: {one_line(name)[:12]}" for name in value.bundles)
     yield f"{len(value.kept)} versions are kept"
 
 
-gc = Command(Versions, collected, show_versions)
+gc = Command(Tidied, collected, show_tidied)
 
 
 def fetched(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
@@ -216,9 +198,13 @@ class LoginNode:
         from launcher.remote.install import content_name
 
         ours = f"{content_name()}-"
-        if self._version.is_file() and (known := self._version.read_text()).startswith(ours):
+        if (
+            not self.installer.open
+            and self._version.is_file()
+            and (known := self._version.read_text()).startswith(ours)
+        ):
             try:
-                return self._spoken(known)
+                return self._spoken(self.opener.open(self.installer.command(known)))
             except RemoteError as error:
                 if error.hint is None or "remote install" not in error.hint:
                     raise
@@ -231,15 +217,15 @@ class LoginNode:
             elif versions:
                 what += f", but {', '.join(one_line(name) for name in versions[-3:])}"
             raise RemoteError(what, where=self.name, hint=f"launcher remote install {self.name}")
-        session = self._spoken(found[-1])
+        session = self._spoken(self.installer.begin(found[-1]))
         self.remember(found[-1])
         return session
 
-    def _spoken(self, version: str) -> Session:
+    def _spoken(self, pipe: Pipe) -> Session:
         from launcher.remote.session import Session
 
-        session = Session(self.opener.open(self.installer.command(version)), self.name)
-        if (said := session.greeting.get("version")) != __version__:
+        session = Session(pipe, self.name)
+        if (said := session.greeting.version) != __version__:
             session.close()
             what = f"launcher {one_line(said)[:80]} answers there, and this one is {__version__}"
             raise RemoteError(what, where=self.name, hint=f"launcher remote install {self.name}")

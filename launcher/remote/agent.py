@@ -8,7 +8,6 @@ alone.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import socket
@@ -18,9 +17,23 @@ import time
 from collections.abc import Callable, Generator
 from typing import IO, Any
 
+import msgspec
+
 from launcher import __version__
 from launcher.core.errors import LauncherError, RemoteError
-from launcher.remote.messages import BEAT, LONGEST, MARKER, PROTOCOL, SILENCE, WINDOW, Lines, decode, encode, error_of
+from launcher.remote.messages import (
+    BEAT,
+    LONGEST,
+    MARKER,
+    PROTOCOL,
+    SILENCE,
+    WINDOW,
+    Greeting,
+    Lines,
+    decode,
+    encode,
+    error_of,
+)
 
 Method = Callable[[dict[str, Any]], Generator[Any, None, Any]]
 """A method: its events, and its result as the generator's value."""
@@ -73,14 +86,8 @@ class Agent:
         token = message.get("token")
         if not isinstance(token, str) or not token.isalnum() or len(token) > 64:
             raise RemoteError("the first line has no token")
-        greeting = {
-            "protocol": PROTOCOL,
-            "version": __version__,
-            "host": socket.gethostname(),
-            "python": platform.python_version(),
-            "time": time.time(),
-        }
-        line = f"{MARKER} {token} {json.dumps(greeting)}\n".encode()
+        greeting = Greeting(PROTOCOL, __version__, socket.gethostname(), platform.python_version(), time.time())
+        line = f"{MARKER} {token} ".encode() + msgspec.json.encode(greeting) + b"\n"
         with self._writing:
             self._out.write(line)
             self._out.flush()

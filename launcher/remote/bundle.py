@@ -7,32 +7,26 @@ bundle that is there already is not sent again.
 from __future__ import annotations
 
 import base64
-import contextlib
 import gzip
 import hashlib
 import io
 import os
 import re
 import tarfile
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from launcher.core.errors import ConfigError, LauncherError, RemoteError
-from launcher.core.lease import LockOwner, read_owner
-from launcher.core.publish import make_private, publishing_directory, remove_tree
+from launcher.core.errors import ConfigError, RemoteError
+from launcher.core.publish import make_private, publishing_directory
 from launcher.core.terminal import one_line
 from launcher.remote.session import Session
-from launcher.run.record import RunRecord
 
 PART = 512 << 10
 """Bytes of a bundle in one message."""
 MOST = 64 << 20
 """Bytes that a bundle may have, packed or not."""
 MOST_FILES = 20_000
-_ABANDONED = 86400.0
-"""Seconds after which a part of a bundle is nobody's."""
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LEFT_OUT = {".git", "__pycache__", ".venv", "node_modules"}
 
@@ -79,12 +73,12 @@ def _files(place: Path) -> Iterator[tuple[Path, str]]:
 
 def put(session: Session, bundle: Bundle) -> str:
     """Have the bundle there; the path of its directory. Raises RemoteError."""
-    answer = session.request("put", digest=bundle.digest)
-    for at in range(0, len(bundle.content), PART) if answer is None else ():
+    place = session.request("put", str, digest=bundle.digest)
+    for at in range(0, len(bundle.content), PART) if not place else ():
         data = base64.b64encode(bundle.content[at : at + PART]).decode()
         last = at + PART >= len(bundle.content)
-        answer = session.request("put", digest=bundle.digest, offset=at, data=data, last=last)
-    return str(answer)
+        place = session.request("put", str, digest=bundle.digest, offset=at, data=data, last=last)
+    return place
 
 
 def unpacked(directory: Path, bundle: Bundle) -> Path:
@@ -99,21 +93,18 @@ def unpacked(directory: Path, bundle: Bundle) -> Path:
     return final
 
 
-def take(directory: Path, digest: str, offset: int, data: str, last: bool) -> str | None:
-    """The far side of `put`: the path of the bundle once it is whole, else None. Raises RemoteError."""
+def take(directory: Path, digest: str, offset: int, data: str, last: bool) -> str:
+    """The far side of `put`: the path of the bundle once it is whole, else "". Raises RemoteError."""
     if not _DIGEST.fullmatch(digest):
         raise RemoteError("a bundle's name is its SHA-256")
     final = directory / digest
     if final.is_dir() or not data:
         if not final.is_dir():
-            return None
-        os.utime(final)  # it is used again: `remove_unneeded` counts from here
+            return ""
+        os.utime(final)  # it is used again: `tidying` counts from here
         return str(final)
     make_private(directory)
     part = directory / f".{digest}.{os.getpid()}"
-    for left in directory.glob(".*") if not offset else ():  # by connections that were cut
-        if time.time() - left.stat().st_mtime > _ABANDONED:
-            left.unlink() if left.is_file() else remove_tree(left)
     if offset > MOST or (offset and (not part.exists() or part.stat().st_size != offset)):
         raise RemoteError("the parts of a bundle came out of order")
     kept = False
@@ -122,7 +113,7 @@ def take(directory: Path, digest: str, offset: int, data: str, last: bool) -> st
             file.write(base64.b64decode(data))
         if not last:
             kept = True
-            return None
+            return ""
         content = part.read_bytes()
         if hashlib.sha256(content).hexdigest() != digest:
             raise RemoteError("the bundle arrived changed", hint="try again")
@@ -130,37 +121,6 @@ def take(directory: Path, digest: str, offset: int, data: str, last: bool) -> st
     finally:
         if not kept:
             part.unlink(missing_ok=True)
-
-
-def remove_unneeded(state: Path, *, apply: bool) -> list[str]:
-    """Names of the bundles of a state directory that nobody needs, removed with ``apply``: nobody asked for them
-    for a day, and no run that has not ended names them. A driver has its paths in memory alone: while a sweep is
-    driven all stay, on whatever host that is. Raises OSError."""
-    directory = state / "bundles"
-    named = set[str]()
-    for owner in state.glob("sweeps/*/driver"):
-        found = read_owner(owner)
-        if found is not None and not LockOwner.from_json(found[0]).is_dead:
-            return []
-    for run in state.glob("runs/*/"):
-        try:
-            if RunRecord.load(run.parent, run.name).settled:
-                continue
-        except LauncherError:
-            pass  # what cannot be read may be going on
-        for file in run.glob("*.json"):
-            with contextlib.suppress(OSError):
-                named |= {part.decode() for part in re.findall(rb"bundles/([0-9a-f]{64})", file.read_bytes())}
-    gone = []
-    for place in sorted(directory.iterdir()) if directory.is_dir() else ():
-        unused = time.time() - place.stat().st_mtime > _ABANDONED
-        if unused and _DIGEST.fullmatch(place.name) and place.name not in named:
-            gone.append(place.name)
-            if apply:
-                hidden = directory / f".removed.{place.name}.{os.getpid()}"  # nobody starts with half of it
-                place.rename(hidden)
-                remove_tree(hidden)
-    return gone
 
 
 def _unpack(content: bytes, directory: Path) -> None:

@@ -16,6 +16,8 @@ import zlib
 from collections.abc import Generator, Mapping
 from typing import IO, Any
 
+STARTED = "started.json"
+"""Beside a run's or a sweep's record: how its latest driver was started."""
 PART = 128 << 10
 _TOGETHER = 0.05
 """Seconds in which what comes goes in one message: each one more may wait a round trip for the one before it (sshd

@@ -1,8 +1,9 @@
-"""Installs a launcher on a login node, looks what is there, and removes old ones: run there, by the Python there.
+"""Installs a launcher on a login node, looks what is there, and starts one: run there, by the Python there.
 
 This file is sent as text before there is a launcher: the standard library alone, and nothing newer than Python 3.6, so
-that an old one can say that it is too old. Standard input has a line of JSON (the request), then the bytes that it
-announces; the answer is one line: ``launcher-install TOKEN {…}``.
+that an old one can say that it is too old. Standard input has lines of JSON (requests), each followed by the bytes that
+it announces; an answer is one line: ``launcher-install TOKEN {…}``. After one that says no more than what is wrong
+nothing is read any more.
 """
 
 import contextlib
@@ -18,14 +19,12 @@ import tarfile
 import time
 import zipfile
 from pathlib import Path
-from typing import IO, Any, Dict, Iterator, List, Set
+from typing import IO, Any, Dict, Iterator, List
 
 MARKER = "launcher-install"
 LOCKING = 600.0
 CHECKING = 300.0
 OLDEST = (3, 10)
-ABANDONED = 86400.0
-"""Seconds after which what was being made is nobody's: whoever made it may be on another host."""
 
 Request = Dict[str, Any]
 
@@ -35,17 +34,23 @@ class Refused(Exception):
 
 
 def main() -> None:
-    request = json.loads(sys.stdin.buffer.readline().decode("utf-8"))
     os.umask(0o077)
-    try:
-        answer = {"look": look, "install": install, "gc": collect}[request["what"]](request)
-    except Refused as error:
-        answer = {"error": error.args[0], "hint": error.args[1]}
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        answer = {"error": f"{where}{error.strerror or error}", "hint": ""}
-    sys.stdout.write(f"\n{MARKER} {request['token']} {json.dumps(answer)}\n")
-    sys.stdout.flush()
+    answer = {}  # type: Dict[str, Any]
+    for line in iter(sys.stdin.buffer.readline, b""):
+        request = json.loads(line.decode("utf-8"))
+        try:
+            answer = {"look": look, "install": install, "begin": begin}[request["what"]](request)
+        except Refused as error:
+            answer = {"error": error.args[0], "hint": error.args[1]}
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            answer = {"error": f"{where}{error.strerror or error}", "hint": ""}
+        sys.stdout.write(f"\n{MARKER} {request['token']} {json.dumps(answer)}\n")
+        sys.stdout.flush()
+        if "argv" in answer:
+            os.execv(answer["argv"][0], answer["argv"])
+        if "error" in answer:
+            return
 
 
 def directory_of(request: Request) -> Path:
@@ -83,18 +88,27 @@ def install(request: Request) -> Dict[str, Any]:
     if sys.version_info < OLDEST:
         raise Refused(f"its Python is {platform.python_version()}, and 3.10 is needed", "set login.python")
     final = path / Path(request["name"]).name
-    if final.is_dir():
-        return {"installed": final.name, "new": False}
     made = path / f".{final.name}.{platform.node()}.{os.getpid()}"
     with locked(path):
         try:
-            if not final.is_dir():
+            made.mkdir()
+            receive(made / "wheels.tar", request["size"], request["sha256"])
+            new = not final.is_dir()
+            if new:
                 build(request, made)
                 os.sync()
                 made.rename(final)
         finally:
             shutil.rmtree(str(made), ignore_errors=True)
-    return {"installed": final.name, "new": True}
+    return {"installed": final.name, "new": new}
+
+
+def begin(request: Request) -> Dict[str, Any]:
+    """The agent of a version, which goes on in this process's place, at the same input and output."""
+    python = directory_of(request) / Path(request["name"]).name / "python/bin/python"
+    if not os.access(str(python), os.X_OK):
+        raise Refused(f"{python} cannot be started", "launcher remote install")
+    return {"argv": [str(python), "-I", "-m", "launcher", "remote-agent"]}
 
 
 @contextlib.contextmanager
@@ -116,10 +130,8 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def build(request: Request, made: Path) -> None:
-    """A virtual environment with the wheels that come by standard input, tried out."""
-    made.mkdir()
+    """A virtual environment with the wheels that have come, tried out."""
     bundle = made / "wheels.tar"
-    receive(bundle, request["size"], request["sha256"])
     environment = made / "python"
     argv = [sys.executable, "-m", "venv", "--without-pip", str(environment)]
     subprocess.run(argv, check=True, timeout=CHECKING, stdin=subprocess.DEVNULL, stdout=sys.stderr)
@@ -176,36 +188,5 @@ def unpack(wheel: IO[bytes], site: Path) -> None:
                 shutil.copyfileobj(source, out)
 
 
-def collect(request: Request) -> Dict[str, Any]:
-    """Remove versions, but for the newest ``keep``, those in ``named``, and those that a process of this node runs."""
-    path = directory_of(request)
-    there = versions(path)
-    kept = set(there[max(0, len(there) - request["keep"]) :]) | set(request["named"]) | running(path)
-    abandoned = [place.name for place in path.glob(".*") if place.is_dir() and old(place)]
-    gone = [name for name in there if name not in kept] + abandoned
-    for name in gone if request["apply"] else ():
-        # Out of sight first: nobody starts a version that is half removed.
-        hidden = path / f".removed.{name}.{os.getpid()}"
-        (path / name).rename(hidden)
-        shutil.rmtree(str(hidden))
-    return {"removed": gone, "kept": sorted(kept & set(there))}
-
-
-def running(path: Path) -> Set[str]:
-    """Versions whose Python a process of this machine runs."""
-    found = set()
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            with (process / "cmdline").open("rb") as file:
-                program = Path(os.fsdecode(file.read(4096).split(b"\0")[0]))
-            for place in program.parents:
-                if place.parent.name == path.name:
-                    found.add(place.name)
-    return found
-
-
-def old(place: Path) -> bool:
-    return time.time() - place.stat().st_mtime > ABANDONED
-
-
-main()
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,8 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from launcher.core.errors import ResultError
 from launcher.core.reading import open_regular
 from launcher.result.summary_file import read_document
@@ -27,14 +29,31 @@ ALONE = 20.0
 """Seconds that a run may have no driver: one that is just being started, or taken over."""
 
 
+class News(msgspec.Struct, frozen=True):
+    """What is new of a run: its events, its log's lines, and both files' offsets for the next time."""
+
+    events: list[dict[str, Any]]
+    log: list[str]
+    at: tuple[int, int]
+
+
+class End(msgspec.Struct, frozen=True):
+    """How a run ended, as its record has it: ``error`` as a message carries it. A ``state`` of ``left`` is of one that
+    nobody drives and that has not ended."""
+
+    state: str
+    exit: int
+    error: dict[str, Any] | None
+    verdict: str
+    summary: dict[str, Any] | None
+    directory: str
+
+
 def follow(
     state: Path, run: str, events: int, log: int, *, sleep: Callable[[float], None] = time.sleep
 ) -> Generator[Any, None, Any]:
-    """``{"events": […], "log": […], "at": [events, log]}`` whenever there is something new, ``at`` being the offsets
-    for the next time; the value is how the run ended, see `end_of`. Raises ConfigError when there is no such run.
-
-    A run that nobody drives ends the stream: its state is then ``left``.
-    """
+    """`News` whenever there is something; the value is its `End`, also of a run that nobody drives. Raises ConfigError
+    when there is no such run."""
     record = RunRecord.load(state / "runs", run)
     alone = 0.0
     while True:
@@ -50,9 +69,9 @@ def follow(
             if (events, log) == (told, logged):
                 break
             events, log = told, logged
-            yield {"events": list(_events(new)), "log": shown, "at": [events, log]}
+            yield msgspec.to_builtins(News(list(_events(new)), shown, (events, log)))
         if over:
-            return end_of(record)
+            return msgspec.to_builtins(_end_of(record))
         sleep(EACH)
 
 
@@ -81,8 +100,7 @@ def _events(lines: list[str]) -> Iterator[dict[str, Any]]:
             yield event
 
 
-def end_of(record: RunRecord) -> dict[str, Any]:
-    """How a run ended: its state, exit code, error, verdict and summary, as its record has them."""
+def _end_of(record: RunRecord) -> End:
     fields, error = record.fields, record.fields.error
     code = fields.exit_code if fields.exit_code is not None else 1  # none: its driver was killed at the last moment
     told = None
@@ -91,11 +109,5 @@ def end_of(record: RunRecord) -> dict[str, Any]:
     summary = None
     with contextlib.suppress(ResultError):
         summary = read_document(record.directory)
-    return {
-        "state": fields.state if record.ended else "left",
-        "exit": code,
-        "error": told,
-        "verdict": str(fields.verdict) if fields.verdict is not None else "",
-        "summary": summary,
-        "directory": str(record.directory),
-    }
+    verdict = str(fields.verdict) if fields.verdict is not None else ""
+    return End(fields.state if record.ended else "left", code, told, verdict, summary, str(record.directory))

@@ -6,6 +6,7 @@ Python, architecture and C library that the login node has, once, or lie in a di
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import io
@@ -14,6 +15,7 @@ import re
 import secrets
 import sys
 import tarfile
+import threading
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,8 +28,8 @@ from launcher.core.process import CommandRunner
 from launcher.core.reading import sha256_of
 from launcher.core.shipped import shipped
 from launcher.core.terminal import one_line
-from launcher.remote.messages import Lines, decode
-from launcher.remote.opener import Opener
+from launcher.remote.messages import LONGEST, Lines, decode
+from launcher.remote.opener import Opener, Pipe
 
 _NEEDED = ("cloudpickle", "msgspec", "PyYAML", "rich", "submitit", "tenacity", "typing_extensions", "xxhash",
            "markdown-it-py", "mdurl", "pygments")  # fmt: skip
@@ -35,6 +37,8 @@ _NEEDED = ("cloudpickle", "msgspec", "PyYAML", "rich", "submitit", "tenacity", "
 
 _OLDEST_GLIBC = 17
 _DOWNLOADING = 600.0
+_ANSWERING, _INSTALLING = 120.0, 1000.0
+"""Seconds for an answer: a lock, a slow disk and what is tried out (`far_install`) may take long."""
 _MARKER = "launcher-install"
 _WORD = re.compile(r"[A-Za-z0-9._/~-]+")
 _WHOLE_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
@@ -69,8 +73,15 @@ class Installer:
                 raise ConfigError(f"{word!r} is no plain path", where="login", hint="letters, digits and ./-_")
         self._opener = opener
         self._host = host
-        self._directory = directory
+        self.directory = directory
         self._python = python
+        self._pipe: Pipe | None = None
+        self._lines = Lines(host)
+
+    @property
+    def open(self) -> bool:
+        """Whether something was asked, and can go on (`begin`)."""
+        return self._pipe is not None
 
     def look(self) -> Node:
         """Raises RemoteError, also where there is no Python."""
@@ -95,48 +106,66 @@ class Installer:
         body = {"size": len(bundle.content), "sha256": digest}
         return bool(self._ask({**request, **body}, bundle.content).get("new"))
 
-    def collect(self, *, keep: int, named: Sequence[str], apply: bool) -> tuple[list[str], list[str]]:
-        """Versions that were (or without ``apply`` would be) removed, and those that are kept. Raises RemoteError."""
-        said = self._ask({"what": "gc", "keep": keep, "named": list(named), "apply": apply})
-        return [str(name) for name in said.get("removed", ())], [str(name) for name in said.get("kept", ())]
+    def begin(self, version: str) -> Pipe:
+        """Have the agent of a version go on where what was asked here ends: nobody is let in a second time."""
+        self._ask({"what": "begin", "name": version})
+        assert self._pipe is not None
+        pipe, self._pipe = self._pipe, None
+        return pipe
 
     def command(self, bundle_name: str) -> str:
         """The agent's command on the login node."""
-        return f"{self._directory}/versions/{bundle_name}/python/bin/python -I -m launcher remote-agent"
+        return f"{self.directory}/versions/{bundle_name}/python/bin/python -I -m launcher remote-agent"
+
+    def close(self) -> None:
+        """End what was asked. Raises nothing."""
+        if self._pipe is not None:
+            self._pipe.close()
+            self._pipe = None
 
     def _ask(self, request: dict[str, Any], body: bytes = b"") -> dict[str, Any]:
+        """The answer to a request; all of one installer go to one program there. Raises RemoteError."""
         token = secrets.token_hex(16)
-        program = Path(__file__).with_name("far_install.py").read_bytes()
-        # Nothing from outside is in this command: the program and the request come by standard input.
-        started = f"{self._python} -c 'import sys;exec(sys.stdin.buffer.read({len(program)}))'"
-        pipe = self._opener.open(started)
+        line = json.dumps({**request, "directory": self.directory, "token": token}).encode() + b"\n"
         try:
-            line = json.dumps({**request, "directory": self._directory, "token": token}).encode() + b"\n"
-            try:
-                pipe.send(program + line + body)
-                pipe.finish()
-            except RemoteError:
-                if not body:  # what is installed already ends the program before it has read the wheels
-                    raise
-            said = io.BytesIO()
-            while (part := pipe.receive()) and said.tell() < (1 << 20):
-                said.write(part)
-            for answer in Lines(self._host).add(said.getvalue() + b"\n"):
-                words = answer.split(b" ", 2)
-                if words[:2] == [_MARKER.encode(), token.encode()]:
-                    return self._checked(decode(words[2], self._host))
-            complaint = one_line(pipe.complaints()[-500:])
-            if pipe.status() in (126, 127):
-                hint = "name one that is 3.10 or newer: login.python"
-                raise RemoteError(f"there is no {self._python}: {complaint}", where=self._host, hint=hint)
-            raise RemoteError(f"its Python did not answer: {complaint or 'without a word'}", where=self._host)
-        finally:
-            pipe.close()
-
-    def _checked(self, answer: dict[str, Any]) -> dict[str, Any]:
-        if "error" in answer:
-            raise RemoteError(one_line(answer["error"])[:2000], where=self._host, hint=one_line(answer.get("hint", "")))
+            if self._pipe is None:
+                program = Path(__file__).with_name("far_install.py").read_bytes()
+                # Nothing from outside is in this command: the program and the request come by standard input.
+                started = f"{self._python} -c 'import sys;exec(sys.stdin.buffer.read({len(program)}))'"
+                self._pipe, self._lines, line = self._opener.open(started), Lines(self._host), program + line
+            with contextlib.suppress(RemoteError) if body else contextlib.nullcontext():
+                self._pipe.send(line + body)  # who refuses wheels answers, and does not read them
+            answer = self._answer(self._pipe, token, _INSTALLING if body else _ANSWERING)
+            if "error" in answer:
+                hint = one_line(answer.get("hint", ""))
+                raise RemoteError(one_line(answer["error"])[:2000], where=self._host, hint=hint)
+        except BaseException:
+            self.close()
+            raise
         return answer
+
+    def _answer(self, pipe: Pipe, token: str, seconds: float) -> dict[str, Any]:
+        late = threading.Timer(seconds, pipe.close)
+        late.daemon = True
+        late.start()
+        came = 0
+        try:
+            while (part := pipe.receive()) and (came := came + len(part)) < LONGEST:
+                for answer in self._lines.add(part):
+                    words = answer.split(b" ", 2)
+                    if words[:2] == [_MARKER.encode(), token.encode()]:
+                        return decode(words[2], self._host)
+            if not late.is_alive():
+                raise RemoteError(f"nothing was answered within {seconds:.0f} s", where=self._host)
+        finally:
+            late.cancel()
+        if came >= LONGEST:
+            raise RemoteError("it says much, and does not answer", where=self._host)
+        complaint = one_line(pipe.complaints()[-500:])
+        if pipe.status() in (126, 127):
+            hint = "name one that is 3.10 or newer: login.python"
+            raise RemoteError(f"there is no {self._python}: {complaint}", where=self._host, hint=hint)
+        raise RemoteError(f"its Python did not answer: {complaint or 'without a word'}", where=self._host)
 
 
 def wheels_for(node: Node, *, cache: Path, run: CommandRunner, wheels: Path | None = None) -> list[Path]:

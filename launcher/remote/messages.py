@@ -10,9 +10,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from launcher.core.errors import LauncherError, RemoteError, as_error
+from launcher.core.reading import built
+from launcher.core.terminal import one_line
+
+T = TypeVar("T")
 
 PROTOCOL = 1
 MARKER = "launcher-agent"
@@ -82,6 +88,24 @@ class Lines:
         self._searched = len(self._rest)
         if len(self._rest) > self._longest:
             raise RemoteError(f"a line of more than {self._longest} bytes", where=self._where)
+
+
+class Greeting(msgspec.Struct, frozen=True):
+    """What the far side says of itself first. ``time`` is in seconds since the epoch, by its clock."""
+
+    protocol: int
+    version: str = ""
+    host: str = ""
+    python: str = ""
+    time: float = 0.0
+
+
+def typed(value: Any, kind: type[T], where: str) -> T:
+    """What came as a value of this type. Raises RemoteError for any other."""
+    try:
+        return msgspec.convert(value, built(kind))
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise RemoteError(f"it answers in another way than ours: {one_line(error)[:500]}", where=where) from error
 
 
 def error_of(error: BaseException) -> dict[str, Any]:

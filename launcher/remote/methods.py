@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
-import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from launcher import __version__
 from launcher.core.redact import names_a_secret, redact
@@ -20,24 +20,36 @@ _PROGRAMS = ("sbatch", "squeue", "sacct", "enroot", "git", "uv")
 _LONGEST_VALUE = 4096
 
 
+class Look(msgspec.Struct, frozen=True):
+    """What a machine is: which programs are on PATH, where its state is, and the variables that a plan may depend on:
+    none that is a secret."""
+
+    version: str
+    programs: dict[str, str | None]
+    state: str
+    environment: dict[str, str]
+
+
 def look(params: dict[str, Any]) -> Generator[Any, None, Any]:
-    """What this machine is: versions, architecture, C library, which programs are on PATH, its clock, where its state
-    is, and the variables that a plan may depend on: none that is a secret."""
+    """What this machine is: `Look`."""
     yield from ()
-    return {
-        "version": __version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "libc": " ".join(platform.libc_ver()),
-        "programs": {name: shutil.which(name) for name in _PROGRAMS},
-        "time": time.time(),
-        "state": str(_state(params)),
-        "environment": {
-            name: value
-            for name, value in os.environ.items()
-            if not names_a_secret(name) and len(value) < _LONGEST_VALUE and redact(value, os.environ) == value
-        },
+    told = {
+        name: value
+        for name, value in os.environ.items()
+        if not names_a_secret(name) and len(value) < _LONGEST_VALUE and redact(value, os.environ) == value
     }
+    programs = {name: shutil.which(name) for name in _PROGRAMS}
+    return msgspec.to_builtins(Look(__version__, programs, str(_state(params)), told))
+
+
+class Tidied(msgspec.Struct, frozen=True):
+    """What nobody needs on a login node, removed if ``applied``: versions of the launcher, and bundles of files that
+    were sent there; and the versions that are ``kept``."""
+
+    applied: bool
+    versions: tuple[str, ...]
+    bundles: tuple[str, ...]
+    kept: tuple[str, ...]
 
 
 def put(params: dict[str, Any]) -> Generator[Any, None, Any]:
@@ -50,11 +62,12 @@ def put(params: dict[str, Any]) -> Generator[Any, None, Any]:
 
 
 def tidy(params: dict[str, Any]) -> Generator[Any, None, Any]:
-    """Remove bundles that nobody needs, or name them: `bundle.remove_unneeded`."""
-    from launcher.remote import bundle
+    """Remove what nobody needs, or name it: `tidying.tidy`."""
+    from launcher.remote import tidying
 
     yield from ()
-    return bundle.remove_unneeded(_state({}), apply=params.get("apply") is True)
+    apply = params.get("apply") is True
+    return msgspec.to_builtins(Tidied(apply, *tidying.tidy(_state({}), str(params["directory"]), apply=apply)))
 
 
 def follow(params: dict[str, Any]) -> Generator[Any, None, Any]:

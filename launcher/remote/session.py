@@ -20,10 +20,13 @@ from launcher.remote.messages import (
     MOST_BEFORE,
     PROTOCOL,
     SILENCE,
+    Greeting,
     Lines,
+    T,
     decode,
     encode,
     raised,
+    typed,
 )
 from launcher.remote.opener import Pipe
 
@@ -57,10 +60,11 @@ class Session:
         self._number = 0
         self._heard = clock()
         self._closed = threading.Event()
-        self._greeted: queue.Queue[Message | LauncherError] = queue.Queue()
+        self._greeted: queue.Queue[Greeting | LauncherError] = queue.Queue()
         self._token = secrets.token_hex(16)
         threading.Thread(target=self._read, daemon=True, name="remote messages").start()
         pipe.send(encode({"protocol": PROTOCOL, "token": self._token}))
+        answer: Greeting | LauncherError
         try:
             answer = self._greeted.get(timeout=_GREETING)
         except queue.Empty:
@@ -79,14 +83,14 @@ class Session:
     ) -> None:
         self.close()
 
-    def request(self, method: str, **params: Any) -> Any:
-        """The result of a method that has no events. Raises LauncherError as the far side raised it."""
+    def request(self, method: str, kind: type[T], **params: Any) -> T:
+        """The result of a method that has no events, of this type. Raises LauncherError as the far side raised it."""
         stream = self.stream(method, **params)
         while True:
             try:
                 next(stream)
             except StopIteration as end:
-                return end.value
+                return typed(end.value, kind, self._host)
 
     def stream(self, method: str, **params: Any) -> Generator[Any, None, Any]:
         """The events of a method as they come; the generator's value is its result."""
@@ -160,15 +164,15 @@ class Session:
         except LauncherError as error:
             self._lose(error)
 
-    def _greeting(self, line: bytes) -> Message | None:
+    def _greeting(self, line: bytes) -> Greeting | None:
         words = line.decode(errors="replace").split(" ", 2)
         if words[0] != MARKER or len(words) != 3:
             return None
         if words[1] != self._token:
             raise RemoteError("the far side answers with another token than ours", where=self._host)
-        greeting = decode(words[2].encode(), self._host)
-        if greeting.get("protocol") != PROTOCOL:
-            other = one_line(greeting.get("version"))[:80]
+        greeting = typed(decode(words[2].encode(), self._host), Greeting, self._host)
+        if greeting.protocol != PROTOCOL:
+            other = one_line(greeting.version)[:80]
             hint = f"launcher remote install {self._host}"
             raise RemoteError(f"launcher {other} there speaks another protocol", where=self._host, hint=hint)
         return greeting

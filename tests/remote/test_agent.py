@@ -23,10 +23,10 @@ import pytest
 
 from launcher.cli.arguments import parser
 from launcher.core.errors import ConfigError, LauncherError, RemoteError
-from launcher.core.lease import LockOwner
 from launcher.remote import bundle, fetching
 from launcher.remote.by_openssh import OpenSSHPipe
 from launcher.remote.messages import LONGEST, Lines
+from launcher.remote.methods import Look
 from launcher.remote.session import Session
 
 TOKEN = "hf_" + os.urandom(16).hex()  # of this process alone: all processes are looked at
@@ -62,8 +62,8 @@ def asked(session: Session, *words: str, secrets: dict[str, str] | None = None) 
 
 
 def test_a_machine_describes_itself_without_its_secrets(session: Session, there: Path) -> None:
-    seen = session.request("look")
-    assert seen["state"] == str(there) and seen["environment"]["HOME"] == str(there)
+    seen = session.request("look", Look)
+    assert seen.state == str(there) and seen.environment["HOME"] == str(there)
     assert "do-not-tell-it" not in str(seen)
 
 
@@ -88,29 +88,7 @@ class TestBundles:
         assert (place / "runners/deep/a.yaml").read_text() == "a" and not (place / "runners/.git").exists()
         assert (place / "matrix/0.yaml").read_bytes() == (tmp_path / "big").read_bytes()
         assert place.stat().st_mode & 0o77 == 0 and [path.name for path in place.parent.iterdir()] == [made.digest]
-        assert session.request("put", digest=made.digest) == str(place), "and is not asked for again"
-
-    def test_those_that_nobody_needs_go_after_a_day(self, tmp_path: Path) -> None:
-        names = {what: hashlib.sha256(what.encode()).hexdigest() for what in ("old", "new", "of-a-run", "of-ended")}
-        for what, name in names.items():
-            (tmp_path / "bundles" / name).mkdir(parents=True)
-            if what != "new":
-                os.utime(tmp_path / "bundles" / name, (1, 1))
-        for state, what in (("running", "of-a-run"), ("failed", "of-ended")):
-            directory = tmp_path / "runs" / state
-            directory.parent.mkdir(exist_ok=True)
-            _a_waiting_run(directory, state=state)
-            (directory / "plan.json").write_text(json.dumps({"workspace": f"/x/bundles/{names[what]}/workspace"}))
-        driver = tmp_path / "sweeps/s/driver"
-        driver.parent.mkdir(parents=True)
-        driver.write_bytes(LockOwner.here("drives").to_json())
-        assert bundle.remove_unneeded(tmp_path, apply=True) == [], "a sweep is driven"
-        driver.unlink()
-        gone = sorted([names["old"], names["of-ended"]])
-        assert bundle.remove_unneeded(tmp_path, apply=False) == gone
-        assert bundle.remove_unneeded(tmp_path, apply=True) == gone
-        left = {path.name for path in (tmp_path / "bundles").iterdir()}
-        assert left == {names["new"], names["of-a-run"]}
+        assert session.request("put", str, digest=made.digest) == str(place), "and is not asked for again"
 
     @pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "link", "a//b", "new\nline", "\x1b[2J"])
     def test_what_leaves_its_directory_is_refused_and_nothing_stays(self, there: Path, name: str) -> None:
@@ -129,11 +107,11 @@ class TestBundles:
 
     def test_a_bundle_that_arrives_changed_is_none(self, session: Session) -> None:
         with pytest.raises(LauncherError, match="arrived changed"):
-            session.request("put", digest="0" * 64, offset=0, data="eA==", last=True)
+            session.request("put", str, digest="0" * 64, offset=0, data="eA==", last=True)
         with pytest.raises(LauncherError, match="out of order"):
-            session.request("put", digest="1" * 64, offset=5, data="eA==", last=True)
+            session.request("put", str, digest="1" * 64, offset=5, data="eA==", last=True)
         with pytest.raises(LauncherError, match="SHA-256"):
-            session.request("put", digest="../../x", offset=0, data="eA==", last=True)
+            session.request("put", str, digest="../../x", offset=0, data="eA==", last=True)
 
     def test_too_much_is_not_sent(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "a").write_text("four")
@@ -310,7 +288,7 @@ number = json.loads(sys.stdin.buffer.readline())["id"]
 def test_a_hostile_far_side_ends_in_one_clear_error(then: str, message: str) -> None:
     pipe = OpenSSHPipe([sys.executable, "-c", HOSTILE + then], "there")
     with Session(pipe, "there") as session, pytest.raises(LauncherError, match=message) as raised:
-        session.request("look")
+        session.request("look", Look)
     assert raised.value.exit_code in (1, 8) and str(raised.value).startswith("there: ")
 
 

@@ -19,7 +19,7 @@ import pytest
 from launcher import __version__
 from launcher.core.errors import ConfigError, RemoteError
 from launcher.core.process import run
-from launcher.remote import install
+from launcher.remote import install, tidying
 from launcher.remote.by_openssh import OpenSSHOpener
 from launcher.remote.destination import resolve
 from launcher.remote.install import Bundle, Installer, Node, bundle, wheels_for
@@ -73,18 +73,16 @@ def test_a_version_is_installed_once_and_answers(installer: Installer, opener: O
     assert not installer.install(made)
     assert time.monotonic() - began < 60
     with Session(opener.open(installer.command(made.name)), "login") as session:
-        assert session.greeting["version"] == __version__
+        assert session.greeting.version == __version__
     # What is installed has the runner files and recipes with it.
     python = installer.command(made.name).split()[0]
     listed = run([python, "-I", "-m", "launcher", "runner", "list"], timeout=120, cwd=Path("/"))
     assert listed.ok and "gb200-nv" in listed.stdout
-    gone, kept = installer.collect(keep=0, named=(), apply=False)
-    assert gone == [made.name] and not kept
-    assert installer.collect(keep=0, named=[made.name], apply=True) == ([], [made.name])
-    with Session(opener.open(installer.command(made.name)), "login"):  # one that runs stays
-        assert installer.collect(keep=0, named=(), apply=True) == ([], [made.name])
-    assert installer.collect(keep=0, named=(), apply=True) == ([made.name], [])
-    assert installer.look().versions == ()
+    place = Path(installer.directory) / "versions"
+    assert tidying.unneeded_versions(place, set(), newest=0) == [made.name]
+    assert not tidying.unneeded_versions(place, {made.name}, newest=0)
+    with Session(installer.begin(made.name), "login"):  # where it was asked; and one that runs stays
+        assert not installer.open and not tidying.unneeded_versions(place, set(), newest=0)
 
 
 def broken(content: bytes = b"", **wheels: bytes) -> Bundle:
@@ -132,7 +130,12 @@ def test_a_connection_that_ends_early_leaves_nothing(
     def cut(command: str):  # type: ignore[no-untyped-def]
         pipe = real(command)
         send = pipe.send
-        pipe.send = lambda data: send(data[: len(data) // 2])  # type: ignore[method-assign]
+
+        def half(data: bytes) -> None:
+            send(data[: len(data) // 2])
+            pipe.finish()
+
+        pipe.send = half  # type: ignore[method-assign]
         return pipe
 
     monkeypatch.setattr(opener, "open", cut)

@@ -17,6 +17,7 @@ from launcher.core.process import run
 from launcher.remote import bundle
 from launcher.remote.by_paramiko import ParamikoOpener
 from launcher.remote.destination import resolve
+from launcher.remote.methods import Look
 from launcher.remote.opener import Prompt
 from launcher.remote.session import Session
 from tests.remote.servers import SSHD, Server, Site, delayed, site, sshd
@@ -43,11 +44,11 @@ def one_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def test_one_session_behind_a_slow_shell_that_talks_is_enough(one_session: Site) -> None:
     opener = reached(one_session.server)
     with Session(opener.open(one_session.agent), "login") as session:
-        assert session.request("look")["state"] == str(one_session.far)
+        assert session.request("look", Look).state == str(one_session.far)
         with pytest.raises(RemoteError, match="no session") as raised:
             opener.open("true")
         assert "MaxSessions" in str(raised.value)
-        assert session.request("look")["python"], "and the session goes on"
+        assert session.request("look", Look).state, "and the session goes on"
     opener.close()
 
 
@@ -152,7 +153,7 @@ def test_requests_do_not_wait_for_each_other(one_session: Site) -> None:
         one_session.server.configure("late", port=port)
         opener = reached(one_session.server, name="late")
         with Session(opener.open(one_session.agent), "late") as session:
-            session.request("look")
+            session.request("look", Look)
             began = time.monotonic()
             streams = [session.stream("put", digest="0" * 64) for _ in range(20)]
             threads = [threading.Thread(target=lambda s=s: list(s)) for s in streams]  # type: ignore[misc]

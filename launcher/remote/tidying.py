@@ -1,0 +1,114 @@
+"""What is removed on a login node: files that were sent, and versions of the launcher, that nobody needs any more.
+
+A driver without a terminal leaves beside its record where its files and its launcher are (`started.json`, of
+`launcher.cli.detached`), and a run's plan names its own: what a run or sweep that has not ended names stays, however
+old it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from launcher.core.errors import LauncherError, RemoteError
+from launcher.core.publish import remove_tree
+from launcher.core.reading import read_file
+from launcher.remote.far_install import Refused, directory_of, versions
+from launcher.run.record import RunRecord
+from launcher.sweep.ledger import Ledger
+from launcher.sweep.schema import Began, Left
+
+DAY = 86400.0
+"""Seconds for which what was sent stays once it was asked for; then what a cut connection left is nobody's."""
+_LARGEST = 64 << 20
+_NAMED = re.compile(rb'/(?:bundles|versions)/([^/"\s]+)')
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def tidy(state: Path, directory: str, *, apply: bool) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Versions below ``directory`` and bundles of a state directory that nobody needs, removed with ``apply``; and the
+    versions that are kept. Raises RemoteError, OSError."""
+    try:
+        there = directory_of({"directory": directory})
+    except Refused as error:
+        raise RemoteError(str(error.args[0]), hint=str(error.args[1])) from error
+    bundles, keep = state / "bundles", needed(state)
+    gone, unasked = unneeded_versions(there, keep), unneeded_bundles(bundles, keep)
+    if apply:
+        remove(bundles, unasked)
+        remove(there, gone)
+    return tuple(gone), tuple(unasked), tuple(name for name in versions(there) if name not in gone)
+
+
+def needed(state: Path) -> set[str]:
+    """Names of the bundles and versions that a run or sweep names which has not ended, or cannot be read. Raises
+    OSError for a file of one that cannot be read: what it names is then not known."""
+    named = set[str]()
+    for place in (*_unfinished(state / "runs", _is_settled), *_unfinished(state / "sweeps", _is_over)):
+        for file in place.glob("*.json"):
+            with contextlib.suppress(FileNotFoundError):
+                named |= {os.fsdecode(name) for name in _NAMED.findall(read_file(file, _LARGEST))}
+    return named
+
+
+def _unfinished(directory: Path, is_over: Callable[[Path], bool]) -> Iterator[Path]:
+    for place in directory.glob("*/"):
+        with contextlib.suppress(LauncherError, OSError):  # what cannot be read may be going on
+            if is_over(place):
+                continue
+        yield place
+
+
+def _is_settled(run: Path) -> bool:
+    return RunRecord.load(run.parent, run.name).settled
+
+
+def _is_over(sweep: Path) -> bool:
+    """Whether its last driver has left it with nothing to go on with. A killed one has left nothing."""
+    ledger = Ledger.load(sweep.parent, sweep.name)
+    ends = [event for event in ledger.events() if isinstance(event, (Began, Left))]
+    return bool(ends) and isinstance(ends[-1], Left) and ends[-1].why in ("finished", "cancelled")
+
+
+def unneeded_bundles(directory: Path, keep: set[str]) -> list[str]:
+    """Bundles that nobody asked for within a day, but for those in ``keep``, and what cut connections left."""
+    old = [place for place in _places(directory) if time.time() - place.stat().st_mtime > DAY]
+    return [place.name for place in old if place.name not in keep]
+
+
+def unneeded_versions(directory: Path, keep: set[str], newest: int = 2) -> list[str]:
+    """Versions but for the ``newest``, those in ``keep`` and those that run here; and what broken-off installations
+    left a day ago."""
+    there = versions(directory)
+    stay = {*there[max(0, len(there) - newest) :], *keep, *running(directory)}
+    left = [p.name for p in directory.glob(".*") if p.is_dir() and time.time() - p.stat().st_mtime > DAY]
+    return [name for name in there if name not in stay] + left
+
+
+def remove(directory: Path, names: list[str]) -> None:
+    """Remove these of a directory; out of sight first, so that nobody starts with half of one. Raises OSError."""
+    for name in names:
+        hidden = directory / f".removed.{name}.{os.getpid()}"
+        (directory / name).rename(hidden)
+        hidden.unlink() if hidden.is_file() else remove_tree(hidden)
+
+
+def running(directory: Path) -> set[str]:
+    """Versions whose Python a process of this machine runs."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            with (process / "cmdline").open("rb") as file:
+                program = Path(os.fsdecode(file.read(4096).split(b"\0")[0]))
+            found |= {place.name for place in program.parents if place.parent.name == directory.name}
+    return found
+
+
+def _places(directory: Path) -> list[Path]:
+    """Bundles, whole and in parts."""
+    found = sorted(directory.iterdir()) if directory.is_dir() else []
+    return [place for place in found if _DIGEST.fullmatch(place.name) or place.name.startswith(".")]
