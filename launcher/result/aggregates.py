@@ -167,12 +167,10 @@ def aggregate_run(directory: Path, benchmark: Benchmark, names: Iterable[str], l
     return wrong
 
 
-def artifacts(results: Path) -> Path:
-    """The directory of AIPerf's export: ``aiperf_artifacts``, or the first one in it that has one."""
-    base = results / "aiperf_artifacts"
-    if (base / RECORDS).is_file() or not base.is_dir():
-        return base
-    return next((child for child in sorted(base.iterdir()) if child.is_dir() and (child / RECORDS).is_file()), base)
+def artifacts(base: Path, name: str = RECORDS) -> Path:
+    """The directory of AIPerf's export, by one of its files: ``aiperf_artifacts``, or the first one in it."""
+    children = sorted(base.iterdir()) if base.is_dir() else ()
+    return next((directory for directory in (base, *children) if (directory / name).is_file()), base)
 
 
 def _records(path: Path) -> Records:
@@ -191,7 +189,7 @@ def aggregate_agentic(directory: Path, stem: str, environ: Mapping[str, str]) ->
     Raises ConfigError for the variables, ResultError for the rest.
     """
     results = directory / environ.get("RESULT_DIR", "results")
-    exported = artifacts(results)
+    exported = artifacts(results / "aiperf_artifacts")
     records = _records(exported / RECORDS)
     summary, server = (
         document(path) if (path := exported / name).exists() else {} for name in (SUMMARY, "server_metrics_export.json")
@@ -284,7 +282,7 @@ def aggregate_agentic_power(results: Path, aggregate: Path, gpus: int | None) ->
 
 def _agentic_window(results: Path) -> tuple[Row | None, list[str]]:
     """The window of AIPerf's profile with the counts of its good records; or why there is none."""
-    exported = artifacts(results)
+    exported = artifacts(results / "aiperf_artifacts")
     if not (exported / SUMMARY).is_file() or not (exported / RECORDS).is_file():
         return None, ["profile_artifacts_missing"]
     try:
@@ -296,14 +294,19 @@ def _agentic_window(results: Path) -> tuple[Row | None, list[str]]:
     said = [summary.get(key) for key in ("start_time", "end_time")]
     if None in said:
         return None, ["profile_window_missing"]
-    zone = None
-    if any(isinstance(when := _moment(one), datetime) and when.tzinfo is None for one in said):
+    moments, zone = [_moment(one) for one in said], None
+    if any(isinstance(when, datetime) and when.tzinfo is None for when in moments):
         offset = results / "agentic_power_timezone_offset.txt"
         if not offset.is_file():
             return None, ["profile_timezone_offset_missing"]
         if (zone := _zone(offset)) is None:
             return None, ["profile_timezone_offset_invalid"]
-    start, end = (_unix(_moment(one), zone) for one in said)
+    start, end = (
+        (when if when.tzinfo is not None else when.replace(tzinfo=zone)).timestamp()
+        if isinstance(when, datetime)
+        else when
+        for when in moments
+    )
     if start is None or end is None or end <= start:
         return None, ["profile_window_invalid"]
     tokens = [whole_numbers(good, f"{kind}_sequence_length") for kind in ("input", "output")]
@@ -331,12 +334,6 @@ def _moment(value: Any) -> datetime | float | None:
     return float(value) if finite(value) else None
 
 
-def _unix(moment: datetime | float | None, zone: timezone | None) -> float | None:
-    if isinstance(moment, datetime):
-        return (moment if moment.tzinfo is not None else moment.replace(tzinfo=zone)).timestamp()
-    return moment
-
-
 def _zone(path: Path) -> timezone | None:
     try:
         found = re.fullmatch(r"([+-])(\d{2}):?(\d{2})", read_file(path, _SHORT).decode().strip())
@@ -350,10 +347,7 @@ def _zone(path: Path) -> timezone | None:
 
 def agentic_failures(directory: Path, most: float) -> list[str]:
     """Why an agentic replay gives no benchmark, in sentences: more than the share ``most`` of its requests failed."""
-    path = directory / SUMMARY
-    if not path.is_file() and directory.is_dir():
-        found = (child / SUMMARY for child in sorted(directory.iterdir()) if (child / SUMMARY).is_file())
-        path = next(found, path)
+    path = artifacts(directory, SUMMARY) / SUMMARY
     summary = document(path)
     counts = {}
     for name in ("request_count", "error_request_count", "completed_request_count"):
@@ -371,11 +365,3 @@ def agentic_failures(directory: Path, most: float) -> list[str]:
     if completed <= 0:
         return [f"{path}: no request was completed"]
     return [f"{errors:g} of {completed:g} requests failed, more than {most:.4g}"] if errors / completed > most else []
-
-
-def collected(directory: Path) -> list[Any]:
-    """Every JSON document below a directory, as the workflow collects them: unfiltered, in the file system's order.
-
-    Raises ResultError when one does not parse.
-    """
-    return [document(path) for path in directory.rglob("*.json")]

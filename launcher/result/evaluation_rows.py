@@ -107,22 +107,14 @@ def scores_of(document: Mapping[str, Any]) -> Iterator[Row]:
     for task, said in (document.get("results", {}) or {}).items():
         config = document.get("configs", {}).get(task, {})
         metric = (config.get("metric_list") or [{"metric": "exact_match"}])[0]["metric"]
+        filters = [one["name"] for one in config.get("filter_list") or []]
+        taken = [] if filters else [("accuracy", "acc", "")] if "acc" in said else [("strict", metric, "")]
+        for name in filters:
+            words = {"strict": "strict", "resolved": "strict", "flex": "flex", "extract": "flex"}
+            taken += [(score, metric, f",{name}") for word, score in words.items() if word in name][:1]
         found: Row = {}
-
-        def take(name: str, key: str, suffix: str, found: Row = found, said: Any = said) -> None:
-            found[name] = said.get(f"{key}{suffix}")
-            found[f"{name}_se"] = said.get(f"{key}_stderr{suffix}")
-
-        filters = config.get("filter_list") or []
-        if not filters and "acc" in said:
-            take("accuracy", "acc", "")
-        elif not filters:
-            take("strict", metric, "")
-        for one in filters:
-            if "strict" in one["name"] or "resolved" in one["name"]:
-                take("strict", metric, f",{one['name']}")
-            elif "flex" in one["name"] or "extract" in one["name"]:
-                take("flex", metric, f",{one['name']}")
+        for score, key, suffix in taken:
+            found |= {score: said.get(f"{key}{suffix}"), f"{score}_se": said.get(f"{key}_stderr{suffix}")}
         model = document.get("model_name") or config.get("metadata", {}).get("model")
         samples = document.get("n-samples", {}).get(task, {}).get("effective")
         yield {**found, "task": task, "n_eff": samples, "model": model}
@@ -209,21 +201,18 @@ def stand_of(row: Mapping[str, Any]) -> tuple[Literal["ok", "missing", "refused"
     return "ok", ""
 
 
-Least = Callable[[str | None, str], float]
-"""(model prefix, task) → the least score."""
-
-
 def score_failures(
     meta: Path,
     results: Sequence[Path],
     expected: Sequence[int] | None,
-    least: Least,
+    least: Callable[[str | None, str], float],
     prefix: str | None = None,
     metric: str = "exact_match,",
 ) -> list[str]:
     """Why the scores of an evaluation are not good enough, in sentences; nothing when all are.
 
-    Every metric whose name begins with ``metric`` is judged. ``expected`` are the concurrencies that were asked for.
+    Every metric whose name begins with ``metric`` is judged, by the ``least`` score of a model prefix and a task.
+    ``expected`` are the concurrencies that were asked for.
     Raises ResultError for a result that cannot be read.
     """
     if expected is not None and (not expected or min(expected) <= 0 or len(set(expected)) != len(expected)):
@@ -245,13 +234,6 @@ def score_failures(
                 if not value >= bound:  # NaN is none either
                     failures.append(f"{path.name}: {task} {name} is {value:.4f}, and {bound:g} is the least")
     return failures if judged else [*failures, f"no score whose name begins with {metric!r}"]
-
-
-def prefix_of(meta: Path, environ: Mapping[str, str]) -> str | None:
-    """The model prefix by which thresholds are chosen: of the evaluation's metadata, else of the job."""
-    document = _document(meta)
-    names = (document.get("infmax_model_prefix") if isinstance(document, dict) else None, environ.get("MODEL_PREFIX"))
-    return next((str(name) for name in names if name and name != "unknown"), None)
 
 
 def _manifest_failures(meta: Any, names: Sequence[str], expected: Sequence[int] | None) -> list[str]:

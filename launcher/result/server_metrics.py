@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 Nested = dict[str, dict[str, Any]]
@@ -133,19 +134,11 @@ def server_metrics(document: Any, framework: str, logs: Iterable[str]) -> tuple[
                 f"server metrics of an engine that is not known: {', '.join(sorted(metrics.by_name)[:10])}"
             )
         nested["adapter"] = engine
-        _FILLED_BY[engine](metrics, nested)
-    if engine in _CAPACITY and (found := [n for text in logs if (n := _CAPACITY[engine](text)) is not None]):
+        _ENGINES[engine].fill(metrics, nested)
+    read = None if engine is None else _ENGINES[engine].capacity
+    if read is not None and (found := [n for text in logs if (n := _capacity(*read, text)) is not None]):
         nested["kv_cache"]["gpu_total_tokens"] = sum(found)
     return nested, [] if metrics.by_name else ["server_metrics_export.json missing or empty"]
-
-
-def _engine(metrics: Metrics, framework: str) -> str | None:
-    if framework.startswith("dynamo") or metrics.any_begins("dynamo_"):
-        return "dynamo-vllm"
-    for name, prefixes in (("atom", ("atom:", "atom_")), ("sglang", ("sglang:",)), ("vllm", ("vllm:",))):
-        if metrics.any_begins(*prefixes) or (not metrics.by_name and framework == name):
-            return name
-    return None
 
 
 def _sources(gpu: float | None, other: float | None, computed: float | None, raw: Numbers) -> dict[str, Any]:
@@ -290,45 +283,48 @@ def _dynamo(metrics: Metrics, nested: Nested) -> None:
     )
 
 
-_FILLED_BY: Mapping[str, Callable[[Metrics, Nested], None]] = {
-    "atom": _atom,
-    "sglang": _sglang,
-    "vllm": _vllm,
-    "dynamo-vllm": _dynamo,
+@dataclass(frozen=True)
+class _Engine:
+    """How an engine's metrics are known and read, and how its logs say its ``capacity``: tokens, in a line for each
+    speaker; one of several data-parallel ranks that speaks alone speaks for all of them."""
+
+    fill: Callable[[Metrics, Nested], None]
+    prefixes: tuple[str, ...]
+    capacity: tuple[str, str, str] | None = None
+
+
+_VLLM_LOG = (r"GPU KV cache size:\s*([\d,]+)\s*tokens", r"\((EngineCore(?:_DP\d+)?)\s+pid=\d+\)", "$^")
+_SGLANG_LOG = (r"\bmax_total_num_tokens=(\d+)\b", r"\b(DP\d+\s+TP\d+\s+EP\d+)\b", r"\bdp_size=(\d+)\b")
+_ENGINES = {
+    "dynamo-vllm": _Engine(_dynamo, ("dynamo_",), _VLLM_LOG),
+    "atom": _Engine(_atom, ("atom:", "atom_")),
+    "sglang": _Engine(_sglang, ("sglang:",), _SGLANG_LOG),
+    "vllm": _Engine(_vllm, ("vllm:",), _VLLM_LOG),
 }
 
 
-def _vllm_capacity(log: str) -> int | None:
-    """The tokens of the GPUs' KV caches, as each engine core says once; without names of cores all lines count."""
-    return _capacity(log, r"GPU KV cache size:\s*([\d,]+)\s*tokens", r"\((EngineCore(?:_DP\d+)?)\s+pid=\d+\)")
+def _engine(metrics: Metrics, framework: str) -> str | None:
+    if framework.startswith("dynamo"):
+        return "dynamo-vllm"
+    for name, engine in _ENGINES.items():
+        if metrics.any_begins(*engine.prefixes) or (not metrics.by_name and framework == name):
+            return name
+    return None
 
 
-def _sglang_capacity(log: str) -> int | None:
-    """The same of sglang's ranks; where one of several data-parallel ranks speaks, it speaks for all."""
-    size = re.search(r"\bdp_size=(\d+)\b", log)
-    wide = int(size[1]) if size else 0
-    return _capacity(log, r"\bmax_total_num_tokens=(\d+)\b", r"\b(DP\d+\s+TP\d+\s+EP\d+)\b", wide)
-
-
-def _capacity(log: str, tokens: str, speaker: str, alone_speaks_for: int = 0) -> int | None:
+def _capacity(tokens: str, speaker: str, ranks: str, log: str) -> int | None:
+    """The tokens of the GPUs' KV caches, as each speaker says once; without names of speakers all lines count."""
     named: dict[str, int] = {}
     bare: list[int] = []
     for line in log.splitlines():
-        digits = (found[1].replace(",", "") if (found := re.search(tokens, line)) else "") or "0"
-        if (count := int(digits)) <= 0:
+        found = re.search(tokens, line)
+        if found is None or (count := int(found[1].replace(",", "") or 0)) <= 0:
             continue
         if who := re.search(speaker, line):
             named[who[1]] = count
         else:
             bare.append(count)
     counts = list(named.values()) or bare
-    if len(counts) == 1 and alone_speaks_for > 1:
-        return counts[0] * alone_speaks_for
+    if len(counts) == 1 and (all_ranks := re.search(ranks, log)):
+        return counts[0] * max(int(all_ranks[1]), 1)
     return sum(counts) if counts else None
-
-
-_CAPACITY: Mapping[str | None, Callable[[str], int | None]] = {
-    "sglang": _sglang_capacity,
-    "vllm": _vllm_capacity,
-    "dynamo-vllm": _vllm_capacity,
-}

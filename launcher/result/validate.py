@@ -6,7 +6,6 @@ both throughputs, divides every key ending in ``ms`` by 1000, and 1000 by every 
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,10 +214,23 @@ def _agentic_point(
     metrics = parts.get("request_metrics")
     medians = (_within(metrics, "latency", metric, "p50") for metric in ("ttft", "tpot", "itl", "e2el"))
     ttft, tpot, itl, e2el = (None if seconds is None else seconds * 1000 for seconds in medians)
-    point = Point(
+    accounting, failed = parts.get("request_accounting"), failed_of(parts)
+    duration = _within(metrics, "throughput", "duration_seconds")
+    wrong = [
+        *contradictions.of_marks(parts, expected),
+        *contradictions.of_model(parts.get("model"), expected, "model"),
+        *contradictions.of_row(parts, expected, path.name),
+        *of_agentic(parts, expected),
+    ]
+    if wrong:
+        raise Unusable("; ".join(wrong[:_MOST]))
+    _within(accounting, "records_error_dropped")
+    doubts = [f"{failed:g} requests failed"] if failed else []
+    return Point(
         concurrency=concurrency,
         completed=int(completed),
         path=path,
+        requests=None if accounting is None else int(completed + failed),
         gpus=None if prefill is None else prefill + (decode or 0),
         prefill_gpus=prefill,
         decode_gpus=decode,
@@ -231,25 +243,11 @@ def _agentic_point(
         itl_median_ms=itl,
         e2el_median_ms=e2el,
         e2e_norm_intvty_p90=_within(metrics, "latency", "e2e_norm_intvty", "p90"),
-        duration_s=_within(metrics, "throughput", "duration_seconds"),
+        duration_s=duration,
         ended=written(path),
         rehearsal=bool(parts.get("rehearsal")),
+        doubts=(*doubts, *contradictions.doubts_of_time(duration, None, expected, window)),
     )
-    wrong = [
-        *contradictions.of_marks(parts, expected),
-        *contradictions.of_model(parts.get("model"), expected, "model"),
-        *contradictions.of_row(parts, expected, path.name),
-        *of_agentic(parts, expected),
-    ]
-    if wrong:
-        raise Unusable("; ".join(wrong[:_MOST]))
-    doubts = list(contradictions.doubts_of_time(point.duration_s, None, expected, window))
-    if (accounting := parts.get("request_accounting")) is None:
-        return dataclasses.replace(point, doubts=tuple(doubts))
-    _within(accounting, "records_error_dropped")
-    if failed := failed_of(parts):
-        doubts.insert(0, f"{failed:g} requests failed")
-    return dataclasses.replace(point, requests=int(completed + failed), doubts=tuple(doubts))
 
 
 def _within(metrics: Any, *keys: str) -> float | None:
