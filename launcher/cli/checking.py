@@ -9,6 +9,7 @@ import gc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -52,19 +53,6 @@ class Checked:
     """Whether a person asked for each finding."""
     output: str | None = None
     note: str = ""
-
-
-def answer(arguments: argparse.Namespace, tell: Tell) -> Checked:
-    """What would fail or mismeasure."""
-    # A quarter of the time would go into looking for garbage among documents that all stay until the end.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        return _check(arguments)
-    finally:
-        gc.freeze()  # nor does the end of the process look at them
-        if collecting:
-            gc.enable()
 
 
 def _check(arguments: argparse.Namespace) -> Checked:
@@ -143,15 +131,26 @@ def _counted(numbers: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {word}{'' if n == 1 else 's'}" for word, n in numbers.items())
 
 
-check = Command(
+@partial(
+    Command,
     Checked,
-    answer,
-    show,
-    aside,
+    show=show,
+    aside=aside,
     code=lambda value: int(any(one.severity == "error" for one in value.findings)),
     document=lambda value: value.findings,
     form=list[FindingLine],
 )
+def check(arguments: argparse.Namespace, tell: Tell) -> Checked:
+    """What would fail or mismeasure."""
+    # A quarter of the time would go into looking for garbage among documents that all stay until the end.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return _check(arguments)
+    finally:
+        gc.freeze()  # nor does the end of the process look at them
+        if collecting:
+            gc.enable()
 
 
 def _gathered(arguments: argparse.Namespace, project: Project) -> CheckInput:

@@ -60,7 +60,9 @@ def _wrong_of(value: Any) -> Sequence[Wrong]:
 
 @dataclass(frozen=True)
 class Command:
-    """``kind`` is the type of each value, for msgspec. A value with ``wrong`` says what could not be done: that is told
+    """Made of a function that answers, behind ``@partial(Command, KIND, show=…)``: that is the name of the command.
+
+    ``kind`` is the type of each value, for msgspec. A value with ``wrong`` says what could not be done: that is told
     on standard error in every form (``aside`` makes the lines), and its first error is the exit code, where ``code``
     tells no other. ``document`` is what ``--json`` prints of a value where that is not the value itself, and ``form``
     its type, or several of which it is one, or a function that makes them. An error that is raised has its own exit

@@ -46,7 +46,8 @@ AT_ONCE = 8
 """Runs that are ended at a time."""
 
 
-def cancelled(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
+@partial(Command, Told, show=show_told)
+def cancel(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
     """Cancel runs' jobs, side by side, and wait until the scheduler says that they are gone."""
     project = open_project(arguments)
     runs, wrong = of_each(runs_of(arguments, project), lambda name: run_named(project.runs, name))
@@ -54,10 +55,8 @@ def cancelled(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
     yield from (Told(run=one.of, wrong=(one,)) for one in wrong)
 
 
-cancel = Command(Told, cancelled, show_told)
-
-
-def cleaned(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
+@partial(Command, Told, show=show_told)
+def cleanup(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
     """End the jobs of runs that nobody drives any more; with RUN or --from-env, of that run."""
     project = open_project(arguments)
     for name in arguments.runs:
@@ -72,9 +71,6 @@ def cleaned(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
         yield from _cleaned_of_job(project)
     elif not arguments.runs:
         yield from _cleaned_everywhere(project)
-
-
-cleanup = Command(Told, cleaned, show_told)
 
 
 def _cleaned_everywhere(project: Project) -> Iterator[Told]:

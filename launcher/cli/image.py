@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from launcher.cli.command import Command, Tell, Told, show_told
@@ -51,7 +52,22 @@ class ImageLine:
     live_runs: tuple[str, ...]
 
 
-def listed(arguments: argparse.Namespace, tell: Tell) -> list[ImageLine]:
+def show_images(value: Sequence[ImageLine], terminal: Terminal) -> Iterator[str]:
+    rows = []
+    for image in value:
+        last_use = time.strftime("%Y-%m-%d %H:%M", time.localtime(image.last_use))
+        size, users = f"{image.bytes / 1e6:.1f}", " ".join(image.live_runs) or "-"
+        digest, state = image.digest or "-", image.problem or image.how or "no record"
+        rows.append([Path(image.squash).name, size, last_use, digest, users, state])
+    if rows:
+        yield from table(["image", "MB", "last use", "digest", "live runs", ""], rows, terminal.width)
+    total = sum(image.bytes for image in value)
+    damaged = sum(image.problem is not None for image in value)
+    yield f"{len(value)} image{'s' * (len(value) != 1)}, {total / 1e9:.2f} GB, {damaged} not whole"
+
+
+@partial(Command, list[ImageLine], show=show_images)
+def list_images(arguments: argparse.Namespace, tell: Tell) -> list[ImageLine]:
     """All images of the directories."""
     names = ("reference", "digest", "hash", "how")
     return [
@@ -67,23 +83,6 @@ def listed(arguments: argparse.Namespace, tell: Tell) -> list[ImageLine]:
     ]
 
 
-def show_images(value: Sequence[ImageLine], terminal: Terminal) -> Iterator[str]:
-    rows = []
-    for image in value:
-        last_use = time.strftime("%Y-%m-%d %H:%M", time.localtime(image.last_use))
-        size, users = f"{image.bytes / 1e6:.1f}", " ".join(image.live_runs) or "-"
-        digest, state = image.digest or "-", image.problem or image.how or "no record"
-        rows.append([Path(image.squash).name, size, last_use, digest, users, state])
-    if rows:
-        yield from table(["image", "MB", "last use", "digest", "live runs", ""], rows, terminal.width)
-    total = sum(image.bytes for image in value)
-    damaged = sum(image.problem is not None for image in value)
-    yield f"{len(value)} image{'s' * (len(value) != 1)}, {total / 1e9:.2f} GB, {damaged} not whole"
-
-
-list_images = Command(list[ImageLine], listed, show_images)
-
-
 @dataclass(frozen=True)
 class Verified:
     """What a look at an image gave, and in lines what was seen."""
@@ -93,7 +92,14 @@ class Verified:
     said: tuple[str, ...]
 
 
-def verified(arguments: argparse.Namespace, tell: Tell) -> Iterator[Verified]:
+def show_verified(value: Verified, terminal: Terminal) -> Iterator[str]:
+    yield Line(f"{Path(value.squash).name}: {value.verdict}", "red" if value.verdict == "damaged" else "")
+    for line in value.said:
+        yield from folded(f"  {line}", terminal.width, "    ")
+
+
+@partial(Command, Verified, show=show_verified)
+def verify(arguments: argparse.Namespace, tell: Tell) -> Iterator[Verified]:
     """Check images, one after the other; raises ImageError at the end when one of them is damaged."""
     where = where_of(arguments)
     names = {Path(name).name for name in arguments.images}
@@ -114,15 +120,6 @@ def verified(arguments: argparse.Namespace, tell: Tell) -> Iterator[Verified]:
         )
 
 
-def show_verified(value: Verified, terminal: Terminal) -> Iterator[str]:
-    yield Line(f"{Path(value.squash).name}: {value.verdict}", "red" if value.verdict == "damaged" else "")
-    for line in value.said:
-        yield from folded(f"  {line}", terminal.width, "    ")
-
-
-verify = Command(Verified, verified, show_verified)
-
-
 def _tag(image: Image, where: Where) -> list[str]:
     """What the image's tag names now, by its registry, if that may be asked."""
     from launcher.image.registry import Registry
@@ -138,17 +135,16 @@ def _tag(image: Image, where: Where) -> list[str]:
     return [f"tag: {fact or f'names {note.digest} still'}"]
 
 
-def adopted(arguments: argparse.Namespace, tell: Tell) -> Told:
+@partial(Command, Told, show=show_told)
+def adopt(arguments: argparse.Namespace, tell: Tell) -> Told:
     """Record what a file is."""
     squash = Path(arguments.image).resolve()
     note = inventory.adopt(squash, arguments.reference, Reference.parse(arguments.reference).uri)
     return Told(f"{squash}: {note.reference}, {note.size / 1e6:.1f} MB, {note.hash}")
 
 
-adopt = Command(Told, adopted, show_told)
-
-
-def collected(arguments: argparse.Namespace, tell: Tell) -> Removals:
+@partial(Command, Removals, show=show_removals)
+def gc(arguments: argparse.Namespace, tell: Tell) -> Removals:
     """Find what nobody needs, and with --apply remove it."""
     where = where_of(arguments)
     contents = _contents(where, arguments.grace * 86400)
@@ -162,9 +158,6 @@ def collected(arguments: argparse.Namespace, tell: Tell) -> Removals:
     return removals(found, applied=arguments.apply, notes=note)
 
 
-gc = Command(Removals, collected, show_removals)
-
-
 @dataclass(frozen=True)
 class Locks:
     """How locks of a directory hold, between processes and between nodes; what could not be tried (``notes``)."""
@@ -173,18 +166,6 @@ class Locks:
     file_system: str
     notes: tuple[str, ...]
     probes: tuple[Probed, ...]
-
-
-def tried(arguments: argparse.Namespace, tell: Tell) -> Locks:
-    """What was found between two processes of this host, and between two nodes where there is Slurm."""
-    directory = Path(arguments.directory).resolve()
-    found, said = [between_processes(directory)], []
-    options = [f"--{name}={value}" for name in ("partition", "account") if (value := getattr(arguments, name))]
-    try:
-        found += [] if arguments.no_nodes else [between_nodes(directory, options)]
-    except ImageError as error:
-        said.append(f"between nodes: {error.message}")
-    return Locks(str(directory), file_system(directory), tuple(said), tuple(found))
 
 
 def show_locks(value: Locks, terminal: Terminal) -> Iterator[str]:
@@ -198,4 +179,14 @@ def show_locks(value: Locks, terminal: Terminal) -> Iterator[str]:
     yield from value.notes
 
 
-locks = Command(Locks, tried, show_locks)
+@partial(Command, Locks, show=show_locks)
+def locks(arguments: argparse.Namespace, tell: Tell) -> Locks:
+    """What was found between two processes of this host, and between two nodes where there is Slurm."""
+    directory = Path(arguments.directory).resolve()
+    found, said = [between_processes(directory)], []
+    options = [f"--{name}={value}" for name in ("partition", "account") if (value := getattr(arguments, name))]
+    try:
+        found += [] if arguments.no_nodes else [between_nodes(directory, options)]
+    except ImageError as error:
+        said.append(f"between nodes: {error.message}")
+    return Locks(str(directory), file_system(directory), tuple(said), tuple(found))

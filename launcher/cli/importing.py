@@ -10,6 +10,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from launcher.cli.command import Command, Tell
@@ -73,7 +74,12 @@ class Imported:
     node: str = ""
 
 
-def imported(arguments: argparse.Namespace, tell: Tell) -> Iterator[Imported]:
+def show_imported(value: Imported, terminal: Terminal) -> Iterator[str]:
+    yield f"{value.node}:{value.squash}" if value.node else value.squash
+
+
+@partial(Command, Imported, show=show_imported)
+def import_images(arguments: argparse.Namespace, tell: Tell) -> Iterator[Imported]:
     """Have each image there."""
     where = where_of(arguments)
     if where.rule.shared is bool(arguments.on_node):
@@ -98,13 +104,6 @@ def imported(arguments: argparse.Namespace, tell: Tell) -> Iterator[Imported]:
             except Cancelled as why:
                 why.message = f"{why.message.partition(' while ')[0]} while importing {reference}"
                 raise
-
-
-def show_imported(value: Imported, terminal: Terminal) -> Iterator[str]:
-    yield f"{value.node}:{value.squash}" if value.node else value.squash
-
-
-import_images = Command(Imported, imported, show_imported)
 
 
 def _on_nodes(

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from launcher.cli.command import Command, Tell, of_each
 from launcher.core.errors import ConfigError, LauncherError, Wrong
@@ -84,7 +85,13 @@ class _Log:
             yield LogPart(self._record.id, tuple(part), self._label)
 
 
-def answer(arguments: argparse.Namespace, tell: Tell) -> Iterator[LogPart]:
+def show(value: LogPart, terminal: Terminal) -> Iterator[str]:
+    label = f"{value.label}  | " if value.label else ""
+    return (Line(f"{label}{line}", raw=True) for line in value.lines)
+
+
+@partial(Command, LogPart, show=show)
+def logs(arguments: argparse.Namespace, tell: Tell) -> Iterator[LogPart]:
     """The logs of jobs; with --follow until the runs have ended."""
     runs, follow, several = (
         state_directory(os.environ, arguments.state) / "runs",
@@ -107,11 +114,3 @@ def answer(arguments: argparse.Namespace, tell: Tell) -> Iterator[LogPart]:
         opened = [log for log in opened if not log.over]
         if opened:
             time.sleep(0.5)
-
-
-def show(value: LogPart, terminal: Terminal) -> Iterator[str]:
-    label = f"{value.label}  | " if value.label else ""
-    return (Line(f"{label}{line}", raw=True) for line in value.lines)
-
-
-logs = Command(LogPart, answer, show)

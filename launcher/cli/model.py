@@ -46,11 +46,6 @@ class Checkpoint:
         return bool(self.report["whole"]) and self.report["identity"] != "mismatch"
 
 
-def listed(arguments: argparse.Namespace, tell: Tell) -> list[Checkpoint]:
-    """Checkpoints of a runner's table, or below directories."""
-    return [_listed(path, note) for path, note in _paths(arguments, below=True)]
-
-
 def show_list(value: Sequence[Checkpoint], terminal: Terminal) -> Iterator[str]:
     rows = []
     for one in value:
@@ -68,18 +63,16 @@ def show_list(value: Sequence[Checkpoint], terminal: Terminal) -> Iterator[str]:
         yield from table(["checkpoint", "size", "stored as", "staged from", "for", ""], rows, terminal.width)
 
 
-listing = Command(
+@partial(
+    Command,
     list[Checkpoint],
-    listed,
-    show_list,
+    show=show_list,
     document=lambda value: [{**one.report, "manifest": one.manifest} for one in value],
     form=list[dict[str, Any]],
 )
-
-
-def checked(arguments: argparse.Namespace, tell: Tell) -> list[Checkpoint]:
-    """Whether checkpoints are whole and the declared ones."""
-    return [_checked(path, note, arguments.precision) for path, note in _paths(arguments, below=False)]
+def listing(arguments: argparse.Namespace, tell: Tell) -> list[Checkpoint]:
+    """Checkpoints of a runner's table, or below directories."""
+    return [_listed(path, note) for path, note in _paths(arguments, below=True)]
 
 
 def show_checked(value: Sequence[Checkpoint], terminal: Terminal) -> Iterator[str]:
@@ -93,14 +86,17 @@ def show_checked(value: Sequence[Checkpoint], terminal: Terminal) -> Iterator[st
             yield from folded(f"  {text}", terminal.width, "    ")
 
 
-check = Command(
+@partial(
+    Command,
     list[Checkpoint],
-    checked,
-    show_checked,
+    show=show_checked,
     code=lambda value: 0 if value and all(one.good for one in value) else ModelError.exit_code,
     document=lambda value: [one.report for one in value],
     form=list[dict[str, Any]],
 )
+def check(arguments: argparse.Namespace, tell: Tell) -> list[Checkpoint]:
+    """Whether checkpoints are whole and the declared ones."""
+    return [_checked(path, note, arguments.precision) for path, note in _paths(arguments, below=False)]
 
 
 @dataclass(frozen=True)
@@ -115,7 +111,24 @@ class Staged:
         return [result.node for result in self.nodes if not result.ok]
 
 
-def staged(arguments: argparse.Namespace, tell: Tell) -> Staged:
+def show_staged(value: Staged, terminal: Terminal) -> Iterator[str]:
+    if value.text:
+        yield value.text
+    rows = [[r.node, "ok" if r.ok else "failed", r.how, f"{r.seconds:.1f} s", r.error or ""] for r in value.nodes]
+    if rows:
+        yield from table(["node", "", "how", "took", "why"], rows, terminal.width)
+
+
+@partial(
+    Command,
+    Staged,
+    show=show_staged,
+    aside=lambda value: [f"to go on without them: --exclude={','.join(value.bad)}"] if value.bad else [],
+    code=lambda value: ModelError.exit_code if value.bad else 0,
+    document=lambda value: value.nodes or value,
+    form=list[NodeResult] | Staged,
+)
+def stage(arguments: argparse.Namespace, tell: Tell) -> Staged:
     """Bring a checkpoint to a path, whole; or write the manifest of the one that is there."""
     from launcher.model.nodes import path_on_this_node
     from launcher.model.source import source_of
@@ -143,25 +156,6 @@ def staged(arguments: argparse.Namespace, tell: Tell) -> Staged:
     rate = f", {done.copied / done.seconds / 1e9:.2f} GB/s" if done.copied else ""
     resumed = f", {done.resumed / 1e9:.1f} GB were there" if done.resumed else ""
     return Staged(f"{destination} {how}: {done.manifest.bytes / 1e9:.1f} GB in {done.seconds:.1f} s{rate}{resumed}")
-
-
-def show_staged(value: Staged, terminal: Terminal) -> Iterator[str]:
-    if value.text:
-        yield value.text
-    rows = [[r.node, "ok" if r.ok else "failed", r.how, f"{r.seconds:.1f} s", r.error or ""] for r in value.nodes]
-    if rows:
-        yield from table(["node", "", "how", "took", "why"], rows, terminal.width)
-
-
-stage = Command(
-    Staged,
-    staged,
-    show_staged,
-    aside=lambda value: [f"to go on without them: --exclude={','.join(value.bad)}"] if value.bad else [],
-    code=lambda value: ModelError.exit_code if value.bad else 0,
-    document=lambda value: value.nodes or value,
-    form=list[NodeResult] | Staged,
-)
 
 
 def _layouts(arguments: argparse.Namespace, destination: Path) -> list[tuple[int, int, str]] | None:
@@ -215,7 +209,26 @@ class Compared:
     differences: tuple[str, ...]
 
 
-def compared(arguments: argparse.Namespace, tell: Tell) -> Compared:
+def show_compared(value: Compared, terminal: Terminal) -> Iterator[str]:
+    yield from value.differences
+    if not value.differences:
+        size = f"{value.files} files, {value.bytes / 1e9:.1f} GB"
+        yield from folded(f"{value.path}: {size} as staged from {value.source} ({value.how})", terminal.width, "  ")
+
+
+def _differing(value: Compared) -> list[str]:
+    count = len(value.differences)
+    return [f"launcher: model: {value.path}: {count} of {value.files} files differ from the manifest"] if count else []
+
+
+@partial(
+    Command,
+    Compared,
+    show=show_compared,
+    aside=_differing,
+    code=lambda value: ModelError.exit_code if value.differences else 0,
+)
+def verify(arguments: argparse.Namespace, tell: Tell) -> Compared:
     """Compare a checkpoint with its manifest; ``--deep`` reads every byte."""
     path = Path(arguments.path)
     manifest = Manifest.read(path)
@@ -232,28 +245,8 @@ def compared(arguments: argparse.Namespace, tell: Tell) -> Compared:
     return Compared(str(path), manifest.source, len(manifest.files), manifest.bytes, how, tuple(found))
 
 
-def show_compared(value: Compared, terminal: Terminal) -> Iterator[str]:
-    yield from value.differences
-    if not value.differences:
-        size = f"{value.files} files, {value.bytes / 1e9:.1f} GB"
-        yield from folded(f"{value.path}: {size} as staged from {value.source} ({value.how})", terminal.width, "  ")
-
-
-def _differing(value: Compared) -> list[str]:
-    count = len(value.differences)
-    return [f"launcher: model: {value.path}: {count} of {value.files} files differ from the manifest"] if count else []
-
-
-verify = Command(
-    Compared,
-    compared,
-    show_compared,
-    aside=_differing,
-    code=lambda value: ModelError.exit_code if value.differences else 0,
-)
-
-
-def collected(arguments: argparse.Namespace, tell: Tell) -> Removals:
+@partial(Command, Removals, show=show_removals)
+def gc(arguments: argparse.Namespace, tell: Tell) -> Removals:
     """Find what dead stagings left; with ``--apply`` remove it."""
     if not arguments.paths and not arguments.runner:
         raise ConfigError("which directories?", hint="name those that hold checkpoints, or --runner NAME")
@@ -266,9 +259,6 @@ def collected(arguments: argparse.Namespace, tell: Tell) -> Removals:
     for directory in sorted(directories):
         found += remove_leftovers(directory, log=tell) if arguments.apply else leftovers(directory)
     return removals(found, applied=arguments.apply)
-
-
-gc = Command(Removals, collected, show_removals)
 
 
 def _paths(arguments: argparse.Namespace, *, below: bool) -> Iterator[tuple[Path, str]]:

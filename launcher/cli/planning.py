@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET, Struct, UnsetType
@@ -104,16 +105,6 @@ class Plans:
     wrong: tuple[Wrong, ...] = ()
 
 
-def plans(arguments: argparse.Namespace, tell: Tell) -> Plans:
-    project = open_project(arguments)
-    refused: list[ConfigError] = []
-    found = [project.plan_from_environment()] if arguments.from_env else planned(arguments, project, refused)
-    wrong = tuple(map(Wrong.by, refused))
-    if arguments.json:
-        return Plans(len(found), documents=_documents([one.as_dict() for one in found], alone=not wrong), wrong=wrong)
-    return Plans(len(found), tuple(view_of(one, project.kind) for one in found), wrong=wrong)
-
-
 def _documents(values: list[dict[str, Any]], *, alone: bool) -> str:
     """One plan alone is an object. Not by msgspec, which makes null of an infinity that a recipe may hold."""
     return json.dumps(values[0] if alone and len(values) == 1 else values, indent=2, ensure_ascii=False)
@@ -130,14 +121,22 @@ def _form() -> Any:
     return one | list[one]  # type: ignore[valid-type]
 
 
-plan = Command(
+@partial(
+    Command,
     Plans,
-    plans,
-    lambda value, terminal: plan_lines(value.views, terminal.width),
+    show=lambda value, terminal: plan_lines(value.views, terminal.width),
     aside=lambda value: refused_lines(value.wrong, value.count, "that were selected"),
     document=lambda value: JSONText(value.documents),
     form=_form,
 )
+def plan(arguments: argparse.Namespace, tell: Tell) -> Plans:
+    project = open_project(arguments)
+    refused: list[ConfigError] = []
+    found = [project.plan_from_environment()] if arguments.from_env else planned(arguments, project, refused)
+    wrong = tuple(map(Wrong.by, refused))
+    if arguments.json:
+        return Plans(len(found), documents=_documents([one.as_dict() for one in found], alone=not wrong), wrong=wrong)
+    return Plans(len(found), tuple(view_of(one, project.kind) for one in found), wrong=wrong)
 
 
 @dataclass(frozen=True)
@@ -180,17 +179,6 @@ class Entries:
     wrong: tuple[Wrong, ...] = ()
 
 
-def entries(arguments: argparse.Namespace, tell: Tell) -> Entries:
-    """The selected entries of the files named, else of the workspace's masters, else of this repository."""
-    project = open_project(arguments)
-    files = arguments.matrix or [str(path) for path in sorted((project.workspace / "configs").glob("*-master.yaml"))]
-    more = {"runners": arguments.runner, "model_prefixes": arguments.model_prefix}
-    selection = filters(arguments, nodes=arguments.nodes, evals=arguments.evals, **more)
-    refused: list[ConfigError] = []
-    found = project.matrix(files).entries(selection, refused)
-    return Entries(tuple(map(_line, found)), tuple(map(Wrong.by, refused)))
-
-
 def _line(entry: Entry) -> EntryLine:
     b = entry.benchmark
     evaluated = str(entry.data.get("eval-conc", "yes")) if entry.data.get("run-eval") else ""
@@ -206,11 +194,20 @@ def show_entries(value: Entries, terminal: Terminal) -> Iterator[str]:
     yield f"{len(rows)} entries of {len({entry.key for entry in value.entries})} keys"
 
 
-matrix = Command(
+@partial(
+    Command,
     Entries,
-    entries,
-    show_entries,
+    show=show_entries,
     aside=lambda value: refused_lines(value.wrong, len(value.entries), "that were selected"),
     document=lambda value: JSONText(json.dumps([entry.data for entry in value.entries], ensure_ascii=False)),
     form=list[MatrixEntry],
 )
+def matrix(arguments: argparse.Namespace, tell: Tell) -> Entries:
+    """The selected entries of the files named, else of the workspace's masters, else of this repository."""
+    project = open_project(arguments)
+    files = arguments.matrix or [str(path) for path in sorted((project.workspace / "configs").glob("*-master.yaml"))]
+    more = {"runners": arguments.runner, "model_prefixes": arguments.model_prefix}
+    selection = filters(arguments, nodes=arguments.nodes, evals=arguments.evals, **more)
+    refused: list[ConfigError] = []
+    found = project.matrix(files).entries(selection, refused)
+    return Entries(tuple(map(_line, found)), tuple(map(Wrong.by, refused)))

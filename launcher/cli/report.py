@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -36,7 +37,26 @@ class Reported:
     written: tuple[str, ...] = ()
 
 
-def answer(arguments: argparse.Namespace, tell: Tell) -> Reported:
+def show(value: Reported, terminal: Terminal) -> Iterator[str]:
+    if value.text is not None:
+        yield Line(value.text.removesuffix("\n"), raw=True)
+    elif value.document is not None:
+        yield from view(value.document, terminal)
+    if value.written:
+        yield f"Written: {value.written[0]}, and {', '.join(Path(path).name for path in value.written[1:])} beside it"
+
+
+def _code(value: Reported) -> int:
+    found = value.document.comparison if value.document is not None else None
+    return found.exit_code if found is not None else 0
+
+
+def _as_json(value: Reported) -> JSONText:
+    return JSONText((as_json(value.document).decode() if value.document is not None else value.text or "").rstrip("\n"))
+
+
+@partial(Command, Reported, show=show, code=_code, document=_as_json, form=Document)
+def report(arguments: argparse.Namespace, tell: Tell) -> Reported:
     """Make a report, and its files or the one form that was asked for."""
     if arguments.schema:
         return Reported(text=schema().decode())
@@ -73,27 +93,6 @@ def answer(arguments: argparse.Namespace, tell: Tell) -> Reported:
     if arguments.format is not None:
         return Reported(value, forms[arguments.format]())
     return Reported(value, written=tuple(map(str, files.write(value, Path(arguments.output)))))
-
-
-def show(value: Reported, terminal: Terminal) -> Iterator[str]:
-    if value.text is not None:
-        yield Line(value.text.removesuffix("\n"), raw=True)
-    elif value.document is not None:
-        yield from view(value.document, terminal)
-    if value.written:
-        yield f"Written: {value.written[0]}, and {', '.join(Path(path).name for path in value.written[1:])} beside it"
-
-
-def _code(value: Reported) -> int:
-    found = value.document.comparison if value.document is not None else None
-    return found.exit_code if found is not None else 0
-
-
-def _as_json(value: Reported) -> JSONText:
-    return JSONText((as_json(value.document).decode() if value.document is not None else value.text or "").rstrip("\n"))
-
-
-report = Command(Reported, answer, show, code=_code, document=_as_json, form=Document)
 
 
 def _explain(rule: str) -> str:

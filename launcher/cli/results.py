@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,27 @@ class Results:
     problems: tuple[str, ...] = ()
 
 
-def answer(arguments: argparse.Namespace, tell: Tell) -> Results:
+def show(value: Results, terminal: Terminal) -> Iterator[str]:
+    for made in value.aggregates:
+        yield f"{made.of}: {made.count} aggregates in {made.where}"
+    if value.csv is not None:
+        yield from (Line(line, raw=True) for line in value.csv.splitlines())
+    elif value.summaries:
+        yield from table_lines(value.summaries, terminal.width)
+    elif not value.aggregates:
+        yield "no run of these has ended: `launcher status` shows how they stand"
+
+
+@partial(
+    Command,
+    Results,
+    show=show,
+    aside=lambda value: value.problems,
+    code=lambda value: ResultError.exit_code if value.problems and not value.aggregates else 0,
+    document=lambda value: value.aggregates or value.summaries,
+    form=(list[SummaryDocument], list[Aggregates]),
+)
+def results(arguments: argparse.Namespace, tell: Tell) -> Results:
     """What runs and sweeps measured; or aggregate it."""
     names: list[str] = arguments.names
     state = state_directory(os.environ, arguments.state)
@@ -71,28 +92,6 @@ def answer(arguments: argparse.Namespace, tell: Tell) -> Results:
 
         csv = points_csv(document(gathered, title=" ".join(names), made=""))
     return Results(tuple(found), csv, problems=(*gathered.problems, *wrong))
-
-
-def show(value: Results, terminal: Terminal) -> Iterator[str]:
-    for made in value.aggregates:
-        yield f"{made.of}: {made.count} aggregates in {made.where}"
-    if value.csv is not None:
-        yield from (Line(line, raw=True) for line in value.csv.splitlines())
-    elif value.summaries:
-        yield from table_lines(value.summaries, terminal.width)
-    elif not value.aggregates:
-        yield "no run of these has ended: `launcher status` shows how they stand"
-
-
-results = Command(
-    Results,
-    answer,
-    show,
-    aside=lambda value: value.problems,
-    code=lambda value: ResultError.exit_code if value.problems and not value.aggregates else 0,
-    document=lambda value: value.aggregates or value.summaries,
-    form=(list[SummaryDocument], list[Aggregates]),
-)
 
 
 def summary_of(directory: Path) -> tuple[dict[str, Any] | None, str | None]:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark
 from launcher.cli.command import Command, Tell, refused_lines
@@ -36,15 +37,6 @@ class Runners:
     wrong: tuple[Wrong, ...] = ()
 
 
-def listed(arguments: argparse.Namespace, tell: Tell) -> Runners:
-    broken: list[ConfigError] = []
-    runners = [file.runner for file in open_project(arguments).fleet.readable(broken)]
-    lines = (
-        RunnerLine(r.name, r.sku, r.node.gpus, r.scheduler.partition, tuple(r.labels), r.description) for r in runners
-    )
-    return Runners(tuple(lines), tuple(map(Wrong.by, broken)))
-
-
 _WIDE = 160
 """Columns of a terminal from which on runners are described in their table."""
 
@@ -59,14 +51,21 @@ def show_list(value: Runners, terminal: Terminal) -> Iterator[str]:
         yield Line("launcher runner show NAME says what it is", "dim")
 
 
-listing = Command(
+@partial(
+    Command,
     Runners,
-    listed,
-    show_list,
+    show=show_list,
     aside=lambda value: refused_lines(value.wrong, len(value.runners), "runner files", "read"),
     document=lambda value: value.runners,
     form=list[RunnerLine],
 )
+def listing(arguments: argparse.Namespace, tell: Tell) -> Runners:
+    broken: list[ConfigError] = []
+    runners = [file.runner for file in open_project(arguments).fleet.readable(broken)]
+    lines = (
+        RunnerLine(r.name, r.sku, r.node.gpus, r.scheduler.partition, tuple(r.labels), r.description) for r in runners
+    )
+    return Runners(tuple(lines), tuple(map(Wrong.by, broken)))
 
 
 @dataclass(frozen=True)
@@ -100,28 +99,6 @@ class RunnerView:
     lanes: tuple[Fact, ...] = ()
     excluded: tuple[Fact, ...] = ()
     cases: tuple[Case, ...] = ()
-
-
-def viewed(arguments: argparse.Namespace, tell: Tell) -> RunnerView:
-    file = open_project(arguments).fleet.get(arguments.name)
-    r = file.runner
-    view = RunnerView(r.name, r.description, file.path)
-    if arguments.case:
-        return replace(view, cases=tuple(_cases(file, arguments.case)))
-    named = f"partition {r.scheduler.partition or '-'}, account {r.scheduler.account or '-'}"
-    facts = [Fact("scheduler", f"{r.scheduler.kind}, {named}")]
-    facts += [Fact("nodes", f"{r.node.gpus} GPUs, {r.node.arch or 'any architecture'}")]
-    if r.images.directory:
-        facts.append(Fact("images", f"{r.images.directory}, imported on the {r.images.import_on} node"))
-    return replace(
-        view,
-        facts=tuple(facts),
-        models=_rules(file, "models", [m.when for m in r.models], [_lies(m) for m in r.models]),
-        lanes=_rules(file, "lanes", [one.when for one in r.lanes], [_runs(one) for one in r.lanes]),
-        excluded=tuple(
-            Fact(node.node, node.reason, file.location("exclude-nodes", i)) for i, node in enumerate(r.exclude_nodes)
-        ),
-    )
 
 
 def _rules(file: RunnerFile, title: str, whens: Sequence[When], texts: Sequence[str]) -> tuple[Fact, ...]:
@@ -161,7 +138,27 @@ def _facts(facts: Sequence[Fact], terminal: Terminal, indent: str, name: int) ->
             yield f"{indent}    {fact.where}"
 
 
-show = Command(RunnerView, viewed, show_view)
+@partial(Command, RunnerView, show=show_view)
+def show(arguments: argparse.Namespace, tell: Tell) -> RunnerView:
+    file = open_project(arguments).fleet.get(arguments.name)
+    r = file.runner
+    view = RunnerView(r.name, r.description, file.path)
+    if arguments.case:
+        return replace(view, cases=tuple(_cases(file, arguments.case)))
+    named = f"partition {r.scheduler.partition or '-'}, account {r.scheduler.account or '-'}"
+    facts = [Fact("scheduler", f"{r.scheduler.kind}, {named}")]
+    facts += [Fact("nodes", f"{r.node.gpus} GPUs, {r.node.arch or 'any architecture'}")]
+    if r.images.directory:
+        facts.append(Fact("images", f"{r.images.directory}, imported on the {r.images.import_on} node"))
+    return replace(
+        view,
+        facts=tuple(facts),
+        models=_rules(file, "models", [m.when for m in r.models], [_lies(m) for m in r.models]),
+        lanes=_rules(file, "lanes", [one.when for one in r.lanes], [_runs(one) for one in r.lanes]),
+        excluded=tuple(
+            Fact(node.node, node.reason, file.location("exclude-nodes", i)) for i, node in enumerate(r.exclude_nodes)
+        ),
+    )
 
 
 def schema(arguments: argparse.Namespace) -> int:

@@ -44,7 +44,18 @@ class Draft:
     to_do: tuple[ToDo, ...]
 
 
-def drafted(arguments: argparse.Namespace, tell: Tell) -> Draft:
+def show_draft(value: Draft, terminal: Terminal) -> Iterator[str]:
+    if value.text is not None:
+        yield from (Line(line, raw=True) for line in value.text.splitlines())
+        return
+    yield f"{value.file} is written. To do:"
+    for one in value.to_do:
+        yield from folded(f"  {Path(value.file or '').name}:{one.line}: {one.what}", terminal.width, "    ")
+    yield f"Next: launcher runner doctor {value.name}"
+
+
+@partial(Command, Draft, show=show_draft)
+def new(arguments: argparse.Namespace, tell: Tell) -> Draft:
     """Write a first runner file of what this cluster says of itself."""
     project = open_project(arguments)
     name = arguments.name
@@ -74,19 +85,6 @@ def drafted(arguments: argparse.Namespace, tell: Tell) -> Draft:
         _publish(target, text)
     left = tuple(ToDo(line, what) for line, what in todos(text))
     return Draft(name, str(target) if target else None, None if target else text, left)
-
-
-def show_draft(value: Draft, terminal: Terminal) -> Iterator[str]:
-    if value.text is not None:
-        yield from (Line(line, raw=True) for line in value.text.splitlines())
-        return
-    yield f"{value.file} is written. To do:"
-    for one in value.to_do:
-        yield from folded(f"  {Path(value.file or '').name}:{one.line}: {one.what}", terminal.width, "    ")
-    yield f"Next: launcher runner doctor {value.name}"
-
-
-new = Command(Draft, drafted, show_draft)
 
 
 def _target(arguments: argparse.Namespace, project: Project) -> Path | None:
@@ -130,29 +128,6 @@ class Doctor:
     wrong: tuple[Wrong, ...] = ()
 
 
-def examined(arguments: argparse.Namespace, tell: Tell) -> Doctor:
-    """Compare a runner file with its cluster."""
-    project = open_project(arguments)
-    file = project.fleet.get(arguments.name)
-    fill = partial(derive.fill, context=project.context("doctor"))
-    run = clean_runner(project.environ)
-    slurm = queries.slurm_facts(run) if file.runner.scheduler.kind == "slurm" else NO_SLURM
-    facts = _look(arguments, file, slurm, fill, run, tell)
-    facts = queries.with_locks_and_refs(file, facts, fill, run)
-    # Stand-ins are the launcher's own programs: this cluster has nothing to say about them.
-    facts = replace(facts, stand_ins=stand_in_programs(file.runner.tools))
-    if not facts.stand_ins:
-        facts = queries.with_import(file, facts, fill, run, wait=arguments.timeout)
-    claims = compare(file, facts, fill)
-    agree, differ, unknown = (sum(c.verdict == v for c in claims) for v in ("agree", "differ", "unknown"))
-    wrong: tuple[Wrong, ...] = ()
-    if differ:
-        text = f"the runner file does not match the cluster: {_counted(len(claims), agree, differ, unknown)}"
-        error = ConfigError(text, where=file.path, hint="each line that differs says how to fix it")
-        wrong = (Wrong.by(error),)
-    return Doctor(file.runner.name, file.path, agree, differ, unknown, tuple(claims), tuple(notes(facts)), wrong)
-
-
 def _counted(claims: int, agree: int, differ: int, unknown: int) -> str:
     return f"{claims} claims: {agree} agree, {differ} differ, {unknown} unknown"
 
@@ -179,7 +154,28 @@ def show_doctor(value: Doctor, terminal: Terminal) -> Iterator[str]:
         yield _counted(len(value.claims), value.agree, value.differ, value.unknown)
 
 
-doctor = Command(Doctor, examined, show_doctor)
+@partial(Command, Doctor, show=show_doctor)
+def doctor(arguments: argparse.Namespace, tell: Tell) -> Doctor:
+    """Compare a runner file with its cluster."""
+    project = open_project(arguments)
+    file = project.fleet.get(arguments.name)
+    fill = partial(derive.fill, context=project.context("doctor"))
+    run = clean_runner(project.environ)
+    slurm = queries.slurm_facts(run) if file.runner.scheduler.kind == "slurm" else NO_SLURM
+    facts = _look(arguments, file, slurm, fill, run, tell)
+    facts = queries.with_locks_and_refs(file, facts, fill, run)
+    # Stand-ins are the launcher's own programs: this cluster has nothing to say about them.
+    facts = replace(facts, stand_ins=stand_in_programs(file.runner.tools))
+    if not facts.stand_ins:
+        facts = queries.with_import(file, facts, fill, run, wait=arguments.timeout)
+    claims = compare(file, facts, fill)
+    agree, differ, unknown = (sum(c.verdict == v for c in claims) for v in ("agree", "differ", "unknown"))
+    wrong: tuple[Wrong, ...] = ()
+    if differ:
+        text = f"the runner file does not match the cluster: {_counted(len(claims), agree, differ, unknown)}"
+        error = ConfigError(text, where=file.path, hint="each line that differs says how to fix it")
+        wrong = (Wrong.by(error),)
+    return Doctor(file.runner.name, file.path, agree, differ, unknown, tuple(claims), tuple(notes(facts)), wrong)
 
 
 def _look(

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -123,7 +124,8 @@ def _print_planned(plan: Plan) -> None:
     print(as_text(value, indent=0), flush=True)
 
 
-def collected(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
+@partial(Command, Told, show=show_told)
+def collect(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
     """Collect and check results again, of one run after the other."""
     project = open_project(arguments)
     for name in dict.fromkeys(runs_of(arguments, project)):
@@ -132,9 +134,6 @@ def collected(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
             yield Told(f"run {record.id}: {(state := _collected(project, record))}", record.id, state)
         except LauncherError as error:
             yield Told(run=name, wrong=(Wrong.by(error, name),))
-
-
-collect = Command(Told, collected, show_told)
 
 
 def _collected(project: Project, record: RunRecord) -> str:

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from launcher.cli.command import Command, Tell, of_each, refused_lines
@@ -73,20 +74,6 @@ class Status:
     wrong: tuple[Wrong, ...] = ()
     asked: int = 0
     """How many runs were named; 0: all of them."""
-
-
-def answer(arguments: argparse.Namespace, tell: Tell) -> Status:
-    runs = state_directory(os.environ, arguments.state) / "runs"
-    if arguments.runs:
-        views, wrong = of_each(arguments.runs, lambda name: _view(load_named(runs, name)))
-        return Status(str(runs), named=tuple(views), wrong=tuple(wrong), asked=len(arguments.runs))
-    unreadable: list[UnreadableRecord] = []
-    found = list(each_record(runs, unreadable, facts=False))
-    found.sort(key=lambda record: (record.fields.created, record.id))
-    short = shortest([*(record.id for record in found), *(one.id for one in unreadable)])
-    lines = [_line(record, short) for record in found]
-    lines += [RunLine(one.id, short[one.id], text=str(one.error)) for one in unreadable]
-    return Status(str(runs), tuple(_chosen(lines, arguments)))
 
 
 def _chosen(lines: Sequence[RunLine], arguments: argparse.Namespace) -> Sequence[RunLine]:
@@ -227,11 +214,23 @@ def _document(value: Status) -> Any:
     return value.named[0] if value.asked == 1 else value.named or value.runs
 
 
-status = Command(
+@partial(
+    Command,
     Status,
-    answer,
-    show,
+    show=show,
     aside=lambda value: refused_lines(value.wrong, len(value.named), "runs", "shown"),
     document=_document,
     form=list[RunLine] | RunView,
 )
+def status(arguments: argparse.Namespace, tell: Tell) -> Status:
+    runs = state_directory(os.environ, arguments.state) / "runs"
+    if arguments.runs:
+        views, wrong = of_each(arguments.runs, lambda name: _view(load_named(runs, name)))
+        return Status(str(runs), named=tuple(views), wrong=tuple(wrong), asked=len(arguments.runs))
+    unreadable: list[UnreadableRecord] = []
+    found = list(each_record(runs, unreadable, facts=False))
+    found.sort(key=lambda record: (record.fields.created, record.id))
+    short = shortest([*(record.id for record in found), *(one.id for one in unreadable)])
+    lines = [_line(record, short) for record in found]
+    lines += [RunLine(one.id, short[one.id], text=str(one.error)) for one in unreadable]
+    return Status(str(runs), tuple(_chosen(lines, arguments)))

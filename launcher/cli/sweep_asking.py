@@ -9,6 +9,7 @@ import fnmatch
 import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 
 from launcher.cli.command import Command, Tell, Told, show_told
 from launcher.cli.common import open_project
@@ -29,7 +30,8 @@ from launcher.sweep.schema import Added, Asked, Job
 from launcher.sweep.state import State
 
 
-def collected(arguments: argparse.Namespace, tell: Tell) -> Removals:
+@partial(Command, Removals, show=show_removals)
+def gc(arguments: argparse.Namespace, tell: Tell) -> Removals:
     """Remove what nobody needs of sweeps: what killed launchers left, and ledgers of old sweeps that nobody drives.
 
     Records and results of runs stay.
@@ -52,10 +54,8 @@ def collected(arguments: argparse.Namespace, tell: Tell) -> Removals:
     return Removals(arguments.apply, tuple(gone))
 
 
-gc = Command(Removals, collected, show_removals)
-
-
-def asked(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
+@partial(Command, Told, show=show_told)
+def ask(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
     """Ask the driver of a sweep to pause, go on, drain, stop or cancel. Without one only a cancel does anything."""
     project = open_project(arguments)
     ledger = Ledger.load(sweeps := sweeps_of(project), sweep_named(sweeps, arguments.name))
@@ -85,8 +85,6 @@ def asked(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
         text = "its lock is held, and by whom is not known; the request stays, and its jobs live"
         raise LauncherError(text, where=f"sweep {ledger.id}")
 
-
-ask = Command(Told, asked, show_told)
 
 _PATIENCE = 60.0
 """Seconds for which a driver is waited for that was asked to leave."""
@@ -122,7 +120,8 @@ def _cancel_undriven(project: Project, ledger: Ledger, request: Asked) -> Genera
     return True
 
 
-def added(arguments: argparse.Namespace, tell: Tell) -> Told:
+@partial(Command, Told, show=show_told)
+def add(arguments: argparse.Namespace, tell: Tell) -> Told:
     """Append points to the topologies of a sweep; what is there does not change. A driver takes them at once."""
     project = open_project(arguments, look=True)
     ledger = Ledger.load(sweeps := sweeps_of(project), sweep_named(sweeps, arguments.name))
@@ -153,9 +152,6 @@ def added(arguments: argparse.Namespace, tell: Tell) -> Told:
     count = sum(len(job.concurrencies) for job in new)
     takes = "" if held.acquired else "; its driver takes them"
     return Told(f"sweep {ledger.id}: {count} points in {len(new)} jobs are appended{takes}")
-
-
-add = Command(Told, added, show_told)
 
 
 def _extended(project: Project, job: Job, concurrencies: Sequence[int]) -> Job:

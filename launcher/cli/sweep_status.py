@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import get_type_hints
 
@@ -90,11 +91,6 @@ def statuses(arguments: argparse.Namespace, tell: Tell) -> Iterator[Overview]:
         time.sleep(_EACH)
 
 
-def answer(arguments: argparse.Namespace, tell: Tell) -> Iterator[Overview] | Overview:
-    found = statuses(arguments, tell)
-    return found if arguments.watch else next(found)
-
-
 def live(values: Iterator[Overview], arguments: argparse.Namespace, ask: Callable[[str, str], None] | None) -> None:
     """Show a sweep in a live view as long as values come, or until a person closes it. ``ask`` asks whoever drives a
     sweep; here, by its ledger."""
@@ -164,7 +160,10 @@ def document(found: Overview) -> dict[str, object]:
     return {"schema": 1, **value}
 
 
-status = Command(Overview, answer, show, code=lambda value: 0, document=document, live=live)
+@partial(Command, Overview, show=show, code=lambda value: 0, document=document, live=live)
+def status(arguments: argparse.Namespace, tell: Tell) -> Iterator[Overview] | Overview:
+    found = statuses(arguments, tell)
+    return found if arguments.watch else next(found)
 
 
 def job_line(job: JobLine, now: float) -> str:
@@ -194,20 +193,6 @@ class SweepLine:
     unreadable: str = ""
 
 
-def listed(arguments: argparse.Namespace, tell: Tell) -> Iterator[SweepLine]:
-    """All sweeps; what cannot be read is listed too."""
-    state = state_directory(os.environ, arguments.state)
-    sweeps, runs = state / "sweeps", state / "runs"
-    known = ledgers.names(sweeps)
-    if not known:
-        tell(f"no sweeps below {sweeps}")
-    for name in known:
-        try:
-            yield SweepLine(name, replace(seen(runs, Ledger.load(sweeps, name)), jobs=(), states=()))
-        except ConfigError as error:
-            yield SweepLine(name, unreadable=error.message)
-
-
 def show_line(value: SweepLine, terminal: Terminal) -> Iterator[str]:
     if value.overview is None:
         yield from folded(f"{value.id}  unreadable: {value.unreadable}", terminal.width, "    ")
@@ -228,4 +213,16 @@ def _forms_of_line() -> tuple[type, type]:
     return msgspec.defstruct("SweepStanding", [("schema", int), *known]), unreadable
 
 
-listing = Command(SweepLine, listed, show_line, document=_document_of_line, form=_forms_of_line)
+@partial(Command, SweepLine, show=show_line, document=_document_of_line, form=_forms_of_line)
+def listing(arguments: argparse.Namespace, tell: Tell) -> Iterator[SweepLine]:
+    """All sweeps; what cannot be read is listed too."""
+    state = state_directory(os.environ, arguments.state)
+    sweeps, runs = state / "sweeps", state / "runs"
+    known = ledgers.names(sweeps)
+    if not known:
+        tell(f"no sweeps below {sweeps}")
+    for name in known:
+        try:
+            yield SweepLine(name, replace(seen(runs, Ledger.load(sweeps, name)), jobs=(), states=()))
+        except ConfigError as error:
+            yield SweepLine(name, unreadable=error.message)

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -130,37 +131,6 @@ class SweepPlan:
     said: tuple[str, ...] = ()
 
 
-def planned_sweep(arguments: argparse.Namespace, tell: Tell) -> SweepPlan:
-    """Nothing is made and nothing is started."""
-    project, policy = open_project(arguments, look=True), policy_of(arguments)
-    jobs, refused, code = _selected(arguments, project, policy)
-    left_out = [str(error) for error in refused]
-    if not jobs:
-        return SweepPlan(code, {"schema": 1, "jobs": [], "left_out": left_out})
-    done = valid_elsewhere(project, jobs)
-    canary = canaries(jobs, policy.canary)
-    guesses = estimates(jobs, history(project.runs))
-    order = ordered(jobs, policy.order)
-    documents = [
-        {
-            **msgspec.to_builtins(job),
-            "gpu_hours": job.gpu_hours,
-            "canary": job.key in canary,
-            "expected": msgspec.to_builtins(guesses.get(job.key)),
-            "done": {str(c): {"run": run, "why": text} for c, (run, text) in done.get(job.key, {}).items()},
-        }
-        for job in order
-    ]
-    points, known = sum(len(job.concurrencies) for job in jobs), sum(map(len, done.values()))
-    said = [f"{points} points in {len(jobs)} jobs, of which {known} points are done already", *cost_lines(jobs)]
-    said.append(expected(jobs, guesses, policy.max_jobs))
-    if done:
-        names = dict.fromkeys(text.rpartition(" ")[2] for known in done.values() for _, text in known.values())
-        said.append(f"--reuse {' '.join(names)} takes them over")
-    rows = tuple(tuple(map(str, _row(job, done.get(job.key, {})))) for job in order)
-    return SweepPlan(code, {"schema": 1, "jobs": documents, "left_out": left_out}, rows, tuple(said))
-
-
 def show_plan(value: SweepPlan, terminal: Terminal) -> Iterator[str]:
     columns = ("job", "runner", "topology", "nodes", "limit h", "GPU-h", "conc", "done already")
     if value.rows:
@@ -203,14 +173,43 @@ class SweepPlanDocument(msgspec.Struct, frozen=True, kw_only=True):
     left_out: list[str]
 
 
-plan = Command(
+@partial(
+    Command,
     SweepPlan,
-    planned_sweep,
-    show_plan,
+    show=show_plan,
     code=lambda value: value.code,
     document=lambda value: value.document,
     form=SweepPlanDocument,
 )
+def plan(arguments: argparse.Namespace, tell: Tell) -> SweepPlan:
+    """Nothing is made and nothing is started."""
+    project, policy = open_project(arguments, look=True), policy_of(arguments)
+    jobs, refused, code = _selected(arguments, project, policy)
+    left_out = [str(error) for error in refused]
+    if not jobs:
+        return SweepPlan(code, {"schema": 1, "jobs": [], "left_out": left_out})
+    done = valid_elsewhere(project, jobs)
+    canary = canaries(jobs, policy.canary)
+    guesses = estimates(jobs, history(project.runs))
+    order = ordered(jobs, policy.order)
+    documents = [
+        {
+            **msgspec.to_builtins(job),
+            "gpu_hours": job.gpu_hours,
+            "canary": job.key in canary,
+            "expected": msgspec.to_builtins(guesses.get(job.key)),
+            "done": {str(c): {"run": run, "why": text} for c, (run, text) in done.get(job.key, {}).items()},
+        }
+        for job in order
+    ]
+    points, known = sum(len(job.concurrencies) for job in jobs), sum(map(len, done.values()))
+    said = [f"{points} points in {len(jobs)} jobs, of which {known} points are done already", *cost_lines(jobs)]
+    said.append(expected(jobs, guesses, policy.max_jobs))
+    if done:
+        names = dict.fromkeys(text.rpartition(" ")[2] for known in done.values() for _, text in known.values())
+        said.append(f"--reuse {' '.join(names)} takes them over")
+    rows = tuple(tuple(map(str, _row(job, done.get(job.key, {})))) for job in order)
+    return SweepPlan(code, {"schema": 1, "jobs": documents, "left_out": left_out}, rows, tuple(said))
 
 
 def _row(job: Job, done: dict[int, tuple[str, str]]) -> tuple[object, ...]:

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -85,7 +86,20 @@ class Shadow:
     differences: tuple[str, ...] = ()
 
 
-def compared(arguments: argparse.Namespace, tell: Tell) -> Shadow:
+def show(value: Shadow, terminal: Terminal) -> Iterator[str]:
+    yield from plan_lines([value.plan], terminal.width)
+    if value.alone is not None:
+        yield from folded(f"shadow: the plan alone: {value.alone}", terminal.width, "  ")
+        return
+    for line in value.differences:
+        yield from folded(f"shadow: differs: {line}", terminal.width, "  ")
+    what = f"{value.containers} containers" if value.containers != 1 else "one container"
+    found = f"{len(value.differences)} differences" if value.differences else "agree"
+    yield f"shadow: {found}: {value.script} starts {what}"
+
+
+@partial(Command, Shadow, show=show, code=lambda value: int(bool(value.differences)))
+def shadow(arguments: argparse.Namespace, tell: Tell) -> Shadow:
     """Plan from the environment, and run the bash launcher where it can do nothing.
 
     Exit 0 when they agree or when there is the plan alone, 1 when they differ, 2 when the row cannot be planned.
@@ -102,18 +116,3 @@ def compared(arguments: argparse.Namespace, tell: Tell) -> Shadow:
     except NoNamespace as error:
         return Shadow(view, error.message)
     return Shadow(view, None, script.name, len(bash.containers), tuple(differences(plan, bash, project.environ)))
-
-
-def show(value: Shadow, terminal: Terminal) -> Iterator[str]:
-    yield from plan_lines([value.plan], terminal.width)
-    if value.alone is not None:
-        yield from folded(f"shadow: the plan alone: {value.alone}", terminal.width, "  ")
-        return
-    for line in value.differences:
-        yield from folded(f"shadow: differs: {line}", terminal.width, "  ")
-    what = f"{value.containers} containers" if value.containers != 1 else "one container"
-    found = f"{len(value.differences)} differences" if value.differences else "agree"
-    yield f"shadow: {found}: {value.script} starts {what}"
-
-
-shadow = Command(Shadow, compared, show, code=lambda value: int(bool(value.differences)))
