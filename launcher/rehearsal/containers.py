@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from launcher.container.job_functions import CARRIED, READ_CARRIED, SET_CARRIED, SET_CARRIED_AT_LOGIN
 
@@ -33,6 +33,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *, prog: str, refusal: int = 1) -> None:
         super().__init__(prog=prog, allow_abbrev=False)
         self.refusal = refusal
+
+    def options(self, *, values: Sequence[str] = (), lists: Sequence[str] = (), switches: Sequence[str] = ()) -> None:
+        """Take these long options: with a value each, with one each time that they are given, and with none."""
+        forms: tuple[dict[str, Any], ...] = ({}, {"action": "append", "default": []}, {"action": "store_true"})
+        for names, form in zip((values, lists, switches), forms, strict=True):
+            for name in names:
+                self.add_argument(f"--{name}", **form)
 
     def error(self, message: str) -> NoReturn:
         raise Refused(f"{self.prog}: {message} (a rehearsal's stand-in)", self.refusal)

@@ -195,26 +195,16 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 def _parser(program: str, command: str) -> Parser:
     parser = Parser(prog=f"{program} {command}", refusal=DAEMON if command == "run" else 1)
     if command == "run":
-        for name in _VALUES:
-            parser.add_argument(f"--{name}")
-        for name in _LISTS:
-            parser.add_argument(f"--{name}", action="append", default=[])
-        for name in _SWITCHES:
-            parser.add_argument(f"--{name}", action="store_true")
+        parser.options(values=_VALUES, lists=_LISTS, switches=_SWITCHES)
         parser.add_argument("image")
         parser.add_argument("command", nargs=argparse.REMAINDER)
     elif command == "ps":
-        for name in ("all", "quiet"):
-            parser.add_argument(f"--{name}", action="store_true")
-        parser.add_argument("--filter", action="append", default=[])
+        parser.options(lists=["filter"], switches=["all", "quiet"])
     elif command == "rm":
-        parser.add_argument("--force", action="store_true")
+        parser.options(switches=["force"])
         parser.add_argument("containers", nargs="+")
     else:
-        if command == "pull":
-            parser.add_argument("--quiet", action="store_true")
-        else:
-            parser.add_argument("--format")
+        parser.options(**({"switches": ["quiet"]} if command == "pull" else {"values": ["format"]}))
         parser.add_argument("reference")
     return parser
 

@@ -173,40 +173,34 @@ def resolve(document: Mapping[str, Any], cluster: Mapping[str, Any]) -> dict[str
     return config
 
 
-def preflight(raw: Mapping[str, Any], cluster: Mapping[str, Any]) -> tuple[str, str, list[str]]:
-    """The texts of preflight about the model and about the container, and its errors (``field: text``).
+def preflight(raw: Mapping[str, Any], cluster: Mapping[str, Any]) -> list[str]:
+    """The errors of preflight, ``field: text`` each: of the model, of the container, of the topology.
 
     A container that looks like an image name with a tag passes without a check, because pyxis would pull it.
     """
     model, container = (str(raw.get("model", {}).get(key) or "") for key in ("path", "container"))
-    found = resolve(raw, cluster).get("model", {})
-    if model.startswith("hf:"):
-        said_model, wrong_model = f"HuggingFace model ID: {model[3:]}", False
-    else:
-        said_model, wrong_model = _availability("Model", model, found.get("path"), cluster.get("model_paths", {}))
-    if not container.startswith(("/", "./")) and ":" in container:
-        said_image, wrong_image = f"Container image URI: {container}", False
-    else:
-        aliases = cluster.get("containers", {})
-        said_image, wrong_image = _availability("Container", container, found.get("container"), aliases)
-    errors = [f"model.path: {said_model}"] * wrong_model + [f"model.container: {said_image}"] * wrong_image
-    return said_model, said_image, errors + _topology(raw.get("resources") or {})
+    found, errors = resolve(raw, cluster).get("model", {}), []
+    if not model.startswith("hf:"):
+        errors += _unavailable("Model", model, found.get("path"), cluster.get("model_paths", {}))
+    if container.startswith(("/", "./")) or ":" not in container:
+        errors += _unavailable("Container", container, found.get("container"), cluster.get("containers", {}))
+    return errors + _topology(raw.get("resources") or {})
 
 
-def _availability(
+def _unavailable(
     kind: Literal["Model", "Container"], given: str, resolved: Any, aliases: Mapping[str, str]
-) -> tuple[str, bool]:
-    """What preflight says about a directory (of a model) or file (of a container), and whether that is an error."""
+) -> list[str]:
+    """What preflight says where there is no directory (of a model) or file (of a container)."""
     place = Path(os.path.expandvars(str(resolved))).expanduser().resolve()
     if place.is_dir() if kind == "Model" else place.is_file():
-        return f"exists: {place}", False
+        return []
     what, table, verb = ("path", "model_paths", "Pull") if kind == "Model" else ("file", "containers", "Provide")
-    name = kind.lower()
+    name, key = kind.lower(), "path" if kind == "Model" else "container"
     if given in aliases:
         said = f"{kind} alias '{given}' resolved to '{resolved}', but that {what} is unavailable."
     else:
         said = f"{kind} '{given}' is not a local {name} path and is not defined in srtslurm.yaml {table}."
-    return f"{said} {verb} or register the {name} yourself before submitting.", True
+    return [f"model.{key}: {said} {verb} or register the {name} yourself before submitting."]
 
 
 def _topology(resources: Mapping[str, Any]) -> list[str]:

@@ -1,10 +1,11 @@
 """A stand-in for srtctl that behaves as recorded.
 
-``python -m launcher.rehearsal.srtctl_stand_in apply -f recipe.yaml`` submits. It has ``dry-run`` and
-``preflight`` too. Kept, from transcripts of srt-slurm c88ef731, are the options of `apply`; text on stdout, or with
-``--json`` on stderr, and then one JSON line for each submission on stdout after all of them; wrapping and colours by
-rich; exit codes; selectors; the texts of preflight and of sbatch's failures; the layout of ``outputs/<job>``; the job's
-name from RUNNER_NAME. Not kept are sweeps, identity checks, ``--bash``, ``--mock`` and the other subcommands.
+``python -m launcher.rehearsal.srtctl_stand_in apply -f recipe.yaml`` submits, as the launcher has it do. Kept, from
+transcripts of srt-slurm c88ef731, are the options of `apply`; text on stdout, or with ``--json`` on stderr, and then
+one JSON line for each submission on stdout after all of them; wrapping and colours by rich; exit codes; selectors; the
+texts of preflight and of sbatch's failures; the layout of ``outputs/<job>``; the job's name from RUNNER_NAME. Not kept
+are sweeps, identity checks, recipes from a directory or from standard input, ``--bash``, ``--mock`` and the other
+subcommands.
 
 Its jobs are real ones: of `sbatch`, or of the embedded scheduler when LAUNCHER_LOCAL_JOBS names its directory. They run
 `launcher.rehearsal.engine_stand_in`. LAUNCHER_REHEARSAL_FAULTS asks for failures (`faults`).
@@ -78,14 +79,8 @@ def _parser(wrong: dict[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="srtctl", description="srtctl - SLURM job submission (rehearsal)")
     commands = parser.add_subparsers(dest="command", required=True)
     apply = commands.add_parser("apply", help="Submit job(s) to SLURM")
-    dry_run = commands.add_parser("dry-run", help="Validate without submitting")
-    preflight = commands.add_parser("preflight", help="Check model and container availability without submitting")
-    for each in (apply, dry_run, preflight):
-        each.add_argument("-f", "--file", required=True, dest="config", metavar="CONFIG", help="file, or file:selector")
-    for each in (apply, dry_run):
-        each.add_argument("-o", "--output", type=Path, dest="output_dir", help="Custom output directory for job logs")
-        each.add_argument("--sweep", action="store_true", help="Force sweep mode")
-        each.add_argument("-y", "--yes", action="store_true", help="Skip confirmation prompts")
+    apply.add_argument("-f", "--file", required=True, dest="config", metavar="CONFIG", help="file, or file:selector")
+    apply.add_argument("-o", "--output", type=Path, dest="output_dir", help="Custom output directory for job logs")
     apply.add_argument("--setup-script", help="Custom setup script in configs/")
     apply.add_argument("--tags", help="Comma-separated tags")
     if "no-json" not in wrong:
@@ -102,44 +97,9 @@ class _Command:
         self.cluster: dict[str, Any] = {}
 
     def run(self, path: Path, selector: str | None) -> int:
-        if str(path) in ("-", "/dev/stdin"):
-            text = sys.stdin.read()
-            if not text.strip():
-                raise Refused("No YAML received on stdin")
-            with tempfile.NamedTemporaryFile("w", prefix="srtctl_stdin_", suffix=".yaml") as staged:
-                staged.write(text)
-                staged.flush()
-                return self._file(Path(staged.name), selector)
         if not path.exists():
             self.console.print(f"[bold red]Config not found:[/] {path}")
             return 1
-        return self._directory(path) if path.is_dir() else self._file(path, selector)
-
-    def _directory(self, directory: Path) -> int:
-        """Every YAML file below. As in srtctl, a file that fails is only reported: the exit code is 0."""
-        if self.arguments.command == "preflight":
-            raise Refused("preflight currently expects a file, not a directory")
-        files = sorted({*directory.rglob("*.yaml"), *directory.rglob("*.yml")})
-        if not files:
-            self.console.print(f"[bold yellow]⚠️  No YAML files found in:[/] {directory}")
-            return 0
-        self.console.print(f"[bold cyan]📁 Found {len(files)} YAML file(s) in:[/] {directory}")
-        failed = 0
-        for number, file in enumerate(files, 1):
-            self.console.print(f"[bold]({number}/{len(files)})[/] Processing: {file.relative_to(directory)}")
-            try:
-                self._file(file, None)
-            except (Refused, OSError) as error:
-                self.console.print(f"[bold red]  ❌ Error:[/] {error}")
-                failed += 1
-        done = "Validated {} config(s)" if self.arguments.command == "dry-run" else "Submitted {} job(s)"
-        self.console.print(
-            f"[bold green]✅ {done.format(len(files) - failed)}[/]"
-            + (f" [bold red]({failed} failed)[/]" if failed else "")
-        )
-        return 0
-
-    def _file(self, path: Path, selector: str | None) -> int:
         document = contract.load_recipe(path)
         self.cluster, warning = contract.load_cluster(os.environ, Path.cwd())
         if warning:
@@ -151,14 +111,10 @@ class _Command:
             variants = recipe.variants(document, None if plain else selector)
         except ConfigError as error:
             raise Refused(_refusal(document, selector or "") or error.message) from None
-        if self.arguments.command == "preflight":
-            return self._preflight(path, variants)
-        for number, variant in enumerate(variants, 1):
+        for variant in variants:
             raw = {key: value for key, value in variant.document.items() if key != "lock"}
             if not plain:
                 label = "base" if variant.suffix == "base" else f"override_{variant.suffix}"
-                if self.arguments.command == "dry-run":
-                    self.console.print(f"[bold cyan]\\[{number}/{len(variants)}][/] {label}: {raw.get('name')}")
                 _log("INFO", f"Override variant: {label} -> {raw.get('name', 'unnamed')}")
             resolved = contract.resolve(raw, self.cluster)
             if "sweep" in raw and plain:
@@ -170,23 +126,10 @@ class _Command:
             self._one(path, variant, raw, resolved)
         return 0
 
-    def _preflight(self, path: Path, variants: list[recipe.Variant]) -> int:
-        failed: list[str] = []
-        for variant in variants:
-            model, container, errors = contract.preflight(variant.document, self.cluster)
-            self.console.print(f"{'[red]✗[/]' if errors else '[green]✓[/]'} {variant.suffix or 'base'}")
-            self.console.print(f"  model.path: {model}")
-            self.console.print(f"  model.container: {container}")
-            failed += errors
-        if failed:
-            raise Refused(_preflight_failed(path, failed))
-        return 0
-
     def _one(self, path: Path, variant: recipe.Variant, raw: dict[str, Any], resolved: dict[str, Any]) -> None:
-        dry = self.arguments.command == "dry-run"
-        skipped = dry or "no_preflight" not in self.arguments or self.arguments.no_preflight
-        if not skipped and (errors := contract.preflight(raw, self.cluster)[2]):
-            raise Refused(_preflight_failed(path, errors))
+        skipped = "no_preflight" not in self.arguments or self.arguments.no_preflight
+        if not skipped and (errors := contract.preflight(raw, self.cluster)):
+            raise Refused("\n".join([f"Preflight failed for {path}:", *(f"- {error}" for error in errors)]))
         root = Path(self.cluster.get("srtctl_root") or Path.cwd())
         base = self.arguments.output_dir
         if base is None:
@@ -200,14 +143,9 @@ class _Command:
             root=root,
             output_base=base.resolve(),
             config_name=config_name,
-            setup_script=getattr(self.arguments, "setup_script", None),
+            setup_script=self.arguments.setup_script,
             log=None if "no-log" in self.wrong else base.resolve() / "%j/logs/sweep_%j.log",
         )
-        if dry:
-            self.console.print(f"[bold]🔍 DRY-RUN[/] {resolved['name']}")
-            self.console.print(contract.batch_script(job), markup=False, highlight=False)
-            self._summary(resolved)
-            return
         if missing := [label for name, label in MADE_BY_SETUP if not (root / name).exists()]:
             self.console.print(f"\n[red bold]ERROR:[/] Required binaries not found in {root}:")
             for label in missing:
@@ -316,10 +254,6 @@ def _refusal(document: Mapping[str, Any], selector: str) -> str | None:
     if selector.startswith(recipe.ZIP):
         return f"'{selector}' not found in config. Available: {', '.join(zips) or '(none)'}"
     return f"Override '{selector}' not found in config. Available: {every}"
-
-
-def _preflight_failed(path: Path, errors: Sequence[str]) -> str:
-    return "\n".join([f"Preflight failed for {path}:", *(f"- {error}" for error in errors)])
 
 
 def _log(level: str, text: str) -> None:

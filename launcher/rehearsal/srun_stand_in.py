@@ -21,7 +21,12 @@ from typing import NoReturn
 from launcher.container.planned import SCRIPT
 from launcher.rehearsal.containers import Container, Parser, Refused, mounts_of
 
+VALUES = (
+    *("container-image", "container-mounts", "container-workdir", "nodelist"),
+    *("cpus-per-task", "mpi", "container-name"),
+)
 FLAGS = (
+    "overlap",
     *("container-mount-home", "no-container-mount-home", "container-entrypoint", "no-container-entrypoint"),
     *("container-remap-root", "container-writable"),
 )
@@ -77,13 +82,7 @@ def _parser() -> Parser:
     parser.add_argument("--export", required=True, choices=["ALL"])
     parser.add_argument("--ntasks-per-node", choices=["1"])
     parser.add_argument("--kill-on-bad-exit", choices=["0"])
-    parser.add_argument("--overlap", action="store_true")
-    for name in ("container-image", "container-mounts", "container-workdir", "nodelist"):
-        parser.add_argument(f"--{name}")
-    for name in ("cpus-per-task", "mpi", "container-name"):
-        parser.add_argument(f"--{name}")
-    for name in FLAGS:
-        parser.add_argument(f"--{name}", action="store_true")
+    parser.options(values=VALUES, switches=FLAGS)
     parser.add_argument("command", nargs=argparse.REMAINDER)
     return parser
 
