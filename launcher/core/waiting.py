@@ -1,11 +1,11 @@
-"""Waiting for work that may hang, with a word for the person who waits."""
+"""Work that may take long or hang: begun in a thread of its own, and waited for with a word to the person who waits."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 TELL = 2.0
@@ -14,24 +14,20 @@ TELL = 2.0
 Answer = TypeVar("Answer")
 
 
-def begin(work: Callable[[], Answer]) -> Callable[[float | None], Answer]:
-    """Begin work in a thread of its own. What it returns or raises is given by the function that comes back, which
-    waits for that: so many seconds, None for as long as it takes. Raises queue.Empty when the time is over."""
-    answers: SimpleQueue[tuple[Answer | None, BaseException | None]] = SimpleQueue()
+def begin(work: Callable[[], Answer], name: str = "begun") -> Future[Answer]:
+    """Begin work in a thread of its own of this name; the future gives what it returns or raises.
+
+    No executor: that would wait for work that hangs when the interpreter ends.
+    """
+    answer: Future[Answer] = Future()
 
     def run() -> None:
         try:
-            answers.put((work(), None))
+            answer.set_result(work())
         except BaseException as error:  # noqa: BLE001  # handed to who asks
-            answers.put((None, error))
+            answer.set_exception(error)
 
-    def answer(seconds: float | None) -> Answer:
-        value, error = answers.get(timeout=seconds)
-        if error is not None:
-            raise error
-        return value  # type: ignore[return-value]  # None only where the work returned it
-
-    threading.Thread(target=run, daemon=True, name="begun").start()
+    threading.Thread(target=run, daemon=True, name=name).start()
     return answer
 
 
@@ -40,16 +36,12 @@ def within(work: Callable[[], Answer], bound: float, say: Callable[[float], None
 
     Raises TimeoutError after ``bound`` seconds; the work then goes on, and nobody takes its answer.
     """
-    began, told = time.monotonic(), 0.0
-    answer = begin(work)
-    while True:
+    began, told, answer = time.monotonic(), 0.0, begin(work)
+    while not wait([answer], max(0.0, min(told + TELL, bound) - (time.monotonic() - began))).done:
         waited = time.monotonic() - began
-        try:
-            return answer(max(0.0, min(told + TELL, bound) - waited))
-        except Empty:
-            waited = time.monotonic() - began
-            if waited >= bound:
-                raise TimeoutError(f"no answer within {bound:.0f} s") from None
-            if waited >= told + TELL:
-                told = waited
-                say(waited)
+        if waited >= bound:
+            raise TimeoutError(f"no answer within {bound:.0f} s")
+        if waited >= told + TELL:
+            told = waited
+            say(waited)
+    return answer.result()

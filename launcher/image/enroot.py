@@ -112,7 +112,7 @@ class Enroot:
         try:
             output, done = attempts(self._attempt, uri, squash, timeout, time.monotonic() + timeout, files)
         finally:
-            told = version(None)
+            told = version.result()
         for line in done.stderr.splitlines():
             if _WRONG_ARCHITECTURE in line:
                 note(line)

@@ -330,8 +330,8 @@ class Placement:
                 f"enroot import ended well, and left no whole squash file: {error.message}",
                 hint="look at the free space and at the log of the file system, then run again",
             ) from None
-        stored(None)
-        return block, listing, hashed(None)
+        stored.result()
+        return block, listing, hashed.result()
 
     def _is_whole(self, path: Path) -> bool:
         try:

@@ -3,13 +3,12 @@ may not answer. Meanwhile the loop asks about the other jobs, releases them and 
 
 from __future__ import annotations
 
-import contextlib
-import threading
-import time
 from collections.abc import Iterator
-from queue import Empty, SimpleQueue
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import partial
 
 from launcher.core.errors import Cancelled, LauncherError, ResultError, as_error
+from launcher.core.waiting import begin
 from launcher.run import cancelling, finish, job_requests
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
@@ -25,47 +24,36 @@ class Endings:
     """Ends of runs that are under way, and those that were brought about. Its methods are for one thread."""
 
     def __init__(self) -> None:
-        self.under_way: dict[str, Run] = {}
+        self.under_way: dict[Run, Future[Outcome]] = {}
         self.failed = False
         """Whether an end is known to be none of success, be it under way or over."""
-        self._done: SimpleQueue[Outcome] = SimpleQueue()
 
     def begin(self, run: Run, end: End) -> None:
         """Have the run end so."""
-        self.under_way[run.id] = run
+        self.under_way[run] = begin(partial(_end, run, end), "end")
         if not cancelling.is_asked(run.record):  # a run that a person cancelled is no failure
             self.failed = self.failed or isinstance(end, LauncherError) or not end.succeeded
-        threading.Thread(target=_end_in_thread, args=(run, end, self._done), daemon=True, name="end").start()
 
-    def taken(self) -> Iterator[tuple[Run, Outcome]]:
-        """The outcomes that are there since the last call."""
-        with contextlib.suppress(Empty):
-            while self.under_way:
-                outcome = self._done.get_nowait()
-                self.failed = self.failed or outcome.state == "failed"
-                yield self.under_way.pop(outcome.run), outcome
-
-    def wait(self, seconds: float) -> Iterator[tuple[Run, Outcome]]:
-        """The outcomes of all ends that are under way, as far as they come within ``seconds``."""
-        until = time.monotonic() + seconds
-        while self.under_way and time.monotonic() < until:
-            yield from self.taken()
-            time.sleep(0.02)
+    def taken(self, seconds: float = 0.0) -> Iterator[tuple[Run, Outcome]]:
+        """The outcomes that are there since the last call; where there is none yet, the first within ``seconds``."""
+        wait(self.under_way.values(), seconds, FIRST_COMPLETED)
+        for run in [run for run, end in self.under_way.items() if end.done()]:
+            outcome = self.under_way.pop(run).result()
+            self.failed = self.failed or outcome.state == "failed"
+            yield run, outcome
 
 
-def _end_in_thread(run: Run, end: End, done: SimpleQueue[Outcome]) -> None:
+def _end(run: Run, end: End) -> Outcome:
     try:
-        if isinstance(end, LauncherError):
-            if not isinstance(end, Cancelled):
-                job_requests.request_end(run)
-            outcome = _end_early(run, end)
-        else:
-            outcome = finish.finish(run, end)
+        if not isinstance(end, LauncherError):
+            return finish.finish(run, end)
+        if not isinstance(end, Cancelled):
+            job_requests.request_end(run)
+        return _end_early(run, end)
     except Cancelled as why:  # stopped while waiting for results to appear
-        outcome = _end_early(run, why)
+        return _end_early(run, why)
     except BaseException as fault:  # noqa: BLE001  # one run's end must not end the others
-        outcome = _unwritten_end(run, fault)
-    done.put(outcome)
+        return _unwritten_end(run, fault)
 
 
 def _end_early(run: Run, error: LauncherError) -> Outcome:

@@ -7,9 +7,9 @@ of the environment, or the shape of one.
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from launcher.core.publish import remove_tree, write_bytes, write_json, write_te
 from launcher.core.reading import open_regular
 from launcher.core.redact import redact_bytes
 from launcher.core.terminal import one_line
+from launcher.core.waiting import begin
 from launcher.plan.plan import Plan
 from launcher.result.collect import Collected
 from launcher.result.logs import LOGS, TARBALL, bundle_logs, keep_logs
@@ -364,9 +365,7 @@ def keep_answers(run: Run, state: JobState, *, soon: bool = False) -> None:
             write_json(run.evidence_directory / "scheduler.json", shown)
 
     if soon:
-        asking = threading.Thread(target=answers, daemon=True, name="evidence")
-        asking.start()
-        asking.join(STOP_SECONDS)
+        wait([begin(answers, "evidence")], STOP_SECONDS)
     else:
         answers()
     with contextlib.suppress(OSError):

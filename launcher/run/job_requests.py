@@ -15,11 +15,13 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import replace
-from queue import SimpleQueue
+from functools import partial
 
 from launcher.core.errors import LauncherError, as_error
 from launcher.core.stop import Stop
+from launcher.core.waiting import begin
 from launcher.run.kind import Run
 from launcher.slurm.client import JobKey, JobState, Phase, Scheduler
 
@@ -137,8 +139,7 @@ class Releases:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._answers: SimpleQueue[tuple[JobKey, LauncherError | None]] = SimpleQueue()
-        self._asked: set[JobKey] = set()
+        self._asked: dict[JobKey, Future[None]] = {}
         self._answered: dict[JobKey, float] = {}
 
     def may_ask(self, job: JobKey, began: float) -> bool:
@@ -147,24 +148,14 @@ class Releases:
         return job not in self._asked and began > self._answered.get(job, -1.0)
 
     def ask(self, job: JobKey) -> None:
-        self._asked.add(job)
-        threading.Thread(target=self._release, args=(job,), daemon=True, name="release").start()
-
-    def _release(self, job: JobKey) -> None:
-        answer: LauncherError | None = None
-        try:
-            self._scheduler.release(job)
-        except Exception as error:  # noqa: BLE001  # a fault of ours must not leave the job held for good
-            answer = as_error(error, str(job))
-        self._answers.put((job, answer))
+        self._asked[job] = begin(partial(self._scheduler.release, job), "release")
 
     def taken(self) -> Iterator[tuple[JobKey, LauncherError | None]]:
-        """The releases that Slurm took, or refused, since the last call."""
-        while not self._answers.empty():
-            job, error = self._answers.get()
-            self._asked.discard(job)
+        """The releases that Slurm took, or refused, since the last call. A fault of ours must leave no job held."""
+        for job in [job for job, release in self._asked.items() if release.done()]:
+            fault = self._asked.pop(job).exception()
             self._answered[job] = time.monotonic()
-            yield job, error
+            yield job, as_error(fault, str(job)) if fault is not None else None
 
 
 def should_release(run: Run, state: JobState | None) -> bool:

@@ -182,8 +182,8 @@ class _Loop:
     def _gives_up(self) -> Cancelled | None:
         return self._feed.gives_up(self._endings.failed)
 
-    def _take_outcomes(self) -> None:
-        for run, outcome in self._endings.taken():
+    def _take_outcomes(self, seconds: float = 0.0) -> None:
+        for run, outcome in self._endings.taken(seconds):
             self._feed.ended(run, outcome)
 
     def _let_go(self) -> None:
@@ -288,7 +288,7 @@ class _Loop:
         self._await_endings(began + job_requests.CANCEL_BOUND, why)
         for job, state in states.items():
             run = self._watched[job]
-            if run.id not in self._endings.under_way:
+            if run not in self._endings.under_way:
                 with _despite_full_disk(run):
                     finish.note_after_cancel(run, state)
 
@@ -296,9 +296,8 @@ class _Loop:
         """Wait for ends that are under way: as long as they take, unless we were asked to stop."""
         self._take_outcomes()
         while self._endings.under_way and not (self._stop.requested() and time.monotonic() > until):
-            for run, outcome in self._endings.wait(REST):
-                self._feed.ended(run, outcome)
-        for run in self._endings.under_way.values():
+            self._take_outcomes(REST)
+        for run in self._endings.under_way:
             self._feed.ended(run, left_under_way(run, why))
 
     def _abandon_preparations(self, until: float, why: Cancelled) -> None:
@@ -337,8 +336,7 @@ class _Loop:
                 if isinstance(answer, JobKey):
                     self._feed.submitted(run)
         while self._endings.under_way and time.monotonic() < until:
-            for run, outcome in self._endings.wait(REST):
-                self._feed.ended(run, outcome)
+            self._take_outcomes(REST)
 
 
 def _submits(run: Run) -> bool:

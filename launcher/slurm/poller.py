@@ -9,9 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 from launcher.core.errors import JobError, LauncherError
+from launcher.core.waiting import begin
 from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, unknown
 
 
@@ -98,7 +100,7 @@ class _Watched:
 class _Question:
     began: float
     jobs: tuple[JobKey, ...]
-    answer: Future[dict[JobKey, JobState]] = field(default_factory=Future)
+    answer: Future[dict[JobKey, JobState]]
 
 
 class JobPoller:
@@ -178,17 +180,8 @@ class JobPoller:
         self._pause = pause
 
     def _ask(self) -> None:
-        question = _Question(self._clock(), self.watched)
-
-        def ask() -> None:
-            try:
-                question.answer.set_result(self._scheduler.poll(question.jobs))
-            except BaseException as error:  # noqa: BLE001  # raised again in the caller's thread
-                question.answer.set_exception(error)
-
-        self._question = question
-        # No executor: it would wait for a scheduler that hangs when the interpreter ends.
-        threading.Thread(target=ask, daemon=True, name="poll").start()
+        began, jobs = self._clock(), self.watched
+        self._question = _Question(began, jobs, begin(partial(self._scheduler.poll, jobs), "poll"))
 
     def _take_answer(
         self, question: _Question, markers: Mapping[JobKey, JobState], held: Collection[JobKey]
