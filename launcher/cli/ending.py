@@ -159,7 +159,7 @@ def _remove_old_trees(project: Project, job_name: str | None = None) -> None:
     """
     for record in records(project.runs):
         fields = record.fields
-        if fields.results != "workspace" or fields.state != "cancelled" or not record.settled:
+        if fields.results != "workspace" or fields.state != "cancelled" or not record.fields.settled:
             continue
         if (fields.ended or 0.0) > time.time() - TREES_KEPT:
             continue
@@ -211,7 +211,7 @@ def _runs_of_job(project: Project) -> list[str]:
     have, and by the key that this environment gives, as far as it has what that takes."""
     named = project.environ.get(github_runs.VARIABLE, "")
     ours = github_runs.runs_of_job(project.runs, project.environ)
-    found = [record.id for record in ours if not record.settled] or [record.id for record in ours[-1:]]
+    found = [record.id for record in ours if not record.fields.settled] or [record.id for record in ours[-1:]]
     with contextlib.suppress(ConfigError):
         found.append(project.run_id_from_environment())
     with contextlib.suppress(ConfigError):

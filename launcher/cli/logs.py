@@ -63,7 +63,7 @@ class _Log:
 
     def read(self, *, wait: bool) -> Iterator[LogPart]:
         """What is new. It is over when the run is, or at once where nobody waits. Raises LauncherError."""
-        over = self._record.ended or not wait
+        over = self._record.fields.has_ended or not wait
         self._look()
         while self._follower is not None and ((lines := self._follower.read_new()) or self._follower.behind):
             yield from self._parts(lines)

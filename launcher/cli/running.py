@@ -147,7 +147,7 @@ def _collected(project: Project, record: RunRecord) -> str:
         if job is None:
             raise ConfigError("this run has no job, hence no results", where=f"run {record.id}")
         state = run.services.scheduler.poll([job])[job]
-        if state.phase is not Phase.TERMINAL and not record.ended:
+        if state.phase is not Phase.TERMINAL and not record.fields.has_ended:
             hint = f"launcher logs -f {record.id}"
             raise JobError(f"the job has not ended: {state.describe()}", where=str(job), hint=hint)
         if state.phase is not Phase.TERMINAL:

@@ -92,7 +92,7 @@ def _chosen(lines: Sequence[RunLine], arguments: argparse.Namespace) -> Sequence
 
 def _line(record: RunRecord, short: dict[str, str]) -> RunLine:
     of = record.fields
-    driven = not record.ended and record.owned_by_another
+    driven = not record.fields.has_ended and record.owned_by_another
     return RunLine(short=short[of.id], driven=driven, text=_text(of), **_kept(of))
 
 

@@ -156,7 +156,7 @@ def meet_nodes(run: Run, nodes: int) -> None:
     own = Path(record.job.output)
     own.mkdir(parents=True, exist_ok=True)
     try:
-        attend(own, nodes, lambda: record.settled or run.services.stop.requested())
+        attend(own, nodes, lambda: record.fields.settled or run.services.stop.requested())
     except OSError as error:
         record.event("warning", f"clock and locks are not compared with the nodes': {error}", job=record.job.id)
 

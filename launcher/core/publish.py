@@ -97,6 +97,33 @@ def private_opener(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
+def append_line(path: Path, line: bytes, *, durable: bool = False) -> None:
+    """Append a line to a file of this user's; what a full disk or a kill has cut before it stays on a line of its own.
+
+    A ``durable`` one is for the only writer of the file: it is synced, or nothing of it stays. Raises OSError.
+    """
+    handle = private_opener(str(path), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
+    try:
+        size = os.fstat(handle).st_size
+        cut = bool(size) and os.pread(handle, 1, size - 1) != b"\n"
+        content = (b"\n" if cut else b"") + line + b"\n"
+        try:
+            if os.write(handle, content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            if durable:
+                os.fsync(handle)
+        except OSError:
+            with contextlib.suppress(OSError):
+                if durable:
+                    os.ftruncate(handle, size)  # what was not written for sure is written again
+            raise
+    finally:
+        os.close(handle)
+    if durable and not size:
+        with contextlib.suppress(OSError):
+            fsync(path.parent)
+
+
 def remove_tree(directory: Path) -> None:
     """Remove a directory with all that is in it, as far as that can be, however deep it is. Raises nothing."""
     try:

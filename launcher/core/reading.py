@@ -52,6 +52,14 @@ def read_file(path: Path | str, most: int) -> bytes:
     return content
 
 
+def read_end(path: Path | str, size: int) -> tuple[bytes, bool]:
+    """The last ``size`` bytes of a regular file, and whether there is more before them. Raises OSError."""
+    with open_regular(path) as file:
+        length = file.seek(0, os.SEEK_END)
+        file.seek(max(0, length - size))
+        return file.read(size), length > size
+
+
 def open_text(path: Path | str, *, newline: str | None = None, errors: str = "strict") -> IO[str]:
     """A regular file of UTF-8, open to be read line by line. Raises OSError for anything else, and never waits."""
     return io.TextIOWrapper(open_regular(path), encoding="utf-8", newline=newline, errors=errors)

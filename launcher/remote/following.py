@@ -59,7 +59,10 @@ def follow(
     while True:
         record.reload()
         # What was written before the end is read after the end was seen.
-        ended, driven = record.ended, record.fields.owner is not None and record.fields.owner.alive() is not False
+        ended, driven = (
+            record.fields.has_ended,
+            record.fields.owner is not None and record.fields.owner.alive() is not False,
+        )
         alone = 0.0 if driven else alone + EACH
         over = ended or alone > ALONE
         while True:
@@ -110,4 +113,4 @@ def _end_of(record: RunRecord) -> End:
     with contextlib.suppress(ResultError):
         summary = read_document(record.directory)
     verdict = str(fields.verdict) if fields.verdict is not None else ""
-    return End(fields.state if record.ended else "left", code, told, verdict, summary, str(record.directory))
+    return End(fields.state if record.fields.has_ended else "left", code, told, verdict, summary, str(record.directory))

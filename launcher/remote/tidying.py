@@ -64,7 +64,7 @@ def _unfinished(directory: Path, is_over: Callable[[Path], bool]) -> Iterator[Pa
 
 
 def _is_settled(run: Path) -> bool:
-    return RunRecord.load(run.parent, run.name).settled
+    return RunRecord.load(run.parent, run.name).fields.settled
 
 
 def _is_over(sweep: Path) -> bool:

@@ -26,11 +26,15 @@ from launcher.result.logs import LOGS, TARBALL, bundle_logs, keep_logs
 from launcher.result.summary import Used, summary
 from launcher.result.validate import Point
 from launcher.run import cancelling
+from launcher.run.failures import first_failures
+from launcher.run.fields import Verdict
 from launcher.run.image_usage import unmark
 from launcher.run.job_requests import BY_USER
 from launcher.run.kind import JobKind, Run
+from launcher.run.log_failure import Failure
+from launcher.run.log_lines import tail
 from launcher.run.record import RecordedError, RecordedJob, RunRecord
-from launcher.run.verdict import Failure, Verdict, first_failures, tail, verdict
+from launcher.run.verdict import verdict
 from launcher.slurm.client import JobState, Phase
 
 RESULT_PATIENCE = 60.0
@@ -222,7 +226,7 @@ def clear_cancelled(run: Run) -> None:
     """Hand a workflow what a cancelled run left, for which its own launcher had no time, and remove the run's own
     directories."""
     record = run.record
-    if record.fields.results != "workspace" or record.fields.state != "cancelled" or not record.settled:
+    if record.fields.results != "workspace" or record.fields.state != "cancelled" or not record.fields.settled:
         return
     try:
         if any(path.exists() for path in run.kind.own_directories(run.plan)) and deliver(run):
@@ -235,7 +239,7 @@ def clear_collected(run: Run) -> None:
     """Remove the own directories of a run by hand that succeeded, once all its results and logs are with its record."""
     record, step = run.record, run.record.step("collect")
     whole = record.fields.state == "succeeded" and step.state == "done" and not step.facts.get("problems")
-    if record.fields.results == "workspace" or not record.settled or not whole:
+    if record.fields.results == "workspace" or not record.fields.settled or not whole:
         return
     try:
         if any(path.exists() for path in run.kind.own_directories(run.plan)) and deliver(run):

@@ -23,7 +23,7 @@ def images_in_use(runs: Path, directories: Sequence[Path] = ()) -> dict[str, lis
     found: dict[str, list[str]] = {}
     unreadable: list[UnreadableRecord] = []
     try:
-        alive = [record for record in records(runs, unreadable) if not record.ended]
+        alive = [record for record in records(runs, unreadable) if not record.fields.has_ended]
     except ConfigError:
         return {str(path): [_UNKNOWN] for directory in directories for path in directory.glob("*.sqsh")}
     for record in [*alive, *(one.record for one in unreadable)]:
@@ -63,7 +63,7 @@ def mark_used_by(record: RunRecord) -> Callable[[Path], None]:
 
 def unmark(record: RunRecord) -> None:
     """Remove the marks of a run that is settled; those of another run stay."""
-    if record.settled:
+    if record.fields.settled:
         for directory in {Path(squash).parent for squash in _images_of(record) or ()}:
             usage.release(directory, record.id, record.directory)
 
@@ -74,4 +74,4 @@ def is_run_over(use: ImageUse) -> bool:
         record = RunRecord.load(Path(use.record).parent, use.run)
     except ConfigError:
         return False
-    return record.settled
+    return record.fields.settled

@@ -110,7 +110,7 @@ def end_unrecorded(run: Run, done: threading.Event) -> None:
             if (job := run.record.job_key) is not None:
                 scheduler.cancel([job])
                 return
-            if run.record.in_doubt and (jobs := scheduler.find(run.id)):
+            if run.record.fields.in_doubt and (jobs := scheduler.find(run.id)):
                 scheduler.cancel(jobs)  # leaves out what is over
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 
-from launcher.core.reading import open_regular
+from launcher.core.reading import read_end
 
 TAIL = 256 * 1024
 """Bytes that are read of the end of each log."""
@@ -230,11 +230,7 @@ def _naive(lines: Iterable[str], written: float) -> str | None:
 def tail(path: Path, size: int = TAIL) -> list[str]:
     """The last lines of a file, whole ones and cleaned, of at most ``size`` bytes; none when it cannot be read."""
     try:
-        with open_regular(path) as file:
-            length = file.seek(0, 2)
-            file.seek(max(0, length - size))
-            text = file.read(size).decode(errors="replace")
+        text, is_cut = read_end(path, size)
     except OSError:
         return []
-    lines = clean(text).split("\n")
-    return lines[1:] if length > size else lines
+    return clean(text.decode(errors="replace")).split("\n")[is_cut:]

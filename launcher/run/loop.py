@@ -311,7 +311,7 @@ class _Loop:
                 run, answer = self._prepared.get(timeout=max(0.0, until - time.monotonic()))
             except Empty:  # its record says how far it was; `launcher cleanup` looks for its job by its token
                 run, answer = next(iter(preparing.values())), why
-                if run.record.in_doubt:
+                if run.record.fields.in_doubt:
                     text = (
                         f"left while a submission is under way: `launcher cleanup {run.id}` ends the job that may come"
                     )

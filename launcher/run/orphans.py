@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import pwd
 import re
 import threading
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from launcher.core.errors import Cancelled, ConfigError, JobError, LauncherError
 from launcher.core.process import ProcessIdentity
+from launcher.core.rights import user_name
 from launcher.core.waiting import within
 from launcher.image.enroot import import_comment
 from launcher.run import cancelling, finish
@@ -179,7 +179,7 @@ def end_run(run: Run, why: str, log: Callable[[str], None], silence: float = END
     record, scheduler = run.record, run.services.scheduler
     check_owner(record, os.getuid())
     driven = record.owned_by_another
-    if not record.ended and record.abandoned is not True and record.fields.owner != ProcessIdentity.mine():
+    if not record.fields.has_ended and record.abandoned is not True and record.fields.owner != ProcessIdentity.mine():
         try:
             cancelling.ask(record, why)
         except OSError as error:
@@ -189,7 +189,7 @@ def end_run(run: Run, why: str, log: Callable[[str], None], silence: float = END
             record.take()
         except OSError as error:  # a full disk is no reason to leave a job behind
             log(f"run {run.id}: its record cannot be written ({error.strerror}); its job is ended all the same")
-    elif not record.ended and _let_go(run, log):
+    elif not record.fields.has_ended and _let_go(run, log):
         return
     jobs = within(
         lambda: _jobs_to_end(run),
@@ -222,10 +222,10 @@ def _let_go(run: Run, log: Callable[[str], None]) -> bool:
     record = run.record
 
     def job_or_end() -> bool:
-        while record.job is None and not record.in_doubt and not record.ended:
+        while record.job is None and not record.fields.in_doubt and not record.fields.has_ended:
             time.sleep(0.1)
             record.reload()
-        return record.ended and record.job is None and not record.in_doubt
+        return record.fields.has_ended and record.job is None and not record.fields.in_doubt
 
     try:
         if within(job_or_end, LET_GO, lambda s: log(f"run {run.id}: its launcher is asked to let it go ({s:.0f} s)")):
@@ -246,9 +246,9 @@ def _write_end(run: Run, states: Mapping[JobKey, JobState], why: str) -> None:
     if record.job is not None:
         for state in states.values():
             finish.note_after_cancel(run, state)
-    elif record.in_doubt:
+    elif record.fields.in_doubt:
         record.set_step("submit", "failed", error=why)
-    if not record.ended:
+    if not record.fields.has_ended:
         finish.end_early(run, Cancelled(why))
     finish.clear_cancelled(run)
 
@@ -257,10 +257,7 @@ def check_owner(record: RunRecord, uid: int) -> None:
     """Raise ConfigError when the run is another user's, whose job is not ours to end (root may)."""
     theirs = record.directory.stat().st_uid
     if uid not in (0, theirs):
-        try:
-            name = pwd.getpwuid(theirs).pw_name
-        except KeyError:
-            name = f"user {theirs}"
+        name = user_name(theirs)
         raise ConfigError(
             f"the run belongs to {name}, and so does its job",
             where=f"run {record.id}",
@@ -277,7 +274,7 @@ def _jobs_to_end(run: Run) -> Sequence[JobKey]:
     importing = record.step("images").state == "running" and record.job is None
     if importing and any(image.import_on == "compute" for image in run.plan.images):
         return jobs_with_token(import_comment(run.id), scheduler)
-    if record.in_doubt:
+    if record.fields.in_doubt:
         done = threading.Event()  # its srtctl may work on for minutes: its job is ended as soon as Slurm shows it
         threading.Thread(target=end_unrecorded, args=(run, done), daemon=True, name="cancel by token").start()
         try:

@@ -292,7 +292,7 @@ def _submit(run: Run, prepared: Prepared) -> JobKey:
             job = RecordedJob(earlier.id, submitted, str(output), str(log), held=held, cluster=earlier.cluster)
             return _record(run, job, ["found by its token: an earlier launcher submitted it"])
         run.services.stop.check()
-        if run.record.ended:
+        if run.record.fields.has_ended:
             raise Cancelled("its job was not submitted: the run was ended meanwhile")
         with run.record.doing("submit") as keep:
             try:
@@ -321,7 +321,7 @@ def _jobs_before(run: Run) -> JobKey | frozenset[str] | None:
     Raises SubmissionError when a job of another record with the same id is alive, and SchedulerUnreachable when there
     may be a job of ours and nobody can be asked.
     """
-    step, interrupted, scheduler = run.record.step("submit"), run.record.in_doubt, run.services.scheduler
+    step, interrupted, scheduler = run.record.step("submit"), run.record.fields.in_doubt, run.services.scheduler
     if run.fresh and not step.state:
         return None
     try:

@@ -23,7 +23,7 @@ from typing import Any
 from launcher.core.checkout_head import head_commit
 from launcher.core.errors import ConfigError, LauncherError, SubmissionError, SubmissionUnknown, closest
 from launcher.core.process import ProcessIdentity
-from launcher.core.publish import json_line, make_private, private_opener, temporary_name, write_json
+from launcher.core.publish import append_line, json_line, make_private, temporary_name, write_json
 from launcher.core.reading import read_file
 from launcher.core.rights import words_of
 from launcher.plan.derive import check_run_id
@@ -132,7 +132,7 @@ class RunRecord:
         if self.job is None:
             return None
         own = Path(self.job.log)
-        if not self.ended or own.exists():
+        if not self.fields.has_ended or own.exists():
             return own
         by_hand = self.fields.results != "workspace"
         return Path(self.directory / "results" if by_hand else self.plan.workspace.path, LOGS, own.name)
@@ -189,10 +189,7 @@ class RunRecord:
         event = Event(time.time(), self.id, kind, text, data)
         line = json_line({"time": event.time, "kind": kind, "text": text, **data})
         try:
-            with open(self.directory / "events.jsonl", "ab+", opener=private_opener) as file:
-                if file.seek(0, os.SEEK_END) and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
-                    line = b"\n" + line  # a full disk or a kill has cut the last one
-                file.write(line + b"\n")
+            append_line(self.directory / "events.jsonl", line)
         except OSError as error:
             event = replace(event, text=f"{text} (not recorded: {error.strerror})")
         for listener in self.listeners:
@@ -254,21 +251,6 @@ class RunRecord:
             os.close(handle)
 
     @property
-    def ended(self) -> bool:
-        """`RunFields.has_ended`."""
-        return self.fields.has_ended
-
-    @property
-    def settled(self) -> bool:
-        """`RunFields.settled`."""
-        return self.fields.settled
-
-    @property
-    def in_doubt(self) -> bool:
-        """`RunFields.in_doubt`."""
-        return self.fields.in_doubt
-
-    @property
     def owned_by_another(self) -> bool:
         """Whether another launcher process that still lives drives this run, as far as this host can tell."""
         owner = self.fields.owner
@@ -277,7 +259,7 @@ class RunRecord:
     @property
     def abandoned(self) -> bool | None:
         """Whether the run may hold a job and nobody drives it; None when that cannot be told from here."""
-        if self.settled:
+        if self.fields.settled:
             return False
         alive = self.fields.owner.alive() if self.fields.owner is not None else False
         return None if alive is None else not alive

@@ -12,14 +12,9 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from launcher.core.errors import Cancelled, LauncherError
-from launcher.run.failures import FILES, first_failures
 from launcher.run.fields import Verdict
-from launcher.run.log_failure import CONTROLLER_AWAY, LINES, LOG_WORDS, Failure, cut, source_of
-from launcher.run.log_lines import TAIL, tail
+from launcher.run.log_failure import CONTROLLER_AWAY, LOG_WORDS, Failure, cut, source_of
 from launcher.slurm.client import LOST, JobState, Phase
-
-__all__ = ["FILES", "LINES", "TAIL", "Failure", "Verdict", "first_failures", "tail", "verdict"]
-
 
 _SCHEDULERS = {
     "TIMEOUT": "the time limit was reached",

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import IO
 
-from launcher.core.reading import open_regular
+from launcher.core.reading import open_regular, read_end
 from launcher.slurm.client import LOST, JobKey, JobState, Phase
 
 READ_AT_ONCE = 1 << 20
@@ -178,9 +178,7 @@ class EndMarkers:
         return known[1]
 
     def _state(self, log: Path, status: os.stat_result) -> JobState | None:
-        with open_regular(log) as file:
-            file.seek(max(0, status.st_size - TAIL))
-            text = file.read(TAIL).decode(errors="replace")
+        text = read_end(log, TAIL)[0].decode(errors="replace")
         found = list(self._end.finditer(text))
         if not found or self._begin in text[found[-1].end() :]:
             return None

@@ -25,10 +25,9 @@ import msgspec
 from launcher.core.errors import ConfigError, LauncherError, closest
 from launcher.core.lease import Lock, LockOwner, LockPace, read_owner
 from launcher.core.publish import (
+    append_line,
     dead_temporaries,
-    fsync,
     make_private,
-    private_opener,
     publishing_directory,
     remove_tree,
     write_bytes,
@@ -111,29 +110,11 @@ class Ledger:
     def append(self, event: Event) -> None:
         """Write a decision down, durably, before its effect. Raises LauncherError when the disk does not take it."""
         path = self.directory / "events.jsonl"
-        line = msgspec.json.encode(event) + b"\n"
         try:
-            handle = private_opener(str(path), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
-            size = os.fstat(handle).st_size
-            try:
-                if size and os.pread(handle, 1, size - 1) != b"\n":
-                    line = b"\n" + line  # a full disk or a kill has cut the last one
-                written = os.write(handle, line)
-                if written < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-                os.fsync(handle)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.ftruncate(handle, size)  # what was not written for sure is written again
-                raise
-            finally:
-                os.close(handle)
+            append_line(path, msgspec.json.encode(event), durable=True)
         except OSError as error:
             message = f"the sweep's ledger cannot be written: {error.strerror}"
             raise LauncherError(message, where=str(path), hint="make room, then launcher sweep resume") from None
-        if not size:
-            with contextlib.suppress(OSError):
-                fsync(self.directory)
 
     def lock(self, *, wait: float = 0.0) -> Lock:
         """The lock of whoever drives the sweep; a dead owner's is broken at once, a silent one's after its lease."""

@@ -17,8 +17,8 @@ from launcher.cli.command import Pasting
 from launcher.cli.console import How
 from launcher.core.errors import Cancelled, JobError, LauncherError, ResultError
 from launcher.core.process import Waited, run, waited_for
+from launcher.run.fields import Verdict
 from launcher.run.finish import Outcome
-from launcher.run.verdict import Verdict
 from launcher.slurm.client import JobState, Phase
 from tests.cli.scenes import AsTerminal, Scene
 

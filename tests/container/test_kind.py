@@ -124,7 +124,7 @@ def slurm_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm_cluster: 
 
 def test_a_run_on_this_host(boxes: Boxes, capsys: pytest.CaptureFixture[str]) -> None:
     record = boxes.run()
-    assert record.fields.state == "succeeded" and record.settled
+    assert record.fields.state == "succeeded" and record.fields.settled
     results = record.directory / "results"
     assert json.loads((results / f"{RESULT}.json").read_text())["completed"] == 40
     assert (results / "server.log").read_text() == "served\n"
@@ -178,7 +178,7 @@ def test_both_the_job_and_its_result_decide(boxes: Boxes, benchmark: str, error:
     boxes.host.benchmark(benchmark)
     record = boxes.run(code=6 if error == "job" else 7)
     assert record.fields.error is not None and record.fields.error.layer == error
-    assert record.settled and boxes.host.stand_ins.containers() == []
+    assert record.fields.settled and boxes.host.stand_ins.containers() == []
 
 
 def test_what_fails_first_is_looked_for_in_the_benchmarks_logs(boxes: Boxes) -> None:
@@ -218,7 +218,7 @@ def test_another_process_ends_it_and_its_container(boxes: Boxes, command: list[s
     wait_for(boxes.host.stand_ins.containers)
     assert main(command) == 0
     record = boxes.record("left")
-    assert record.fields.state == "cancelled" and record.settled
+    assert record.fields.state == "cancelled" and record.fields.settled
     wait_for(lambda: not boxes.host.stand_ins.containers())
 
 
@@ -302,7 +302,7 @@ def test_a_job_of_it_is_adopted(boxes: Boxes) -> None:
 @pytest.mark.slurm
 def test_a_run_on_slurm(slurm_boxes: Boxes) -> None:
     record = slurm_boxes.run()
-    assert record.fields.state == "succeeded" and record.settled
+    assert record.fields.state == "succeeded" and record.fields.settled
     assert record.job is not None and record.job.released and not record.job.held
     assert Path(record.job.log) == slurm_boxes.host.workspace / OWN / "r" / record.job.id / LOG
     assert (record.directory / f"results/{RESULT}.json").exists()
@@ -378,7 +378,7 @@ def test_a_cancelled_job_ends_its_container_and_no_other(slurm_boxes: Boxes, mon
         assert main(["cancel", "left"]) == 0
         os.waitpid(child, 0)
         record = slurm_boxes.record("left")
-        assert record.settled and record.job is not None and record.job.state == "CANCELLED"
+        assert record.fields.settled and record.job is not None and record.job.state == "CANCELLED"
         assert "the job ends with exit code 143" in Path(record.job.log).read_text()
         wait_for(lambda: not left(f"HOME={slurm_boxes.root}\0"))
         shown = subprocess.run(["squeue", "-h", "-o", "%i"], capture_output=True, text=True, timeout=60).stdout.split()

@@ -158,7 +158,7 @@ def test_a_run_from_the_submission_to_the_results(boxes: Boxes) -> None:
     (stale / "concurrency_16_req_rate_inf_gpus_16_ctx_8_gen_8.json").write_text(json.dumps(fixed_1k1k(16)))
     age(stale / "concurrency_16_req_rate_inf_gpus_16_ctx_8_gen_8.json", 86400)
     record = boxes.ci()
-    assert record.fields.state == "succeeded" and record.settled
+    assert record.fields.state == "succeeded" and record.fields.settled
     workspace = boxes.cluster.workspace
     assert sorted(p.name for p in workspace.glob("stem_*.json")) == [f"stem_{NAMES[at]}" for at in (4, 8)]
     logs = workspace / "LOGS"

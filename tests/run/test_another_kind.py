@@ -215,7 +215,7 @@ def script_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 def good(script_cluster: ScriptCluster, run_id: str) -> None:
     record = script_cluster.record(run_id)
-    assert record.fields.state == "succeeded" and record.settled
+    assert record.fields.state == "succeeded" and record.fields.settled
     assert len(list((record.directory / "results").glob("*.json"))) == 1
     assert (record.directory / "evidence/script.txt").is_file()
     summary = json.loads((record.directory / "summary.json").read_text())
@@ -262,7 +262,7 @@ def test_it_is_ended_by_another_process(
     script_cluster.submitted_and_left("left")
     assert main(command) == 0
     record = script_cluster.record("left")
-    assert record.fields.state == "cancelled" and record.settled and "CANCELLED" in capsys.readouterr().out
+    assert record.fields.state == "cancelled" and record.fields.settled and "CANCELLED" in capsys.readouterr().out
     assert record.fields.verdict is not None and record.fields.verdict.layer == "cancelled"
 
 

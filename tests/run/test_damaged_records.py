@@ -202,7 +202,7 @@ def test_a_job_that_the_record_has_lost_is_looked_for(runs: Path, tmp_path: Path
     for state, stages in (("running", {}), ("cancelled", {"submit": {"state": "done"}})):
         changed(job=None, state=state, stages=stages)(runs / "good/run.json")
         record = RunRecord.load(runs, "good")
-        assert record.in_doubt and not record.settled and record.abandoned
+        assert record.fields.in_doubt and not record.fields.settled and record.abandoned
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_a_torn_event_of_an_abandoned_run_stops_nobody(tmp_path: Path, line: str
     with (run.record.directory / "events.jsonl").open("ab") as file:
         file.write(line.encode("latin-1") + b"\n" + b'{"time": 1e999, "kind": "job", "text": ""}\n')
     end_run(run, "the next launcher", lambda text: None)
-    assert scheduler.cancelled == ["7"] and run.record.settled
+    assert scheduler.cancelled == ["7"] and run.record.fields.settled
 
 
 def test_the_next_job_of_a_github_runner_knows_what_may_be_its_own(tmp_path: Path) -> None:

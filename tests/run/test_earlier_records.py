@@ -41,7 +41,7 @@ def test_all_of_them_are_read(runs: Path) -> None:
         plan = record.plan
         assert plan.kind == "srtctl" and SrtctlJob.of(plan).submit.argv[:2] == ("srtctl", "apply")
         assert record.fields.owner is not None and record.fields.owner.host == "login01"
-        assert record.settled is (record.id in ENDED)
+        assert record.fields.settled is (record.id in ENDED)
     assert {record.id for record in find_orphans(runs)[1]} == {f"killed-{step}" for step in KILLED}, "another host's"
 
 
@@ -61,7 +61,7 @@ def test_an_ended_run_says_how_it_ended(runs: Path, name: str) -> None:
 @pytest.mark.parametrize("step", KILLED)
 def test_a_killed_run_says_how_far_it_was(runs: Path, step: str) -> None:
     record = RunRecord.load(runs, f"killed-{step}")
-    assert record.in_doubt is (step == "submit")
+    assert record.fields.in_doubt is (step == "submit")
     assert (record.job is not None) is (step in WITH_JOB)
     if step in ("images", "model", "workspace", "submit", "collect"):
         assert record.step(step).state == "running"
@@ -83,7 +83,7 @@ def test_a_killed_run_is_ended_and_its_record_keeps_what_it_said(runs: Path, ste
     end_run(Run(record, record.plan, srtctl_kind(), services(scheduler)), "launcher cleanup", lambda text: None)
     assert scheduler.cancelled == (["1"] if scheduler.jobs else [])
     after = json.loads((record.directory / "run.json").read_text())
-    assert after["state"] == "cancelled" and RunRecord.load(runs, record.id).settled
+    assert after["state"] == "cancelled" and RunRecord.load(runs, record.id).fields.settled
     for name, stage in before["stages"].items():
         ended = {**stage, "state": "failed"} if name == "submit" and step == "submit" else stage
         assert {key: after["stages"][name].get(key) for key in ended if key != "at"} == {

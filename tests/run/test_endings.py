@@ -14,7 +14,8 @@ import yaml
 
 from launcher.core import errors
 from launcher.core.errors import JobError, LauncherError
-from launcher.run.verdict import first_failures, verdict
+from launcher.run.failures import first_failures
+from launcher.run.verdict import verdict
 from launcher.slurm.client import JobState, Phase
 
 ENDINGS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("endings.yaml").read_text())

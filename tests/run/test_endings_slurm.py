@@ -17,7 +17,9 @@ import pytest
 
 from launcher.core.errors import JobError
 from launcher.core.process import run
-from launcher.run.verdict import Verdict, first_failures, verdict
+from launcher.run.failures import first_failures
+from launcher.run.fields import Verdict
+from launcher.run.verdict import verdict
 from launcher.slurm.client import JobKey
 from tests import conftest
 from tests.conftest import SlurmCluster

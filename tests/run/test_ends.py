@@ -30,10 +30,10 @@ from launcher.core.errors import (
 from launcher.core.github import GitHub
 from launcher.result.logs import LEFT_OUT, TARBALL
 from launcher.run import finish
+from launcher.run.fields import Verdict
 from launcher.run.finish import FOLDER, LARGEST, Outcome
 from launcher.run.kind import Run
 from launcher.run.record import RecordedJob, RunRecord
-from launcher.run.verdict import Verdict
 from launcher.slurm.client import JobKey, JobState, Phase
 from launcher.srtctl.planned import SrtctlJob
 from tests.benchmarks import a_recipe

@@ -403,7 +403,7 @@ def test_asked_to_stop_it_does_not_wait_for_an_end_that_takes_long(runs: Runs, m
     (outcome,) = runs.drive([run], stop)
     assert not hangs.is_set() and outcome.state == "cancelled"
     hangs.set()
-    assert not run.record.ended, "what is on disk can be collected again"
+    assert not run.record.fields.has_ended, "what is on disk can be collected again"
     assert any("launcher collect r1" in event for event in events(run.record))
 
 

@@ -35,7 +35,7 @@ def test_an_end_by_the_jobs_own_word(run: Run) -> None:
     assert [point.concurrency for point in outcome.points] == [4]
     assert outcome.verdict is not None and outcome.verdict.layer == "scheduler"
     assert "Slurm lost the job" in outcome.verdict.text and "exit code 0" in outcome.verdict.text
-    assert run.record.fields.state == "failed" and run.record.settled
+    assert run.record.fields.state == "failed" and run.record.fields.settled
     # What it says is no help where it says that it failed: then its logs tell why.
     outcome = finish(run, replace(state, exit_code=(3, 0), reason="…"))
     assert outcome.verdict is not None and outcome.verdict.layer == "benchmark"

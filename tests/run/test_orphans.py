@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from launcher.core.errors import ConfigError, LauncherError
+from launcher.run.fields import Verdict
 from launcher.run.kind import Run
 from launcher.run.orphans import check_owner, end_run
 from launcher.run.record import RecordedJob
-from launcher.run.verdict import Verdict
 from launcher.slurm.client import JobKey, JobState, Phase
 from tests.run.runs import a_run, services
 

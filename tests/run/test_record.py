@@ -165,7 +165,7 @@ def test_a_run_is_settled_when_nothing_of_it_can_be_left(
 ) -> None:
     record = RunRecord.create(tmp_path, plan)
     record.fields = replace(RunFields.read({"id": "r1", "runner": "x", **fields}), owner=ProcessIdentity.mine())
-    assert record.settled is settled
+    assert record.fields.settled is settled
     assert record.abandoned is False, "we live"
     record.update(owner=replace(ProcessIdentity.mine(), started="0"))
     assert record.abandoned is (not settled)

@@ -17,10 +17,13 @@ from launcher.core.errors import (
     ResultError,
     SubmissionError,
 )
+from launcher.run.failures import FILES, first_failures
 from launcher.run.finish import judge
 from launcher.run.kind import Run
+from launcher.run.log_failure import LINES, Failure
+from launcher.run.log_lines import TAIL, tail
 from launcher.run.record import RecordedJob
-from launcher.run.verdict import FILES, LINES, TAIL, Failure, first_failures, tail, verdict
+from launcher.run.verdict import verdict
 from launcher.slurm.client import JobState, Phase
 from tests.run.runs import a_run, services
 
