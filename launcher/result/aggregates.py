@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import glob
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -343,25 +342,3 @@ def _zone(path: Path) -> timezone | None:
         return None
     offset = timedelta(hours=int(found[2]), minutes=int(found[3]))
     return timezone(offset if found[1] == "+" else -offset)
-
-
-def agentic_failures(directory: Path, most: float) -> list[str]:
-    """Why an agentic replay gives no benchmark, in sentences: more than the share ``most`` of its requests failed."""
-    path = artifacts(directory, SUMMARY) / SUMMARY
-    summary = document(path)
-    counts = {}
-    for name in ("request_count", "error_request_count", "completed_request_count"):
-        metric = summary.get(name) if isinstance(summary, dict) else summary
-        value = metric.get("avg") if isinstance(metric, dict) else metric
-        good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
-        if metric is not None and not (isinstance(metric, dict) and (value is None or good)):
-            return [f"{path}: {name} is {value!r}, and no count"]
-        counts[name] = value
-    if counts["request_count"] is None:
-        return [f"{path}: request_count is missing"]
-    errors = counts["error_request_count"] or 0.0
-    completed = counts["completed_request_count"]
-    completed = counts["request_count"] + errors if completed is None else completed
-    if completed <= 0:
-        return [f"{path}: no request was completed"]
-    return [f"{errors:g} of {completed:g} requests failed, more than {most:.4g}"] if errors / completed > most else []

@@ -1,7 +1,7 @@
-"""Rows of evaluations, and whether their scores are good enough: lm-eval's ``results*.json`` beside ``meta_env.json``.
+"""Rows of evaluations: of lm-eval's ``results*.json`` beside ``meta_env.json``.
 
-Equal to InferenceX's utils/collect_eval_results.py and utils/evals/validate_scores.py, but that a score that is NaN is
-refused and the error of one is null. Files are read here, and none written.
+Equal to InferenceX's utils/collect_eval_results.py, but that a score that is NaN is refused and the error of one is
+null. Whether files can be believed and scores are good enough is evaluations.py's. Files are read here, none written.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -199,66 +199,3 @@ def stand_of(row: Mapping[str, Any]) -> tuple[Literal["ok", "missing", "refused"
         if least is not None and row.get(name) is not None and row[name] < least:
             return "refused", f"{name} is {row[name]:.4g}, below the threshold of {least:g}"
     return "ok", ""
-
-
-def score_failures(
-    meta: Path,
-    results: Sequence[Path],
-    expected: Sequence[int] | None,
-    least: Callable[[str | None, str], float],
-    prefix: str | None = None,
-    metric: str = "exact_match,",
-) -> list[str]:
-    """Why the scores of an evaluation are not good enough, in sentences; nothing when all are.
-
-    Every metric whose name begins with ``metric`` is judged, by the ``least`` score of a model prefix and a task.
-    ``expected`` are the concurrencies that were asked for.
-    Raises ResultError for a result that cannot be read.
-    """
-    if expected is not None and (not expected or min(expected) <= 0 or len(set(expected)) != len(expected)):
-        return ["the concurrencies asked for are not different numbers of at least 1"]
-    failures = _manifest_failures(_document(meta), [path.name for path in results], expected)
-    judged = 0
-    for path in results:
-        document = _document(path)
-        if not isinstance(document, dict) or not isinstance(document.get("results", {}), dict):
-            raise ResultError("no result of an evaluation", where=str(path))
-        for task, said in document.get("results", {}).items():
-            bound = least(prefix, task)
-            if not isinstance(said, dict):
-                raise ResultError(f"the scores of {task} are no JSON object", where=str(path))
-            for name, value in said.items():
-                if not name.startswith(metric) or "stderr" in name or not isinstance(value, int | float):
-                    continue
-                judged += 1
-                if not value >= bound:  # NaN is none either
-                    failures.append(f"{path.name}: {task} {name} is {value:.4f}, and {bound:g} is the least")
-    return failures if judged else [*failures, f"no score whose name begins with {metric!r}"]
-
-
-def _manifest_failures(meta: Any, names: Sequence[str], expected: Sequence[int] | None) -> list[str]:
-    """Where concurrencies asked for, completed and found are not the same."""
-    found = [concurrency_of(name) for name in names]
-    if not isinstance(meta, dict):
-        needed = expected is not None or any(one is not None for one in found)
-        return [f"{META} is missing or no JSON object"] if needed else []
-    if "eval_concs" not in meta:
-        if expected is None:
-            return []
-        if len(expected) > 1:
-            return [f"several concurrencies were asked for, and {META} is not of several"]
-        failures = [] if meta.get("conc") == expected[0] else [f"{META} has another concurrency than was asked for"]
-        return failures if len(names) == 1 else [*failures, f"{len(names)} results, and 1 was asked for"]
-    lists = [meta.get(key) for key in ("eval_concs", "completed_eval_concs", "failed_eval_concs")]
-    if not all(isinstance(one, list) and all(isinstance(n, int) and n > 0 for n in one) for one in lists):
-        return [f"the concurrencies in {META} are no lists of numbers of at least 1"]
-    asked, completed, failed = (list(one or ()) for one in lists)
-    wanted = set(expected or asked)
-    failures = [f"{META} names a concurrency twice"] if any(len(set(o)) != len(o) for o in (asked, completed)) else []
-    failures += [f"{META} has other concurrencies than were asked for"] if expected and set(asked) != wanted else []
-    failures += [f"the evaluation failed at concurrency {', '.join(map(str, sorted(set(failed))))}"] if failed else []
-    failures += ["a result has no concurrency in its name"] if None in found else []
-    for what, there in (("completed", set(completed)), ("found", {one for one in found if one is not None})):
-        failures += [f"concurrency {n} was asked for and not {what}" for n in sorted(wanted - there)]
-        failures += [f"concurrency {n} was {what} and not asked for" for n in sorted(there - wanted)]
-    return failures

@@ -21,7 +21,7 @@ from launcher.core.errors import ConfigError, ResultError
 from launcher.report.points import Point, identity_of
 from launcher.result import aggregates
 from launcher.result.agentic_rows import Profile, agentic_row, percentile, read_records
-from launcher.result.evaluation_rows import evaluation_rows, score_failures
+from launcher.result.evaluation_rows import evaluation_rows
 from launcher.result.power import KEYS, energy, integrate, time_of, window_of, with_power
 from launcher.result.power_package import Package, several_nodes
 from launcher.result.power_windows import Checked, MeasuredWindow, check_windows, read_samples, selected
@@ -340,22 +340,6 @@ def test_rows_of_evaluations_have_no_number_that_json_has_not(tmp_path: Path) ->
     with pytest.raises(ResultError, match="em_strict of gsm8k is nan"):
         evaluation_rows(tmp_path)
     assert evaluation_rows(tmp_path / "absent") == []
-
-
-@pytest.mark.parametrize(
-    ("score", "expected", "said"),
-    [
-        (0.95, None, None), (0.93, None, "is 0.9300, and 0.94 is the least"), (math.nan, None, "is nan"),
-        ("x", None, "no score"), (1.0, [8], "another concurrency"), (1.0, [4, 8], "several concurrencies"),
-        (1.0, [4], None), (1.0, [], "different"),
-    ],
-)  # fmt: skip
-def test_scores_are_judged(tmp_path: Path, score: Any, expected: list[int] | None, said: str | None) -> None:
-    evaluation(tmp_path, score, conc=4)
-    found = score_failures(
-        tmp_path / "meta_env.json", [tmp_path / "results_x.json"], expected, lambda prefix, task: 0.94
-    )
-    assert found == [] if said is None else said in found[0]
 
 
 def test_an_environment_is_never_read_behind_the_back(monkeypatch: pytest.MonkeyPatch) -> None:
