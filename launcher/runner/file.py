@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
+
+import msgspec
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core import deprecated
@@ -48,27 +50,15 @@ def _fits(value: str, pattern: str) -> bool:
     return value == pattern
 
 
-class _Asked(NamedTuple):
-    """What conditions look at in a benchmark, by the names that `When` has."""
+_Asked = tuple[str | bool, ...]
+"""What conditions look at in a benchmark, in the order of the fields of `When`."""
 
-    prefix: str
-    precision: str
-    framework: str
-    model: str
-    image: str
-    scenario: str
-    spec_decoding: str
-    config_file: str
-    eval_only: bool
-    power: bool
-    nodes: str
-    kv_offload_backend: str
 
-    @classmethod
-    def of(cls, b: Benchmark, power: bool) -> _Asked:
-        recipe, nodes = (b.config_file or "").partition(":")[0], "multi" if b.multinode else "single"
-        names = (b.model_prefix, b.precision, b.framework, b.model, b.image, b.scenario, b.spec_decoding)
-        return cls(*names, recipe, b.eval_only, power, nodes, b.kv_offload_backend.name if b.kv_offload_backend else "")
+def _asked(b: Benchmark, power: bool) -> _Asked:
+    recipe, nodes = (b.config_file or "").partition(":")[0], "multi" if b.multinode else "single"
+    offload = b.kv_offload_backend.name if b.kv_offload_backend else ""
+    names = (b.model_prefix, b.precision, b.framework, b.model, b.image, b.scenario, b.spec_decoding)
+    return (*names, recipe, b.eval_only, power, nodes, offload)
 
 
 _NAMED = ("prefix", "precision", "framework", "scenario", "nodes")
@@ -77,25 +67,20 @@ _NAMED = ("prefix", "precision", "framework", "scenario", "nodes")
 
 def applies(when: When, benchmark: Benchmark, *, power: bool = False) -> bool:
     """Whether a rule with this ``when`` is for this benchmark."""
-    return _holds(when, _Asked.of(benchmark, power))
+    return _holds(_conditions(when), _asked(benchmark, power))
 
 
-def _holds(when: When, asked: _Asked) -> bool:
-    # Every rule is tried for every row and most conditions are not given, so None is looked for before any call.
-    return (
-        (when.prefix is None or _matches(when.prefix, asked.prefix))
-        and (when.precision is None or _matches(when.precision, asked.precision))
-        and (when.framework is None or _matches(when.framework, asked.framework))
-        and (when.model is None or _matches(when.model, asked.model))
-        and (when.image is None or _matches(when.image, asked.image))
-        and (when.scenario is None or _matches(when.scenario, asked.scenario))
-        and (when.spec_decoding is None or _matches(when.spec_decoding, asked.spec_decoding))
-        and (when.config_file is None or _matches(when.config_file, asked.config_file))
-        and when.eval_only in (None, asked.eval_only)
-        and when.power in (None, asked.power)
-        and when.nodes in (None, asked.nodes)
-        and (when.kv_offload_backend is None or _matches(when.kv_offload_backend, asked.kv_offload_backend))
-    )
+def _conditions(when: When) -> list[tuple[int, Any]]:
+    """What a rule asks for, each with its place in `_Asked`: of most fields nothing."""
+    return [(at, wanted) for at, wanted in enumerate(msgspec.structs.astuple(when)) if wanted is not None]
+
+
+def _holds(conditions: list[tuple[int, Any]], asked: _Asked) -> bool:
+    for at, wanted in conditions:
+        there = asked[at]
+        if wanted is not there and not (isinstance(there, str) and _matches(wanted, there)):
+            return False
+    return True
 
 
 @dataclass
@@ -121,6 +106,7 @@ class RunnerFile:
         self.runner = convert(document, Runner)
         self._applied: dict[tuple[Key, ...], Applied[Any]] = {}
         self._matched: dict[tuple[tuple[str, ...], _Asked], list[Applied[Any]]] = {}
+        self._conditions: dict[tuple[str, ...], list[list[tuple[int, Any]]]] = {}
         self._last: tuple[Benchmark | None, bool, Any] = None, False, None
         self._check()
         for one, place in self.renamed:
@@ -161,12 +147,12 @@ class RunnerFile:
     def possible_lanes(self, benchmark: Benchmark) -> list[Applied[LaneRule]]:
         """The lanes that may serve a benchmark of which no more than _NAMED is known, up to the first that serves it
         whatever the rest is."""
-        asked, found = _Asked.of(benchmark, False), []
+        asked, found = _asked(benchmark, False), []
         for i, rule in enumerate(self.runner.lanes):
-            said = {name: getattr(rule.when, name) for name in _NAMED}
-            if _holds(When(**said), asked):
+            named = When(**{name: getattr(rule.when, name) for name in _NAMED})
+            if _holds(_conditions(named), asked):
                 found.append(self._made(("lanes", i), rule))
-                if rule.when == When(**said):
+                if rule.when == named:
                     break
         return found
 
@@ -176,10 +162,12 @@ class RunnerFile:
         """The rules that apply, in the file's order. Tried once for all benchmarks that have alike what rules ask for:
         hundreds of rows differ in nothing that they do."""
         if self._last[0] is not benchmark or self._last[1] is not power:  # a plan asks for six tables
-            self._last = benchmark, power, _Asked.of(benchmark, power)
+            self._last = benchmark, power, _asked(benchmark, power)
         asked = table, self._last[2]
         if (found := self._matched.get(asked)) is None:
-            held = [i for i, rule in enumerate(rules) if _holds(rule.when, asked[1])]
+            if table not in self._conditions:
+                self._conditions[table] = [_conditions(rule.when) for rule in rules]
+            held = [i for i, conditions in enumerate(self._conditions[table]) if _holds(conditions, asked[1])]
             found = self._matched[asked] = [self._made((*table, i), rules[i]) for i in held]
         return found
 
