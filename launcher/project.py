@@ -25,9 +25,9 @@ from launcher.core.state import state_directory
 from launcher.plan.derive import Context, Resolved, check_run_id, run_key
 from launcher.plan.plan import SRTCTL, Plan
 from launcher.runner.container_schema import CONTAINER, DOCKER
+from launcher.runner.container_schema import KINDS as OF_SEVERAL_NODES
 from launcher.runner.file import RunnerFile
 from launcher.runner.fleet import Fleet
-from launcher.runner.multinode_schema import KINDS as OF_SEVERAL_NODES
 
 if TYPE_CHECKING:  # matrices, planners and rules are for those who plan: an import of an image waits for none of them
     from launcher.benchmark.matrix import Matrix

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from launcher.benchmark.benchmark import Benchmark
-from launcher.benchmark.environment import environment_of
 from launcher.container.multinode_words import Nodes, filled_whole, words_of
 from launcher.container.planned import (
     ContainerOptions,
@@ -21,8 +20,8 @@ from launcher.container.planned import (
     PlannedScript,
     PlannedSubmit,
 )
-from launcher.container.resolve import EVAL, METRICS, minutes_of, own_workspace
-from launcher.container.script import Scripts
+from launcher.container.resolve import EVAL, METRICS, contract_of, minutes_of, own_workspace
+from launcher.container.script import Scripts, no_script, refuse_lacks
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Document
 from launcher.image.reference import PlannedImage, Reference
@@ -31,9 +30,9 @@ from launcher.plan.derive import AppliedRules, Context
 from launcher.plan.expected import expected_results, result_stem
 from launcher.plan.job_environment import names_passed
 from launcher.plan.plan import Expected, Holds
+from launcher.runner.container_schema import Extra, Multinode
+from launcher.runner.container_schema import Role as RoleRule
 from launcher.runner.file import RunnerFile
-from launcher.runner.multinode_schema import Extra, Multinode
-from launcher.runner.multinode_schema import Role as RoleRule
 
 Fill = Callable[[str], str]
 """Fills the names in a text of the runner file in."""
@@ -111,13 +110,7 @@ class MultinodePlanner:
         words["user"] = context.host.get("USER") or self._login
         expected = expected_results(benchmark, result_stem(benchmark, context.runner_name))
         expected = replace(expected, gpus=_gpus(lane, benchmark, nodes))
-        contract = {
-            **environment_of(benchmark),
-            "RUNNER_NAME": context.runner_name,
-            "RESULT_FILENAME": expected.filename,
-            "RESULT_FILENAME_BASE": context.host.get("RESULT_FILENAME_BASE") or expected.filename,
-            "GITHUB_WORKSPACE": context.workspace,
-        }
+        contract = contract_of(benchmark, expected.filename, context)
         return _Given(rules, lane, context, nodes, words, contract, expected)
 
     def _model(self, given: _Given) -> str | None:
@@ -146,18 +139,12 @@ class MultinodePlanner:
     ) -> PlannedScript:
         """What runs in the containers. What upstream's script for the row asks for is passed, or it is refused."""
         wrapper, script = given.fill(given.lane.wrapper), given.fill(given.lane.script)
-        asks = self._scripts.asked(workspace, wrapper)
         if missing := [path for path in (wrapper, script) if self._scripts.asked(workspace, path) is None]:
-            raise ConfigError(
-                f"no script runs {given.benchmark.title}: there is no {' and no '.join(missing)}",
-                where=workspace,
-                hint="the workspace must be a checkout of InferenceX that has the row's script (--workspace DIR)",
-            )
+            raise no_script(given.benchmark, missing, workspace)
         known = {**passed, **{k: v for c in containers for k, v in c.environment.items()}}
-        if lacks := [name for name in asks or () if not known.get(name)]:
-            message = f"the script asks for {', '.join(lacks)}, and nothing passes {'them' if len(lacks) > 1 else 'it'}"
-            raise ConfigError(message, where=wrapper)
-        return PlannedScript(script, (wrapper, script), True, asks or (), ())
+        asks = self._scripts.asked(workspace, wrapper) or ()
+        refuse_lacks(asks, known, wrapper)
+        return PlannedScript(script, (wrapper, script), True, asks, ())
 
     def _allocation(self, given: _Given) -> PlannedAllocation:
         rules, context, asked = given.rules, given.context, given.lane.allocation
@@ -314,26 +301,9 @@ def _gpus(lane: Multinode, benchmark: Benchmark, nodes: Nodes) -> tuple[int, int
 def _submit(
     allocation: PlannedAllocation, lane: Multinode, run_key: str, environment: Mapping[str, str]
 ) -> PlannedSubmit:
-    a, log = allocation, f"{{workspace}}/{lane.logs}/slurm_job-%j.out"
-    argv = (
-        "--parsable",
-        "--hold",
-        "--no-requeue",
-        f"--comment={run_key}",
-        f"--job-name={a.job_name}",
-        *([f"--partition={a.partition}"] if a.partition else []),
-        *([f"--account={a.account}"] if a.account else []),
-        f"--nodes={a.nodes}",
-        f"--ntasks={a.nodes}",
-        *([f"--mem={a.memory}"] if a.memory is not None else []),
-        "--exclusive",
-        *([f"--time={a.minutes}"] if a.minutes else []),
-        *([f"--exclude={','.join(a.exclude)}"] if a.exclude else []),
-        "--export=ALL",
-        f"--output={log}",
-        f"--error={log}",
-    )
-    directives = ("--ntasks-per-node=1", f"--gres=gpu:{a.gpus}", *lane.allocation.directives)
+    log = f"{{workspace}}/{lane.logs}/slurm_job-%j.out"
+    argv = (*allocation.options(run_key), f"--output={log}", f"--error={log}")
+    directives = ("--ntasks-per-node=1", f"--gres=gpu:{allocation.gpus}", *lane.allocation.directives)
     return PlannedSubmit(argv, directives, environment)
 
 

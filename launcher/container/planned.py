@@ -37,6 +37,27 @@ class PlannedAllocation(msgspec.Struct, frozen=True):
     job_name: str
     exclude: tuple[str, ...] = ()
 
+    def options(self, token: str, *own: str) -> tuple[str, ...]:
+        """sbatch's options for a job that is submitted held, with ``own`` ones of its size. The names and numbers are
+        the plan's; no value of a variable is among them."""
+        return (
+            "--parsable",
+            "--hold",
+            "--no-requeue",  # a second start, after a node died, would take the first one's files for its own
+            f"--comment={token}",
+            f"--job-name={self.job_name}",
+            *([f"--partition={self.partition}"] if self.partition else []),
+            *([f"--account={self.account}"] if self.account else []),
+            f"--nodes={self.nodes}",
+            f"--ntasks={self.nodes}",
+            *own,
+            *([f"--mem={self.memory}"] if self.memory is not None else []),
+            *(["--exclusive"] if self.exclusive else []),
+            *([f"--time={self.minutes}"] if self.minutes else []),
+            *([f"--exclude={','.join(self.exclude)}"] if self.exclude else []),
+            "--export=ALL",
+        )
+
 
 class ContainerOptions(msgspec.Struct, frozen=True):
     """``home`` to ``name`` are pyxis's; ``flags`` are options of ``docker run``, one a string (``--ipc=host``)."""
@@ -154,7 +175,7 @@ class NodeJob(msgspec.Struct, frozen=True):
     """What the job does. ``coordinator`` is the rank whose container decides when the benchmark is over: then the
     others have ``drain`` seconds. ``pulls`` are images that each node has pulled before, ``beside`` names of containers
     that the benchmark itself starts. ``at_run_time`` are variables by what stands for their values
-    (`runner.multinode_schema.Multinode.at_run_time`)."""
+    (`runner.container_schema.Multinode.at_run_time`)."""
 
     nodes: int
     containers: tuple[NodeContainer, ...]

@@ -80,7 +80,7 @@ class ContainerPlanner:
         own = own_workspace(file, context, self._recipes)
         inside = context if own is None else replace(context, workspace=own.path)
         stem = result_stem(benchmark, context.runner_name)
-        environment = _environment(benchmark, stem, inside)
+        environment = {**contract_of(benchmark, stem, inside), "GPU_COUNT": str(benchmark.gpus)}
         passed = names_passed(context.host, file.runner.pass_environment)
         path = derive.model_path(rules.model.rule, benchmark, context)
         cache = _cache(rules, context, environment)
@@ -120,14 +120,13 @@ def own_workspace(file: RunnerFile, context: Context, recipes: Path) -> OwnWorks
     return OwnWorkspace(f"{derive.fill(own, context)}/{context.run_key}", str(recipes / "benchmarks"))
 
 
-def _environment(benchmark: Benchmark, stem: str, context: Context) -> dict[str, str]:
+def contract_of(benchmark: Benchmark, stem: str, context: Context) -> dict[str, str]:
     """The variables of the workflow's contract, as the workflow's launch step has them."""
     return {
         **environment_of(benchmark),
         "RUNNER_NAME": context.runner_name,
         "RESULT_FILENAME": stem,
         "RESULT_FILENAME_BASE": context.host.get("RESULT_FILENAME_BASE") or stem,
-        "GPU_COUNT": str(benchmark.gpus),
         "GITHUB_WORKSPACE": context.workspace,
     }
 

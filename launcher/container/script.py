@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from launcher.benchmark.benchmark import Benchmark
@@ -40,18 +40,9 @@ class Scripts:
         tried = _paths(choice, benchmark, context.host)
         path = next((p for p in tried if self._facts(context.workspace, p) is not None), None)
         if path is None:
-            raise ConfigError(
-                f"no script runs {benchmark.title}: there is no {' and no '.join(tried)}",
-                where=context.workspace,
-                hint="the workspace must be a checkout of InferenceX that has the row's script (--workspace DIR)",
-            )
+            raise no_script(benchmark, tried, context.workspace)
         asks, names_workspace = self._facts(context.workspace, path) or ((), False)
-        if lacks := [name for name in asks if not given.get(name)]:
-            raise ConfigError(
-                f"the script asks for {', '.join(lacks)}, and nothing passes {'them' if len(lacks) > 1 else 'it'}",
-                where=path,
-                hint="add it to pass-environment or to adjust.exports of the runner file",
-            )
+        refuse_lacks(asks, given, path, "add it to pass-environment or to adjust.exports of the runner file")
         return PlannedScript(path, tried, True, asks, (), names_workspace)
 
     def asked(self, workspace: str, path: str) -> tuple[str, ...] | None:
@@ -65,6 +56,22 @@ class Scripts:
             text = _text(Path(workspace, path))
             self._read[workspace, path] = None if text is None else (_asked_for(text), bool(_WRITES.search(text)))
         return self._read[workspace, path]
+
+
+def no_script(benchmark: Benchmark, paths: Sequence[str], workspace: str) -> ConfigError:
+    """The error of a benchmark that has no script."""
+    return ConfigError(
+        f"no script runs {benchmark.title}: there is no {' and no '.join(paths)}",
+        where=workspace,
+        hint="the workspace must be a checkout of InferenceX that has the row's script (--workspace DIR)",
+    )
+
+
+def refuse_lacks(asks: Sequence[str], given: Mapping[str, str], path: str, hint: str | None = None) -> None:
+    """Raise ConfigError where a script asks for a variable that it does not get."""
+    if lacks := [name for name in asks if not given.get(name)]:
+        message = f"the script asks for {', '.join(lacks)}, and nothing passes {'them' if len(lacks) > 1 else 'it'}"
+        raise ConfigError(message, where=path, hint=hint)
 
 
 def _asked_for(text: str) -> tuple[str, ...]:

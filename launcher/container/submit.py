@@ -68,31 +68,11 @@ def environment(job: ContainerJob, environ: Mapping[str, str], tools: Mapping[st
 
 
 def sbatch_argv(allocation: PlannedAllocation, token: str, root: Path, log: Path, script: Path) -> list[str]:
-    """``sbatch`` of the script, held. The names and numbers are the plan's; no value of a variable is among them."""
+    """``sbatch`` of the script of one node, held."""
     a = allocation
-    gres = f"gpu:{a.gpu_type}:{a.gpus}" if a.gpu_type else f"gpu:{a.gpus}"
-    return [
-        "sbatch",
-        "--parsable",
-        "--hold",
-        "--no-requeue",  # of a node that died is said so; a second start would take the first one's files for its own
-        f"--comment={token}",
-        f"--job-name={a.job_name}",
-        *([f"--partition={a.partition}"] if a.partition else []),
-        *([f"--account={a.account}"] if a.account else []),
-        f"--nodes={a.nodes}",
-        f"--ntasks={a.nodes}",
-        *([f"--gres={gres}"] if a.gpus else []),
-        *([f"--cpus-per-task={a.cpus_per_task}"] if a.cpus_per_task else []),
-        *([f"--mem={a.memory}"] if a.memory is not None else []),
-        *(["--exclusive"] if a.exclusive else []),
-        *([f"--time={a.minutes}"] if a.minutes else []),
-        *([f"--exclude={','.join(a.exclude)}"] if a.exclude else []),
-        "--export=ALL",
-        f"--chdir={root}",
-        f"--output={log}",
-        str(script),
-    ]
+    own = [f"--gres=gpu:{a.gpu_type}:{a.gpus}" if a.gpu_type else f"--gres=gpu:{a.gpus}"] if a.gpus else []
+    own += [f"--cpus-per-task={a.cpus_per_task}"] if a.cpus_per_task else []
+    return ["sbatch", *a.options(token, *own), f"--chdir={root}", f"--output={log}", str(script)]
 
 
 def embedded_argv(plan: Plan, jobs: Path, log: Path, script: Path) -> list[str]:

@@ -16,8 +16,7 @@ from launcher.core import deprecated
 from launcher.core.errors import ConfigError, suggest
 from launcher.core.yaml_source import Document, Key, SourceLocation, convert
 from launcher.runner.cluster_schema import Storage
-from launcher.runner.container_schema import CONTAINER, DOCKER
-from launcher.runner.multinode_schema import KINDS
+from launcher.runner.container_schema import CONTAINER, DOCKER, KINDS
 from launcher.runner.schema import (
     Adjustment,
     ExcludedNode,

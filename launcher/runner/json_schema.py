@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from launcher.runner import cluster_schema, container_schema, multinode_schema
+from launcher.runner import cluster_schema, container_schema
 from launcher.runner import schema as types
 
 FILE = "runner.schema.json"
@@ -35,7 +35,7 @@ def json_schema() -> dict[str, Any]:
     """The schema of a runner file (draft 2020-12), each key with its description and its default."""
     generated = msgspec.json.schema(types.Runner)
     described: dict[str, dict[str, str]] = {}
-    for module in (container_schema, multinode_schema, cluster_schema, types):
+    for module in (container_schema, cluster_schema, types):
         described |= _described(ast.parse(Path(inspect.getfile(module)).read_text(encoding="utf-8")))
     for name, definition in generated["$defs"].items():
         definition["description"] = _plain(definition["description"])

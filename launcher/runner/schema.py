@@ -16,8 +16,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from launcher.runner.cluster_schema import Checkout, Limits, Login, Node, Scheduler, Storage
-from launcher.runner.container_schema import Container, Struct, TimeLimit
-from launcher.runner.multinode_schema import Multinode
+from launcher.runner.container_schema import Container, Multinode, Struct, TimeLimit
 
 Pattern = str | list[str]
 """A glob, or several of which one must match; matching is case-sensitive.

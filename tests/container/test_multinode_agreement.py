@@ -14,7 +14,7 @@ from launcher.container.multinode_job_script import render
 from launcher.container.planned import MultinodeJob
 from launcher.core.errors import ConfigError
 from launcher.project import Project
-from launcher.runner.multinode_schema import KINDS
+from launcher.runner.container_schema import KINDS
 from tests.container.test_agreement import as_printed, compared, judge, shared
 from tests.shared import needs_shared
 
