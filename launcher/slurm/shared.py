@@ -28,9 +28,11 @@ import msgspec
 from launcher.core.errors import SubmissionError
 from launcher.core.lease import Lock, LockPace
 from launcher.core.process import ProcessIdentity
-from launcher.core.publish import make_private, temporary_name
+from launcher.core.publish import make_private, write_bytes
 from launcher.core.reading import read_json
 from launcher.slurm.client import JobKey, JobState, Phase, Scheduler
+
+_T = TypeVar("_T")
 
 MAX_AGE = 15.0
 """Answers whose question began more seconds ago are ignored. This is half of the longest pause between questions about
@@ -194,24 +196,17 @@ class SharedPoller:
                 yield from request.jobs
 
 
-_T = TypeVar("_T")
-
-
 def _read(path: Path, kind: type[_T]) -> _T | None:
     """What a file says; None when it is missing or cannot be understood."""
-    with contextlib.suppress(SubmissionError):
+    with contextlib.suppress(SubmissionError):  # an id that is none
         return read_json(path, kind, 1 << 24)
     return None
 
 
 def _write(path: Path, value: object) -> bool:
     """Replace a file; False when that failed. It is not forced to storage: nobody needs it after a crash."""
-    temporary = temporary_name(path)
     try:
-        temporary.write_bytes(msgspec.json.encode(value))
-        temporary.replace(path)
+        write_bytes(path, msgspec.json.encode(value), durable=False)
     except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         return False
     return True

@@ -4,14 +4,16 @@ pure: it reads the state and what is known of results, and answers with starts a
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+
+from msgspec import structs
 
 from launcher.sweep.points import canaries, guard, ordered, topology_of
 from launcher.sweep.retry import Further, class_of, further, named_node, signature
 from launcher.sweep.schema import Ended, Event, Excluded, Held, Job, Retried, Skipped
-from launcher.sweep.state import Attempt, Facts, State, gpu_hours
+from launcher.sweep.state import Attempt, Facts, State, gpu_hours, held_jobs
 
 BREAKER_JOBS, BREAKER_TOPOLOGIES = 3, 2
 """So many jobs, of so many topologies, that failed with one signature hold their class."""
@@ -33,16 +35,6 @@ class Start:
     exclude: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A job that failed and is not tried again."""
-
-    job: Job
-    layer: str
-    signature: str
-    run: str
-
-
 class Decisions:
     """What a driver decides. ``nodes`` is how many nodes each runner has, ``budgets`` how many GPU-hours a sweep may
     use there, where that is known."""
@@ -55,7 +47,8 @@ class Decisions:
         self.ok: dict[str, set[int]] = defaultdict(set)
         self.waiting: dict[str, float] = {}
         """Jobs that lack a result and have no attempt, in order; from when on one may begin (by the driver's clock)."""
-        self.failures: list[Failure] = []
+        self.failures: list[Ended] = []
+        """Of jobs that are not tried again."""
         self._again: dict[str, str] = {}
         """Jobs of which an attempt was made before: why there may be another one."""
         self._canaries: dict[str, str] = {}
@@ -103,12 +96,9 @@ class Decisions:
             made = found.get(key, [])
             if not self.ok[key] and key not in self.waiting and made and not made[-1][0].open:
                 self._guards[guarded] = f"canary failed: {signature(made[-1][1].layer, made[-1][1].text)}"
-        self._canaries_first()
-        return events
-
-    def _canaries_first(self) -> None:
         first = [key for key in self._canaries if key in self.waiting and not self.ok[key]]
         self.waiting = {**{key: self.waiting[key] for key in first}, **self.waiting}
+        return events
 
     def add(self, jobs: list[Job], now: float) -> None:
         """Points were appended."""
@@ -217,12 +207,12 @@ class Decisions:
             return [ended]
         if (more := self._further(attempt, seen)) is not None and self.state.retries_left > 0:
             return [ended, *self._retry(attempt, seen, more, now)]
-        self.failures.append(Failure(job, seen.layer, said, attempt.run))
+        self.failures.append(ended)
         if job.key in self._canaries and not self.ok[job.key]:
             self._guards[guard(job)] = f"canary failed: {said}"
         else:
             self._canary_passed(job)
-        return [ended, *self._breaker(job, seen.layer, said)]
+        return [ended, *self._breaker(job, ended)]
 
     def _canary_passed(self, job: Job) -> None:
         if (guarded := self._canaries.get(job.key)) is not None:
@@ -256,18 +246,14 @@ class Decisions:
         self.waiting = {key: now + more.wait, **self.waiting}
         return events
 
-    def _breaker(self, job: Job, layer: str, said: str) -> list[Event]:
-        alike = [f for f in self.failures if f.signature == said and _class(f.job) == _class(job)]
-        topologies = Counter(topology_of(f.job) for f in alike)
-        if layer not in HELD_LAYERS or len(alike) < BREAKER_JOBS or len(topologies) < BREAKER_TOPOLOGIES:
-            return []
-        if self.state.breaker(job) is not None:
-            return []
-        runs = tuple(f.run for f in alike)
+    def _breaker(self, job: Job, ended: Ended) -> list[Event]:
+        """The hold of jobs that fail alike, once they are so many."""
         image, model = job.benchmark.image, job.benchmark.model
-        return [Held(time=0.0, runner=job.runner, image=image, model=model, signature=said, runs=runs)]
-
-
-def _class(job: Job) -> tuple[str, str]:
-    """What the breaker holds: runner and image, and the model."""
-    return guard(job), job.benchmark.model
+        held = Held(time=0.0, runner=job.runner, image=image, model=model, signature=ended.signature, runs=())
+        alike = [(self.state.jobs[f.job], f.run) for f in self.failures if f.signature == ended.signature]
+        alike = [(other, run) for other, run in alike if held_jobs(held, other)]
+        topologies = {topology_of(other) for other, _ in alike}
+        many = len(alike) >= BREAKER_JOBS and len(topologies) >= BREAKER_TOPOLOGIES
+        if ended.layer not in HELD_LAYERS or not many or self.state.breaker(job) is not None:
+            return []
+        return [structs.replace(held, runs=tuple(run for _, run in alike))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -14,6 +14,9 @@ from launcher.sweep.state import NONE, Facts, PointState, State, exit_code, gpu_
 
 RANK = ("running", "unknown", "queued", "preparing", "failed", "missing", "cancelled", "not started", "planned", "ok")
 """Which state of its points a job shows: the first of these that one of them has."""
+
+Progress = Callable[[str], tuple[int | None, str]]
+"""What a running job's log says: the concurrency that is measured, and the last line about throughput."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def overview(
     *,
     driver: str = "",
     notes: Sequence[str] = (),
-    progress: Callable[[str], tuple[int | None, str]] = lambda log: (None, ""),
+    progress: Progress = lambda log: (None, ""),
 ) -> Overview:
     """The sweep as it stands. ``facts`` gives what the record of a run says, ``progress`` what a running job's log
     says of the concurrency that it measures; each is asked once for a run."""
@@ -87,8 +90,7 @@ def overview(
     by_job: dict[str, list[PointState]] = {}
     for point in points:
         by_job.setdefault(point.job, []).append(point)
-    lines = tuple(_line(job, by_job.get(key, []), once, state) for key, job in state.jobs.items())
-    lines = tuple(_with_progress(line, progress) for line in lines)
+    lines = tuple(_line(job, by_job.get(key, []), once, state, progress) for key, job in state.jobs.items())
     runners: dict[str, Counter[str]] = {}
     for line in lines:
         runners.setdefault(line.runner, Counter())[line.state] += 1
@@ -118,19 +120,27 @@ def overview(
     )
 
 
-def _line(job: Job, points: Sequence[PointState], facts: Callable[[str], Facts], state: State) -> JobLine:
+def _line(
+    job: Job,
+    points: Sequence[PointState],
+    facts: Callable[[str], Facts],
+    state: State,
+    progress: Progress,
+) -> JobLine:
     words = {point.state: point for point in reversed(points)}
     first = next((words[word] for word in RANK if word in words), None)
     made = state.made(job.key)
     seen = facts(made[-1].run) if made else NONE
     since = seen.started if seen.word == "RUNNING" else seen.ended or seen.submitted
+    word = first.state if first is not None else "planned"
+    now, throughput = progress(seen.log) if word == "running" and seen.log else (None, "")
     return JobLine(
         key=job.key,
         runner=job.runner,
         topology=job.benchmark.topology,
         measures=job.benchmark.measures,
         concurrencies=job.concurrencies,
-        state=first.state if first is not None else "planned",
+        state=word,
         reason=first.reason if first is not None and first.state != "ok" else "",
         ok=sum(point.state == "ok" for point in points),
         run=made[-1].run if made else "",
@@ -139,14 +149,9 @@ def _line(job: Job, points: Sequence[PointState], facts: Callable[[str], Facts],
         attempts=len(made),
         since=since,
         log=seen.log,
+        now=now,
+        throughput=throughput,
     )
-
-
-def _with_progress(line: JobLine, progress: Callable[[str], tuple[int | None, str]]) -> JobLine:
-    if line.state != "running" or not line.log:
-        return line
-    concurrency, throughput = progress(line.log)
-    return replace(line, now=concurrency, throughput=throughput)
 
 
 def _rate(

@@ -36,19 +36,16 @@ def fingerprint(plan: Plan, own: Mapping[str, str], image: str = "") -> dict[str
     known. Another version of the launcher is no part of it, and neither are run, concurrency, nodes and paths.
     """
     model, benchmark = plan.model, plan.benchmark
+    declared = digest(model.fingerprint) if model.fingerprint else ""
     gpus = plan.results.gpus or (benchmark.gpus, 0)
     return {
         **own,
         "image": plan.images[0].reference if plan.images else benchmark.image,
         "image digest": image,
-        "model": " ".join(filter(None, (model.id or model.path, model.pinned, *_declared(model.fingerprint)))),
+        "model": " ".join(filter(None, (model.id or model.path, model.pinned, declared))),
         "lengths": benchmark.measures,
         "gpus": "+".join(str(count) for count in gpus if count),
     }
-
-
-def _declared(said: Mapping[str, Any]) -> list[str]:
-    return [digest(said)] if said else []
 
 
 def differences(wanted: Mapping[str, str], had: Mapping[str, str]) -> list[str]:
@@ -131,7 +128,7 @@ def _halving(jobs: list[Job]) -> list[Job]:
 
 
 def _score(job: Job) -> float:
-    values = {**{name: getattr(job.benchmark, name) for _, name, _ in SCORES if name != "nodes"}}
+    values = {name: getattr(job.benchmark, name) for _, name, _ in SCORES if name != "nodes"}
     values["nodes"] = "multi" if job.benchmark.multinode else "single"
     return 1.0 + sum(more for more, name, these in SCORES if str(values[name]) in these)
 

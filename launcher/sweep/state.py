@@ -141,7 +141,7 @@ class State:
         match event:
             case Began():
                 self.began, self.policy, self.left = event, event.policy, None
-                self.held, self.skipped, self.asked, self.ending = self._held_on(event), {}, {}, ""
+                self.held, self.skipped, self.asked, self.ending = [] if event.anyway else self.held, {}, {}, ""
             case Started():
                 attempt = self.by_run[event.run] = Attempt(event, granted=self.granted.pop(event.job, None))
                 self.attempts[event.job].append(attempt)
@@ -167,9 +167,6 @@ class State:
                 self.left = event
             case Asked():
                 self._ask(event)
-
-    def _held_on(self, event: Began) -> list[Held]:
-        return [] if event.anyway else self.held
 
     def _close(self, event: Voided | Ended) -> None:
         attempt = self.by_run.get(event.run)
