@@ -46,5 +46,6 @@ setup(
         "launcher.report": ["*.css", "*.js", "*.yaml"],
         "launcher.result": ["*.yaml"],
         "launcher.run": ["*.yaml"],
+        "launcher.sweep": ["*.yaml"],
     },
 )

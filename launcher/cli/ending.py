@@ -176,7 +176,7 @@ def _remove_collected(project: Project, ended: Iterable[RunRecord]) -> None:
         if by_hand and record.fields.state == "succeeded" and job is not None and Path(job.output).is_dir():
             with contextlib.suppress(ConfigError, OSError):  # of a kind that is not known any more; another user's
                 if record.directory.stat().st_uid == os.getuid():
-                    finish.clear_collected(open_run(project, record))
+                    finish.clear_left(open_run(project, record))
 
 
 def _cleaned_of_job(project: Project) -> Iterator[Told]:

@@ -142,9 +142,12 @@ def finish(run: Run, state: JobState) -> Outcome:
         run.record.event("error", str(trouble))
     outcome, delivered = _end(run, error, collected, state)
     if taken and delivered:
-        _remove_own_directories(run)
+        # On a shared file system nobody else ever would, and leftovers of NFS in a workspace block the next checkout.
+        # A run by hand keeps its tree, to be looked at, until `launcher cleanup` (`clear_left`).
+        if run.record.fields.results == "workspace":
+            remove_directories(run.record, run.kind, run.plan)
     elif isinstance(error, Cancelled):  # by a person, not by a signal: there is time
-        clear_cancelled(run)
+        clear_left(run)
     return outcome
 
 
@@ -222,40 +225,22 @@ def _end(run: Run, error: LauncherError | None, collected: Collected, state: Job
     return outcome, delivered
 
 
-def clear_cancelled(run: Run) -> None:
-    """Hand a workflow what a cancelled run left, for which its own launcher had no time, and remove the run's own
-    directories."""
-    record = run.record
-    if record.fields.results != "workspace" or record.fields.state != "cancelled" or not record.fields.settled:
-        return
-    try:
-        if any(path.exists() for path in run.kind.own_directories(run.plan)) and deliver(run):
-            _remove_own_directories(run)
-    except (LauncherError, OSError) as error:
-        record.event("warning", f"the logs of the cancelled run stay where they are: {error}")
+def clear_left(run: Run) -> None:
+    """Deliver the logs that an ended run left where they were, and remove its own directories.
 
-
-def clear_collected(run: Run) -> None:
-    """Remove the own directories of a run by hand that succeeded, once all its results and logs are with its record."""
+    Those of a workflow's run that was cancelled, for which its own launcher had no time; and of a run by hand that
+    succeeded, once all its results are with its record.
+    """
     record, step = run.record, run.record.step("collect")
-    whole = record.fields.state == "succeeded" and step.state == "done" and not step.facts.get("problems")
-    if record.fields.results == "workspace" or not record.fields.settled or not whole:
+    by_workflow, state = record.fields.results == "workspace", record.fields.state
+    whole = state == "succeeded" and step.state == "done" and not step.facts.get("problems")
+    if not record.fields.settled or not (state == "cancelled" if by_workflow else whole):
         return
     try:
         if any(path.exists() for path in run.kind.own_directories(run.plan)) and deliver(run):
             remove_directories(record, run.kind, run.plan)
     except (LauncherError, OSError) as error:
-        record.event("warning", f"the run's own directories stay: {error}")
-
-
-def _remove_own_directories(run: Run) -> None:
-    """Remove the run's tree and its copy of the workspace once their logs are in the workflow's hands.
-
-    On a shared file system nobody else ever would, and leftovers of NFS in a workspace block the next checkout. A run
-    by hand keeps its tree, to be looked at, until `launcher cleanup` (`clear_collected`).
-    """
-    if run.record.fields.results == "workspace":
-        remove_directories(run.record, run.kind, run.plan)
+        record.event("warning", f"the run's own directories stay, with its logs: {error}")
 
 
 def remove_directories(record: RunRecord, kind: JobKind, plan: Plan) -> None:

@@ -250,7 +250,8 @@ def _write_end(run: Run, states: Mapping[JobKey, JobState], why: str) -> None:
         record.set_step("submit", "failed", error=why)
     if not record.fields.has_ended:
         finish.end_early(run, Cancelled(why))
-    finish.clear_cancelled(run)
+    if record.fields.state == "cancelled":
+        finish.clear_left(run)
 
 
 def check_owner(record: RunRecord, uid: int) -> None:

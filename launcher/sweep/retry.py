@@ -1,7 +1,8 @@
 """What follows from a failed attempt: whether the same may be tried again, how often, after how long, on which nodes.
 
-The classes are those of the layers of verdicts (`launcher.run.verdict`), told apart by the verdict's own words. What is
-the benchmark's, the server's or the configuration's own doing is never tried again by itself.
+The classes (retry_classes.yaml) are those of the layers of verdicts (`launcher.run.verdict`), told apart by the
+verdict's own words. What is the benchmark's, the server's or the configuration's own doing is never tried again by
+itself.
 """
 
 from __future__ import annotations
@@ -9,56 +10,30 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
 
 from launcher.core.slurm_notation import node_names
 from launcher.sweep.schema import Policy
 from launcher.sweep.state import Facts
 
 
-@dataclass(frozen=True)
-class RetryClass:
-    """Failures that are alike: ``times`` further attempts at most, the first after ``wait`` seconds and each later one
-    after twice as long. ``nodes`` says what becomes of nodes: ``exclude`` the one that is named, ``avoid`` all of the
-    attempt for once."""
+class RetryClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Failures that are alike; retry_classes.yaml says what its keys mean."""
 
     name: str
     layers: frozenset[str]
-    words: str
+    words: tuple[str, ...] = ("",)
     times: int = 0
     wait: float = 0.0
-    nodes: str = ""
+    nodes: Literal["", "exclude", "avoid"] = ""
 
 
-def _class(name: str, layers: str, words: str = "", times: int = 0, wait: float = 0.0, nodes: str = "") -> RetryClass:
-    return RetryClass(name, frozenset(layers.split()), words, times, wait, nodes)
-
+CLASSES = msgspec.yaml.decode(Path(__file__).with_name("retry_classes.yaml").read_bytes(), type=tuple[RetryClass, ...])
 
 TIME_LIMIT = "time limit"
-
-_NETWORK = (
-    r"[Cc]onnection (?:reset|refused|timed out|aborted)|timed out|[Tt]imeout|\b(?:429|50[0-9])\b|[Tt]oo many requests"
-    r"|truncat|unexpected EOF|[Uu]nreachable|[Tt]emporary failure|[Cc]ould not resolve|TLS handshake|ended early"
-)
-
-_NOT_TO_BE_HAD = r"not found|no such|unauthori[sz]ed|denied|\b40[134]\b|architecture|no space"
-_REFUSED = r"[Ii]nvalid (?:account|partition|qos)|QOS|Assoc|not allowed|will not start by waiting"
-_SILENT = rf"{_NETWORK}|[Uu]nable to contact|did not answer|no definite answer"
-_FABRIC = r"NCCL|NVLS|UCX|[Ii]nfiniBand|\bib_|ncclSystemError|fabric|rendezvous"
-
-CLASSES = (
-    _class("cancelled", "cancelled"),
-    _class("image not to be had", "image", _NOT_TO_BE_HAD),
-    _class("image transfer", "image checkout", _NETWORK, 3, 30.0),
-    _class("model copy", "model", r"EIO|ESTALE|[Ii]nput/output|[Ss]tale|interrupted|ended early", 2, 60.0),
-    _class("preempted", "scheduler", r"PREEMPTED|another job took its place|requeue", 3),
-    _class(TIME_LIMIT, "scheduler", r"time limit was reached|deadline was reached"),
-    _class("refused", "scheduler", _REFUSED),
-    _class("controller silent", "scheduler", _SILENT, 3, 30.0),
-    _class("node", "node", "", 2, 0.0, "exclude"),
-    _class("fabric", "server", _FABRIC, 1, 0.0, "avoid"),
-    _class("server", "server"),
-)
-"""In order: the first that fits. Nothing else is tried again."""
 
 _NUMBER = re.compile(r"0x[0-9a-fA-F]+|\d+(?:[.:,/-]\d+)*")
 _PATH = re.compile(r"(?:/[\w.+@%=,~-]+){2,}/?")
@@ -87,7 +62,8 @@ class Further:
 def class_of(seen: Facts) -> RetryClass | None:
     """The class of a failed attempt; None for one that is never tried again."""
     text = f"{seen.word} {seen.text}"
-    return next((c for c in CLASSES if seen.layer in c.layers and re.search(c.words, text)), None)
+    of_layer = (c for c in CLASSES if seen.layer in c.layers)
+    return next((c for c in of_layer if any(re.search(word, text) for word in c.words)), None)
 
 
 def named_node(seen: Facts) -> str:
