@@ -137,8 +137,8 @@ def _in(workspace: Path, plan: Plan) -> Plan:
     """The plan of a job that works in another directory than the plan's workspace."""
     job, here = ContainerJob.of(plan), str(workspace)
     mounts = {t: here if s in ("{workspace}", plan.workspace.path) else s for t, s in job.container.mounts.items()}
-    details = change(job, container=change(job.container, mounts=mounts)).as_details()
-    return replace(plan, details=details, workspace=replace(plan.workspace, path=here))
+    job = change(job, container=change(job.container, mounts=mounts))
+    return replace(plan, details=job, workspace=replace(plan.workspace, path=here))
 
 
 def _allocation(job: ContainerJob) -> str:

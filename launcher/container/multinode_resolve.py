@@ -93,7 +93,7 @@ class MultinodePlanner:
                 given.nodes.all,
                 given.nodes.all * given.nodes.gpus,
             ),
-            details=job.as_details(),
+            details=job,
         )
         return MultinodeResolved(replace(plan, job_name=allocation.job_name), rules, job)
 

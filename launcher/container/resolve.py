@@ -108,7 +108,7 @@ class ContainerPlanner:
             model=derive.planned_model(rules, path, context, cache, mounted=_same(container.mounts)),
             results=_results(stem, benchmark, inside, _workdir(rules, lane)),
             holds=Holds(str(minutes) if minutes is not None else None, 1, held),
-            details=job.as_details(),
+            details=job,
         )
         return ContainerResolved(plan, rules, job)
 

@@ -71,9 +71,9 @@ def of_plan(plan: Plan, environ: Mapping[str, str], stand_ins: Collection[str]) 
     needed = {"enroot": "images are imported here"} if here else {}
     if plan.kind == SRTCTL:
         needed["git"] = "srt-slurm is checked out"
-        setup = plan.details["srt_slurm"]["setup"]
+        setup = plan.as_details()["srt_slurm"]["setup"]
         needed |= {argv[0]: "it sets srt-slurm up" for argv in setup if "/" not in argv[0]}
-    engine = plan.details.get("container", {}).get("engine")
+    engine = plan.as_details().get("container", {}).get("engine")
     if engine in ("docker", "podman") and plan.scheduler.kind == "local":
         needed[engine] = "it runs the container"
     yield from _programs({program: why for program, why in needed.items() if program not in stand_ins}, environ)

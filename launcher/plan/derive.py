@@ -299,11 +299,9 @@ def whole_plan(
     model: PlannedModel,
     results: Expected,
     holds: Holds,
-    details: dict[str, Any],
+    details: Any,
 ) -> Plan:
-    """The plan of a job of the kind that the lane names, without findings; ``details`` are what only this kind plans,
-    in JSON values.
-    """
+    """The plan of a job of the kind that the lane names, without findings; ``details`` is what only this kind plans."""
     benchmark, runner = rules.benchmark, rules.file.runner
     partition, account = partition_and_account(rules, context)
     scheduler = runner.scheduler

@@ -191,10 +191,11 @@ class _Finding(TypedDict):
 class Plan:
     """Everything that one run will do.
 
-    ``kind`` names the kind of job that serves the lane, ``details`` is what that kind plans beside the rest, in JSON
-    values: they are keys of the plan like all others when it is written. ``run_key`` is the plan's identity: the run's
-    id and the job's ``--comment``. ``narrow`` says that its concurrencies were chosen by hand, out of those of the
-    recipe; ``exclude`` are nodes that this run must not get beside those of the runner file.
+    ``kind`` names the kind of job that serves the lane, ``details`` is what that kind plans beside the rest: its own
+    struct, or the JSON values of a plan that was read. They are keys of the plan like all others when it is written.
+    ``run_key`` is the plan's identity: the run's id and the job's ``--comment``. ``narrow`` says that its concurrencies
+    were chosen by hand, out of those of the recipe; ``exclude`` are nodes that this run must not get beside those of
+    the runner file.
     """
 
     kind: str
@@ -210,7 +211,7 @@ class Plan:
     images: tuple[PlannedImage, ...]
     model: PlannedModel
     results: Expected
-    details: dict[str, Any]
+    details: Any
     rules: dict[str, str] = field(default_factory=dict)
     """Which rule of the runner file decided what, as ``file:line``."""
     findings: tuple[Finding, ...] = ()
@@ -239,18 +240,23 @@ class Plan:
             return used.get(value, value) if isinstance(value, str) else value
 
         images = tuple(dataclasses.replace(i, squash=used.get(i.squash, i.squash)) for i in self.images)
-        return dataclasses.replace(self, images=images, details=changed(self.details))
+        return dataclasses.replace(self, images=images, details=changed(self.as_details()))
 
     @property
     def errors(self) -> tuple[Finding, ...]:
         """The findings that keep the plan from being run, unless somebody accepts their rules."""
         return tuple(f for f in self.findings if f.severity == "error")
 
+    def as_details(self) -> dict[str, Any]:
+        """What its kind of job alone plans, in JSON values."""
+        details: dict[str, Any] = self.details.as_details() if isinstance(self.details, PlanPart) else self.details
+        return details
+
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON values, in one object: the keys of ``details`` stand beside the others."""
         value: dict[str, Any] = json_values(dataclasses.replace(self, findings=(), details={}))
         del value["details"]
-        return {**value, **self.details, "findings": [finding.as_dict() for finding in self.findings]}
+        return {**value, **self.as_details(), "findings": [finding.as_dict() for finding in self.findings]}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Plan:
@@ -294,8 +300,10 @@ class PlanPart(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls: type[OwnPart], plan: Plan) -> OwnPart:
         """The part of this plan. Raises ConfigError when it is not there, or not whole."""
+        if isinstance(plan.details, cls):
+            return plan.details
         try:
-            return msgspec.convert(plan.details, built(cls))
+            return msgspec.convert(plan.as_details(), built(cls))
         except msgspec.ValidationError as error:
             message = f"not a plan of kind {plan.kind}: {error}"
             raise ConfigError(message, where=f"run {plan.run_key}") from None

@@ -28,7 +28,7 @@ _SGLANG = "SGLANG_SIMULATE_ACC_"
 
 
 def apply_edits(document: Mapping[str, Any], edits: Iterable[Edit]) -> dict[str, Any]:
-    """A deep copy of a recipe file's document with the edits made, in their order.
+    """A recipe file's document with the edits made, in their order; what no edit touches is the given document's own.
 
     Sets the key at ``path`` (from the top of a resolved recipe) to ``value``, or removes it. A step with ``*`` stands
     for every key that it matches, so that ``Edit(("backend", "*_environment", "NAME"), "1")`` adds a variable to each
@@ -39,16 +39,16 @@ def apply_edits(document: Mapping[str, Any], edits: Iterable[Edit]) -> dict[str,
     Raises ConfigError when an edit meets something that it cannot change (a value where a mapping must be, a string
     that is not JSON), and for a ``required`` edit that changed nothing.
     """
-    result: dict[str, Any] = unshared(document)
+    result = dict(document)
     for edit in edits:
         if BASE not in result:
             changed = _make(edit, result, adds=True)
         elif edit.base_form:
-            changed = sum(
-                _make(edit, section, adds=key == BASE, zipped=key.startswith(ZIP))
-                for key, section in result.items()
-                if isinstance(section, dict) and (key == BASE or str(key).startswith((OVERRIDE, ZIP)))
-            )
+            changed = 0
+            for key, section in result.items():
+                if isinstance(section, dict) and (key == BASE or str(key).startswith((OVERRIDE, ZIP))):
+                    result[key] = own = dict(section)
+                    changed += _make(edit, own, adds=key == BASE, zipped=key.startswith(ZIP))
         else:
             continue
         if edit.required and not changed:
@@ -57,7 +57,8 @@ def apply_edits(document: Mapping[str, Any], edits: Iterable[Edit]) -> dict[str,
 
 
 def _make(edit: Edit, root: dict[str, Any], *, adds: bool, zipped: bool = False) -> int:
-    """Make an edit in one section; how many places changed. Keys that the section lacks are added if ``adds``."""
+    """Make an edit in one section, which is our copy; how many places changed. Keys that it lacks are added if
+    ``adds``."""
     adds = adds and not (edit.remove or edit.only_if_present or edit.into_json)
     *above, last = edit.path
     holders = [root]
@@ -78,13 +79,12 @@ def _make(edit: Edit, root: dict[str, Any], *, adds: bool, zipped: bool = False)
 
 
 def _below(edit: Edit, holder: dict[str, Any], step: str, adds: bool) -> Iterator[dict[str, Any]]:
-    """The mappings one step below ``holder``; a missing one is made if ``adds``."""
+    """The mappings one step below ``holder``, which gets copies of them; a missing one is made if ``adds``."""
     for key in _matching(holder, step, adds):
         found = holder.get(key)
-        if found is None and adds and "*" not in step:
-            found = holder[key] = {}
-        if isinstance(found, dict):
-            yield found
+        if isinstance(found, dict) or (found is None and adds and "*" not in step):
+            holder[key] = own = dict(found or {})
+            yield own
         elif adds and found is not None:
             raise ConfigError(f"{key} on the way to {'.'.join(edit.path)} is {found!r}, not a mapping")
 

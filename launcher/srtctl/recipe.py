@@ -31,7 +31,8 @@ class Variant:
 
     ``suffix`` is what srtctl appends to the name ("" for a plain recipe), ``selector`` the one that picks this variant
     alone (None for a plain recipe), ``keys`` the path of its section in the file. ``document`` is the whole resolved
-    recipe; it may share parts with the file's document, so it must not be changed in place (`edit.apply_edits` copies).
+    recipe; it shares parts with the file's document, so it must not be changed in place (`edit.apply_edits` copies what
+    it changes).
     """
 
     suffix: str
@@ -198,17 +199,15 @@ def unshared(value: Any) -> Any:
 def deep_merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
     """Merge as srtctl does: mappings by key, a ``null`` deletes the key, anything else (lists too) replaces.
 
-    The result shares no mapping or list with either side.
+    The result shares with both sides what only one of them has.
     """
     merged: dict[str, Any] = {}
     for key, value in {**base, **override}.items():  # the base's order, then what is new
         below = base.get(key)
-        if key not in override:
-            merged[key] = unshared(value)
-        elif isinstance(value, Mapping) and isinstance(below, Mapping):
+        if key in override and isinstance(value, Mapping) and isinstance(below, Mapping):
             merged[key] = deep_merge(below, value)
-        elif value is not None:
-            merged[key] = unshared(value)
+        elif key not in override or value is not None:
+            merged[key] = value
     return merged
 
 

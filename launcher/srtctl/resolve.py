@@ -104,7 +104,7 @@ class SrtctlPlanner:
             ),
             results=_results(expected, recipe.facts),
             holds=_holds(recipe.facts, limit, file),
-            details=job.as_details(),
+            details=job,
         )
         return SrtctlResolved(plan, rules, job, recipe, setup, narrowed)
 

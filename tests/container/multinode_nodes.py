@@ -12,7 +12,7 @@ import os
 import shlex
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +280,8 @@ class Cluster:
             today="20260102",
             host={"USER": "runner", "HF_TOKEN": "hf_secretsecretsecret", **host},
         )
-        return MultinodePlanner("me").plan(row or a_row(), self.runner, context).plan
+        plan = MultinodePlanner("me").plan(row or a_row(), self.runner, context).plan
+        return replace(plan, details=plan.as_details())  # as one that was read
 
     def start(self, plan: Plan) -> subprocess.Popen[str]:
         script = self.root / "runs" / "job.sh"

@@ -78,7 +78,7 @@ def test_who_drives_the_run_has_what_the_plan_passes() -> None:
 
 
 def _with(plan: Plan, *keys: str, value: object) -> Plan:
-    details = dict(plan.details)
+    details = dict(plan.as_details())
     at = details
     for key in keys[:-1]:
         at[key] = dict(at[key])
