@@ -16,6 +16,9 @@ _DRAWN = ("ok", "reused", "rehearsal")
 _LEAST, _MOST = 1e-9, 1e15
 """Coordinates that a picture can have: others are nobody's throughput."""
 
+_SAME = [name for name in Entry.__struct_fields__ if name in {*Identity.__dataclass_fields__, *vars(Identity)}]
+"""What an entry has of its identity."""
+
 Group = tuple[Identity, list[Point]]
 
 
@@ -57,18 +60,8 @@ def counted(tries: Sequence[Point]) -> Point:
 
 def _order(group: Group) -> tuple[object, ...]:
     one = group[0]
-    lengths = (one.isl or 0, one.osl or 0)
-    return (
-        one.model,
-        one.scenario,
-        lengths,
-        one.curve,
-        one.topology,
-        one.concurrency,
-        one.kv_offload,
-        one.task,
-        str(one),
-    )
+    drawn = (one.model, one.scenario, one.isl or 0, one.osl or 0, one.curve)
+    return (*drawn, one.topology, one.concurrency, one.kv_offload, one.task, str(one))
 
 
 def axes(scenario: str) -> tuple[Axis, Axis]:
@@ -83,7 +76,7 @@ def _panel(members: Sequence[Group], ids: dict[Identity, str]) -> Panel:
     first = members[0][0]
     x, y = axes(first.scenario)
     curves = []
-    for name, group in groupby(members, key=lambda member: configuration(member[0])):
+    for name, group in groupby(members, key=lambda member: member[0].configuration):
         tries = [(ids[identity], counted(points)) for identity, points in group]
         known = [
             (key, at, height, point.state)
@@ -100,19 +93,6 @@ def _panel(members: Sequence[Group], ids: dict[Identity, str]) -> Panel:
             curves.append(curve)
     title = f"{first.model} {first.lengths}"
     return Panel(title=title, x=x, y=y, curves=tuple(curves))
-
-
-def configuration(one: Identity) -> str:
-    """``gb200 dynamo-vllm fp8 mtp disagg``: what has a curve of its own."""
-    method = [one.spec_decoding] if one.spec_decoding != "none" else []
-    return " ".join([one.hardware, one.framework, one.precision, *method, *(["disagg"] if one.disagg else [])])
-
-
-def name_of(one: Identity) -> str:
-    """A point in words: model, lengths, configuration, topology, concurrency; an entry's ``name`` is the same."""
-    offload = "" if one.kv_offload == "none" else f" {one.kv_offload}"
-    text = f"{one.model} {one.lengths} {configuration(one)}{offload} {one.topology} c{one.concurrency} {one.task}"
-    return text.rstrip()
 
 
 def _entry(key: str, tries: Sequence[Point], best: set[str], drawn: set[str]) -> Entry:
@@ -133,20 +113,7 @@ def _entry(key: str, tries: Sequence[Point], best: set[str], drawn: set[str]) ->
     return Entry(
         id=key,
         state=point.state,
-        model=one.model,
-        hardware=one.hardware,
-        framework=one.framework,
-        precision=one.precision,
-        scenario=one.scenario,
-        concurrency=one.concurrency,
-        spec_decoding=one.spec_decoding,
-        disagg=one.disagg,
-        isl=one.isl,
-        osl=one.osl,
-        topology=one.topology,
-        configuration=configuration(one),
-        kv_offload=one.kv_offload,
-        task=one.task,
+        **{name: getattr(one, name) for name in _SAME},
         run=str(point.provenance.get("run", "")),
         reason=point.reason,
         layer=point.layer,

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from launcher.core.errors import ConfigError, ResultError
-from launcher.report.assemble import name_of
-from launcher.report.document import Answer, Change, Compared, Comparison, Document, Gathered
+from launcher.report.document import Answer, Change, Compared, Comparison, Document, Gathered, name_of
 from launcher.report.points import Identity, Metric, Point, compared, metric
 
 SAME = 0.03
@@ -49,7 +48,7 @@ def comparison(document: Document, now: Gathered, base: Gathered, thresholds: Se
     """Each point of both sides. ``thresholds`` are like ``tput_per_gpu:-5%``; one that is passed makes the exit code 7,
     and so does a point that is missing on a side. Where nothing can be compared at all it is 2. Raises ConfigError."""
     held = {one.metric.name: one for one in map(Threshold.parse, thresholds)}
-    ids = {entry.name: entry.id for entry in document.points}
+    ids = {name_of(entry): entry.id for entry in document.points}
     points, failed = [], list[str]()
     for identity, one in compare(now.attempts(), base.attempts(), held, ids):
         points.append(one)

@@ -179,12 +179,6 @@ class Entry(Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
     @property
-    def name(self) -> str:
-        """The point in words."""
-        offload = "" if self.kv_offload == "none" else f" {self.kv_offload}"
-        return f"{self.model} {self.lengths} {self.configuration}{offload} {self.short}"
-
-    @property
     def short(self) -> str:
         """What tells it from the other points of its configuration: topology, concurrency, an evaluation's task."""
         return f"{self.topology} c{self.concurrency} {self.task}".rstrip()
@@ -192,6 +186,13 @@ class Entry(Struct, frozen=True, kw_only=True):
     @property
     def lengths(self) -> str:
         return self.scenario if self.isl is None else f"{self.isl}/{self.osl}"
+
+
+def name_of(one: Entry | Identity) -> str:
+    """A point in words: model, lengths, configuration, topology, concurrency, task."""
+    offload = "" if one.kv_offload == "none" else f" {one.kv_offload}"
+    short = f"{one.topology} c{one.concurrency} {one.task}".rstrip()
+    return f"{one.model} {one.lengths} {one.configuration}{offload} {short}"
 
 
 class Axis(Struct, frozen=True, kw_only=True):

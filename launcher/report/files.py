@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.core.publish import write_bytes
-from launcher.report.document import Attempt, Comparison, Document, Entry, Run, as_json, not_ok, noted
+from launcher.report.document import Attempt, Comparison, Document, Entry, Run, as_json, name_of, not_ok, noted
 from launcher.report.page import page
 from launcher.report.points import SCORES, metrics
 from launcher.report.text import brief, changed, escaped, samples, shown, value
@@ -137,7 +137,7 @@ def markdown(document: Document) -> str:
     for entry in document.points:
         if len(entry.attempts) > 1:
             tries = "; ".join(f"{one.state} {one.reason}".rstrip() for one in entry.attempts)
-            lines.append(f"- {_markdown(entry.name)}, {len(entry.attempts)} attempts: {_markdown(tries)}")
+            lines.append(f"- {_markdown(name_of(entry))}, {len(entry.attempts)} attempts: {_markdown(tries)}")
     lines += _comparison(document.comparison) if document.comparison is not None else []
     return _bounded([*lines, *_table(document.measured, "frontier"), *_table(document.evaluations, "task")])
 

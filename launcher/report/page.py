@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def page(document: Document) -> str:
     style, script = (_compact(name) for name in ("page.css", "page.js"))
     policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     numbers = {run.id: number for number, run in enumerate(document.runs, 1)}
-    links = _links(document, numbers)
+    links = {run.id: f"<a href=#r{numbers[run.id]}>{escaped(run.job or run.id)}</a>" for run in document.runs}
     body = [
         _head(document),
         *_not_ok(document, links),
@@ -79,11 +79,6 @@ def _head(document: Document) -> str:
         f"<header class=head><h1>{escaped(document.title)}</h1><p class=soft>{about}. Made {escaped(document.made)}"
         f" of {escaped(', '.join(document.sources))}</p><ul class=counts>{counts}</ul>{banner}</header><main>"
     )
-
-
-def _links(document: Document, numbers: dict[str, int]) -> dict[str, str]:
-    """By the id of a run what leads to its row."""
-    return {run.id: f"<a href=#r{numbers[run.id]}>{escaped(run.job or run.id)}</a>" for run in document.runs}
 
 
 def _not_ok(document: Document, links: dict[str, str]) -> Iterator[str]:
@@ -239,7 +234,9 @@ def _runs(document: Document, numbers: dict[str, int]) -> Iterator[str]:
 
 
 def _run(run: Run, number: int) -> str:
-    spent = {name: sum(end - begin for _, begin, end in parts) for name, parts in _by_phase(run)}
+    spent: dict[str, float] = {}
+    for name, begin, end in phases(run):
+        spent[name] = spent.get(name, 0.0) + end - begin
     ended = escaped(run.layer or ("" if run.state == "succeeded" else run.state))
     cells: Sequence[str] = (
         escaped(run.job),
@@ -251,8 +248,3 @@ def _run(run: Run, number: int) -> str:
     why = f"<td class=why>{ended}" if ended else "<td>"
     known = f"<td>{'<td>'.join(cells)}{why}" if any(cells) or ended else ""  # of an artifact only its name is known
     return f"<tr id=r{number}><td>{escaped(run.id)}{known}"
-
-
-def _by_phase(run: Run) -> Iterable[tuple[str, list[tuple[str, float, float]]]]:
-    parts = sorted(phases(run))
-    return ((name, list(group)) for name, group in groupby(parts, key=lambda part: part[0]))

@@ -135,6 +135,13 @@ class Identity:
         return self.scenario if self.isl is None else f"{self.isl}/{self.osl}"
 
     @property
+    def configuration(self) -> str:
+        """``gb200 dynamo-vllm fp8 mtp disagg``: what has a curve of its own."""
+        method = [self.spec_decoding] if self.spec_decoding != "none" else []
+        disagg = ["disagg"] if self.disagg else []
+        return " ".join([self.hardware, self.framework, self.precision, *method, *disagg])
+
+    @property
     def topology(self) -> str:
         """``2P1D DEP4/TEP8``, or ``TP8``."""
         return Benchmark("", "", "", "", "", "", "", (), prefill=self.prefill, decode=self.decode).topology
