@@ -14,7 +14,7 @@ import stat
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -88,48 +88,37 @@ def keep_logs(
     """
     stamps = [(f"power/{name}", workspace / name) for name in STAMPS]
     fresh = [(name, path) for name, path in stamps if path.is_file() and path.stat().st_mtime >= started]
-    copy = temporary_name(workspace / LOGS)
-    doubts: list[str] = []
+    final, copy = workspace / LOGS, temporary_name(workspace / LOGS)
     try:
-        copied = _copy_anew(logs_dir, copy, workspace / LOGS, doubts, environ or {})
-        # What was copied is packed from there: its secrets are out already.
-        bundle = bundle_logs(
-            copy if copied is not None else logs_dir,
-            workspace / TARBALL,
-            extra=[*fresh, *evidence],
-            environ=environ,
-            copied=copied,
-        )
-        doubts += [f"{TARBALL}: {line}" for line in bundle.left_out[:MOST_SAID]] if bundle is not None else []
-        if bundle is not None and copied is not None:
-            for name, path in fresh:
-                (copy / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copy / name)
-            _replace(copy, workspace / LOGS, job_id)
+        bundle = bundle_logs(logs_dir, workspace / TARBALL, extra=[*fresh, *evidence], environ=environ)
     except OSError as error:
         return None, [f"the logs could not be kept: {error.strerror}"]
+    doubts = [f"{TARBALL}: {line}" for line in bundle.left_out[:MOST_SAID]] if bundle is not None else []
+    if bundle is None or not logs_dir.is_dir():
+        return bundle, doubts
+    if final.exists() and not (final / _MADE_BY_LAUNCHER).is_file():
+        return bundle, [*doubts, f"{LOGS}/ exists and was not made by a launcher, so it was not replaced"]
+    try:
+        _unpack(bundle.path, copy, {LEFT_OUT, *(name for name, _ in evidence)})
+        _replace(copy, final, job_id)
+    except (OSError, tarfile.TarError) as error:
+        doubts.append(f"{LOGS}/ could not be written: {error}")
     finally:
         remove_tree(copy)
     return bundle, doubts
 
 
-def _copy_anew(
-    logs_dir: Path, copy: Path, final: Path, doubts: list[str], environ: Mapping[str, str]
-) -> _LeftOut | None:
-    """Make the copy of the logs under its temporary name, where one is wanted and can be made; say why it cannot."""
-    if not logs_dir.is_dir():
-        return None
-    if final.exists() and not (final / _MADE_BY_LAUNCHER).is_file():
-        doubts.append(f"{final.name}/ exists and was not made by a launcher, so it was not replaced")
-        return None
-    left_out = _LeftOut()
-    try:
-        _copy(logs_dir, copy, environ, left_out)
-    except OSError as error:
-        doubts.append(f"{final.name}/ could not be written: {error.strerror}")
-        remove_tree(copy)
-        return None
-    return left_out
+def _unpack(tarball: Path, directory: Path, without: Collection[str]) -> None:
+    """What a tarball of ours holds, but for some: its secrets are out, and what is too much is cut already."""
+    directory.mkdir()
+    with tarfile.open(tarball) as tar:
+        for member in tar:
+            if member.name not in without and (packed := tar.extractfile(member)) is not None:
+                target = directory / member.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("wb") as copy:
+                    shutil.copyfileobj(packed, copy, _CHUNK)
+                os.utime(target, (member.mtime, member.mtime))
 
 
 def _replace(copy: Path, final: Path, job_id: str) -> None:
@@ -214,30 +203,26 @@ def bundle_logs(
     seconds: float | None = None,
     extra: Sequence[tuple[str, Path]] = (),
     environ: Mapping[str, str] | None = None,
-    copied: _LeftOut | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Bundle | None:
     """Pack ``logs_dir`` into ``tarball`` (gzip), published whole; None when there is nothing to pack.
 
     Small files come first; of a longer one KEPT_OF_A_FILE bytes are packed, its end, and of all KEPT_IN_ALL; less when
     that takes longer than ``seconds``. The member `launcher-left-out.txt` lists what is left out. ``extra`` (name in
-    the tarball, file) comes before the logs. Secrets of ``environ`` are overwritten by asterisks. ``copied`` is given
-    for logs that are a copy without secrets: what was left out of that. A file that cannot be read is left out. Raises
-    OSError when the tarball cannot be written.
+    the tarball, file) comes before the logs. Secrets of ``environ`` are overwritten by asterisks. A file that cannot be
+    read is left out. Raises OSError when the tarball cannot be written.
     """
-    pace, left_out = _Pace(seconds, clock), copied or _LeftOut()
+    pace, left_out = _Pace(seconds, clock), _LeftOut()
     logs = _smallest_first(logs_dir, pace, left_out)
     given = [(name, path) for name, path in extra if path.is_file()]
     if not given and not logs:
         return None
     files = 0
     with publishing(tarball) as temporary, tarfile.open(temporary, "w:gz", compresslevel=1) as tar:
-        own = {name for name, _ in given}
         for name, file, status, take in _opened([*given, *logs], pace, left_out):
             member = tarfile.TarInfo(name)
             member.size, member.mtime, member.mode = take, int(status.st_mtime), status.st_mode & 0o777
-            is_clean = copied is not None and name not in own
-            tar.addfile(member, _Exactly(file if is_clean else Redacting(file, environ or {}), take))
+            tar.addfile(member, _Exactly(Redacting(file, environ or {}), take))
             files += 1
         if left_out.lines:
             note = "".join(f"{line}\n" for line in left_out.lines).encode()
@@ -300,17 +285,6 @@ def _smallest_first(logs_dir: Path, pace: _Pace, left_out: _LeftOut) -> list[tup
     return [(str(path.relative_to(logs_dir)), path) for _, path in found]
 
 
-def _copy(logs_dir: Path, destination: Path, environ: Mapping[str, str], left_out: _LeftOut) -> None:
-    pace = _Pace(None, time.monotonic)
-    destination.mkdir(parents=True, exist_ok=True)
-    for name, source, status, _ in _opened(_smallest_first(logs_dir, pace, left_out), pace, left_out):
-        target = destination / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as copy:
-            shutil.copyfileobj(Redacting(source, environ), copy, _CHUNK)
-        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
 def _opened(
     files: Sequence[tuple[str, Path]], pace: _Pace, left_out: _LeftOut
 ) -> Iterator[tuple[str, IO[bytes], os.stat_result, int]]:
@@ -331,7 +305,7 @@ def _opened(
 class _Exactly:
     """Reads exactly ``size`` bytes of a file, zeros where it has become shorter: the tar header is written already."""
 
-    def __init__(self, file: Redacting | IO[bytes], size: int) -> None:
+    def __init__(self, file: Redacting, size: int) -> None:
         self._file = file
         self._left = size
 
