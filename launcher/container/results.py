@@ -20,17 +20,14 @@ from pathlib import Path, PurePosixPath
 from launcher.core.errors import ResultError
 from launcher.core.publish import publishing
 from launcher.core.reading import open_regular, sha256_of
-from launcher.core.retry import until
 from launcher.plan.plan import OWN, Expected
-from launcher.result.collect import Collected, Problem
+from launcher.result.collect import Collected, Found, Problem, patiently
 from launcher.result.contradictions import Window
 from launcher.result.document import Unusable
-from launcher.result.evaluations import RESULTS, Thresholds, judge
+from launcher.result.evaluations import RESULTS
 from launcher.result.logs import log_files
-from launcher.result.summary_file import Evaluation
-from launcher.result.validate import Point, read_only_result
+from launcher.result.validate import read_only_result
 
-_RETRY_INTERVAL = 5.0
 _BLOCK = 1 << 20
 
 
@@ -51,16 +48,6 @@ class Place:
         return Window(self.submitted, time.time(), skew)
 
 
-@dataclass
-class _Found:
-    point: Point | None = None
-    problems: list[Problem] = field(default_factory=list)
-    doubts: list[str] = field(default_factory=list)
-    refused: set[str] = field(default_factory=set)
-    """Files of evaluations that cannot be believed."""
-    evaluations: tuple[Evaluation, ...] = ()
-
-
 def collect(
     expected: Expected, place: Place, *, patience: float, sleep: Callable[[float], None] = time.sleep
 ) -> Collected:
@@ -71,12 +58,7 @@ def collect(
     """
     if not place.workspace.is_dir():
         raise ResultError("no such directory", where=str(place.workspace))
-    found = until(
-        lambda found: not found.problems,
-        lambda: _look(expected, place),
-        [_RETRY_INTERVAL] * math.ceil(patience / _RETRY_INTERVAL),
-        sleep=sleep,
-    )
+    found = patiently(lambda: _look(expected, place), patience, sleep)
     published = {}
     skew = expected.limits.clock_skew
     try:
@@ -89,14 +71,13 @@ def collect(
                 _deliver(path, place.into / name)
     except OSError as error:
         raise ResultError(f"a result cannot be kept: {error.strerror}", where=str(error.filename)) from None
-    point = found.point
-    doubts = [*found.doubts, *(point.doubts if point is not None else ())]
-    points = (point,) if point is not None else ()
-    return Collected(points, tuple(found.problems), tuple(doubts), published, found.evaluations)
+    points = tuple(found.points.values())
+    doubts = (*found.doubts, *(doubt for point in points for doubt in point.doubts))
+    return Collected(points, tuple(found.problems), doubts, published, found.evaluations)
 
 
-def _look(expected: Expected, place: Place) -> _Found:
-    found, window = _Found(), place.window(expected.limits.clock_skew)
+def _look(expected: Expected, place: Place) -> Found:
+    found, window = Found(), place.window(expected.limits.clock_skew)
     concurrency = expected.concurrencies[0] if expected.concurrencies else None
     for pattern in expected.required:
         if any(_files((pattern,), place, window.skew)):
@@ -108,7 +89,7 @@ def _look(expected: Expected, place: Place) -> _Found:
     if expected.mode != "eval" and not found.problems and concurrency is not None:
         path = place.workspace / f"{expected.filename}.json"
         try:
-            found.point = read_only_result(path, concurrency, expected, place.gpus, window)
+            found.points[concurrency] = read_only_result(path, concurrency, expected, place.gpus, window)
         except Unusable as wrong:
             found.problems.append(Problem(f"{path.name}: {wrong}", concurrency, "invalid"))
     if expected.run_eval or expected.mode == "eval":
@@ -116,27 +97,15 @@ def _look(expected: Expected, place: Place) -> _Found:
     return found
 
 
-def _look_eval(expected: Expected, place: Place, found: _Found, window: Window) -> None:
-    """Eval files: where nothing else was asked for what is missing or wrong is a problem, else a doubt.
-
-    Another job's results beside this one's are wrong as well where the workflow looks: it takes every
-    ``results*.json``.
-    """
+def _look_eval(expected: Expected, place: Place, found: Found, window: Window) -> None:
+    """Eval files. Another job's results beside this one's are wrong as well where the workflow looks, since it takes
+    every ``results*.json``."""
     files = dict(_files(expected.eval, place, window.skew))
-    judged = judge(files, expected, Thresholds.below(place.workspace))
-    results = {name for name in files if fnmatch(name, RESULTS)}
+    results = any(fnmatch(name, RESULTS) for name in files)
     others = _of_others((RESULTS,), place, window) if place.into == place.workspace or not results else []
-    bad = [*judged.wrong, *(f"eval: {said}" for said in others)]
-    if not results:
-        bad.append(f"eval: no {RESULTS} of this job in {place.workspace}")
-    found.refused = {*judged.files, *(results if judged.wrong else ())}
-    found.doubts += judged.doubts
-    found.evaluations = judged.points(bad, expected.evaluated)
-    if expected.mode == "eval":
-        known = {f"eval: {problem.text}" for problem in found.problems}
-        found.problems += [Problem(text, kind="invalid") for text in bad if text not in known]
-    else:
-        found.doubts += bad
+    wrong = [f"eval: {said}" for said in others]
+    wrong += [] if results else [f"eval: no {RESULTS} of this job in {place.workspace}"]
+    found.evaluate(files, expected, place.workspace, wrong)
 
 
 def lying_there(expected: Expected, directory: Path) -> dict[str, int]:

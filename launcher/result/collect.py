@@ -107,13 +107,15 @@ class Collected:
 
 
 @dataclass
-class _Found:
+class Found:
     """What one look found; ``files`` are to be published: name in the workspace to source and sha256."""
 
     points: dict[int, Point] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     files: dict[str, tuple[Path, str]] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
+    """Files of evaluations that cannot be believed."""
     evaluations: tuple[Evaluation, ...] = ()
 
     def add(self, target: str, source: Path) -> None:
@@ -125,6 +127,22 @@ class _Found:
                 f"two results would both be {target}: {known} and {source}",
                 hint="the job wrote one result twice: correct the recipe",
             )
+
+    def evaluate(self, files: Mapping[str, Path], expected: Expected, workspace: Path, others: Iterable[str]) -> None:
+        """Judge the files of an evaluation; ``others`` is what else is wrong with it. After a benchmark they are extra,
+        as in srt-slurm (do_sweep.py): what is wrong is then a doubt. Of an evaluation that cannot be believed no
+        ``results*.json`` is published."""
+        judged = judge(files, expected, Thresholds.below(workspace))
+        bad = [*judged.wrong, *others]
+        results = {name for name in files if fnmatch.fnmatch(name, RESULTS)}
+        self.refused = {*judged.files, *(results if judged.wrong else ())}
+        self.doubts += judged.doubts
+        self.evaluations = judged.points(bad, expected.evaluated)
+        if expected.mode == "eval":
+            known = {f"eval: {problem.text}" for problem in self.problems}
+            self.problems += [Problem(text, kind="invalid") for text in bad if text not in known]
+        else:
+            self.doubts += bad
 
 
 def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sleep) -> Collected:
@@ -144,12 +162,7 @@ def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sl
         )
     if not request.workspace.is_dir():
         raise ResultError("no such directory", where=str(request.workspace))
-    found = until(
-        lambda found: not found.problems,
-        lambda: _look(request),
-        [_RETRY_INTERVAL] * math.ceil(request.patience / _RETRY_INTERVAL),
-        sleep=sleep,
-    )
+    found = patiently(lambda: _look(request), request.patience, sleep)
     doubts = [*found.doubts, *(f"concurrency {at}: {doubt}" for at, p in found.points.items() for doubt in p.doubts)]
     for name, (_, digest) in found.files.items():
         _check_target(request.workspace / name, digest, request.published.get(name))
@@ -166,8 +179,14 @@ def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sl
     )
 
 
-def _look(request: CollectRequest) -> _Found:
-    found, expected = _Found(), request.expected
+def patiently(look: Callable[[], Found], patience: float, sleep: Callable[[float], None]) -> Found:
+    """Look, and while there are problems again for ``patience`` seconds: NFS can show a file, or its end, late."""
+    pauses = [_RETRY_INTERVAL] * math.ceil(patience / _RETRY_INTERVAL)
+    return until(lambda found: not found.problems, look, pauses, sleep=sleep)
+
+
+def _look(request: CollectRequest) -> Found:
+    found, expected = Found(), request.expected
     try:
         if expected.mode == "fixed":
             _look_fixed(request, found)
@@ -185,7 +204,7 @@ def _look(request: CollectRequest) -> _Found:
     return found
 
 
-def _look_fixed(request: CollectRequest, found: _Found) -> None:
+def _look_fixed(request: CollectRequest, found: Found) -> None:
     """Results of sa-bench: every ``results_concurrency_*.json`` below the directories ``*isl*osl*`` of the logs."""
     valid: dict[int, dict[str, Point]] = {}
     rejected: dict[int, list[str]] = {}
@@ -223,7 +242,7 @@ def _look_fixed(request: CollectRequest, found: _Found) -> None:
     found.doubts += [reason for reasons in rejected.values() for reason in reasons]
 
 
-def _look_agentic(request: CollectRequest, found: _Found) -> None:
+def _look_agentic(request: CollectRequest, found: Found) -> None:
     """Agentic results, which the job itself leaves under the names of the workflow."""
     window, expected = request.window(), request.expected
     if expected.gpus is not None and expected.held not in (None, sum(expected.gpus)):
@@ -288,30 +307,21 @@ def files_there(directory: Path, names: Iterable[str]) -> dict[str, int]:
     return {name: path.stat().st_mtime_ns for name in names if (path := directory / name).is_file()}
 
 
-def _look_eval(request: CollectRequest, found: _Found) -> None:
-    """Eval files. After a benchmark they are extra, as in srt-slurm (do_sweep.py): what is wrong is then a doubt.
-
-    Of an evaluation that cannot be believed no ``results*.json`` is published.
-    """
+def _look_eval(request: CollectRequest, found: Found) -> None:
+    """Eval files, where srt-slurm leaves them."""
     folder, window, expected = request.logs_dir / "eval_results", request.window(), request.expected
     files = [] if folder.is_symlink() else [entry for entry in log_files(folder) if entry[0].parent == folder]
     times = {path.name: window.said_of(status.st_mtime, path.name) for path, status in files}
     fresh = {path.name: path for path, _ in sorted(files) if times[path.name] is None}
-    judged = judge(fresh, expected, Thresholds.below(request.workspace))
-    bad = judged.wrong
-    is_result = {name: fnmatch.fnmatch(name, RESULTS) for name in times}
-    if not any(is_result[name] for name in fresh):
-        stale = next((said for name, said in times.items() if said and is_result[name]), None)
-        bad.append(f"eval: no {RESULTS} in {folder}" + (f": {stale}" if stale else ""))
+    wrong = []
+    if not any(fnmatch.fnmatch(name, RESULTS) for name in fresh):
+        stale = next((said for name, said in times.items() if said and fnmatch.fnmatch(name, RESULTS)), None)
+        wrong.append(f"eval: no {RESULTS} in {folder}" + (f": {stale}" if stale else ""))
+    found.evaluate(fresh, expected, request.workspace, wrong)
     for name, path in fresh.items():
-        if name not in judged.files and not (judged.wrong and is_result[name]):
+        if name not in found.refused:
             found.add(name, path)
-    found.doubts += judged.doubts
-    found.evaluations = judged.points(bad, expected.evaluated)
-    if expected.mode == "eval":
-        found.problems += [Problem(text, kind="invalid") for text in bad]
-    else:
-        found.doubts += bad
+    if expected.mode != "eval":
         ours = found.files.keys() | request.published.keys()
         found.doubts += strangers(request.workspace, expected.filename, "eval", ours, request.started)
 

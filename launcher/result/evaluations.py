@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -23,11 +22,11 @@ from launcher.core.reading import built
 from launcher.plan.plan import Expected
 from launcher.result import contradictions
 from launcher.result.document import Unusable, content, each_once
-from launcher.result.evaluation_rows import known_form, score_of, scores_of
+from launcher.result.evaluation_rows import META, concurrency_of, known_form, score_of, scores_of
 from launcher.result.row_fields import finite
 from launcher.result.summary_file import Evaluation
 
-META, RESULTS = "meta_env.json", "results*.json"
+RESULTS = "results*.json"
 OWN_THRESHOLDS = "utils/evals/thresholds.yaml"
 """Below the workspace: what the workflow's own check reads (InferenceX, utils/evals/validate_scores.py)."""
 
@@ -40,7 +39,6 @@ _SHARES = frozenset({"exact_match", "acc", "acc_norm", "accuracy", "resolved"})
 _NUMBERS = ("score", "score_se", "em_strict", "em_flexible", "n_eff")
 
 _NO_SCORES = frozenset({"alias", "name", "sample_len", "samples", "sample_count"})
-_CONCURRENCY = re.compile(r"_conc(\d{1,6})\.json")
 
 
 class Thresholds(msgspec.Struct, frozen=True):
@@ -83,6 +81,12 @@ class Judged:
     doubts: list[str] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
 
+    def refuse(self, name: str, *wrong: str) -> bool:
+        """Refuse a file where anything is wrong with it; whether it was."""
+        if wrong:
+            self.files[name] = [f"cannot be believed: {wrong[0]}", *wrong[1:4]]
+        return bool(wrong)
+
     @property
     def wrong(self) -> list[str]:
         """Everything that is wrong, in sentences."""
@@ -110,36 +114,23 @@ def judge(files: Mapping[str, Path], expected: Expected, thresholds: Thresholds)
             documents[name] = _object(path)
         except Unusable as error:
             judged.files[name] = [str(error)]
-    meta = documents.get(META)
+    if meta := documents.pop(META, {}):
+        marks, row = contradictions.of_marks(meta, expected), contradictions.of_row(meta, expected, META)
+        judged.refuse(META, *marks, *contradictions.of_model(meta.get("model"), expected, "model"), *row)
+    least = partial(thresholds.least, str(expected.row.get("infmax_model_prefix", "")))
+    said = meta["conc"] if isinstance(meta.get("conc"), int) else None
     for name, document in documents.items():
-        wrong = list(contradictions.of_marks(document, expected))
-        if name == META:
-            wrong += contradictions.of_model(document.get("model"), expected, "model")
-            wrong += contradictions.of_row(document, expected, META)
-        else:
-            wrong += _wrong_scores(document, expected, thresholds)
-        if wrong:
-            judged.files[name] = [f"cannot be believed: {wrong[0]}", *wrong[1:4]]
-        elif name != META:
-            judged.doubts += _low_scores(name, document, expected, thresholds)
-        if name != META:
-            concurrency = _concurrency(name, meta)
-            prefix = str(expected.row.get("infmax_model_prefix", ""))
-            reason = "; ".join(judged.files.get(name, ()))
-            judged.evaluations += _evaluations(document, concurrency, reason, partial(thresholds.least, prefix))
+        marks = contradictions.of_marks(document, expected)
+        if not judged.refuse(name, *marks, *_wrong_scores(document, expected, thresholds)):
+            judged.doubts += _low_scores(name, document, thresholds.origin, least)
+        named, reason = concurrency_of(name), "; ".join(judged.files.get(name, ()))
+        judged.evaluations += _evaluations(document, said if named is None else named, reason, least)
     results = [name for name in files if fnmatch(name, RESULTS)]
-    judged.doubts += _twice({name: documents[name] for name in results if name in documents})
+    judged.doubts += _twice(documents)
     if results and META not in files:
         judged.doubts.append(f"eval: no {META}, which the workflow's next step reads")
-    judged.whole += [f"eval: {text}" for text in _wrong_concurrencies(results, meta or {}, expected)]
+    judged.whole += [f"eval: {text}" for text in _wrong_concurrencies(results, meta, expected)]
     return judged
-
-
-def _concurrency(name: str, meta: Mapping[str, Any] | None) -> int | None:
-    if (named := _CONCURRENCY.search(name)) is not None:
-        return int(named[1])
-    said = (meta or {}).get("conc")
-    return said if isinstance(said, int) else None
 
 
 def _evaluations(
@@ -179,11 +170,8 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _tasks(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     found = document.get("results")
-    return (
-        {str(task): value for task, value in found.items() if isinstance(value, dict)}
-        if isinstance(found, dict)
-        else {}
-    )
+    tasks = found.items() if isinstance(found, dict) else ()
+    return {str(task): value for task, value in tasks if isinstance(value, dict)}
 
 
 def _scores(values: Mapping[str, Any]) -> dict[str, float]:
@@ -241,11 +229,10 @@ def _models(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _twice(documents: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Tasks that several files of one concurrency have."""
-    files: dict[tuple[str, str], list[str]] = {}
+    files: dict[tuple[int | None, str], list[str]] = {}
     for name, document in documents.items():
-        concurrency = _CONCURRENCY.search(name)
         for task in _tasks(document):
-            files.setdefault((concurrency[0] if concurrency else "", task), []).append(name)
+            files.setdefault((concurrency_of(name), task), []).append(name)
     for (_, task), names in files.items():
         if len(names) > 1:
             yield f"eval: {task} stands in {' and '.join(sorted(names)[:5])}: the workflow counts the newest"
@@ -265,13 +252,15 @@ def _wrong_samples(task: str, samples: Mapping[str, Any], length: Any, expected:
         yield f"{task} is partial: {used} of {whole} samples (n-samples), and the plan has no EVAL_LIMIT"
 
 
-def _low_scores(name: str, document: Mapping[str, Any], expected: Expected, thresholds: Thresholds) -> Iterator[str]:
+def _low_scores(
+    name: str, document: Mapping[str, Any], origin: str, bound: Callable[[str], tuple[float, str]]
+) -> Iterator[str]:
     """Scores with which the workflow's own check fails. A low score is a measurement, and that check decides."""
     for task, values in _tasks(document).items():
-        least, entry = thresholds.least(str(expected.row.get("infmax_model_prefix", "")), task)
+        least, entry = bound(task)
         for key, score in _scores(values).items():
             if key.partition(",")[0] in ("exact_match", "resolved") and score < least:
-                said = f"{least:g} ({entry} in {thresholds.origin})"
+                said = f"{least:g} ({entry} in {origin})"
                 yield f"eval: {task} {key} is {score:.4g} in {name}, below {said}: the workflow's own check fails"
 
 
@@ -284,7 +273,7 @@ def _wrong_concurrencies(results: Sequence[str], meta: Mapping[str, Any], expect
         yield f"it is partial: eval_concs is {asked!r}, and {missing!r} is not in completed_eval_concs ({META})"
     if not expected.evaluated or not results:
         return
-    named = {int(found[1]) for name in results if (found := _CONCURRENCY.search(name))}
+    named = {at for name in results if (at := concurrency_of(name)) is not None}
     said = meta.get("conc")
     evaluated = named or ({said} if isinstance(said, int) else set(expected.evaluated))
     for concurrency in sorted(set(expected.evaluated) - evaluated):
