@@ -84,7 +84,7 @@ def _cleaned_everywhere(project: Project) -> Iterator[Told]:
         yield Told(f"{len(unreadable)} records cannot be read: {', '.join(one.id for one in unreadable)}")
     _remove_old_trees(project)
     _remove_collected(project, records(project.runs))
-    from launcher.model.node_job import reap  # no run stages on nodes: only here
+    from launcher.model.nodes import reap  # no run stages on nodes: only here
 
     slurm = partial(open_scheduler, "slurm", backend="commands")
     yield from _ended({"stagings": lambda tell: reap(project.state, slurm, tell)})

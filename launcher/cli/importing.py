@@ -110,7 +110,7 @@ def _on_nodes(
     image: PlannedImage, nodes: list[str], where: Where, run: CommandRunner, tell: Tell
 ) -> Iterator[Imported]:
     """Have the image on each node. Raises ImageError for the first node that cannot have it."""
-    from launcher.container.node_import import import_on_node
+    from launcher.container.job_script import import_on_node
 
     options = [f"--job-name={where.policy.job_name}", *where.rule.import_options]
     partition = where.rule.import_partition or where.policy.partition

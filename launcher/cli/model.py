@@ -169,8 +169,7 @@ def _layouts(arguments: argparse.Namespace, destination: Path) -> list[tuple[int
 
 def _staged_on_nodes(arguments: argparse.Namespace, tell: Tell) -> Sequence[NodeResult]:
     from launcher.core.process import stoppable
-    from launcher.model.node_job import reap, stage_on_nodes
-    from launcher.model.nodes import Allocation, NodeTask
+    from launcher.model.nodes import Allocation, NodeTask, reap, stage_on_nodes
     from launcher.slurm.backends import open_scheduler
 
     if arguments.source is None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher.container.engines import IMAGE, EngineCommands, Lines, commands
 from launcher.container.job_functions import functions
 from launcher.container.planned import ContainerJob, PlannedStaging
+from launcher.core.errors import ImageError
+from launcher.core.process import CommandRunner
 from launcher.core.shell_words import command, number, pattern, variable, word
 from launcher.image.reference import PlannedImage
 from launcher.plan import preflight
@@ -31,6 +34,9 @@ embedded scheduler gives a job 5 in all."""
 
 PATIENCE = 120
 """Seconds in which the memory of the GPUs has to become free: that of an earlier job takes a while."""
+
+SLACK = 600
+"""Seconds that a job of an import by hand may wait for its node, beside those of lock and import."""
 
 _DIRECTORIES = ("_PATH", "_DIR", "_HOME", "TMPDIR")
 """Names of variables of enroot that hold a directory end so."""
@@ -132,6 +138,26 @@ def import_alone(image: PlannedImage) -> str:
     exports = [f"export {assignment}" for assignment in _assignments(image)]
     call = " ".join(["import_image", *map(word, _import_arguments(image))])
     return "\n".join(["set -u -o pipefail", functions("import"), *exports, call]) + "\n"
+
+
+def import_on_node(
+    image: PlannedImage, node: str, options: Sequence[str], run: CommandRunner, environment: Mapping[str, str]
+) -> str:
+    """Have an image in a node's own directory, by a job there that asks for no GPU; what the job said.
+
+    ``options`` are srun's. A whole image that is there is left alone. Raises ImageError.
+    """
+    argv = ["srun", f"--nodelist={node}", "--nodes=1", "--ntasks=1", "--gres=none", "--export=ALL", *options]
+    limit = image.lock_wait + image.import_timeout + SLACK
+    done = run([*argv, "bash", "-c", import_alone(image)], timeout=limit, env=environment)
+    if not done.ok:
+        said = done.tail(20, [line for line in (done.stdout + done.stderr).splitlines() if line.strip()])
+        raise ImageError(
+            f"{image.reference} was not imported on {node}: srun exited with {done.returncode}\n{said}",
+            where=f"{node}:{image.squash}",
+            hint="is the node up, and is its disk full? (sinfo -n NODE, df)",
+        )
+    return done.stdout.strip()
 
 
 def _import_arguments(image: PlannedImage) -> list[str]:

@@ -23,7 +23,6 @@ import msgspec
 from launcher.core.errors import ModelError
 from launcher.core.rights import standing
 from launcher.model.fingerprint import Fingerprint, contradictions, fingerprint_of
-from launcher.model.links import way_out
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY, Manifest
 from launcher.model.weights import (
     DamagedFile,
@@ -59,6 +58,9 @@ _ERROR_KEYS = frozenset({"error", "errors", "detail", "message", "status", "stat
 _INDEX = "model.safetensors.index.json"
 _LEFTOVER = re.compile(r"\.(incomplete|part|partial|tmp|aria2)$|^\..+\.[A-Za-z0-9]{6}$")
 _NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
+
+_MOST_LINKS = 40
+"""Links in a row that Linux follows."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ class _Examination:
 
     def check_links(self, mounted: tuple[str, ...]) -> None:
         """Links must lead to where the job sees them too."""
-        out = {name: to for name in sorted(self.names) if (to := way_out(self.path, name, mounted))}
+        out = {name: to for name in sorted(self.names) if (to := _way_out(self.path, name, mounted))}
         for name in list(out)[:3]:
             self.problems.append(f"{name} is a link that leads out of what the job mounts: {out[name]}")
         if len(out) > 3:
@@ -355,3 +357,37 @@ class _Examination:
         stated = [total for total in totals if isinstance(total, int | float)]
         if stated and len(stated) == len(totals) and sum(stated) not in (tensors, files):
             self.doubts.append(f"the index says {sum(stated):.0f} bytes in all, the shards hold {tensors}")
+
+
+def _way_out(directory: Path, name: str, mounted: tuple[str, ...]) -> str | None:
+    """Where a file of a directory leads that a job would not find; None when all its links stay within.
+
+    A relative link that stays below the directory is found under whatever name that is mounted; any other one only
+    below ``mounted``, directories that the job sees under the same paths.
+    """
+    root, at = os.path.realpath(directory), name
+    for _ in range(_MOST_LINKS):
+        step = _first_link(root, at)
+        if step is None:
+            return None
+        link, rest = step
+        target = str(Path(root, link).readlink())
+        within = posixpath.normpath(posixpath.join(posixpath.dirname(link), target, rest))
+        if not posixpath.isabs(target) and not within.startswith(".."):
+            at = within
+            continue
+        absolute = posixpath.normpath(posixpath.join(root, posixpath.dirname(link), target, rest))
+        real = os.path.realpath(absolute)
+        seen = any(all(Path(path).is_relative_to(tree) for path in (absolute, real, root)) for tree in mounted)
+        return None if seen else target
+    return None  # a circle, which whoever opens the file says
+
+
+def _first_link(root: str, at: str) -> tuple[str, str] | None:
+    """The first part of a path below ``root`` that is a link, and what follows it."""
+    parts = at.split("/")
+    for end in range(1, len(parts) + 1):
+        part = "/".join(parts[:end])
+        if Path(root, part).is_symlink():
+            return part, "/".join(parts[end:])
+    return None

@@ -13,6 +13,7 @@ from launcher.core.yaml_source import Key, SourceLocation, reached
 from launcher.plan.derive import Resolved
 from launcher.plan.plan import PlanPart
 from launcher.runner.file import RunnerFile
+from launcher.runner.schema import Patch
 from launcher.srtctl.facts import RecipeFacts
 from launcher.srtctl.locate import FoundRecipe, SetupScript
 from launcher.srtctl.recipe import Variant
@@ -31,11 +32,6 @@ class PlannedOverlay(msgspec.Struct, frozen=True):
     destination: str
 
 
-class PlannedPatch(msgspec.Struct, frozen=True):
-    commit: str
-    path: str
-
-
 class SrtSlurm(msgspec.Struct, frozen=True):
     """The srt-slurm tree of this run: a commit, what is laid over it, how it is made ready, and where."""
 
@@ -43,7 +39,7 @@ class SrtSlurm(msgspec.Struct, frozen=True):
     ref: str
     sha: str | None
     overlays: tuple[PlannedOverlay, ...]
-    patches: tuple[PlannedPatch, ...]
+    patches: tuple[Patch, ...]
     setup: tuple[tuple[str, ...], ...]
     setup_timeout: int
     root: str

@@ -26,7 +26,6 @@ from launcher.srtctl.facts import RecipeFacts
 from launcher.srtctl.locate import OVERLAY, FoundRecipe, RecipeFinder, SetupScript
 from launcher.srtctl.planned import (
     PlannedOverlay,
-    PlannedPatch,
     PlannedRecipe,
     RecipeLookup,
     SrtctlJob,
@@ -258,7 +257,7 @@ def _srt_slurm(rules: AppliedRules, context: Context, setup: SetupScript | None)
         ref=lane.ref,
         sha=lane.sha,
         overlays=tuple(overlays),
-        patches=tuple(PlannedPatch(p.commit, p.path) for p in lane.patches),
+        patches=tuple(lane.patches),
         setup=tuple(tuple(fill_in(word, arch) for word in argv) for argv in runner.checkout.setup),
         setup_timeout=runner.checkout.setup_timeout,
         root=derive.fill(runner.checkout.directory, context) + f"/srt-slurm-{context.run_key}",

@@ -18,8 +18,7 @@ import pytest
 from launcher.core.process import Completed, run
 from launcher.core.stop import Stop
 from launcher.model.manifest import Manifest
-from launcher.model.node_job import DIRECTORY, reap, stage_on_nodes
-from launcher.model.nodes import Allocation, NodeResult, NodeTask, on_node, this_node
+from launcher.model.nodes import DIRECTORY, Allocation, NodeResult, NodeTask, on_node, reap, stage_on_nodes, this_node
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.poller import Pace
 from tests.commands import ScriptedCommands
@@ -76,8 +75,8 @@ class NodeDirectories:
 
 @pytest.fixture
 def node_directories(cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NodeDirectories:
-    monkeypatch.setattr("launcher.model.node_job._PACE", Pace(first=0.3, running=1.0, pending=0.5))
-    monkeypatch.setattr("launcher.model.node_job._LATE", 2.0)
+    monkeypatch.setattr("launcher.model.nodes._PACE", Pace(first=0.3, running=1.0, pending=0.5))
+    monkeypatch.setattr("launcher.model.nodes._LATE", 2.0)
     checkpoint(tmp_path / "archive" / "M")
     names = subprocess.run(["sinfo", "-h", "-N", "-o", "%N"], capture_output=True, text=True, timeout=60).stdout.split()
     nodes = sorted(set(names))[1:4]

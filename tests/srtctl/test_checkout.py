@@ -18,8 +18,9 @@ from msgspec.structs import replace
 
 from launcher.core.errors import SubmissionError
 from launcher.core.process import Completed, host_label, run
+from launcher.runner.schema import Patch
 from launcher.srtctl.checkout import Checkout, Checkouts
-from launcher.srtctl.planned import PlannedOverlay, PlannedPatch, SrtSlurm
+from launcher.srtctl.planned import PlannedOverlay, SrtSlurm
 
 SCHEMA = "class ClusterConfig:\n    default_account: str\n    containers: dict[str, str]\n"
 HELP = "usage: srtctl apply [-h] -f CONFIG [--json]\n  --tags TAGS  Comma-separated --not-an-option"
@@ -188,14 +189,14 @@ def test_a_patch_is_named_by_its_full_sha(srt_slurm: Origin) -> None:
     """What is short now is ambiguous one day, or a branch's name."""
     short = head(srt_slurm.origin)[:12]
     with pytest.raises(SubmissionError, match=f"'{short}' is not a commit's full sha"):
-        srt_slurm.prepare("run1", patches=(PlannedPatch(short, "recipes/a.yaml"),))
+        srt_slurm.prepare("run1", patches=(Patch(commit=short, path="recipes/a.yaml"),))
 
 
 def test_patches_are_applied_and_the_head_stays(srt_slurm: Origin) -> None:
     sha = head(srt_slurm.origin)
     later = commit(srt_slurm.origin, {"recipes/a.yaml": "name: patched\n", "recipes/other.yaml": "x: 1\n"})
     again = commit(srt_slurm.origin, {"configs/kept.json": "{1}\n"})
-    patches = (PlannedPatch(later, "recipes/a.yaml"), PlannedPatch(again, "configs/kept.json"))
+    patches = (Patch(commit=later, path="recipes/a.yaml"), Patch(commit=again, path="configs/kept.json"))
     made = srt_slurm.prepare("run1", sha=sha, patches=patches)
     assert made.sha == sha
     assert (made.root / "recipes/a.yaml").read_text() == "name: patched\n"
@@ -204,7 +205,7 @@ def test_patches_are_applied_and_the_head_stays(srt_slurm: Origin) -> None:
     with pytest.raises(SubmissionError, match="git apply failed"):
         srt_slurm.prepare("run2", sha=later, patches=patches)
     with pytest.raises(SubmissionError, match="does not change"):
-        srt_slurm.prepare("run3", sha=sha, patches=(PlannedPatch(later, "nope"),))
+        srt_slurm.prepare("run3", sha=sha, patches=(Patch(commit=later, path="nope"),))
 
 
 def test_overlays_are_merged_and_do_not_reach_the_base(srt_slurm: Origin) -> None:
