@@ -36,7 +36,7 @@ setup(
         **{package: ["**/*"] for package in DATA},
         "launcher.shipped_data.docs": ["**/*.md"],
         "launcher.check": ["*.json"],
-        "launcher.cli": ["*.txt", "*.yml"],
+        "launcher.cli": ["*.txt", "*.yml", "*.bash", "*.zsh", "*.fish"],
         "launcher.doctor": ["*.sh", "*.yaml"],
         "launcher.image": ["*.yaml"],
         "launcher.container": ["*.sh"],

@@ -7,11 +7,12 @@ import contextlib
 import dataclasses
 import fnmatch
 import os
+import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher.benchmark.benchmark import FIXED, Benchmark, Role, max_model_len
 from launcher.cli.command import refused_lines
@@ -26,6 +27,9 @@ if TYPE_CHECKING:  # only who selects something has use for these
     from launcher.benchmark.selection import Selection
     from launcher.check.inputs import Chosen
     from launcher.srtctl.facts import RoleFacts
+
+
+Value = TypeVar("Value")
 
 
 def open_project(arguments: argparse.Namespace, *, look: bool = False) -> Project:
@@ -106,44 +110,55 @@ def chosen(arguments: argparse.Namespace, project: Project, refused: list[Config
     selection = filters(arguments, evals="only" if arguments.evals else "none")
     matrix = project.matrix(arguments.matrix, keys=arguments.key)
     found: list[Chosen] = [(e.benchmark, e.place) for e in matrix.entries(selection, refused)]
-    globs = [glob.lower() for glob in arguments.topology] or ["*"]
-    kept = [(b, place) for b, place in found if any(fnmatch.fnmatchcase(b.topology.lower(), glob) for glob in globs)]
+    return of_topology(found, arguments.topology, lambda one: one[0].topology, "entry")
+
+
+def of_topology(found: list[Value], globs: Sequence[str], topology: Callable[[Value], str], what: str) -> list[Value]:
+    """Those whose topology one of the globs fits; all of them where there is none. Raises ConfigError for none left."""
+    fitting = [re.compile(fnmatch.translate(glob.lower())) for glob in globs]
+    kept = [one for one in found if not fitting or any(glob.match(topology(one).lower()) for glob in fitting)]
     if not kept and found:
-        there = ", ".join(dict.fromkeys(b.topology for b, _ in found))
-        raise ConfigError(f"no entry has topology {' or '.join(arguments.topology)}", hint=f"there are: {there}")
+        there = ", ".join(dict.fromkeys(map(topology, found)))
+        raise ConfigError(f"no {what} has topology {' or '.join(globs)}", hint=f"there are: {there}")
     return kept
 
 
-def planned(
+def of_each_selected(
     arguments: argparse.Namespace,
     project: Project,
     refused: list[ConfigError],
-    run_id: Callable[[Benchmark], str | None] = lambda benchmark: None,
-) -> list[Plan]:
-    """A plan of every benchmark that is selected and can be planned; why others cannot is added to ``refused``.
+    do: Callable[[Plan, SourceLocation | str], Value],
+    run_id: str | None = None,
+) -> list[Value]:
+    """What ``do`` gives of the plan of every benchmark that is selected, and of its place; why others cannot be planned
+    or done is added to ``refused``. Plans are let go of one by one: of thousands none would fit into memory.
 
     Raises ConfigError when nothing is selected, and when the only one that is selected cannot be planned.
     """
     benchmarks, narrow = chosen(arguments, project, refused), bool(arguments.conc)
-    plans = []
+    done = []
     for benchmark, place in benchmarks:
         try:
-            plan = project.plan_by_hand(benchmark, arguments.runner, narrow=narrow, run_id=run_id(benchmark))
-            refuse_secrets(plan)
-            plans.append(plan)
+            plan = project.plan_by_hand(benchmark, arguments.runner, narrow=narrow, run_id=run_id)
+            done.append(do(plan, place))
         except ConfigError as error:
             if len(benchmarks) + len(refused) == 1:
                 raise
-            refused.append(of_row(error, benchmark, place))
-    if not plans and len(refused) == 1:
+            at = f" ({error.where})" if error.where not in (None, str(place)) else ""
+            refused.append(ConfigError(f"{benchmark.title}: {error.message}{at}", where=str(place), hint=error.hint))
+    if not done and len(refused) == 1:
         raise refused[0]
-    return plans
+    return done
 
 
-def of_row(error: ConfigError, benchmark: Benchmark, place: SourceLocation | str) -> ConfigError:
-    """An error as that of one row among others."""
-    at = f" ({error.where})" if error.where not in (None, str(place)) else ""
-    return ConfigError(f"{benchmark.title}: {error.message}{at}", where=str(place), hint=error.hint)
+def planned(arguments: argparse.Namespace, project: Project, refused: list[ConfigError]) -> list[Plan]:
+    """The plans of all benchmarks that are selected, none of which holds a secret."""
+
+    def checked(plan: Plan, place: object) -> Plan:
+        refuse_secrets(plan)
+        return plan
+
+    return of_each_selected(arguments, project, refused, checked)
 
 
 def tell_refused(

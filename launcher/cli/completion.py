@@ -12,41 +12,9 @@ from pathlib import Path
 from launcher.cli.arguments import parser
 from launcher.cli.parsers import LazyParser
 
-BASH = """\
-_launcher() {
-    local IFS=$'\\n'
-    COMPREPLY=($("${COMP_WORDS[0]}" complete-words -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null | cut -f1))
+SCRIPTS = {
+    shell: Path(__file__).with_suffix(f".{shell}").read_text(encoding="utf-8") for shell in ("bash", "zsh", "fish")
 }
-complete -o default -F _launcher launcher
-"""
-
-ZSH = """\
-#compdef launcher
-_launcher() {
-    local -a found
-    local line
-    for line in "${(@f)$("${words[1]}" complete-words -- "${(@)words[2,CURRENT]}" 2>/dev/null)}"; do
-        [[ -n $line ]] && found+=("${${line%%$'\\t'*}//:/\\\\:}:${line#*$'\\t'}")
-    done
-    if (( $#found )); then _describe launcher found; else _files; fi
-}
-if [[ $funcstack[1] == _launcher ]]; then _launcher "$@"; else compdef _launcher launcher; fi
-"""
-
-FISH = """\
-function __launcher
-    set -l words (commandline -opc) (commandline -ct)
-    set -l found ($words[1] complete-words -- $words[2..-1] 2>/dev/null)
-    if test (count $found) -gt 0
-        printf '%s\\n' $found
-    else
-        __fish_complete_path (commandline -ct)
-    end
-end
-complete -c launcher -f -a '(__launcher)'
-"""
-
-SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
 MOST = 500
 """Words that a shell is given at most."""

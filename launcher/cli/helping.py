@@ -19,25 +19,10 @@ if TYPE_CHECKING:  # the wheel is made with this module, where no other package 
     from launcher.cli.command import Command
     from launcher.cli.streaming import Streams
 
-FIRST_STEPS = """\
-Puts LLM-inference benchmarks onto Slurm clusters, and says truthfully
-how they ended.
-
-First:
-  launcher runner list                clusters it knows; `runner new`: another
-  launcher matrix -k 'minimaxm3*'     which benchmarks there are
-  launcher plan -k KEY --runner NAME  what a run would do; touches nothing
-  launcher run -k KEY --runner NAME   do it; `launcher sweep -k KEY …` for many
-Then:
-  launcher status | logs -f RUN | results RUN
-
-All commands: launcher --help. One of them: launcher COMMAND --help.
-"""
-
 
 def first_steps(arguments: argparse.Namespace) -> int:
     """`launcher` alone."""
-    print(FIRST_STEPS, end="")
+    print(Path(__file__).with_name("first-steps.txt").read_text(encoding="utf-8"), end="")
     return 2
 
 

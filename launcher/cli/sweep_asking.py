@@ -5,23 +5,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import fnmatch
 import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 
 from launcher.cli.command import Command, Tell, Told, show_told
-from launcher.cli.common import open_project
+from launcher.cli.common import of_topology, open_project
 from launcher.cli.removing import Removal, Removals, show_removals
-from launcher.cli.sweep_driving import sweeps_of
+from launcher.cli.sweep_driving import ledger_named, sweeps_of
 from launcher.cli.sweep_status import seen
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.leftovers import size_of
 from launcher.core.publish import remove_tree
 from launcher.core.rights import user_name
 from launcher.project import Project
-from launcher.run.naming import sweep_named
 from launcher.sweep import ledger as ledgers
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.making import image_digest
@@ -58,7 +56,7 @@ def gc(arguments: argparse.Namespace, tell: Tell) -> Removals:
 def ask(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
     """Ask the driver of a sweep to pause, go on, drain, stop or cancel. Without one only a cancel does anything."""
     project = open_project(arguments)
-    ledger = Ledger.load(sweeps := sweeps_of(project), sweep_named(sweeps, arguments.name))
+    ledger = ledger_named(project, arguments.name)
     runner = getattr(arguments, "of_runner", None) or ""
     if runner and runner not in {job.runner for job in ledger.sweep.jobs}:
         raise ConfigError(f"no job of this sweep is for runner {runner}", where=f"sweep {ledger.id}")
@@ -124,16 +122,11 @@ def _cancel_undriven(project: Project, ledger: Ledger, request: Asked) -> Genera
 def add(arguments: argparse.Namespace, tell: Tell) -> Told:
     """Append points to the topologies of a sweep; what is there does not change. A driver takes them at once."""
     project = open_project(arguments, look=True)
-    ledger = Ledger.load(sweeps := sweeps_of(project), sweep_named(sweeps, arguments.name))
+    ledger = ledger_named(project, arguments.name)
     state = State(ledger.sweep, ledger.events())
-    globs = [glob.lower() for glob in arguments.topology] or ["*"]
     curves: dict[str, list[Job]] = {}
-    for job in state.jobs.values():
-        if any(fnmatch.fnmatchcase(job.benchmark.topology.lower(), glob) for glob in globs):
-            curves.setdefault(identity(job.benchmark, job.runner), []).append(job)
-    if not curves:
-        there = ", ".join(dict.fromkeys(job.benchmark.topology for job in state.jobs.values()))
-        raise ConfigError(f"no job has topology {' or '.join(arguments.topology)}", hint=f"there are: {there}")
+    for job in of_topology([*state.jobs.values()], arguments.topology, lambda job: job.benchmark.topology, "job"):
+        curves.setdefault(identity(job.benchmark, job.runner), []).append(job)
     new: list[Job] = []
     for jobs in curves.values():
         has = {c for job in jobs for c in job.concurrencies}

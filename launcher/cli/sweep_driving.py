@@ -27,6 +27,7 @@ from launcher.core.stop import Stop, stop_on_signals
 from launcher.core.terminal import one_line
 from launcher.project import Project
 from launcher.run.loop import run_feed
+from launcher.run.naming import sweep_named
 from launcher.run.record import Event as RunEvent
 from launcher.run.record import RunRecord
 from launcher.services import pace_of
@@ -61,6 +62,11 @@ begin and end."""
 def sweeps_of(project: Project) -> Path:
     """Where the ledgers lie."""
     return project.state / "sweeps"
+
+
+def ledger_named(project: Project, name: str) -> Ledger:
+    """The ledger of a sweep, by the beginning of its id. Raises ConfigError."""
+    return Ledger.load(sweeps_of(project), sweep_named(sweeps_of(project), name))
 
 
 def detach(project: Project, ledger: Ledger, arguments: argparse.Namespace) -> int:

@@ -11,24 +11,24 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Literal
 
 import msgspec
 
 from launcher import __version__
 from launcher.benchmark.benchmark import Benchmark
 from launcher.cli.command import Command, Pasting, Tell, tell
-from launcher.cli.common import ask_first, chosen, meanwhile, of_row, open_project, tell_refused
+from launcher.cli.common import ask_first, meanwhile, of_each_selected, open_project, tell_refused
 from launcher.cli.streaming import Streams, lines_of_sweeps
-from launcher.cli.sweep_driving import detach, drive, summary, sweeps_of
+from launcher.cli.sweep_driving import detach, drive, ledger_named, summary, sweeps_of
 from launcher.cli.sweep_status import seen
 from launcher.core import lines
 from launcher.core.errors import ConfigError
 from launcher.core.lines import Terminal
 from launcher.core.process import run as run_program
 from launcher.core.terminal import one_line, say
+from launcher.plan.plan import Plan
 from launcher.project import Project
-from launcher.run.naming import sweep_named
 from launcher.run.prepare import refuse
 from launcher.sweep import ledger as ledgers
 from launcher.sweep.attempts import Records, history
@@ -87,7 +87,7 @@ def _start(arguments: argparse.Namespace) -> int:
 def _resume(arguments: argparse.Namespace) -> int:
     """Go on with a sweep: living jobs first, then what has no valid result."""
     project = open_project(arguments, look=True)
-    ledger = Ledger.load(sweeps := sweeps_of(project), sweep_named(sweeps, arguments.name))
+    ledger = ledger_named(project, arguments.name)
     found = seen(project.runs, ledger)
     out = tell if arguments.json else say
     if arguments.explain:
@@ -126,7 +126,7 @@ class SweepPlan:
     them, and in lines what they cost, when they may be over, and what is done already."""
 
     code: int
-    document: dict[str, Any]
+    document: SweepPlanDocument
     rows: tuple[tuple[str, ...], ...] = ()
     said: tuple[str, ...] = ()
 
@@ -168,7 +168,7 @@ class PlannedJob(msgspec.Struct, frozen=True, kw_only=True):
 class SweepPlanDocument(msgspec.Struct, frozen=True, kw_only=True):
     """What `sweep plan` prints: the jobs in their order, and why others are left out."""
 
-    schema: int
+    schema: Literal[1] = 1
     jobs: list[PlannedJob]
     left_out: list[str]
 
@@ -187,19 +187,18 @@ def plan(arguments: argparse.Namespace, tell: Tell) -> SweepPlan:
     jobs, refused, code = _selected(arguments, project, policy)
     left_out = [str(error) for error in refused]
     if not jobs:
-        return SweepPlan(code, {"schema": 1, "jobs": [], "left_out": left_out})
+        return SweepPlan(code, SweepPlanDocument(jobs=[], left_out=left_out))
     done = valid_elsewhere(project, jobs)
     canary = canaries(jobs, policy.canary)
     guesses = estimates(jobs, history(project.runs))
     order = ordered(jobs, policy.order)
-    documents = [
-        {
-            **msgspec.to_builtins(job),
-            "gpu_hours": job.gpu_hours,
-            "canary": job.key in canary,
-            "expected": msgspec.to_builtins(guesses.get(job.key)),
-            "done": {str(c): {"run": run, "why": text} for c, (run, text) in done.get(job.key, {}).items()},
-        }
+    planned = [
+        PlannedJob(
+            **{name: getattr(job, name) for name in (*Job.__struct_fields__, "gpu_hours")},
+            canary=job.key in canary,
+            expected=guesses.get(job.key),
+            done={str(c): Done(run, text) for c, (run, text) in done.get(job.key, {}).items()},
+        )
         for job in order
     ]
     points, known = sum(len(job.concurrencies) for job in jobs), sum(map(len, done.values()))
@@ -209,7 +208,7 @@ def plan(arguments: argparse.Namespace, tell: Tell) -> SweepPlan:
         names = dict.fromkeys(text.rpartition(" ")[2] for known in done.values() for _, text in known.values())
         said.append(f"--reuse {' '.join(names)} takes them over")
     rows = tuple(tuple(map(str, _row(job, done.get(job.key, {})))) for job in order)
-    return SweepPlan(code, {"schema": 1, "jobs": documents, "left_out": left_out}, rows, tuple(said))
+    return SweepPlan(code, SweepPlanDocument(jobs=planned, left_out=left_out), rows, tuple(said))
 
 
 def _row(job: Job, done: dict[int, tuple[str, str]]) -> tuple[object, ...]:
@@ -278,33 +277,23 @@ def policy_of(arguments: argparse.Namespace) -> Policy:
 
 
 def wanted(arguments: argparse.Namespace, project: Project, policy: Policy) -> tuple[list[Job], list[ConfigError]]:
-    """A job of every benchmark that is selected and can be planned, and why others cannot take part.
-
-    Plans are let go of one by one: of thousands none would fit into memory. Raises ConfigError when nothing is
-    selected, and when the only one that is selected cannot be planned.
-    """
+    """A job of every benchmark that is selected and can be planned, and why others cannot take part."""
     refused: list[ConfigError] = []
-    jobs: dict[str, Job] = {}
-    benchmarks, narrow = chosen(arguments, project, refused), bool(arguments.conc)
+    keys: set[str] = set()
     digests: dict[tuple[str, str], str] = {}
-    for benchmark, place in benchmarks:
-        try:
-            plan = project.plan_by_hand(benchmark, arguments.runner, narrow=narrow, run_id="sweep")
-            refuse(plan, policy.accept)
-            image = (plan.runner, plan.images[0].squash if plan.images else "")
-            if image not in digests:  # jobs share images, and each is looked up in a file
-                digests[image] = image_digest(plan)
-            job = job_of(plan, project.kind(plan.kind).fingerprint(plan), digests[image])
-            if job.key in jobs:
-                raise ConfigError("it is selected twice", where=str(place))
-            jobs[job.key] = job
-        except ConfigError as error:
-            if len(benchmarks) + len(refused) == 1:
-                raise
-            refused.append(of_row(error, benchmark, place))
-    if not jobs and len(refused) == 1:
-        raise refused[0]
-    return list(jobs.values()), refused
+
+    def job_of_plan(plan: Plan, place: object) -> Job:
+        refuse(plan, policy.accept)
+        image = (plan.runner, plan.images[0].squash if plan.images else "")
+        if image not in digests:  # jobs share images, and each is looked up in a file
+            digests[image] = image_digest(plan)
+        job = job_of(plan, project.kind(plan.kind).fingerprint(plan), digests[image])
+        if job.key in keys:
+            raise ConfigError("it is selected twice", where=str(place))
+        keys.add(job.key)
+        return job
+
+    return of_each_selected(arguments, project, refused, job_of_plan, "sweep"), refused
 
 
 def served_here(project: Project, jobs: list[Job]) -> tuple[list[Job], list[ConfigError]]:
