@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from launcher import __version__
@@ -81,6 +82,7 @@ def installed(arguments: argparse.Namespace, tell: Tell) -> Told:
         wheels = Path(arguments.wheels) if arguments.wheels else None
         seen = node.installer.look()
         files = wheels_for(seen, cache=node.project.state / "wheels", run=run, wheels=wheels)
+        node.naming.join()
         name = version_name(files)
         new = name not in seen.versions and node.installer.install(bundle(files))
         node.remember(name)
@@ -181,6 +183,8 @@ class LoginNode:
     opener: Opener
     installer: Installer
     kept: Path
+    naming: Thread
+    """Finds our own name (`content_name`) while we connect."""
 
     @property
     def _version(self) -> Path:
@@ -197,6 +201,7 @@ class LoginNode:
         """Speak with this launcher there, of the same files as here. Raises RemoteError."""
         from launcher.remote.install import content_name
 
+        self.naming.join()
         ours = f"{content_name()}-"
         if (
             not self.installer.open
@@ -237,7 +242,7 @@ def connected(arguments: argparse.Namespace, name: str) -> Iterator[LoginNode]:
     """A connection to the login node that is called ``name``; ``arguments`` say where things are here. Raises
     ConfigError, RemoteError."""
     from launcher.cli.common import open_project
-    from launcher.remote.install import Installer
+    from launcher.remote.install import Installer, content_name
     from launcher.runner.cluster_schema import Login
 
     project = open_project(arguments)
@@ -247,10 +252,13 @@ def connected(arguments: argparse.Namespace, name: str) -> Iterator[LoginNode]:
     if login is None:
         hint = "add `login: {host: NAME}` to it, or name a host of ssh_config"
         raise ConfigError("its runner file names no login node", where=name, hint=hint)
+    naming = Thread(target=content_name, daemon=True)
+    naming.start()
     opener = _open(arguments, login)
     try:
         installer = Installer(opener, name, directory=login.directory, python=login.python)
-        yield LoginNode(name, project, opener, installer, project.state / "remote" / re.sub(r"[^\w.@-]", "_", name))
+        kept = project.state / "remote" / re.sub(r"[^\w.@-]", "_", name)
+        yield LoginNode(name, project, opener, installer, kept, naming)
     finally:
         opener.close()
 

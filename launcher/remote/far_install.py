@@ -1,23 +1,18 @@
 """Installs a launcher on a login node, looks what is there, and starts one: run there, by the Python there.
 
 This file is sent as text before there is a launcher: the standard library alone, and nothing newer than Python 3.6, so
-that an old one can say that it is too old. Standard input has lines of JSON (requests), each followed by the bytes that
-it announces; an answer is one line: ``launcher-install TOKEN {…}``. After one that says no more than what is wrong
-nothing is read any more.
+that an old one can say that it is too old; what an installation alone needs is imported there. Standard input has lines
+of JSON (requests), each followed by the bytes that it announces; an answer is one line: ``launcher-install TOKEN {…}``.
+After one that says no more than what is wrong nothing is read any more.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
-import shutil
 import stat
-import subprocess
 import sys
-import tarfile
 import time
-import zipfile
 from pathlib import Path
 from typing import IO, Any, Dict, Iterator, List
 
@@ -74,16 +69,19 @@ def versions(path: Path) -> List[str]:
 
 def look(request: Request) -> Dict[str, Any]:
     path = directory_of(request)
+    space = os.statvfs(str(path))
     return {
         "python": list(sys.version_info[:3]),
         "machine": platform.machine(),
         "libc": list(platform.libc_ver()),
-        "free": shutil.disk_usage(str(path)).free,
+        "free": space.f_bavail * space.f_frsize,
         "versions": versions(path),
     }
 
 
 def install(request: Request) -> Dict[str, Any]:
+    import shutil
+
     path = directory_of(request)
     if sys.version_info < OLDEST:
         raise Refused(f"its Python is {platform.python_version()}, and 3.10 is needed", "set login.python")
@@ -131,6 +129,9 @@ def locked(path: Path) -> Iterator[None]:
 
 def build(request: Request, made: Path) -> None:
     """A virtual environment with the wheels that have come, tried out."""
+    import subprocess
+    import tarfile
+
     bundle = made / "wheels.tar"
     environment = made / "python"
     argv = [sys.executable, "-m", "venv", "--without-pip", str(environment)]
@@ -156,6 +157,8 @@ def build(request: Request, made: Path) -> None:
 
 def receive(file: Path, size: int, digest: str) -> None:
     """Write what standard input has next to a file. Raises Refused when it is not what was announced."""
+    import hashlib
+
     hashed, left = hashlib.sha256(), size
     with file.open("wb") as out:
         while left:
@@ -171,6 +174,9 @@ def receive(file: Path, size: int, digest: str) -> None:
 
 def unpack(wheel: IO[bytes], site: Path) -> None:
     """A wheel is an archive of what lies in site-packages; its scripts are not used here."""
+    import shutil
+    import zipfile
+
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
             parts = name.split("/")

@@ -7,6 +7,7 @@ Python, architecture and C library that the login node has, once, or lie in a di
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -131,7 +132,7 @@ class Installer:
             if self._pipe is None:
                 program = Path(__file__).with_name("far_install.py").read_bytes()
                 # Nothing from outside is in this command: the program and the request come by standard input.
-                started = f"{self._python} -c 'import sys;exec(sys.stdin.buffer.read({len(program)}))'"
+                started = f"{self._python} -ISc 'import sys;exec(sys.stdin.buffer.read({len(program)}))'"
                 self._pipe, self._lines, line = self._opener.open(started), Lines(self._host), program + line
             with contextlib.suppress(RemoteError) if body else contextlib.nullcontext():
                 self._pipe.send(line + body)  # who refuses wheels answers, and does not read them
@@ -188,6 +189,7 @@ def wheels_for(node: Node, *, cache: Path, run: CommandRunner, wheels: Path | No
     return [file for file in files if file is not None]
 
 
+@functools.cache
 def content_name() -> str:
     """What this launcher is called, by its version and by its own files: any byte of them changes it. An installed one
     and the checkout that it was packed from have the same name."""
