@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,11 +28,14 @@ from launcher.remote import bundle, session
 from launcher.remote.by_paramiko import ParamikoOpener
 from launcher.remote.destination import resolve
 from launcher.remote.session import Session
+from launcher.result.summary_file import read_document
 from launcher.run.record import RunRecord
 from tests.remote.servers import Site
 from tests.remote.servers import site as a_site
 from tests.run.driving import ONE
+from tests.run.test_rehearsed_containers import DOCKER, PYXIS
 
+ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "hf_" + os.urandom(16).hex()  # of this process alone: all processes are looked at
 
 
@@ -216,6 +221,46 @@ def test_a_sweep_there_is_watched_brought_here_and_reported(site: Site, capsys: 
     capsys.readouterr()
     assert main(["report", "m", "--state", str(site.root / "brought"), "--json"]) == 0
     assert "tput_per_gpu" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key", [PYXIS, DOCKER])
+def test_a_row_of_one_node_with_a_workspace_comes_out_as_the_same_run_typed_there(
+    key: str, site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Plan, results and verdict are those of the run that the login node's own user starts, but for times and places;
+    the script that ran is the workspace's, and not the shipped one."""
+    space, direct = site.root / f"space-{key}", site.root / f"direct-{key}"
+    shutil.copytree(ROOT / "recipes/benchmarks", space / "benchmarks")
+    for script in (space / "benchmarks/single_node").rglob("*.sh"):
+        script.write_text(script.read_text().replace("\n", "\necho of the workspace\n", 1))
+    local = (site.root / "runners/local.yaml").read_text()
+    own = 'workspace: {own: "{state}/workspaces"}\n'
+    assert own in local
+    (site.root / "runners/plain.yaml").write_text(local.replace(own, "").replace("name: local", "name: plain"))
+    monkeypatch.setenv("LAUNCHER_REHEARSAL_SECONDS", "0.01")
+    words = ["run", "-k", key, "--runner", "plain", "--run-id", key, "--workspace", str(space)]
+    assert main([*words, "--on", "plain"]) == 0
+    assert "succeeded" in capsys.readouterr().out
+    assert main([*words, "--state", str(direct)]) == 0
+    (sent,) = {place.parent for place in site.far.glob("bundles/*/workspace/benchmarks")}
+    here = [(space, "SPACE"), (site.root / "runners", "RUNNERS"), (direct, "STATE")]
+    there = [(sent, "SPACE"), (sent.parent / "runners", "RUNNERS"), (site.far, "STATE")]
+    found = _told(site.far / "runs" / key, there)
+    assert found == _told(direct / "runs" / key, here)
+    assert "conc16" in found["files"] and ("ok", 4) in found["points"] and found["own"]
+    assert {place.name for place in sent.iterdir()} - {".launcher"} == {"benchmarks"}, "what was sent is as it was"
+
+
+def _told(run: Path, places: list[tuple[Path, str]]) -> dict[str, Any]:
+    """What a run says but for times and places: its files, plan, script, how it ended, its points."""
+    plan = json.dumps(json.loads((run / "plan.json").read_text()), sort_keys=True, indent=1)
+    for path, name in places:
+        plan = plan.replace(str(path), name)
+    fields = RunRecord.load(run.parent, run.name).fields
+    files = sorted(path.relative_to(run).as_posix() for path in (run / "results").rglob("*") if path.is_file())
+    points = [(point["state"], point["gpus"]) for point in read_document(run)["points"]]
+    ended, own = (fields.state, str(fields.verdict)), "of the workspace" in (run / "evidence/job.log").read_text()
+    return {"plan": plan.splitlines(), "files": " ".join(files), "points": points, "ended": ended, "own": own}
 
 
 def test_cut_and_stopped_at_random_a_run_is_followed_without_a_gap(

@@ -56,6 +56,15 @@ def test_what_is_missing_there_is_said_with_what_to_do(launcher) -> None:  # typ
     assert "remote install here" in launcher("gc", "here").stderr
 
 
+def test_nobody_is_let_in_twice_for_one_command(launcher, server: Server, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Also where nothing is known of the node yet: what looks there becomes the agent. OpenSSH, a child for each."""
+    installed(tmp_path / "there", {"LAUNCHER_STATE": str(tmp_path / "far")})
+    for words in (("doctor", "here"), ("gc", "here"), ("doctor", "here")):
+        before = server.let_in()
+        assert launcher(*words).returncode == 0
+        assert server.let_in() == before + 1, words
+
+
 def test_an_empty_directory_of_wheels_is_named(launcher, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "wheels").mkdir()
     answer = launcher("install", "here", "--wheels", str(tmp_path / "wheels"))

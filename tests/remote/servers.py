@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import os
 import queue
 import shlex
 import shutil
@@ -44,6 +45,15 @@ class Server:
     def command(self) -> tuple[str, ...]:
         return ("ssh", "-F", str(self.config))
 
+    @property
+    def path(self) -> str:
+        """PATH with an `ssh` that has ``config``: so it is read by those that know no more than ssh."""
+        program = self.directory / "bin/ssh"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {self.config} "$@"\n')
+        program.chmod(0o755)
+        return f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+
     def know(self, line: str | None = None) -> None:
         """Make the host's key a known one, or write this line in its place."""
         kind, key, *_ = (self.directory / "host_ed25519.pub").read_text().split()
@@ -67,6 +77,10 @@ class Server:
         ]
         with self.config.open("a") as config:
             config.write("\n".join(lines) + "\n")
+
+    def let_in(self) -> int:
+        """How often somebody was let in, as the server's log has it."""
+        return (self.directory / "sshd.log").read_text().count("Accepted ")
 
     def children(self) -> list[int]:
         """The processes that serve a connection each."""

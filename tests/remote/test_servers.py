@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli import main
+from launcher.cli import main, remote
 from launcher.core.errors import LauncherError, RemoteError
 from launcher.core.process import run
 from launcher.remote import bundle
@@ -84,7 +84,7 @@ def test_another_protocol_or_version_there(one_session: Site) -> None:
 
 
 @pytest.fixture
-def two_steps(tmp_path: Path) -> Iterator[Server]:
+def two_steps(tmp_path: Path) -> Iterator[Site]:
     """An sshd that wants a key, and then a code, twice, as PAM asks for it."""
     if os.geteuid():
         pytest.skip("PAM lets an sshd of another user than root in nowhere: needs root")
@@ -100,20 +100,20 @@ def two_steps(tmp_path: Path) -> Iterator[Server]:
     methods = "AuthenticationMethods publickey,keyboard-interactive,keyboard-interactive"
     try:
         options = ("UsePAM yes", "KbdInteractiveAuthentication yes", methods, "LoginGraceTime 60")
-        with sshd(tmp_path / "server", options, str(program)) as server:
-            yield server
+        with site(tmp_path / "site", options, program=str(program)) as running:
+            yield running
     finally:
         service.unlink()
 
 
-def test_a_code_is_asked_for_once_a_connection(two_steps: Server) -> None:
+def test_a_code_is_asked_for_once_a_connection_and_a_command(two_steps: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, bool]] = []
 
     def answer(text: str, *, echo: bool) -> str:
         asked.append((text, echo))
         return "123456"
 
-    opener = reached(two_steps, answer)
+    opener = reached(two_steps.server, answer)
     assert [(text.split(": ")[1], echo) for text, echo in asked] == [("Password", False)] * 2
     for _ in range(5):
         pipe = opener.open("echo in")
@@ -122,9 +122,15 @@ def test_a_code_is_asked_for_once_a_connection(two_steps: Server) -> None:
     assert len(asked) == 2
     opener.close()
     with pytest.raises(RemoteError, match=r"not let in|no connection"):
-        reached(two_steps, lambda text, *, echo: "654321")
+        reached(two_steps.server, lambda text, *, echo: "654321")
     with pytest.raises(RemoteError, match="nobody answers"):
-        reached(two_steps)
+        reached(two_steps.server)
+    for name, value in {**two_steps.variables, "LAUNCHER_SSH": "", "PATH": two_steps.server.path}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(remote, "_ask", answer)
+    for words in (["--on", "local", "status"], ["remote", "doctor", "local"]):
+        asked.clear()
+        assert main(words) == 0 and len(asked) == 2
 
 
 def test_a_disk_that_is_full_there_is_said_and_leaves_nothing(
