@@ -18,7 +18,6 @@ from launcher.doctor.facts import (
     ClusterFacts,
     Differ,
     DirectoryView,
-    Fact,
     Host,
     Imported,
     Looked,
@@ -155,9 +154,7 @@ def required(file: RunnerFile, fill: Fill, *, models_are_made: bool = False) -> 
 
 def _compare_path(required: RequiredPath, facts: ClusterFacts) -> str:
     """One directory: it agrees only when every side that must see and write it does."""
-    good: list[str] = []
-    unknown: list[str] = []
-    problems: list[Differ] = []
+    good, unknown, problems = list[str](), list[str](), list[Differ]()
     for side in _BOTH:
         try:
             host = known(facts.side(side))
@@ -253,21 +250,13 @@ def _compare_locks(said: Statement, probed: Probed) -> str:
 
 
 def _compare_look(said: Statement, looked: Looked, hint: str) -> str:
+    if ", though the runner file" in looked.fact:  # the storage has `locks: local`, and a node finds the contrary
+        raise Differ(looked.fact, "take `locks: local` out of its `storage`")
     if looked.red:
         raise Differ(looked.red, hint)
     if not looked.fact:
         raise Unknown("the node did not come to it")
     return f"looked at as jobs do: {looked.fact.replace('_', ' ')}"
-
-
-def _compare_shared_lock(said: Statement, looked: Looked) -> str:
-    """Where the storage has `locks: local`, a node that finds the contrary says so in its fact."""
-    if ", though the runner file" in looked.fact:
-        raise Differ(looked.fact, "take `locks: local` out of its `storage`")
-    hint = (
-        "images may be imported twice at once, and every job of such a node ends; not with `locks: local` in `storage`"
-    )
-    return _compare_look(said, looked, hint)
 
 
 def _compare_checkpoints(said: Statement, facts: ClusterFacts) -> str | None:
@@ -282,6 +271,10 @@ def _compare_checkpoints(said: Statement, facts: ClusterFacts) -> str | None:
     if made and good is None and all(looked.red.startswith("the checkpoint is not on") for looked in there):
         return None  # a run puts it there
     return _compare_look(said, good or (there[0] if there else known(found[0])), "stage it whole, or correct the path")
+
+
+_CLOCK = "have chrony or ntpd set the clocks of both"
+_LOCK = "images may be imported twice at once, and every job of such a node ends; not with `locks: local` in `storage`"
 
 
 def _compare_repository(said: Statement, facts: ClusterFacts) -> str:
@@ -303,10 +296,11 @@ def _compare_ref(said: Statement, facts: ClusterFacts) -> str | None:
     return f"{'tag' if tag else 'branch'} at {tag or branch}"
 
 
-def _stand_ins(facts: ClusterFacts) -> Fact[None]:
-    return Unknown("enroot, srtctl and the engine are stand-ins: nothing to ask about") if facts.stand_ins else None
+def _look(name: str) -> Callable[[ClusterFacts], Any]:
+    return lambda facts: facts.looked(name)
 
 
+_STAND_INS = Unknown("enroot, srtctl and the engine are stand-ins: nothing to ask about")
 _SLURM: Sequence[Row] = (
     Row("scheduler.partition", scheduling.compare_partition, lambda facts: facts.slurm),
     Row("images.import-partition", scheduling.compare_partition, lambda facts: facts.slurm),
@@ -330,22 +324,12 @@ _SLURM: Sequence[Row] = (
 """Claims about Slurm and its nodes."""
 
 _ROWS: Sequence[Row] = (
-    Row("tools", lambda said, fact: None, _stand_ins),
+    Row("tools", lambda said, fact: None, lambda facts: _STAND_INS if facts.stand_ins else None),
     Row("images.import-on", _compare_importer),
     Row("images.import-on", _compare_import, lambda facts: facts.imports, "enroot imports there ({})".format),
     Row("images.lock", _compare_locks, lambda facts: facts.locks, lambda said: "holds between two processes"),
-    Row(
-        "images.lock",
-        _compare_shared_lock,
-        lambda facts: facts.looked("locks"),
-        lambda said: "holds with a node",
-    ),
-    Row(
-        "node",
-        partial(_compare_look, hint="have chrony or ntpd set the clocks of both"),
-        lambda facts: facts.looked("clock"),
-        lambda said: "a clock within 5 s of this host's",
-    ),
+    Row("images.lock", partial(_compare_look, hint=_LOCK), _look("locks"), lambda said: "holds with a node"),
+    Row("node", partial(_compare_look, hint=_CLOCK), _look("clock"), lambda said: "a clock within 5 s of this host's"),
     Row("models.[].path", _compare_checkpoints, says="{} is whole on a node".format),
     Row("repositories.*", _compare_repository),
     Row("lanes.[].ref", _compare_ref),

@@ -16,6 +16,9 @@ from launcher.runner.schema import ModelRule
 BOUND = 40
 """Seconds after which no further look is begun: large checkpoints on slow storage take some."""
 
+OF_LOGIN = ("clock", "locks")
+"""What a node and this host agree about."""
+
 _FRAME = r"""
 say() { :; }
 fact() { tell "fact.$look" "$1 $2"; }
@@ -27,7 +30,8 @@ begin() { look=$1; if [ "$SECONDS" -lt BOUND ]; then tell "begun.$look" ''; else
 def of_login(place: Path, *, local_locks: bool) -> dict[str, list[str]]:
     """The looks at what a node and this host agree about, in a directory where this host attends."""
     directory = word(str(place))
-    return {"clock": look_at_clock(directory), "locks": ask_about_locks(directory, [], local=local_locks)}
+    looks = look_at_clock(directory), ask_about_locks(directory, [], local=local_locks)
+    return dict(zip(OF_LOGIN, looks, strict=True))
 
 
 def of_checkpoints(file: RunnerFile, fill: Fill) -> dict[str, list[str]]:

@@ -118,16 +118,10 @@ def with_import(file: RunnerFile, facts: ClusterFacts, fill: Fill, run: CommandR
     side = facts.side(images.import_on)
     if isinstance(side, Unknown) or isinstance(side.enroot, Unknown):
         return facts
-    own = [
-        sys.executable,
-        "-m",
-        "launcher.doctor.import_proof",
-        fill(images.temporary or "/tmp"),
-        images.squash_options,
-    ]
+    place = fill(images.temporary or "/tmp")
+    own = [sys.executable, "-m", "launcher.doctor.import_proof", place, images.squash_options]
     on_node = images.import_on == "compute" and file.runner.scheduler.kind == "slurm"
-    options = _srun_options(file, facts.slurm)[0] if on_node else []
-    argv = [*(["srun", *options, f"--immediate={wait:.0f}"] if on_node else []), *own]
+    argv = [*(["srun", *_srun_options(file, facts.slurm)[0], f"--immediate={wait:.0f}"] if on_node else []), *own]
     answer = run(argv, timeout=wait + SCRIPT_TIMEOUT * 2)
     try:
         return replace(facts, imports=Imported(**json.loads(answer.stdout.splitlines()[-1])))
@@ -257,17 +251,13 @@ def probe_hosts(
             returned = dict(_printed(run([*script, "after", *places], timeout=SCRIPT_TIMEOUT), token))
     if isinstance(compute, Unknown):
         return login, compute
-    directories, seen_looks = {}, dict(compute.looks)
+    directories, looked = {}, compute.looks
     for path, seen in compute.directories.items():
         both = seen.shared and (not seen.writable or ours.get(path) in returned)
         directories[path] = replace(seen, shared=both if path in ours else None)
     if meet in directories and not directories[meet].shared:
-        seen_looks = {
-            name: looked
-            for name, looked in seen_looks.items()
-            if name not in node_looks.of_login(Path(meet), local_locks=local_locks)
-        }
-    return login, replace(compute, directories=directories, looks=seen_looks)
+        looked = {name: fact for name, fact in looked.items() if name not in node_looks.OF_LOGIN}
+    return login, replace(compute, directories=directories, looks=looked)
 
 
 def _look_from_a_node(
