@@ -20,16 +20,18 @@ from launcher.core.github import GitHub
 from launcher.plan.derive import check_run_id
 from launcher.plan.plan import Plan
 from launcher.project import Project
-from launcher.run import finish, github_runs
+from launcher.run import finish
 from launcher.run.naming import run_named
 from launcher.run.orphans import (
     END_PATIENCE,
     SILENCE,
+    VARIABLE,
     end_lost,
     end_run,
     end_unreadable,
     find_orphans,
     orphans_of_job_name,
+    runs_of_job,
     told_elsewhere,
 )
 from launcher.run.record import RunRecord, UnreadableRecord, records
@@ -209,8 +211,8 @@ def _cleaned_of_job(project: Project) -> Iterator[Told]:
 def _runs_of_job(project: Project) -> list[str]:
     """The ids of the runs that this GitHub job began: as it left them for later steps, by the environment that both
     have, and by the key that this environment gives, as far as it has what that takes."""
-    named = project.environ.get(github_runs.VARIABLE, "")
-    ours = github_runs.runs_of_job(project.runs, project.environ)
+    named = project.environ.get(VARIABLE, "")
+    ours = runs_of_job(project.runs, project.environ)
     found = [record.id for record in ours if not record.fields.settled] or [record.id for record in ours[-1:]]
     with contextlib.suppress(ConfigError):
         found.append(project.run_id_from_environment())

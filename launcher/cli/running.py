@@ -29,12 +29,11 @@ from launcher.plan.job_environment import require_passed
 from launcher.plan.plan import Plan
 from launcher.plan.secrets import refuse_secrets
 from launcher.project import Project, new_run_id
-from launcher.run import cancelling, finish, github_runs
+from launcher.run import cancelling, finish, orphans
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
 from launcher.run.loop import Limits, run_all
 from launcher.run.naming import load_named
-from launcher.run.orphans import adopt as adopt_job
 from launcher.run.prepare import refuse
 from launcher.run.record import RunRecord
 from launcher.services import open_run, open_services, pace_of
@@ -84,7 +83,7 @@ def _adopt(arguments: argparse.Namespace) -> int:
     output = Path(arguments.output).resolve() if arguments.output else None
     run = open_run(project, record)
     try:
-        adopt_job(run, arguments.job, output, project.runs)
+        orphans.adopt(run, arguments.job, output, project.runs)
     except LauncherError as error:
         finish.end_early(run, error)
         raise
@@ -198,7 +197,7 @@ run, adopt, resume, ci = Streams(_run), Streams(_adopt), Streams(_resume), Strea
 
 def _for_later_steps(github: GitHub, plan: Plan) -> None:
     """Leave the run's id for the clean-up step, and what names artifacts where the workflow does not say it itself."""
-    github.variable(github_runs.VARIABLE, plan.run_key)
+    github.variable(orphans.VARIABLE, plan.run_key)
     named = {"RESULT_FILENAME": plan.results.filename}
     if not plan.benchmark.multinode:
         named["GPU_COUNT"] = str(plan.benchmark.gpus)
@@ -229,7 +228,7 @@ def _drive(project: Project, plan: Plan, arguments: argparse.Namespace, github: 
     refuse(plan, arguments.accept)
     with stop_on_signals() as stop:
         record = RunRecord.create(project.runs, plan)
-        of_job = github_runs.identity(project.environ) if github is not None else ""
+        of_job = orphans.identity(project.environ) if github is not None else ""
         results = "workspace" if github is not None else "run"
         record.update(accepted=tuple(arguments.accept), results=results, github_job=of_job)
         return _drive_records(project, [(record, plan)], stop, arguments, github)

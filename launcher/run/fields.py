@@ -122,7 +122,7 @@ class RunFields:
     ``state`` is new, preparing, submitted, running, collecting, or one of ENDED. ``owner`` is the process that drives
     the run, or did last. ``accepted`` are the rules whose findings somebody accepted. ``results`` says where results
     go: the workflow's workspace, or the run's own directory. ``github_job`` is the GitHub job that began the run
-    (`launcher.run.github_runs.identity`), "" for a run by hand. ``commit`` is that of the workspace when the run
+    (`launcher.run.orphans.identity`), "" for a run by hand. ``commit`` is that of the workspace when the run
     began, "" where it is no checkout.
     """
 

@@ -1,4 +1,5 @@
-"""Runs that nobody drives any more: which they are, ending what they hold, and adopting a job begun by hand."""
+"""Runs that nobody drives any more, or that a GitHub job began: which they are, ending what they hold, and adopting a
+job begun by hand."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
+from launcher.benchmark.environment import github_job
 from launcher.core.errors import Cancelled, ConfigError, JobError, LauncherError
 from launcher.core.process import ProcessIdentity
 from launcher.core.rights import user_name
@@ -80,6 +82,38 @@ def orphans_of_job_name(
     if unreadable is not None:
         unreadable += filter(may_be_ours, lost)
     return found
+
+
+VARIABLE = "LAUNCHER_RUN_ID"
+"""What `launcher ci` leaves for later steps of its job, by GITHUB_ENV."""
+
+
+def identity(environ: Mapping[str, str]) -> str:
+    """The GitHub job that an environment belongs to. Raises ConfigError.
+
+    A launch step that set RUNNER_TYPE or RESULT_FILENAME for itself has another run key than its clean-up step
+    computes. What both have is the job: GITHUB_RUN_ID, GITHUB_RUN_ATTEMPT, GITHUB_JOB and RUNNER_NAME.
+    """
+    job = github_job(environ)
+    return "/".join((job.run_id, job.attempt, environ.get("GITHUB_JOB", ""), job.runner_name))
+
+
+def runs_of_job(runs: Path, environ: Mapping[str, str]) -> list[RunRecord]:
+    """The runs that this GitHub job began, oldest first: by their records, or by their ids and their runner's name.
+
+    Records of earlier versions do not say their GitHub job. Raises ConfigError without RUNNER_NAME.
+    """
+    job, ours = github_job(environ), identity(environ)
+
+    def is_ours(record: RunRecord) -> bool:
+        if record.fields.github_job:
+            return record.fields.github_job == ours
+        with contextlib.suppress(ConfigError):
+            begins = record.id.startswith(f"{job.run_id}-{job.attempt}-")
+            return begins and record.plan.runner_name == job.runner_name
+        return False
+
+    return [record for record in records(runs) if is_ours(record)]
 
 
 def told_elsewhere(record: RunRecord) -> str:

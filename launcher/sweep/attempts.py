@@ -19,13 +19,12 @@ import msgspec
 from launcher.core.errors import ConfigError, JobError, ResultError
 from launcher.core.reading import built
 from launcher.result.summary_file import Summary, read_document, read_summary
-from launcher.run.fields import WHOLE, RunFields, read_fields
+from launcher.run.fields import WHOLE, RecordedJob, RunFields, Verdict, read_fields
 from launcher.sweep.estimate import Past
 from launcher.sweep.schema import Job
 from launcher.sweep.state import NONE, Facts, Phase, State
 
 if TYPE_CHECKING:  # `sweep status` is asked often
-    from launcher.run.fields import RecordedJob
     from launcher.run.finish import Outcome
 
 
@@ -105,7 +104,7 @@ class Records:
             summary = read_summary(directory) or summary
         digest = next((i.digest for i in summary.images if i.reference == job.fingerprint.get("image")), None) or ""
         if not summary.points and seen.state == "succeeded":  # an evaluation alone has no points
-            return replace(seen, ok=frozenset(asked), digest=digest)
+            return replace(seen, ok=frozenset(asked))
         ok, bad = set(), {}
         for point in summary.points:
             if point.concurrency is None:
@@ -122,7 +121,7 @@ class Records:
         if ok and (other := self._other_image(job, digest)):
             bad.update(dict.fromkeys(ok, other))
             ok.clear()
-        return replace(seen, ok=frozenset(ok), bad=bad, digest=digest)
+        return replace(seen, ok=frozenset(ok), bad=bad)
 
     def _other_image(self, job: Job, digest: str) -> str:
         """What is wrong with results of an image of this digest; "" when nothing is."""
@@ -146,21 +145,21 @@ def of_fields(fields: RunFields) -> Facts:
         says = "whether it has a job is not known" if fields.in_doubt else fields.state
     else:
         phase, word = "alive", "COLLECTING" if job.over else word
-    verdict = fields.verdict
+    verdict, had = fields.verdict or Verdict("", ""), job or RecordedJob("")
     return Facts(
         phase=phase,
         word=word,
         says=says,
         state=fields.state if fields.has_ended else "",
-        layer=verdict.layer if verdict is not None else "",
-        text=verdict.text if verdict is not None else "",
+        layer=verdict.layer,
+        text=verdict.text,
         exit_code=fields.exit_code or 0,
-        job=job.id if job is not None else "",
-        log=job.log if job is not None else "",
-        nodes=job.nodes if job is not None else "",
-        submitted=job.submitted if job is not None else None,
-        started=job.started if job is not None else None,
-        ended=(job.ended or fields.ended) if job is not None and job.over else None,
+        job=had.id,
+        log=had.log,
+        nodes=had.nodes,
+        submitted=had.submitted,
+        started=had.started,
+        ended=(had.ended or fields.ended) if had.over else None,
     )
 
 
@@ -194,12 +193,12 @@ def _kept(path: str, directory: str) -> bool:
 def of_outcome(outcome: Outcome, job: RecordedJob | None) -> Facts:
     """What is known of an attempt whose record somebody removed while it ran. Of a job that was given up (the only
     JobError of a run with a job) nobody can say whether it lives."""
-    verdict = outcome.verdict
+    verdict = outcome.verdict or Verdict("", "its record was removed")
     return Facts(
         "unknown" if isinstance(outcome.error, JobError) and job is not None else "over",
         state=outcome.state,
-        layer=verdict.layer if verdict is not None else "",
-        text=verdict.text if verdict is not None else "its record was removed",
+        layer=verdict.layer,
+        text=verdict.text,
         exit_code=outcome.exit_code,
         job="?",
     )

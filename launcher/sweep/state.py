@@ -58,7 +58,6 @@ class Facts:
     submitted: float | None = None
     started: float | None = None
     ended: float | None = None
-    digest: str = ""
 
 
 NONE = Facts("none")

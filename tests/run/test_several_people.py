@@ -13,7 +13,7 @@ import pytest
 
 from launcher.cli import ending
 from launcher.core.stop import Stop
-from launcher.run import cancelling, github_runs
+from launcher.run import cancelling, orphans
 from launcher.run.kind import Run
 from launcher.run.orphans import SILENCE, end_run
 from launcher.run.record import RecordedJob, RunRecord
@@ -186,9 +186,9 @@ def test_a_run_with_an_id_of_its_own_is_found_by_its_job_and_by_what_it_left(use
     environment = {**github_environment(user), "GITHUB_JOB": "benchmark"}
     plan = plan_on("local", user.root, run_key="my-own")
     record = RunRecord.create(user.state / "runs", plan)
-    record.update(results="workspace", github_job=github_runs.identity(environment))
+    record.update(results="workspace", github_job=orphans.identity(environment))
     record.let_go()
-    assert github_runs.runs_of_job(user.state / "runs", environment)[0].id == "my-own"
+    assert orphans.runs_of_job(user.state / "runs", environment)[0].id == "my-own"
     assert "my-own" in user.launcher("cleanup", "--from-env", **environment)
     left = {**environment, "LAUNCHER_RUN_ID": "my-own", "GITHUB_JOB": "other"}
     assert "my-own" in LauncherUser(user.root).launcher("cleanup", "--from-env", **left)
