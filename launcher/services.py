@@ -38,15 +38,32 @@ def stand_in_programs(name: str) -> tuple[str, ...]:
     return () if name != REHEARSAL else ("enroot", "srtctl", "docker", "podman")
 
 
+def open_scheduler(kind: str, backend: str, jobs: Path, say: Callable[[str], None] = lambda text: None) -> Scheduler:
+    """The scheduler of a kind: ``slurm``, or ``local``, the embedded one, whose jobs lie in ``jobs``.
+
+    Slurm is asked by its commands (``backend`` ``commands``), or by pyslurm where that can be used (``pyslurm``,
+    ``auto``) and by its commands elsewhere; ``say`` is told which and why. Its programs run on when the launcher was
+    asked to stop: scancel is what it then has to run.
+    """
+    from launcher.slurm.commands import SlurmCommands
+    from launcher.slurm.local import LocalScheduler
+    from launcher.slurm.native import choose
+
+    if kind == "local":
+        return LocalScheduler(jobs)
+    native, why = (None, "as asked for") if backend == "commands" else choose()
+    say(f"Slurm is asked by {why}" if native is not None else f"Slurm is asked by its commands: {why}")
+    return native if native is not None else SlurmCommands()
+
+
 def open_services(project: Project, plan: Plan, stop: Stop, *, log: Callable[[str], None]) -> Services:
     """How runs of this plan's cluster reach the world, from this process; ``log`` is told how Slurm is asked."""
-    from launcher.slurm.backends import open_scheduler
     from launcher.slurm.other_jobs import ByCluster
     from launcher.slurm.shared import SharedPoller
 
     planned = plan.scheduler
     backend = project.slurm_backend or planned.backend
-    scheduler = open_scheduler(planned.kind, backend=backend, directory=project.state / "jobs", say=log)
+    scheduler = open_scheduler(planned.kind, backend, project.state / "jobs", log)
     if planned.kind == "slurm":
         scheduler = ByCluster(scheduler)
         scheduler = SharedPoller(scheduler, project.state / "poller", cluster=project.environ.get("SLURM_CONF", ""))
@@ -56,14 +73,13 @@ def open_services(project: Project, plan: Plan, stop: Stop, *, log: Callable[[st
 
 def schedulers_for(project: Project, lost: UnreadableRecord) -> list[Scheduler]:
     """Where the job of a run may live whose record cannot be read: as its plan says, else everywhere."""
-    from launcher.slurm.backends import open_scheduler
     from launcher.slurm.other_jobs import ByCluster
 
     try:
         kinds = [lost.record.plan.scheduler.kind]
     except ConfigError:
         kinds = ["local", "slurm"]
-    opened = [open_scheduler(kind, backend="commands", directory=project.state / "jobs") for kind in kinds]
+    opened = [open_scheduler(kind, "commands", project.state / "jobs") for kind in kinds]
     return [ByCluster(scheduler) for scheduler in opened]  # its job may be another cluster's
 
 

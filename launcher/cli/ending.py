@@ -37,7 +37,7 @@ from launcher.run.orphans import (
 from launcher.run.record import RunRecord, UnreadableRecord, records
 from launcher.runner.templates import fill_in
 from launcher.services import open_run, schedulers_for
-from launcher.slurm.backends import open_scheduler
+from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.other_jobs import jobs_named
 
 TREES_KEPT = 86400.0
@@ -88,8 +88,7 @@ def _cleaned_everywhere(project: Project) -> Iterator[Told]:
     _remove_collected(project, records(project.runs))
     from launcher.model.nodes import reap  # no run stages on nodes: only here
 
-    slurm = partial(open_scheduler, "slurm", backend="commands")
-    yield from _ended({"stagings": lambda tell: reap(project.state, slurm, tell)})
+    yield from _ended({"stagings": lambda tell: reap(project.state, SlurmCommands, tell)})
 
 
 _BY_CLEANUP = "launcher cleanup"
@@ -196,10 +195,9 @@ def _cleaned_of_job(project: Project) -> Iterator[Told]:
         yield Told(text, record.id)
     ends = _ends(project, [record.id for record in left], _BY_CLEANUP, unreadable=unreadable)
     if runner.scheduler.kind == "slurm":
-        slurm = open_scheduler("slurm", backend="commands")
         for key in jobs_named(job_name, project.environ):
             yield Told(f"run {key.token} has no record here, and its {key} lives; ending it", key.token)
-            ends[str(key)] = partial(end_lost, key, slurm)
+            ends[str(key)] = partial(end_lost, key, SlurmCommands())
     yield from _ended(ends)
     for record in elsewhere:
         yield Told(told_elsewhere(record), record.id)

@@ -170,7 +170,7 @@ def _layouts(arguments: argparse.Namespace, destination: Path) -> list[tuple[int
 def _staged_on_nodes(arguments: argparse.Namespace, tell: Tell) -> Sequence[NodeResult]:
     from launcher.core.process import stoppable
     from launcher.model.nodes import Allocation, NodeTask, reap, stage_on_nodes
-    from launcher.slurm.backends import open_scheduler
+    from launcher.slurm.commands import SlurmCommands
 
     if arguments.source is None:
         raise ConfigError("staging on nodes needs a source", where="--from")
@@ -189,11 +189,10 @@ def _staged_on_nodes(arguments: argparse.Namespace, tell: Tell) -> Sequence[Node
     )
     task = NodeTask(arguments.source, arguments.destination, arguments.workers)
     state = open_project(arguments).state
-    scheduler = partial(open_scheduler, "slurm", backend="commands")
     with stop_on_signals() as stop:
-        reap(state, scheduler, tell)
+        reap(state, SlurmCommands, tell)
         run = stoppable(stop.requested)
-        return stage_on_nodes(task, where, run=run, state=state, scheduler=scheduler, log=tell, stop=stop)
+        return stage_on_nodes(task, where, run=run, state=state, scheduler=SlurmCommands, log=tell, stop=stop)
 
 
 @dataclass(frozen=True)

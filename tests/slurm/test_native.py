@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from launcher.slurm.backends import open_scheduler
+from launcher.services import open_scheduler
 from launcher.slurm.client import JobKey, Phase, SchedulerUnreachable
 from launcher.slurm.commands import SlurmCommands
+from launcher.slurm.local import LocalScheduler
 from launcher.slurm.native import START, SlurmNative, choose
 from launcher.slurm.native_worker import rows
 from tests.commands import ScriptedCommands
@@ -243,7 +244,8 @@ def test_the_choice_of_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     said: list[str] = []
     for backend in ("auto", "pyslurm", "commands"):
-        assert type(open_scheduler("slurm", backend=backend, say=said.append)) is SlurmCommands
+        assert type(open_scheduler("slurm", backend, Path("jobs"), said.append)) is SlurmCommands
+    assert type(open_scheduler("local", "auto", Path("jobs"))) is LocalScheduler
     assert said == [
         "Slurm is asked by its commands: pyslurm is not installed",
         "Slurm is asked by its commands: pyslurm is not installed",

@@ -1,12 +1,9 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from launcher.core.errors import ConfigError, SubmissionError
+from launcher.core.errors import SubmissionError
 from launcher.slurm import client
-from launcher.slurm.backends import open_scheduler
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable, phase_of, unknown
 
 
@@ -126,15 +123,6 @@ def test_a_state_is_described_for_a_person() -> None:
 def test_why_a_job_waited_is_no_reason_of_its_end(word: str, code: tuple[int, int], reason: str, shown: bool) -> None:
     assert (f"({reason})" in JobState(Phase.TERMINAL, word, code, reason, "node01", started=1.0).describe()) == shown
     assert reason in JobState(Phase.ALIVE, "PENDING", reason=reason).describe()
-
-
-def test_choosing_a_scheduler(tmp_path: Path) -> None:
-    assert open_scheduler("slurm").name == "slurm"
-    assert open_scheduler("local", directory=tmp_path).name == "embedded scheduler"
-    with pytest.raises(ConfigError, match="needs a directory"):
-        open_scheduler("local")
-    with pytest.raises(ConfigError, match="did you mean 'slurm'"):
-        open_scheduler("slrum")
 
 
 def test_nobody_to_ask_is_a_submission_error() -> None:
