@@ -91,6 +91,11 @@ class Project:
     def runs(self) -> Path:
         return self.state / "runs"
 
+    @property
+    def sweeps(self) -> Path:
+        """Where the ledgers lie."""
+        return self.state / "sweeps"
+
     @cached_property
     def fleet(self) -> Fleet:
         ours = [self.runners] if self.runners else []

@@ -163,11 +163,10 @@ class Console:
         """Say what a sweep's driver says."""
         if self._how.as_json:
             self.value(streaming.SweepTold(time=self._world.clock(), kind=kind, text=redact(text, os.environ)))
-        elif not self._world.hidden() and (self._how.verbose or kind != "start") and self._loud(kind):
+        elif self._world.hidden() or (kind == "start" and not self._how.verbose):
+            return
+        elif not self._how.quiet or kind in ("error", "result"):
             self._say(self._how.paste(text), {"start": "job", "end": "end"}.get(kind, kind))
-
-    def _loud(self, kind: str) -> bool:
-        return not self._how.quiet or kind in ("error", "result")
 
     def value(self, value: Any) -> None:
         """Print a value as a line of JSON."""

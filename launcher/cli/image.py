@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from launcher.cli.command import Command, Tell, Told, show_told
+from launcher.cli.command import Command, Removals, Tell, Told, removals, show_removals, show_told
 from launcher.cli.importing import Where, where_of
-from launcher.cli.removing import Removals, removals, show_removals
 from launcher.core.errors import ConfigError, ImageError
 from launcher.core.lines import Line, Terminal, folded, table
 from launcher.image import inventory

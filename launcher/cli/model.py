@@ -14,9 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launcher.cli.command import Command, Tell
+from launcher.cli.command import Command, Removals, Tell, removals, show_removals
 from launcher.cli.common import open_project
-from launcher.cli.removing import Removals, removals, show_removals
 from launcher.cli.render import progress_shown
 from launcher.core.errors import ConfigError, ModelError
 from launcher.core.leftovers import Leftover

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,14 +84,15 @@ def results(arguments: argparse.Namespace, tell: Tell) -> Results:
     from launcher.report.gather import gather
 
     gathered = gather([source_named(state, name) for name in names], state)
-    found, wrong = _summaries([Path(run.source) for run in gathered.runs.values() if run.source])
+    read = [summary_of(Path(run.source)) for run in gathered.runs.values() if run.source]
     csv = None
     if arguments.csv:
         from launcher.report.assemble import document
         from launcher.report.files import points_csv
 
         csv = points_csv(document(gathered, title=" ".join(names), made=""))
-    return Results(tuple(found), csv, problems=(*gathered.problems, *wrong))
+    problems = (*gathered.problems, *(why for _, why in read if why is not None))
+    return Results(tuple(one for one, _ in read if one is not None), csv, problems=problems)
 
 
 def summary_of(directory: Path) -> tuple[dict[str, Any] | None, str | None]:
@@ -106,12 +107,6 @@ def summary_of(directory: Path) -> tuple[dict[str, Any] | None, str | None]:
         why = f"its summary is of another form ({error!r}), `launcher collect` makes it anew"
         return None, f"{directory}: {why}"
     return summary, None
-
-
-def _summaries(directories: Iterable[Path]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The summaries of the runs in these directories, and what is wrong with others, which are passed over."""
-    read = [summary_of(directory) for directory in directories]
-    return [summary for summary, _ in read if summary is not None], [why for _, why in read if why is not None]
 
 
 def _aggregate(names: Sequence[str], state: Path, arguments: argparse.Namespace) -> Results:

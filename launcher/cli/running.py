@@ -40,7 +40,8 @@ from launcher.services import open_run, open_services, pace_of
 from launcher.slurm.client import Phase
 
 
-def _run(arguments: argparse.Namespace) -> int:
+@Streams
+def run(arguments: argparse.Namespace) -> int:
     """Run the one benchmark that is selected."""
     with meanwhile("planning", arguments):
         project = open_project(arguments, look=True)
@@ -72,7 +73,8 @@ def _detach(project: Project, record: RunRecord, arguments: argparse.Namespace) 
     return 0
 
 
-def _adopt(arguments: argparse.Namespace) -> int:
+@Streams
+def adopt(arguments: argparse.Namespace) -> int:
     """Take over a job that was started by hand: from here on it is this run's, to follow, to cancel, to collect."""
     project = open_project(arguments, look=True)
     by_environment = arguments.from_env
@@ -91,7 +93,8 @@ def _adopt(arguments: argparse.Namespace) -> int:
         return _exit_code(_drive_records(project, [(record, plan)], stop, arguments))
 
 
-def _ci(arguments: argparse.Namespace) -> int:
+@Streams
+def ci(arguments: argparse.Namespace) -> int:
     """Run what this GitHub job's environment asks for; results go where the workflow looks."""
     project = open_project(arguments, look=True)
     arguments.annotated = True
@@ -162,7 +165,8 @@ def _collected(project: Project, record: RunRecord) -> str:
     return outcome.state
 
 
-def _resume(arguments: argparse.Namespace) -> int:
+@Streams
+def resume(arguments: argparse.Namespace) -> int:
     """Continue runs where they stopped, in this process."""
     project = open_project(arguments, look=True)
     recorded: list[tuple[RunRecord, Plan]] = []
@@ -190,9 +194,6 @@ def _resume(arguments: argparse.Namespace) -> int:
         return max(_detach(project, record, arguments) for record, _ in recorded)
     with stop_on_signals() as stop:
         return _exit_code(_drive_records(project, recorded, stop, arguments))
-
-
-run, adopt, resume, ci = Streams(_run), Streams(_adopt), Streams(_resume), Streams(_ci)
 
 
 def _for_later_steps(github: GitHub, plan: Plan) -> None:

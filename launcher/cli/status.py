@@ -90,15 +90,12 @@ def _chosen(lines: Sequence[RunLine], arguments: argparse.Namespace) -> Sequence
     return kept if arguments.limit is None else kept[-arguments.limit :]
 
 
-def _line(record: RunRecord, short: dict[str, str]) -> RunLine:
+def _line(record: RunRecord, short: str) -> RunLine:
     of = record.fields
-    driven = not record.fields.has_ended and record.owned_by_another
-    return RunLine(short=short[of.id], driven=driven, text=_text(of), **_kept(of))
-
-
-def _kept(of: RunFields) -> dict[str, Any]:
-    names = ("id", "runner", "state", "ended", "exit_code", "job", "error", "verdict")
-    return {**{name: getattr(of, name) for name in names}, "created": of.created or None}
+    verdict, driven = of.verdict, not of.has_ended and record.owned_by_another
+    names = ("id", "runner", "state", "ended", "exit_code", "job", "error")
+    kept: dict[str, Any] = {name: getattr(of, name) for name in names}
+    return RunLine(**kept, short=short, driven=driven, created=of.created or None, verdict=verdict, text=_text(of))
 
 
 def _text(of: RunFields) -> str:
@@ -120,11 +117,9 @@ def _view(record: RunRecord) -> RunView:
 
         summary = summary_of(record.directory)[0]
     steps = (StepLine(name, step.state, step.at - step.began, step.error) for name, step in of.steps.items())
+    short = shortest(names(record.directory.parent)).get(of.id, of.id)
     return RunView(
-        **_kept(of),
-        short=shortest(names(record.directory.parent)).get(of.id, of.id),
-        driven=record.owned_by_another,
-        text=_text(of),
+        **{**vars(_line(record, short)), "driven": record.owned_by_another},
         title=title,
         steps=tuple(steps),
         record=str(record.directory),
@@ -231,6 +226,6 @@ def status(arguments: argparse.Namespace, tell: Tell) -> Status:
     found = list(each_record(runs, unreadable, facts=False))
     found.sort(key=lambda record: (record.fields.created, record.id))
     short = shortest([*(record.id for record in found), *(one.id for one in unreadable)])
-    lines = [_line(record, short) for record in found]
+    lines = [_line(record, short[record.id]) for record in found]
     lines += [RunLine(one.id, short[one.id], text=str(one.error)) for one in unreadable]
     return Status(str(runs), tuple(_chosen(lines, arguments)))

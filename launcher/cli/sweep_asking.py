@@ -10,14 +10,14 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 
-from launcher.cli.command import Command, Tell, Told, show_told
+from launcher.cli.command import Command, Removal, Removals, Tell, Told, show_removals, show_told
 from launcher.cli.common import of_topology, open_project
-from launcher.cli.removing import Removal, Removals, show_removals
-from launcher.cli.sweep_driving import ledger_named, sweeps_of
+from launcher.cli.sweep_driving import ledger_named
 from launcher.cli.sweep_status import seen
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.leftovers import size_of
 from launcher.core.publish import remove_tree
+from launcher.core.retry import until
 from launcher.core.rights import user_name
 from launcher.project import Project
 from launcher.sweep import ledger as ledgers
@@ -35,7 +35,7 @@ def gc(arguments: argparse.Namespace, tell: Tell) -> Removals:
     Records and results of runs stay.
     """
     project = open_project(arguments)
-    sweeps = sweeps_of(project)
+    sweeps = project.sweeps
     dead = ledgers.remove_dead(sweeps, apply=False)
     gone = [Removal(str(path), size_of(path), "a killed launcher left it") for path in dead]
     for name in ledgers.names(sweeps):
@@ -72,7 +72,7 @@ def ask(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
     yield Told(f"{about}asked its driver to {arguments.verb.replace('go-on', 'go on')}")
     if arguments.verb not in ("cancel", "stop"):
         return
-    if not _left(ledger):
+    if until(lambda owner: owner is None, ledger.driver, [0.2] * int(5 * _PATIENCE)) is not None:
         text = f"its driver has not left within {_PATIENCE:.0f} s; the request stays"
         raise LauncherError(text, where=f"sweep {ledger.id}")
     yield Told(f"{about}its driver has left")
@@ -86,16 +86,6 @@ def ask(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
 
 _PATIENCE = 60.0
 """Seconds for which a driver is waited for that was asked to leave."""
-
-
-def _left(ledger: Ledger) -> bool:
-    """Whether the driver leaves, within bounds."""
-    until = time.monotonic() + _PATIENCE
-    while ledger.driver() is not None:
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.2)
-    return True
 
 
 def _open_runs(project: Project, ledger: Ledger) -> list[str]:

@@ -10,7 +10,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.cli import detached
@@ -59,14 +58,9 @@ PACE = Pace(refill=27.5, burst=10, release_at_once=True, tick=5.0, rest=0.25)
 begin and end."""
 
 
-def sweeps_of(project: Project) -> Path:
-    """Where the ledgers lie."""
-    return project.state / "sweeps"
-
-
 def ledger_named(project: Project, name: str) -> Ledger:
     """The ledger of a sweep, by the beginning of its id. Raises ConfigError."""
-    return Ledger.load(sweeps_of(project), sweep_named(sweeps_of(project), name))
+    return Ledger.load(project.sweeps, sweep_named(project.sweeps, name))
 
 
 def detach(project: Project, ledger: Ledger, arguments: argparse.Namespace) -> int:

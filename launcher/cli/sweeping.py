@@ -20,7 +20,7 @@ from launcher.benchmark.benchmark import Benchmark
 from launcher.cli.command import Command, Pasting, Tell, tell
 from launcher.cli.common import ask_first, meanwhile, of_each_selected, open_project, tell_refused
 from launcher.cli.streaming import Streams, lines_of_sweeps
-from launcher.cli.sweep_driving import detach, drive, ledger_named, summary, sweeps_of
+from launcher.cli.sweep_driving import detach, drive, ledger_named, summary
 from launcher.cli.sweep_status import seen
 from launcher.core import lines
 from launcher.core.errors import ConfigError
@@ -40,7 +40,8 @@ from launcher.sweep.schema import Job, Policy, Reused, Sweep
 from launcher.sweep.state import State
 
 
-def _start(arguments: argparse.Namespace) -> int:
+@partial(Streams, lines=lines_of_sweeps)
+def start(arguments: argparse.Namespace) -> int:
     """Make a sweep of all benchmarks that are selected, and drive it; what cannot take part is listed.
 
     The exit code is 0 only when every point is ok, 7 when points are left, else that of the first that failed.
@@ -76,7 +77,7 @@ def _start(arguments: argparse.Namespace) -> int:
         for key, known in reused.items()
         for concurrency, (run, _) in known.items()
     ]
-    ledger = Ledger.create(sweeps_of(project), sweep, events)
+    ledger = Ledger.create(project.sweeps, sweep, events)
     if tells:
         say(f"sweep {name}: {sum(len(job.concurrencies) for job in jobs)} points in {len(jobs)} jobs")
     if arguments.detach:
@@ -84,7 +85,8 @@ def _start(arguments: argparse.Namespace) -> int:
     return drive(project, ledger, arguments, policy) or code
 
 
-def _resume(arguments: argparse.Namespace) -> int:
+@partial(Streams, lines=lines_of_sweeps)
+def resume(arguments: argparse.Namespace) -> int:
     """Go on with a sweep: living jobs first, then what has no valid result."""
     project = open_project(arguments, look=True)
     ledger = ledger_named(project, arguments.name)
@@ -101,9 +103,6 @@ def _resume(arguments: argparse.Namespace) -> int:
         return detach(project, ledger, arguments)
     policy = State(ledger.sweep, ledger.events()).policy
     return drive(project, ledger, arguments, policy)
-
-
-start, resume = Streams(_start, lines_of_sweeps), Streams(_resume, lines_of_sweeps)
 
 
 def _selected(
@@ -224,7 +223,7 @@ def valid_elsewhere(
 ) -> dict[str, dict[int, tuple[str, str]]]:
     """Points that other sweeps, or those that are named, have a valid result of, of the same fingerprint: by job and
     concurrency the run, and where it is. Raises ConfigError for a sweep that is named and not there."""
-    sweeps = sweeps_of(project)
+    sweeps = project.sweeps
     found: dict[str, dict[int, tuple[str, str]]] = {}
     mine: dict[str, list[Job]] = {}
     for job in jobs:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from launcher.core.process import run
 from launcher.core.redact import redact
 from launcher.core.terminal import StandardOutput, say
 from launcher.doctor import step
-from launcher.plan.plan import SRTCTL, Plan
+from launcher.plan.plan import SRTCTL
 from launcher.plan.secrets import refuse_secrets
 from launcher.rehearsal.shadow import NoNamespace, differences, record
 from launcher.services import stand_in_programs
@@ -51,7 +51,10 @@ def check_environment(arguments: argparse.Namespace) -> int:
         if not variables:
             plan = project.plan_from_environment()
             refuse_secrets(plan)
-            wrong += _findings(plan, arguments.accept)
+            for found in plan.errors:  # for which `launcher ci` would refuse it
+                if found.rule not in arguments.accept:
+                    text, hint = f"{found.message} [{found.rule}]", f"or --accept {found.rule}"
+                    wrong.append(ConfigError(text, where=found.where, hint=hint))
             wrong += step.of_plan(plan, os.environ, stand_in_programs(plan.tools))
     except ConfigError as refused:
         wrong.append(refused)
@@ -65,13 +68,6 @@ def check_environment(arguments: argparse.Namespace) -> int:
     assert plan is not None
     say(f"nothing is missing: {plan.benchmark.title} on {plan.runner}, by launcher {__version__}")
     return 0
-
-
-def _findings(plan: Plan, accepted: Collection[str]) -> Iterator[ConfigError]:
-    """The findings for which `launcher ci` would refuse the plan."""
-    for found in plan.errors:
-        if found.rule not in accepted:
-            yield ConfigError(f"{found.message} [{found.rule}]", where=found.where, hint=f"or --accept {found.rule}")
 
 
 @dataclass(frozen=True)
