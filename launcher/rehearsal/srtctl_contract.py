@@ -95,20 +95,6 @@ def load_cluster(environ: Mapping[str, str], cwd: Path) -> tuple[dict[str, Any],
     return {k: v for k, v in document.items() if v is not None}, None
 
 
-def load_recipe(path: Path) -> Any:
-    """A recipe file's document. Raises Refused when it is not YAML, empty, or not a mapping."""
-    try:
-        with path.open() as handle:
-            document = yaml.safe_load(handle)
-    except yaml.YAMLError as error:
-        raise Refused(str(error)) from None
-    if document is None:
-        raise Refused(f"Invalid config in {path}: YAML file is empty")
-    if not isinstance(document, dict):
-        raise Refused(f"Invalid config in {path}: top-level YAML must be a mapping")
-    return document
-
-
 def complaints(document: Any, fields: Mapping[str, str]) -> dict[str, Any]:
     """The errors of marshmallow about a mapping of fields and their types, by field; {} for a valid one."""
     if not isinstance(document, Mapping):

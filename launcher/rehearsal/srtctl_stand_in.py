@@ -4,8 +4,8 @@
 transcripts of srt-slurm c88ef731, are the options of `apply`; text on stdout, or with ``--json`` on stderr, and then
 one JSON line for each submission on stdout after all of them; wrapping and colours by rich; exit codes; selectors; the
 texts of preflight and of sbatch's failures; the layout of ``outputs/<job>``; the job's name from RUNNER_NAME. Not kept
-are sweeps, identity checks, recipes from a directory or from standard input, ``--bash``, ``--mock`` and the other
-subcommands.
+are sweeps, identity checks, recipes from a directory or from standard input, ``--bash``, ``--mock``, the other
+subcommands, and the words about files and selectors that the launcher refuses before it submits.
 
 Its jobs are real ones: of `sbatch`, or of the embedded scheduler when LAUNCHER_LOCAL_JOBS names its directory. They run
 `launcher.rehearsal.engine_stand_in`. LAUNCHER_REHEARSAL_FAULTS asks for failures (`faults`).
@@ -23,6 +23,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from launcher.core import process
 from launcher.core.errors import ConfigError, LauncherError
@@ -53,26 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser(wrong).parse_args(argv)
     json_mode = bool(getattr(arguments, "json_output", False))
     console = Console(file=sys.stderr) if json_mode else Console()
-    try:
-        path, selector = recipe.split_selector(arguments.config)
-    except ConfigError:  # srtctl shows a traceback
-        raise ValueError(
-            f"Invalid selector '{arguments.config.rpartition(':')[2]}'. Must be 'base', 'override_<name>', "
-            "'zip_override_<name>', 'zip_override_<name>[N]', or a glob pattern like '*mtp*'."
-        ) from None
     command = _Command(console, arguments, wrong)
     try:
-        code = command.run(Path(path), selector)
-    except (Refused, OSError) as error:
+        path, selector = recipe.split_selector(arguments.config)
+        command.run(Path(path), selector)
+    except (Refused, ConfigError, OSError) as error:
         if json_mode:
             sys.stdout.write(json.dumps({"status": "error", "error": str(error)}) + "\n")
         else:
             console.print(f"[bold red]Error:[/] {error}")
         return 1
-    if json_mode and not code:
+    if json_mode:
         records = command.records or [{"status": "no-submissions"}]
         sys.stdout.write("".join(json.dumps(record) + "\n" for record in records))
-    return code
+    return 0
 
 
 def _parser(wrong: dict[str, str]) -> argparse.ArgumentParser:
@@ -96,22 +92,15 @@ class _Command:
         self.records: list[dict[str, Any]] = []
         self.cluster: dict[str, Any] = {}
 
-    def run(self, path: Path, selector: str | None) -> int:
-        if not path.exists():
-            self.console.print(f"[bold red]Config not found:[/] {path}")
-            return 1
-        document = contract.load_recipe(path)
+    def run(self, path: Path, selector: str | None) -> None:
+        document = yaml.safe_load(path.read_text())
         self.cluster, warning = contract.load_cluster(os.environ, Path.cwd())
         if warning:
             _log("WARNING", warning)
         plain = "base" not in document
         if plain and selector:
             _log("WARNING", f"Selector ':{selector}' ignored — config is not an override file")
-        try:
-            variants = recipe.variants(document, None if plain else selector)
-        except ConfigError as error:
-            raise Refused(_refusal(document, selector or "") or error.message) from None
-        for variant in variants:
+        for variant in recipe.variants(document, None if plain else selector):
             raw = {key: value for key, value in variant.document.items() if key != "lock"}
             if not plain:
                 label = "base" if variant.suffix == "base" else f"override_{variant.suffix}"
@@ -124,7 +113,6 @@ class _Command:
             if plain:
                 _log("INFO", f"Loaded config: {resolved['name']}")
             self._one(path, variant, raw, resolved)
-        return 0
 
     def _one(self, path: Path, variant: recipe.Variant, raw: dict[str, Any], resolved: dict[str, Any]) -> None:
         skipped = "no_preflight" not in self.arguments or self.arguments.no_preflight
@@ -232,28 +220,6 @@ class _Command:
         self.console.print(f"  Benchmark: {(resolved.get('benchmark') or {}).get('type', 'manual')}")
         if not resolved.get("identity"):
             self.console.print("\n[yellow]Tip:[/] an [bold]identity:[/] block lets others repeat this run.")
-
-
-def _refusal(document: Mapping[str, Any], selector: str) -> str | None:
-    """The text of srtctl for a selector that picks nothing; None when the recipe itself is wrong."""
-    # Rich takes the "[i]" after zip groups for markup and does not print it, as in the transcripts.
-    overrides = sorted(k for k in document if k.startswith(recipe.OVERRIDE))
-    zips = sorted(k for k in document if k.startswith(recipe.ZIP))
-    every = ", ".join([*overrides, *(f"{z}[i]" for z in zips)]) or "(none)"
-    key, indexed, index = selector.rstrip("]").partition("[")
-    if "*" in selector or "?" in selector:
-        return f"No variants match '{selector}'. Available: {every}"
-    if key in document and indexed:
-        count = len(recipe.variants(document, key))
-        return f"Index [{index}] out of range for '{key}' (has {count} variants, valid: 0–{count - 1})"
-    if key in document or not selector:
-        return None
-    if indexed:
-        groups = ", ".join(f"{z}[i]" for z in zips) or "(none)"
-        return f"'{key}' not found in config. Available zip groups: {groups}"
-    if selector.startswith(recipe.ZIP):
-        return f"'{selector}' not found in config. Available: {', '.join(zips) or '(none)'}"
-    return f"Override '{selector}' not found in config. Available: {every}"
 
 
 def _log(level: str, text: str) -> None:
