@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import html
+import importlib.machinery
+import importlib.util
+import os
+import re
 import shlex
 import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from launcher.cli import main
 from launcher.core.shipped import shipped
-from tests.docs.commands import Command, Form, form
-from tests.docs.test_commands import ALL, FORMS, elsewhere
+from tests.docs.commands import ROOT, Command, Form, form
+from tests.docs.test_commands import ALL, FORMS, elsewhere, masked
 from tests.run.driving import KEY, LauncherUser, github_environment
+
+_LOADER = importlib.machinery.SourceFileLoader("pictures", str(ROOT / "scripts/pictures"))
+_SPEC = importlib.util.spec_from_loader("pictures", _LOADER)
+assert _SPEC is not None
+PICTURES = importlib.util.module_from_spec(_SPEC)
+_LOADER.exec_module(PICTURES)
 
 WORDS = {
     "RUN": "first", "TOPIC": "new-cluster", "COMMAND": "status", "RULE": "time-budget", "REF": "nginx:1.27.4",
@@ -65,27 +79,52 @@ def argv(command: Command) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> LauncherUser:
-    """A place with a run, a sweep, images, checkpoints and runner files."""
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LauncherUser]:
+    """Where this process is meanwhile: a place with a run, a sweep, images, checkpoints and runner files."""
     user = LauncherUser(tmp_path_factory.mktemp("place"), extra={"LAUNCHER_REHEARSAL_SECONDS": "0.01"})
-    shutil.copytree(shipped("runners"), user.root / "runners")
-    return user
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(user.root)
+        for name in os.environ.keys() - user.environment().keys():
+            patch.delenv(name)
+        for name, value in user.environment().items():
+            patch.setenv(name, value)
+        assert main(["run", *shlex.split(ONE), "--conc", "4", "--run-id", "first"]) == 0
+        assert main(["sweep", "start", *PICTURES.ROWS, "--conc", "4", "16", "--name", "m3", "--yes"]) == 0
+        shutil.copytree(shipped("runners"), user.root / "runners")
+        (user.root / "squash").mkdir()
+        for name in ("one.sqsh", "two.sqsh"):
+            shutil.copy(next((user.state / "squash").glob("*.sqsh")), user.root / "squash" / name)
+        (user.root / "models").symlink_to(user.state / "models")
+        yield user
 
 
-def test_every_form_of_a_command_is_run(
-    place: LauncherUser, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(place.root)
-    for name, value in place.environment().items():
-        monkeypatch.setenv(name, value)
-    assert main(["run", *shlex.split(ONE), "--conc", "4", "--run-id", "first"]) == 0
-    assert main(["sweep", "start", *shlex.split(ONE), "--conc", "4", "--name", "m3"]) == 0
-    squash, models = place.root / "squash", place.root / "models"
-    squash.mkdir()
-    for name in ("one.sqsh", "two.sqsh"):
-        shutil.copy(next((place.state / "squash").glob("*.sqsh")), squash / name)
-    models.symlink_to(place.state / "models")
-    capsys.readouterr()
+def shown_by(svg: str) -> str:
+    """The text of a terminal's picture."""
+    lines: dict[float, dict[float, str]] = {}
+    for x, y, text in re.findall(r'<text class="[a-z]+-r[0-9]+" x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)</text>', svg):
+        lines.setdefault(float(y), {})[float(x)] = html.unescape(text).replace("\xa0", " ")
+    return "\n".join("".join(line[x] for x in sorted(line)) for _, line in sorted(lines.items()))
+
+
+def letters(text: str) -> str:
+    """A text without numbers, ids, colours, and how its lines are broken."""
+    text = re.sub(r"\b[0-9a-f]{6,}\b", "", text.replace("evening", "m3"))
+    return re.sub(r"[\W\d]", "", "".join(masked(text.splitlines())))
+
+
+@pytest.mark.parametrize("name", PICTURES.TERMINALS)
+def test_a_picture_shows_what_is_printed(name: str, place: LauncherUser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it does not, `scripts/pictures` makes it anew."""
+    monkeypatch.delenv("LAUNCHER_REHEARSAL_SECONDS")  # a plan names it
+    typed = shlex.join(PICTURES.TERMINALS[name])
+    svg = (ROOT / f"docs/pictures/{name}.svg").read_text(encoding="utf-8")
+    words, columns = shlex.split(typed.replace("evening", "m3")), PICTURES.COLUMNS[name]
+    with tempfile.TemporaryDirectory() as short:  # a plan's lines are folded by the length of its paths
+        printed = PICTURES.launcher(Path(short, "state") if name == "plan" else place.state, *words, columns=columns)
+    assert letters(shown_by(svg)) == letters(f"$ launcher {typed}\n{printed}")
+
+
+def test_every_form_of_a_command_is_run(place: LauncherUser, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = []
     for command in LEFT:
         with pytest.MonkeyPatch.context() as job:

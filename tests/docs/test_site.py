@@ -96,3 +96,23 @@ def test_every_variable_of_ours_is_on_the_page_about_the_environment() -> None:
     told, used = (set(re.findall(r"LAUNCHER_[A-Z_]*[A-Z]", text)) for text in (page, code))
     assert told - used == set()
     assert used - told == {"LAUNCHER_REHEARSAL"}
+
+
+def test_messages_that_a_page_quotes_are_said() -> None:
+    """Of docs/troubleshooting.md and the table of docs/guides/remote.md: what a reader searches for is what is said."""
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "launcher").rglob("*.py"))
+    code = re.sub(r'"\s*\n\s*f?"', "", code)
+    troubles = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    told = [
+        one for group in re.findall(r"^\*\*(`.*?`)\.?\*\*", troubles, re.MULTILINE) for one in group.split("`")[1::2]
+    ]
+    remote = (
+        (ROOT / "docs/guides/remote.md")
+        .read_text(encoding="utf-8")
+        .partition("| said | means |")[2]
+        .partition("\n\n")[0]
+    )
+    told += [one for line in remote.splitlines() for one in line.partition(" | ")[0].split("`")[1::2]]
+    assert len(told) > 8
+    parts = {one: re.split(r"…|\d[\d.]*|: | models| lanes|python3", one.strip("…")) for one in told}
+    assert [one for one, words in parts.items() if not all(word.strip() in code for word in words)] == []
