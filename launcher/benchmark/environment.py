@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,7 @@ def result_filename(benchmark: Benchmark, runner_name: str) -> str:
 _FILE_NAME = re.compile(FILE_NAME)
 
 
+@lru_cache(maxsize=1024)  # rows of a family have some dozen roles
 def _role_name(role: Role, side: str | None) -> str:
     """A role in the name of a result: ``side`` of several, or None for the one role of one node."""
     widths = f"tp{role.tp}-pp{role.pp}-dcp{role.dcp}-pcp{role.pcp}-ep{role.ep}"

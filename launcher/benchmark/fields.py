@@ -222,7 +222,7 @@ def write_variables(holder: Benchmark | Role, fields: Iterable[Field]) -> dict[s
     texts = {}
     for field in fields:
         value = getattr(holder, field.attribute)
-        texts[field.variable] = field.unset if value is None else exported(value)
+        texts[field.variable] = field.unset if value is None else value if type(value) is str else exported(value)
     return texts
 
 

@@ -53,12 +53,10 @@ class Rule:
     look: Callable[..., Iterable[Found]] = lambda *subjects: ()
     subject: Subject = "everything"
 
-    def findings(self, *subjects: object) -> list[Finding]:
-        """What the rule finds."""
-        found = []
-        for message, place, *severity in self.look(*subjects):
-            found.append(Finding(self.id, severity[0] if severity else self.severity, message, place))
-        return found
+    def finding(self, found: Found) -> Finding:
+        """What the rule's function found, as a finding."""
+        message, place, *severity = found
+        return Finding(self.id, severity[0] if severity else self.severity, message, place)
 
 
 def rule(rules: list[Rule], subject: Subject, id: str, severity: Severity, title: str) -> Callable[[Look], Look]:

@@ -44,7 +44,7 @@ def check_plan(resolved: Resolved, schemas: Schemas) -> tuple[Finding, ...]:
             known["version"] = (resolved, schema)
     elif isinstance(resolved, ContainerResolved):
         known["container"] = (resolved,)
-    return tuple(one for rule in PLAN if rule.subject in known for one in rule.findings(*known[rule.subject]))
+    return tuple(rule.finding(one) for rule in PLAN if rule.subject in known for one in rule.look(*known[rule.subject]))
 
 
 def unknown_settings_of(environ: Mapping[str, str]) -> tuple[Finding, ...]:
@@ -65,7 +65,7 @@ def check_everything(given: CheckInput) -> list[Finding]:
         if row.plan is not None
         for f in row.plan.findings
     )
-    return merged_findings(planned, (one for rule in whole_rules.RULES for one in rule.findings(given)))
+    return merged_findings(planned, (rule.finding(one) for rule in whole_rules.RULES for one in rule.look(given)))
 
 
 def merged_findings(of_rows: Iterable[Finding], others: Iterable[Finding] = ()) -> list[Finding]:

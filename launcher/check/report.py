@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 import yaml
@@ -55,6 +54,8 @@ def github(found: Iterable[Finding], roots: Roots) -> Iterator[str]:
 
 def sarif(found: Sequence[Finding], roots: Roots) -> str:
     """A SARIF log of one run, with the rules that found something."""
+    from urllib.parse import quote
+
     ids = list(dict.fromkeys(one.rule for one in found))
     rules = [
         {

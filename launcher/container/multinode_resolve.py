@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace as change
+
 from launcher.benchmark.benchmark import Benchmark
 from launcher.container.multinode_words import Nodes, filled_whole, words_of
 from launcher.container.planned import (
@@ -109,7 +111,7 @@ class MultinodePlanner:
         words["state"] = context.state
         words["user"] = context.host.get("USER") or self._login
         expected = expected_results(benchmark, result_stem(benchmark, context.runner_name))
-        expected = replace(expected, gpus=_gpus(lane, benchmark, nodes))
+        expected = change(expected, gpus=_gpus(lane, benchmark, nodes))
         contract = contract_of(benchmark, expected.filename, context)
         return _Given(rules, lane, context, nodes, words, contract, expected)
 
@@ -332,7 +334,7 @@ def _results(given: _Given, containers: tuple[NodeContainer, ...]) -> Expected:
     ]
     # What clients call the model: the name that it is served by, or its directory in the container.
     called = {containers[0].environment.get("MODEL_NAME", ""), "/models", f"/models/{given.words['model-name']}"}
-    return replace(
+    return change(
         expected,
         models=tuple(sorted(called - {""})),
         directory=given.context.workspace,

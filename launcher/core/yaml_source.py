@@ -290,8 +290,10 @@ def _has_nul(value: Any) -> bool:
 def _position(value: Any, key: Key) -> tuple[int, Any] | None:
     """The position and the value of a key or index; keys of a mapping are compared as text."""
     if isinstance(value, dict):
-        word = str(key)
-        return next(((i, held) for i, (name, held) in enumerate(value.items()) if str(name) == word), None)
+        names = [*value]
+        if key not in value:
+            key = next((name for name in names if str(name) == str(key)), key)
+        return (names.index(key), value[key]) if key in value else None
     if isinstance(value, list) and isinstance(key, int) and key < len(value):
         return key, value[key]
     return None

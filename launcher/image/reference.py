@@ -157,6 +157,7 @@ def names_an_image(name: str) -> bool:
     return "/" in name or ":" in name
 
 
+@lru_cache(maxsize=1024)
 def squash_name(text: str, rule: NameRule) -> str:
     """The file name that a cluster gives to the image spelled ``text``, by its rule.
 

@@ -70,8 +70,7 @@ class PlannedModel:
     mounted: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Bounds:
+class Bounds(msgspec.Struct, frozen=True):
     """How far a result may be off and still be believed. Runner file and row set them.
 
     ``failed`` is the largest share of the requests that may fail; ``clock_skew`` by how many seconds the clocks of
@@ -93,8 +92,7 @@ class Bounds:
         )
 
 
-@dataclass(frozen=True)
-class Expected:
+class Expected(msgspec.Struct, frozen=True):
     """The results that make this run good, and the files that a job leaves in the workspace.
 
     The lists are of names below ``directory``, with ``*`` and ``**``; a job that leaves its files in a directory of its
@@ -125,7 +123,7 @@ class Expected:
     models: tuple[str, ...] = ()
     tool: str | None = None
     engine: str | None = None
-    row: Mapping[str, str | int | bool] = field(default_factory=dict)
+    row: Mapping[str, str | int | bool] = {}
     rehearsal: bool = True
     evaluated: tuple[int, ...] = ()
     tasks: tuple[str, ...] = ()

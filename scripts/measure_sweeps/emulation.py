@@ -19,6 +19,8 @@ from pathlib import Path
 from time import time as clock
 from typing import Any
 
+from msgspec import structs
+
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import JobError, LauncherError, SubmissionError
 from launcher.core.stop import Stop
@@ -225,7 +227,7 @@ class EmulatedProject:
 
     def plan_by_hand(self, benchmark: Benchmark, runner: str | None, **chosen: Any) -> Plan:
         t = self.template
-        results = replace(t.results, concurrencies=benchmark.concurrencies)
+        results = structs.replace(t.results, concurrencies=benchmark.concurrencies)
         change = {"benchmark": benchmark, "runner": runner or "emulated", "results": results}
         own = {"run_key": chosen.get("run_id", "x"), "exclude": tuple(chosen.get("exclude", ()))}
         return replace(t, **own, **change)

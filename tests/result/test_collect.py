@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as change
 
 from launcher.core.errors import ResultError
 from launcher.result.collect import CollectRequest, collect
@@ -45,7 +46,7 @@ class Job:
         return write(path, fixed(concurrency, **changes))
 
     def asks(self, **changes: Any) -> CollectRequest:
-        return replace(self.request, expected=replace(self.request.expected, **changes))
+        return replace(self.request, expected=change(self.request.expected, **changes))
 
     @property
     def published(self) -> set[str]:

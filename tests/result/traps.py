@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace as change
 
 from launcher.container.results import Place
 from launcher.container.results import collect as collect_in_container
@@ -69,7 +71,7 @@ class Lane:
         return self.workspace if self.kind == "container" else self.logs / "eval_results"
 
     def expects(self, **changes: Any) -> None:
-        self.expected = replace(self.expected, **changes)
+        self.expected = change(self.expected, **changes)
 
     def collect(self) -> Collected:
         if self.kind == "container":
