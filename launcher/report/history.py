@@ -22,8 +22,7 @@ from launcher.core.mounts import TABLE, is_network, type_at
 from launcher.core.publish import make_private
 from launcher.report.document import Gathered, Run
 from launcher.report.points import Point
-from launcher.report.records import read_run
-from launcher.run.fields import read_fields
+from launcher.report.records import fields_of, read_run
 
 NAME = "history.sqlite"
 
@@ -106,11 +105,10 @@ def _marks(state: Path) -> dict[str, str]:
 def _read(directory: Path) -> tuple[float, str, _Remembered]:
     """A run as its record says: when it began, its key in the matrix, itself."""
     try:
-        fields = read_fields(directory / "run.json", directory.name, facts=False)
+        fields = fields_of(directory)
         run, points = read_run(directory, fields)
-    except (ConfigError, FileNotFoundError, NotADirectoryError) as error:
-        why = error.message if isinstance(error, ConfigError) else "there is no record"
-        return 0.0, "", _Remembered(None, (), f"run {directory.name}: {why}")
+    except ConfigError as error:
+        return 0.0, "", _Remembered(None, (), f"run {directory.name}: {error.message}")
     return fields.created, run.key, _Remembered(run, tuple(points))
 
 

@@ -52,11 +52,15 @@ def add_runs(gathered: Gathered, runs: Path) -> None:
 
 def add_run(gathered: Gathered, directory: Path) -> None:
     """One run. Raises ConfigError when its record cannot be read."""
+    _add(gathered, directory, fields_of(directory))
+
+
+def fields_of(directory: Path) -> RunFields:
+    """What the record of a run says. Raises ConfigError, also where there is none."""
     try:
-        fields = read_fields(directory / "run.json", directory.name, facts=False)
+        return read_fields(directory / "run.json", directory.name, facts=False)
     except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError("there is no run.json", where=str(directory)) from None
-    _add(gathered, directory, fields)
+        raise ConfigError("there is no record", where=str(directory)) from None
 
 
 def _add(gathered: Gathered, directory: Path, fields: RunFields) -> None:

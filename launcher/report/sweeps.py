@@ -8,9 +8,8 @@ from pathlib import Path
 from launcher.core.errors import ConfigError
 from launcher.report.document import Gathered
 from launcher.report.points import EVALUATION, Identity, Point, State, identity_of, identity_of_evaluation
-from launcher.report.records import read_run
+from launcher.report.records import fields_of, read_run
 from launcher.result.refusals import rule_of
-from launcher.run.fields import read_fields
 from launcher.sweep import state as sweeps
 from launcher.sweep.attempts import Records
 from launcher.sweep.ledger import Ledger
@@ -42,10 +41,7 @@ def add_sweep(gathered: Gathered, directory: Path) -> None:
 def _attempt(gathered: Gathered, directory: Path, line: Started | Reused, facts: sweeps.Facts | None) -> set[Identity]:
     """Take what a run measured for a job; the points that it was to measure."""
     try:
-        run, points = read_run(directory, read_fields(directory / "run.json", directory.name, facts=False))
-    except (FileNotFoundError, NotADirectoryError):
-        gathered.problems.append(f"run {line.run}: its record is gone")
-        return set()
+        run, points = read_run(directory, fields_of(directory))
     except ConfigError as error:
         gathered.problems.append(f"run {line.run}: {error.message}")
         return set()

@@ -259,18 +259,13 @@ def _energies(path: Path) -> dict[str, float] | None:
 def accumulators(path: Path) -> dict[str, Any] | None:
     """AMD's energy counters before and after, beside the integral of all samples: for information only."""
     snapshots = {which: path.with_name(f"{path.stem}_energy_{which}.csv") for which in ("start", "end")}
-    there = {which: snapshot.is_file() for which, snapshot in snapshots.items()}
-    if not any(there.values()):
+    missing = [f"missing_{which}_snapshot" for which, snapshot in snapshots.items() if not snapshot.is_file()]
+    if len(missing) == len(snapshots):
         return None
-    read: dict[str, dict[str, float]] = {}
-    for which in ("start", "end"):
-        if not there[which]:
-            return {"available": False, "reason": f"missing_{which}_snapshot"}
-    for which, snapshot in snapshots.items():
-        if (found := _energies(snapshot)) is None:
-            return {"available": False, "reason": f"unparseable_{which}_snapshot"}
-        read[which] = found
-    before, after = read["start"], read["end"]
+    before, after = ({}, {}) if missing else (_energies(snapshot) for snapshot in snapshots.values())
+    if before is None or after is None or missing:
+        unparseable = f"unparseable_{'start' if before is None else 'end'}_snapshot"
+        return {"available": False, "reason": next(iter(missing), unparseable)}
     delta = {gpu: after[gpu] - before[gpu] for gpu in sorted(before.keys() & after.keys(), key=by_gpu)}
     series = _all_samples(path)
     both = sorted(series.keys() & delta.keys(), key=by_gpu)

@@ -157,7 +157,8 @@ def _checked(record: Row, package: Package, raw: Mapping[str, Any], window: Wind
     for label, said_once in (("expected_devices", set(keys)), ("expected_windows", set(windows))):
         failures += [f"{label} contains duplicate keys"] if len(said_once) != len(said[label]) else []
     _verdict(record, failures)
-    _topology(record, package.gpus, devices, roles, groups)
+    for failure in _topology_failures(devices, roles, groups, package.gpus):
+        _add(record, "topology_env_mismatch", failure)
     names = {key: f"{key[0]}/{s.uuids[0]}" for key, s in found.items() if len(s.uuids) == 1}
     record |= {"expected_gpu_count": len(devices), "observed_gpu_count": len(found)}
     record["per_gpu_role"] = {names.get(key, f"{key[0]}/{key[1]}"): roles[key] for key in sorted(roles)}
@@ -194,17 +195,6 @@ def _verdict(record: Row, failures: list[str]) -> None:
         _add(record, "producer_verdict_mismatch", text)
     elif not stored:
         _add(record, "package_recompute_invalid", "stored and recomputed both invalid")
-
-
-def _topology(
-    record: Row, gpus: tuple[int, int], devices: Expected, roles: Mapping[Device, str], groups: Groups | None
-) -> None:
-    wanted = {role: n for role, n in zip(("prefill", "decode"), gpus, strict=True) if n > 0}
-    failures = ["PREFILL_GPUS/DECODE_GPUS are both zero"]
-    if wanted:
-        failures = _topology_failures(devices, roles, groups, wanted) if roles else []
-    for failure in failures:
-        _add(record, "topology_env_mismatch", failure)
 
 
 def _metrics(window: Window, total: float, by_role: Mapping[str, float], n: int, gpus: tuple[int, int]) -> Row:
@@ -309,9 +299,12 @@ def _device_reasons(devices: Expected, found: Mapping[Device, Samples], conflict
 
 
 def _topology_failures(
-    devices: Expected, roles: Mapping[Device, str], groups: Groups | None, wanted: Mapping[str, int]
+    devices: Expected, roles: Mapping[Device, str], groups: Groups | None, gpus: tuple[int, int]
 ) -> list[str]:
     """Where roles and heterogeneous groups are not those of the job."""
+    wanted = {role: n for role, n in zip(("prefill", "decode"), gpus, strict=True) if n > 0}
+    if not wanted or not roles:
+        return [] if wanted else ["PREFILL_GPUS/DECODE_GPUS are both zero"]
     counts = Counter(roles.values())
     failures = [] if set(counts) == set(wanted) else [f"expected roles {sorted(wanted)}, found {sorted(counts)}"]
     failures += [f"expected {n} {r} GPUs, found {counts[r]}" for r, n in sorted(wanted.items()) if counts[r] != n]
