@@ -21,7 +21,7 @@ import msgspec  # noqa: E402
 from launcher.check.registry import RULES  # noqa: E402
 from launcher.cli.arguments import parser  # noqa: E402
 from launcher.core import errors  # noqa: E402
-from launcher.result.refusals import refusals  # noqa: E402
+from launcher.result.contradictions import refusals  # noqa: E402
 from launcher.runner.json_schema import json_schema  # noqa: E402
 
 

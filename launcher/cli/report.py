@@ -24,7 +24,7 @@ from launcher.report.gather import gather
 from launcher.report.page import page
 from launcher.report.terminal import show as view
 from launcher.report.text import clock
-from launcher.result.refusals import refusals
+from launcher.result.contradictions import refusals
 from launcher.run.naming import source_named
 
 

@@ -20,9 +20,9 @@ from launcher.core.errors import ConfigError, ResultError
 from launcher.core.reading import json_of
 from launcher.report.document import Gathered, Image, Run
 from launcher.report.points import Point, State, identity_of_row, metrics
+from launcher.result.contradictions import rule_of
 from launcher.result.evaluation_rows import META, is_evaluation, rows_asked_for, stand_of
 from launcher.result.evaluations import Thresholds
-from launcher.result.refusals import rule_of
 from launcher.result.row_fields import is_row
 
 LARGEST = 64 << 20

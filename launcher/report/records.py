@@ -13,8 +13,8 @@ from launcher.core.errors import ConfigError, ResultError
 from launcher.core.reading import json_of, read_file
 from launcher.report.document import Gathered, Image, Run
 from launcher.report.points import SCORES, Point, State, identity_of, identity_of_evaluation
+from launcher.result.contradictions import rule_of
 from launcher.result.evaluation_rows import stand_of
-from launcher.result.refusals import rule_of
 from launcher.result.row_fields import finite, is_row
 from launcher.result.summary_file import Evaluation, Measured, Summary, read_summary
 from launcher.run.fields import ENDED, LARGEST, WHOLE, RunFields, read_fields

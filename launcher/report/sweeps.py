@@ -9,7 +9,7 @@ from launcher.core.errors import ConfigError
 from launcher.report.document import Gathered
 from launcher.report.points import EVALUATION, Identity, Point, State, identity_of, identity_of_evaluation
 from launcher.report.records import fields_of, read_run
-from launcher.result.refusals import rule_of
+from launcher.result.contradictions import rule_of
 from launcher.sweep import state as sweeps
 from launcher.sweep.attempts import Records
 from launcher.sweep.ledger import Ledger

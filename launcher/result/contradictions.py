@@ -1,7 +1,7 @@
 """What contradicts a document of any kind: the plan, the run's time. Plain values in, sentences out.
 
-Each sentence names the field, both values, and where each stands. Nothing here reads a file. What contradicts a
-document by its own numbers is in fixed_numbers.py and agentic_numbers.py.
+Each sentence names the field, both values, and where each stands. Nothing here reads a result. What contradicts a
+document by its own numbers is in own_numbers.py. Which check a sentence is of, and what that means, refusals.yaml has.
 """
 
 from __future__ import annotations
@@ -11,7 +11,12 @@ import time
 from calendar import timegm
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
+import msgspec
+
+from launcher.core.reading import built
 from launcher.plan.plan import Expected
 
 Numbers = Mapping[str, float]
@@ -158,3 +163,23 @@ def doubts_of_time(duration: float | None, date: object, expected: Expected, win
             said := Window(window.since, window.until, window.skew + _ZONES).said_of(utc, f"date ({date})")
         ) is not None:
             yield said
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """A check: what it says, a title, and what it means with what to do next."""
+
+    says: str
+    title: str
+    text: str
+
+
+@cache
+def refusals() -> Mapping[str, Refusal]:
+    """All checks by rule id, the first that fits first."""
+    content = Path(__file__).with_name("refusals.yaml").read_bytes()
+    return msgspec.yaml.decode(content, type=built(dict[str, Refusal]))
+
+
+def rule_of(reason: str) -> str:
+    """The id of the check that gives this reason."""
+    return next(rule for rule, refusal in refusals().items() if re.search(refusal.says, reason))

@@ -14,10 +14,9 @@ from typing import Any
 from launcher.core.reading import written
 from launcher.plan.plan import Expected
 from launcher.result import contradictions
-from launcher.result.agentic_numbers import failed_of, of_agentic
 from launcher.result.contradictions import MARK, Window
 from launcher.result.document import Document, Unusable, finite
-from launcher.result.fixed_numbers import FAILED, doubts_of_concurrency, of_fixed
+from launcher.result.own_numbers import FAILED, doubts_of_concurrency, failed_of, of_agentic, of_fixed
 
 _FILE_NAME = re.compile(r"results_concurrency_(\d+)_gpus_(\d+)(?:_ctx_(\d+)_gen_(\d+))?\.json")
 _AGENTIC_NAME = re.compile(r".*_conc(\d+)\.json")

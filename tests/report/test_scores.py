@@ -16,7 +16,7 @@ from launcher.report.comparison import comparison
 from launcher.report.document import Document, Entry, as_json
 from launcher.report.gather import gather
 from launcher.report.page import page
-from launcher.result.refusals import rule_of
+from launcher.result.contradictions import rule_of
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.schema import Began, Policy, Reused, Started, Sweep
 from tests.report.made import evaluation, row, write_evaluation, write_rows, write_runs

@@ -10,7 +10,7 @@ import pytest
 
 from launcher.cli import main
 from launcher.core.errors import ResultError
-from launcher.result.refusals import refusals, rule_of
+from launcher.result.contradictions import refusals, rule_of
 from tests.result.test_traps import TRAPS
 from tests.result.traps import lane
 

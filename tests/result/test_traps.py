@@ -18,8 +18,8 @@ import msgspec
 import pytest
 
 from launcher.plan.plan import Bounds, Expected
-from launcher.result.agentic_numbers import of_agentic
 from launcher.result.document import Unusable
+from launcher.result.own_numbers import of_agentic
 from launcher.result.validate import Point, read_only_result
 from tests.result.documents import age, agentic, evaluation, fixed, tried, write
 from tests.result.traps import FOLDER, Lane, lane, metrics, outcome, text_of, whole_agentic
