@@ -12,8 +12,7 @@ from setuptools import find_packages, setup
 sys.path.insert(0, str(Path(__file__).parent))
 
 from launcher.cli.arguments import parser
-from launcher.cli.completion import SCRIPTS
-from launcher.cli.helping import manual
+from launcher.cli.helping import SCRIPTS, manual
 
 DATA = {f"launcher.shipped_data.{name}": name for name in ("runners", "recipes", "docs")}
 # The manual page and the shells' completion, made of the same parsers as --help.

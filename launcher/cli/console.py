@@ -32,7 +32,7 @@ from launcher.core.redact import redact
 from launcher.core.terminal import coloured, one_line, printable, styled
 
 if TYPE_CHECKING:
-    from launcher.cli.logs import LogLines
+    from launcher.cli.status import LogLines
     from launcher.run.finish import Outcome
     from launcher.run.record import Event
 
@@ -146,7 +146,7 @@ class Console:
             return
         if self._output is not None:
             self._output.wait_for_room()
-        from launcher.cli.logs import LogLines
+        from launcher.cli.status import LogLines
 
         logs = self._logs.setdefault(run, LogLines("" if self._how.as_json else self._label(run, "") + "  | "))
         shown = logs.shown(lines)

@@ -37,7 +37,7 @@ _DRIVEN = {
 }
 """Commands that a driver goes on with, each with what is done about it: a function of `on_driving`."""
 
-HERE = ("helping", "completion", "remote", "detached", "on")
+HERE = ("helping", "remote", "detached", "on")
 """Modules of commands that are about this machine; LAUNCHER_ON says nothing to them."""
 
 _NOT_THERE = {

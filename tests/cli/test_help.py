@@ -14,8 +14,7 @@ import pytest
 
 from launcher.cli import main
 from launcher.cli.arguments import parser
-from launcher.cli.completion import SCRIPTS, candidates
-from launcher.cli.helping import every_command, manual
+from launcher.cli.helping import SCRIPTS, candidates, every_command, manual
 
 COMMANDS = list(every_command(parser()))
 
