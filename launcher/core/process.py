@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from launcher.core.errors import Cancelled
+from launcher.core.stop import signals_come_after
 
 NOT_FOUND = 127
 """Return code when the program is not on PATH, as a shell gives it."""
@@ -113,8 +114,9 @@ def run(
     # with enroot 4.1.2), and because Ctrl-C in a terminal must reach the launcher, which decides what to stop.
     began = time.monotonic()
     words = tuple(os.fspath(a) for a in argv)
+    child: subprocess.Popen[str] | None = None
     try:
-        with _standard_input(input) as stdin:
+        with _standard_input(input) as stdin, signals_come_after():
             child = subprocess.Popen(
                 words,
                 cwd=cwd,
@@ -127,22 +129,26 @@ def run(
                 text=True,
                 errors="replace",
             )
+        _WAITED_FOR[child.pid] = Waited(words, began, timeout)
+        out, err = _communicate(child, began + timeout, should_stop)
     except (FileNotFoundError, PermissionError) as error:
+        if child is not None:
+            raise
         code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
         no_directory = code == NOT_FOUND and cwd is not None and not Path(cwd).is_dir()
         why = f"no such directory: {cwd}" if no_directory else f"{words[0]}: {error.strerror}"
         return Completed(words, code, "", why, 0.0)
-    try:
-        _WAITED_FOR[child.pid] = Waited(words, began, timeout)
-        out, err = _communicate(child, began + timeout, should_stop)
     except subprocess.TimeoutExpired:
+        assert child is not None
         out, err = _end_group(child)
         return Completed(words, None, out, err, time.monotonic() - began)
     except BaseException:
-        _end_group(child)
+        if child is not None:
+            _end_group(child)
         raise
     finally:
-        _WAITED_FOR.pop(child.pid, None)
+        if child is not None:
+            _WAITED_FOR.pop(child.pid, None)
     return Completed(words, child.returncode, out, err, time.monotonic() - began)
 
 

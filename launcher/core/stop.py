@@ -131,6 +131,28 @@ HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
+def signals_come_after() -> Iterator[None]:
+    """Within the block no handler of Python runs: signals that come meanwhile are handled at its end.
+
+    For the start of a program: an exception that a handler raises inside of `subprocess.Popen`, which the program does
+    not wait for, would leave nobody who knows the program. (Blocking the signals would block them in the program too.)
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handled = [number for number in HANDLED if callable(signal.getsignal(number))]
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in handled}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for missed in came:
+            signal.raise_signal(missed)
+
+
+@contextlib.contextmanager
 def stop_on_signals(numbers: Sequence[signal.Signals] = HANDLED) -> Iterator[Stop]:
     """Within the block SIGINT, SIGTERM and SIGHUP (or ``numbers``) are requests to stop, and nothing else.
 

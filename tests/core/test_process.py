@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launcher.core.errors import Cancelled
-from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, clean_environment, run, stoppable
+from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, clean_environment, pid_exists, run, stoppable
+from launcher.core.stop import Ended, ended_by_signals
 
 PYTHON = sys.executable
 
@@ -71,3 +75,24 @@ def _alive(pid: int) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_the_program_is_started_ends_it(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    """Raised inside of Popen, an exception left a program that nobody knew. (Seen on a busy machine.)"""
+    started: list[int] = []
+
+    class Starting(subprocess.Popen[str]):
+        def _execute_child(self, *arguments: Any) -> None:
+            super()._execute_child(*arguments)  # type: ignore[misc]
+            started.append(self.pid)
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(subprocess, "Popen", Starting)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and stays so
+    try:
+        with pytest.raises((Ended, KeyboardInterrupt)), ended_by_signals():
+            run(["sleep", "600"], timeout=600)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert not pid_exists(started[0])
