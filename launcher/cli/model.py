@@ -175,15 +175,11 @@ def _staged_on_nodes(arguments: argparse.Namespace, tell: Tell) -> Sequence[Node
         raise ConfigError("staging on nodes needs a source", where="--from")
     if arguments.count and (arguments.nodes or arguments.job):
         raise ConfigError("expected either --count or the names of the nodes (--nodes, --job)", where="--count")
+    same = ("job", "nodes", "partition", "account", "cpus", "minutes")
     where = Allocation(
-        arguments.job,
-        arguments.nodes,
-        arguments.partition,
-        arguments.account,
+        **{name: getattr(arguments, name) for name in same},
         exclude=tuple(name for name in arguments.exclude.split(",") if name),
         count=arguments.count or 0,
-        cpus=arguments.cpus,
-        minutes=arguments.minutes,
         python=arguments.python or sys.executable,
     )
     task = NodeTask(arguments.source, arguments.destination, arguments.workers)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark
 from launcher.cli.command import Command, Tell, refused_lines
@@ -16,7 +17,9 @@ from launcher.core.lines import Line, Terminal, folded, table
 from launcher.plan.derive import known, last
 from launcher.runner import json_schema
 from launcher.runner.file import RunnerFile, describe_when
-from launcher.runner.schema import LaneRule, ModelRule, When
+from launcher.runner.schema import LaneRule, ModelRule
+
+Rule = TypeVar("Rule", LaneRule, ModelRule)
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,8 @@ class RunnerView:
     cases: tuple[Case, ...] = ()
 
 
-def _rules(file: RunnerFile, title: str, whens: Sequence[When], texts: Sequence[str]) -> tuple[Fact, ...]:
-    pairs = enumerate(zip(whens, texts, strict=True))
-    return tuple(Fact(describe_when(when), text, file.location(title, i)) for i, (when, text) in pairs)
+def _rules(file: RunnerFile, title: str, rules: Sequence[Rule], text: Callable[[Rule], str]) -> tuple[Fact, ...]:
+    return tuple(Fact(describe_when(rule.when), text(rule), file.location(title, i)) for i, rule in enumerate(rules))
 
 
 def show_view(value: RunnerView, terminal: Terminal) -> Iterator[str]:
@@ -153,8 +155,8 @@ def show(arguments: argparse.Namespace, tell: Tell) -> RunnerView:
     return replace(
         view,
         facts=tuple(facts),
-        models=_rules(file, "models", [m.when for m in r.models], [_lies(m) for m in r.models]),
-        lanes=_rules(file, "lanes", [one.when for one in r.lanes], [_runs(one) for one in r.lanes]),
+        models=_rules(file, "models", r.models, _lies),
+        lanes=_rules(file, "lanes", r.lanes, _runs),
         excluded=tuple(
             Fact(node.node, node.reason, file.location("exclude-nodes", i)) for i, node in enumerate(r.exclude_nodes)
         ),

@@ -258,21 +258,8 @@ def policy_of(arguments: argparse.Namespace) -> Policy:
         notify = tuple(shlex.split(arguments.notify or ""))
     except ValueError as error:
         raise ConfigError(f"it cannot be split into words: {error}", where="--notify") from None
-    return Policy(
-        max_jobs=arguments.max_jobs,
-        max_nodes=arguments.max_nodes,
-        max_gpu_hours=arguments.max_gpu_hours,
-        canary=arguments.canary,
-        fail_fast=fail_fast,
-        fail_fast_cancel=arguments.fail_fast_cancel,
-        order=arguments.order,
-        retries=arguments.retries,
-        retry_timeout=arguments.retry_timeout,
-        confirm=arguments.confirm,
-        accept=tuple(arguments.accept),
-        notify=notify,
-        lease=arguments.lease,
-    )
+    given = {name: value for name, value in vars(arguments).items() if name in Policy.__struct_fields__}
+    return Policy(**{**given, "accept": tuple(arguments.accept), "notify": notify})
 
 
 def wanted(arguments: argparse.Namespace, project: Project, policy: Policy) -> tuple[list[Job], list[ConfigError]]:
