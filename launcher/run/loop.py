@@ -60,9 +60,11 @@ class Feed(Protocol):
     def admits(self, run: Run, ready: bool) -> bool | Cancelled:
         """Whether the job of this run may be submitted now, or why it is not to be, ever; asked again until it may.
         Of a run that is not ``ready`` (not prepared yet) it may not."""
+        return True
 
     def submitted(self, run: Run) -> None:
         """The run has a job."""
+        return
 
     def ended(self, run: Run, outcome: Outcome) -> None:
         """The run has come to its end."""
@@ -75,12 +77,13 @@ class Feed(Protocol):
 
     def leaves(self) -> bool:
         """Whether the loop is to be left now, with jobs and records as they are, for another process to go on."""
+        return False
 
     def rest(self) -> Iterable[Run]:
         """The runs that have not begun: nobody will begin them."""
 
 
-class _Given:
+class _Given(Feed):
     """The runs of one command, in their order."""
 
     def __init__(self, runs: Sequence[Run], limits: Limits) -> None:
@@ -95,12 +98,6 @@ class _Given:
     def next(self, under_way: int) -> Run | None:
         return self._waiting.popleft() if self._waiting and under_way < self._limits.max_jobs else None
 
-    def admits(self, run: Run, ready: bool) -> bool:
-        return True
-
-    def submitted(self, run: Run) -> None:
-        pass
-
     def ended(self, run: Run, outcome: Outcome) -> None:
         self.outcomes[run.id] = outcome
 
@@ -112,9 +109,6 @@ class _Given:
 
     def gives_up(self, failed: bool) -> Cancelled | None:
         return Cancelled("another run of the sweep failed") if failed and self._limits.fail_fast else None
-
-    def leaves(self) -> bool:
-        return False
 
     def rest(self) -> Iterable[Run]:
         return self._waiting

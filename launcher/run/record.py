@@ -12,7 +12,6 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +22,7 @@ from typing import Any
 from launcher.core.checkout_head import head_commit
 from launcher.core.errors import ConfigError, LauncherError, SubmissionError, SubmissionUnknown, closest
 from launcher.core.process import ProcessIdentity
-from launcher.core.publish import append_line, json_line, make_private, temporary_name, write_json
+from launcher.core.publish import append_line, json_line, make_private, publishing_directory, write_json
 from launcher.core.reading import read_file
 from launcher.core.rights import words_of
 from launcher.plan.derive import check_run_id
@@ -80,18 +79,16 @@ class RunRecord:
         if (directory / "run.json").exists():
             raise taken
         # It is made whole under another name: a run whose launcher was killed here could neither be begun nor resumed.
-        temporary = temporary_name(directory)
         try:
             make_private(runs)
-            make_private(temporary)
-            write_json(temporary / "plan.json", plan.as_dict())
-            record = cls(temporary, RunFields(plan.run_key, plan.runner))
-            commit = head_commit(Path(plan.workspace.path))
-            record.update(created=time.time(), owner=ProcessIdentity.mine(), commit=commit, **fields)
-            record.take()
-            temporary.rename(directory)
+            with publishing_directory(directory, whole=lambda there: False) as temporary:
+                make_private(temporary)
+                write_json(temporary / "plan.json", plan.as_dict())
+                record = cls(temporary, RunFields(plan.run_key, plan.runner))
+                commit = head_commit(Path(plan.workspace.path))
+                record.update(created=time.time(), owner=ProcessIdentity.mine(), commit=commit, **fields)
+                record.take()
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 raise taken from None
             message = f"the run's record cannot be made: {words_of(error, runs)}"

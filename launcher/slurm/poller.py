@@ -127,11 +127,6 @@ class JobPoller:
         """The jobs that have neither ended, as far as is known, nor been given up."""
         return tuple(self._watched)
 
-    @property
-    def asking(self) -> bool:
-        """Whether the scheduler is being asked, or its answer waits for `poll` to take it."""
-        return self._question is not None
-
     def watch(self, job: JobKey) -> None:
         """Follow this job too. The next question is due at once, and the pauses grow anew from ``pace.first``.
 

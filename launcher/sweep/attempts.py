@@ -49,7 +49,8 @@ def history(runs: Path, most: int = 1000) -> Iterator[Past]:
                     said = msgspec.convert((read_document(entry.path) or {}).get("benchmark"), built(_Measured))
                     measures = said.scenario if said.isl is None else f"{said.isl}/{said.osl}"
                     measured = tuple(said.concurrencies)
-                    yield Past(fields.runner, said.model, said.topology, measures, measured, job.ended - job.started)
+                    what = fields.runner, said.model, said.topology, measures
+                    yield Past(what, measured, job.ended - job.started)
 
 
 _CONCURRENCY = re.compile(r"(?:max[_ -]?)?concurrency\D{1,12}(\d+)|\bconc[ =_:]+(\d+)", re.IGNORECASE)

@@ -6,24 +6,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from launcher.benchmark.benchmark import Benchmark
 from launcher.sweep.schema import Job
 
 
 @dataclass(frozen=True)
 class Past:
-    """An earlier run whose results were good: what it measured, where, and how many seconds its job ran."""
+    """An earlier run whose results were good: ``what`` (runner, model, topology, lengths or scenario) it measured at
+    which concurrencies, and how many seconds its job ran."""
 
-    runner: str
-    model: str
-    topology: str
-    measures: str
+    what: tuple[str, str, str, str]
     concurrencies: tuple[int, ...]
     seconds: float
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        return self.runner, self.model, self.topology, self.measures
 
 
 @dataclass(frozen=True)
@@ -45,19 +38,16 @@ def estimates(jobs: Sequence[Job], history: Iterable[Past]) -> dict[str, Estimat
 
     past: dict[tuple[str, ...], list[Past]] = defaultdict(list)
     for one in history:
-        past[one.key].append(one)
+        past[one.what].append(one)
     found = {}
     for job in jobs:
-        of = past.get((job.runner, *_key(job.benchmark)), [])
+        benchmark = job.benchmark
+        of = past.get((job.runner, benchmark.model, benchmark.topology, benchmark.measures), [])
         same = [one.seconds for one in of if one.concurrencies == job.concurrencies]
         scaled = [one.seconds * sum(job.concurrencies) / sum(one.concurrencies) for one in of if sum(one.concurrencies)]
         if seconds := same or scaled:
             found[job.key] = Estimate(statistics.median(seconds), min(seconds), max(seconds), len(seconds))
     return found
-
-
-def _key(benchmark: Benchmark) -> tuple[str, str, str]:
-    return benchmark.model, benchmark.topology, benchmark.measures
 
 
 def expected(jobs: Sequence[Job], found: dict[str, Estimate], at_once: int) -> str:

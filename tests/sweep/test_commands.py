@@ -202,14 +202,9 @@ def test_an_interrupt_can_leave_the_jobs_alive(tmp_path: Path) -> None:
 
 def test_estimates_are_by_runs_of_the_same_and_say_how_many_and_how_far_apart() -> None:
     job = a_job(1, 4, 16)
-    same: dict[str, Any] = {
-        "runner": job.runner,
-        "model": job.benchmark.model,
-        "topology": job.benchmark.topology,
-        "measures": job.benchmark.measures,
-    }
-    history = [Past(**same, concurrencies=(4, 16), seconds=s) for s in (600.0, 900.0, 1200.0)]
-    history.append(Past(**{**same, "runner": "other"}, concurrencies=(4, 16), seconds=1.0))
+    same = job.runner, job.benchmark.model, job.benchmark.topology, job.benchmark.measures
+    history = [Past(same, (4, 16), seconds) for seconds in (600.0, 900.0, 1200.0)]
+    history.append(Past(("other", *same[1:]), (4, 16), 1.0))
     found = estimates([job, a_job(2)], history)
     assert found[job.key].seconds == 900.0 and found[job.key].n == 3 and a_job(2).key not in found
     (scaled,) = estimates([a_job(1, 40)], history).values()
