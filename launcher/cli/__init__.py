@@ -149,13 +149,11 @@ def run_command(
 
 def _complain(error: LauncherError, arguments: argparse.Namespace) -> int:
     """Print an error (what, where, what next), as an annotation too where GitHub reads along; return its exit code."""
-    from launcher.cli.command import Pasting
-    from launcher.core.github import GitHub
+    from launcher.cli.command import Pasting, annotate
+    from launcher.core.errors import Wrong
     from launcher.core.redact import redact
 
     print(f"launcher: {error.layer}: {Pasting(arguments)(redact(str(error), os.environ))}", file=sys.stderr)
-    if os.environ.get("GITHUB_ACTIONS") == "true" and not getattr(arguments, "annotated", False):
-        stream = sys.stderr if getattr(arguments, "json", False) else sys.stdout  # GitHub reads both
-        with GitHub(os.environ, stream) as github:
-            github.error(redact(error.message, os.environ), title=f"launcher: {error.layer}")
+    if not getattr(arguments, "annotated", False):  # GitHub reads both streams
+        annotate([Wrong.by(error)], sys.stderr if getattr(arguments, "json", False) else sys.stdout)
     return error.exit_code

@@ -20,7 +20,7 @@ from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
 from types import FunctionType
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from launcher.cli.arguments import parser
 from launcher.core.errors import LauncherError, Wrong
@@ -125,8 +125,8 @@ def shown(
         else:
             print_lines(map(pasted, command.show(value, terminal)), terminal)
         print_lines(map(pasted, command.aside(value)), Terminal(), sys.stderr)
-        if not as_json and os.environ.get("GITHUB_ACTIONS") == "true":
-            _annotate(_wrong_of(value))
+        if not as_json:
+            annotate(_wrong_of(value), sys.stdout)
         code = code or command.code(value)
     return code
 
@@ -181,10 +181,13 @@ class Pasting:
         return text if self._there == "launcher" else self._command.sub(typed, text)
 
 
-def _annotate(wrong: Sequence[Wrong]) -> None:
+def annotate(wrong: Sequence[Wrong], stream: TextIO) -> None:
+    """Where GitHub reads along, have each shown with the job."""
+    if os.environ.get("GITHUB_ACTIONS") != "true":
+        return
     from launcher.core.github import GitHub
 
-    with GitHub(os.environ, sys.stdout) as github:
+    with GitHub(os.environ, stream) as github:
         for one in wrong:
             github.error(redact(one.message, os.environ), title=f"launcher: {one.layer}")
 

@@ -134,17 +134,7 @@ def show(found: Overview, terminal: Terminal) -> Iterator[str]:
     for i, text in enumerate((*head_of(found), *head)):
         yield from (Line(line, "" if i else "bold") for line in folded(text, terminal.width, "  "))
     now, columns = time.time(), ("state", "ok", "job", "age", "Slurm", "why")
-    rows = [
-        (
-            job.state,
-            f"{job.ok}/{len(job.concurrencies)}",
-            job.key,
-            age(job.since, now) if job.state in ("running", "queued") else "",
-            job.job,
-            job.reason,
-        )
-        for job in found.jobs
-    ]
+    rows = [_cells(job, now) for job in found.jobs]
     styles = [_STYLES.get(job.state, "") for job in found.jobs]
     used = [number for number in range(len(columns)) if any(row[number] for row in rows)]
     names, cells = [columns[number] for number in used], [[row[number] for number in used] for row in rows]
@@ -166,11 +156,15 @@ def status(arguments: argparse.Namespace, tell: Tell) -> Iterator[Overview] | Ov
     return found if arguments.watch else next(found)
 
 
+def _cells(job: JobLine, now: float) -> tuple[str, ...]:
+    since = age(job.since, now) if job.state in ("running", "queued") else ""
+    return job.state, f"{job.ok}/{len(job.concurrencies)}", job.key, since, job.job, job.reason
+
+
 def job_line(job: JobLine, now: float) -> str:
     """One job in one line."""
-    since = age(job.since, now) if job.state in ("running", "queued") else ""
-    at, done = f"job {job.job}" if job.job else "", f"{job.ok}/{len(job.concurrencies)}"
-    return "  ".join(filter(None, (f"{job.state:11}", done, job.key, since, at, job.reason)))
+    state, done, key, since, at, why = _cells(job, now)
+    return "  ".join(filter(None, (f"{state:11}", done, key, since, at and f"job {at}", why)))
 
 
 def latest(sweeps: Path) -> str:
