@@ -9,6 +9,7 @@ from itertools import groupby
 from launcher.benchmark.benchmark import AGENTIC
 from launcher.report.document import STATES, Attempt, Axis, Curve, Document, Entry, Gathered, Panel
 from launcher.report.points import EVALUATION, Identity, Point, frontier, metric, metrics
+from launcher.result.contradictions import rule_of
 
 _DRAWN = ("ok", "reused", "rehearsal")
 """States of points that are in a picture; on a frontier are those that are ok."""
@@ -100,24 +101,24 @@ def _entry(key: str, tries: Sequence[Point], best: set[str], drawn: set[str]) ->
     attempts = tuple(
         Attempt(
             state=each.state,
-            run=str(each.provenance.get("run", "")),
+            run=each.run,
             reason=each.reason,
             layer=each.layer,
             metrics=_values(each) if each.state == "ok" and each is not point else {},
         )
         for each in tries
     )
-    notes = tuple(map(str, point.provenance.get("notes", ())))
+    notes = point.notes
     if point.state in _DRAWN and key not in drawn and one.scenario != EVALUATION:
         notes += (f"in no picture: {' or '.join(axis.metric for axis in axes(one.scenario))} is unknown or none",)
     return Entry(
         id=key,
         state=point.state,
         **{name: getattr(one, name) for name in _SAME},
-        run=str(point.provenance.get("run", "")),
+        run=point.run,
         reason=point.reason,
         layer=point.layer,
-        rule=str(point.provenance.get("rule", "")),
+        rule=rule_of(point.reason) if point.state in ("refused", "stale") else "",
         metrics=_values(point) if point.state in (*_DRAWN, "stale") or one.scenario == EVALUATION else {},
         frontier=key in best,
         attempts=attempts,

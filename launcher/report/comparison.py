@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from launcher.core.errors import ConfigError, ResultError
@@ -15,7 +15,7 @@ SAME = 0.03
 """The relative change up to which a metric is the same, where no threshold says otherwise."""
 
 _TOLD = ("image", "digest", "recipe", "fingerprint", "srt_slurm", "commit", "model", "nodes")
-"""What is said of two measurements where it is not the same: by the names of a point's provenance."""
+"""What is said of two measurements where it is not the same: by the names of `Run.known`."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def comparison(document: Document, now: Gathered, base: Gathered, thresholds: Se
     held = {one.metric.name: one for one in map(Threshold.parse, thresholds)}
     ids = {name_of(entry): entry.id for entry in document.points}
     points, failed = [], list[str]()
-    for identity, one in compare(now.attempts(), base.attempts(), held, ids):
+    for identity, one in compare(now, base, held, ids):
         points.append(one)
         failed += failures(identity, one, held)
     code = ResultError.exit_code if failed else 0
@@ -60,26 +60,28 @@ def comparison(document: Document, now: Gathered, base: Gathered, thresholds: Se
 
 
 def compare(
-    now: Iterable[Point], base: Iterable[Point], held: Thresholds, ids: Mapping[str, str]
+    now: Gathered, base: Gathered, held: Thresholds, ids: Mapping[str, str]
 ) -> Iterator[tuple[Identity, Compared]]:
     """Every point of either side, by identity, in the order of ``now``. Only points that are ok are compared. ``ids``
     are those of the report's entries, by their names."""
     sides: tuple[dict[Identity, list[Point]], ...] = ({}, {})
-    for side, points in zip(sides, (now, base), strict=True):
-        for point in points:
+    for side, gathered in zip(sides, (now, base), strict=True):
+        for point in gathered.attempts():
             side.setdefault(point.identity, []).append(point)
     for identity in {**sides[0], **sides[1]}:
-        name = name_of(identity)
-        yield identity, _compared(identity, name, ids.get(name, ""), [side.get(identity, []) for side in sides], held)
+        points, key = [side.get(identity, []) for side in sides], ids.get(name_of(identity), "")
+        yield identity, _compared(identity, key, points, (now, base), held)
 
 
-def _compared(identity: Identity, name: str, key: str, sides: Sequence[list[Point]], held: Thresholds) -> Compared:
+def _compared(
+    identity: Identity, key: str, sides: Sequence[list[Point]], gathered: Sequence[Gathered], held: Thresholds
+) -> Compared:
     good = [[point for point in points if point.state == "ok"] for points in sides]
     for which, points, ok in zip(("this", "the other"), sides, good, strict=True):
         if not ok:
             last = points[-1] if points else None
             told = f"not ok in {which} run: {last.reason or last.state}" if last else f"not in {which} run"
-            return Compared(point=name, id=key, answer="not comparable", reason=told)
+            return Compared(point=name_of(identity), id=key, answer="not comparable", reason=told)
     asked = (one.metric for one in held.values() if one.metric.fits(identity.scenario))
     changes, samples = [], (0, 0)
     for one in {one.name: one for one in (*compared(identity.scenario), *asked)}.values():
@@ -89,10 +91,11 @@ def _compared(identity: Identity, name: str, key: str, sides: Sequence[list[Poin
             samples = max(samples, (len(old), len(new)), key=sum)
     answers = {one.answer for one in changes}
     order: tuple[Answer, ...] = ("worse", "better", "same")
-    now, base = (points[0].provenance for points in good)
+    runs = (of.runs.get(points[0].run) for of, points in zip(gathered, good, strict=True))
+    now, base = (run.known if run is not None else {} for run in runs)
     pairs = ((key, str(base.get(key) or "-"), str(now.get(key) or "-")) for key in _TOLD)
     return Compared(
-        point=name,
+        point=name_of(identity),
         id=key,
         answer=next((answer for answer in order if answer in answers), "not comparable"),
         changes=tuple(changes),

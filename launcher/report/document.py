@@ -77,7 +77,7 @@ class Run(Struct, frozen=True, kw_only=True):
 
     @property
     def known(self) -> dict[str, str]:
-        """How a point of this run came about, by the names of `launcher.report.points.Point.provenance`."""
+        """How a point of this run came about, by names."""
         return {
             "run": self.id,
             "job": self.job,

@@ -23,7 +23,6 @@ from launcher.core.reading import json_of
 from launcher.report.document import Gathered, Image, Run
 from launcher.report.points import Point, State, identity_of_row, metrics
 from launcher.report.records import add_run, add_runs
-from launcher.result.contradictions import rule_of
 from launcher.result.evaluation_rows import META, is_evaluation, rows_asked_for, stand_of
 from launcher.result.evaluations import Thresholds
 from launcher.result.row_fields import is_row
@@ -157,10 +156,9 @@ def _add_row(gathered: Gathered, row: dict[str, Any], artifact: str, path: Path)
             number += 1
             known = f"{artifact} {number}"
         gathered.artifacts[run] = known
-    run = gathered.runs[known] = change(run, id=known)
+    gathered.runs[known] = change(run, id=known)
     state, reason = judge(row) if is_row(row) else stand_of(row)
-    rule = {"rule": rule_of(reason)} if state == "refused" else {}
-    gathered.points.append(Point(identity, row, state, reason, "results" if reason else "", run.known | rule))
+    gathered.points.append(Point(identity, row, state, reason, "results" if reason else "", known))
 
 
 def judge(row: dict[str, Any]) -> tuple[State, str]:

@@ -26,7 +26,7 @@ from launcher.report.records import fields_of, read_run
 
 NAME = "history.sqlite"
 
-_VERSION = 2
+_VERSION = 3
 """Of the file: one of another version is made anew."""
 
 _FILES = ("run.json", "summary.json", "results")

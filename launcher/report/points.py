@@ -152,8 +152,8 @@ class Point:
     """One point. ``row`` is the aggregate as it stands in its file, empty where there is none.
 
     ``reason`` says in a sentence why a point is not ok, ``layer`` which layer of a verdict, or which check.
-    ``provenance`` is what is known of how it came about (``image``, ``digest``, ``srt_slurm``, ``nodes``, ``job``,
-    ``run``, ``fingerprint``, ``model``), by those names.
+    ``run`` is the id of the run or artifact by which it came about, "" where there was none yet; ``notes`` are for a
+    person to look at.
     """
 
     identity: Identity
@@ -161,7 +161,8 @@ class Point:
     state: State = "ok"
     reason: str = ""
     layer: str = ""
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    run: str = ""
+    notes: tuple[str, ...] = ()
 
     def value(self, name: str) -> float | None:
         """A metric's value in its unit; None where it is not known, or no finite number. Raises ConfigError for a

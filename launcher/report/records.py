@@ -90,27 +90,23 @@ def read_run(directory: Path, fields: RunFields) -> tuple[Run, list[Point]]:
     measured = {one.concurrency: one for one in summary.points if one.concurrency is not None}
     run = _run(directory, fields, benchmark, summary)
     rows = _rows(directory / "results") if benchmark.agentic or fields.results == "run" else {}
-    shared, points = run.known, []
+    points = []
     asked = () if benchmark.eval_only else benchmark.concurrencies
     for concurrency in sorted({*asked, *measured}):
         one = measured.get(concurrency)
         state, reason, layer = _state(one, fields, rehearsal=summary.rehearsal, wrong=wrong)
-        known = {**shared, "notes": one.doubts if one else ()}
-        if state in ("refused", "stale"):
-            known["rule"] = rule_of(reason)
         row = {**_row(one), **rows.get(concurrency, {})} if one and state in ("ok", "rehearsal") else {}
-        points.append(Point(identity_of(benchmark, concurrency), row, state, reason, layer, known))
+        notes = one.doubts if one else ()
+        points.append(Point(identity_of(benchmark, concurrency), row, state, reason, layer, run.id, notes))
     evaluated = summary.evaluations or ()
     if said is None and (benchmark.eval_only or benchmark.run_eval):
         evaluated = tuple(Evaluation(one, state="missing") for one in benchmark.eval_concurrencies or (None,))
     for score in evaluated:
-        points.append(_evaluation(score, benchmark, fields, shared, rehearsal=summary.rehearsal, wrong=wrong))
+        points.append(_evaluation(score, benchmark, fields, rehearsal=summary.rehearsal, wrong=wrong))
     return run, points
 
 
-def _evaluation(
-    one: Evaluation, benchmark: Benchmark, fields: RunFields, shared: dict[str, Any], *, rehearsal: bool, wrong: str
-) -> Point:
+def _evaluation(one: Evaluation, benchmark: Benchmark, fields: RunFields, *, rehearsal: bool, wrong: str) -> Point:
     """The point of one task. Where nobody says at which concurrency it was evaluated, that is the job's largest."""
     told = one if one.reason or one.state != "missing" else None
     state, reason, layer = _state(told, fields, rehearsal=rehearsal, wrong=wrong)
@@ -118,9 +114,8 @@ def _evaluation(
     if state == "ok":
         state, reason = stand_of({**row, "task": one.task})
         layer = "results" if reason else ""
-    rule = {"rule": rule_of(reason)} if state in ("refused", "stale") else {}
     concurrency = one.concurrency or max((*benchmark.eval_concurrencies, *benchmark.concurrencies), default=0)
-    return Point(identity_of_evaluation(benchmark, concurrency, one.task), row, state, reason, layer, shared | rule)
+    return Point(identity_of_evaluation(benchmark, concurrency, one.task), row, state, reason, layer, fields.id)
 
 
 def _state(

@@ -9,7 +9,6 @@ from launcher.core.errors import ConfigError
 from launcher.report.document import Gathered
 from launcher.report.points import EVALUATION, Identity, Point, State, identity_of, identity_of_evaluation
 from launcher.report.records import fields_of, read_run
-from launcher.result.contradictions import rule_of
 from launcher.sweep import state as sweeps
 from launcher.sweep.attempts import Records
 from launcher.sweep.ledger import Ledger
@@ -68,5 +67,4 @@ def _judged(point: Point, facts: sweeps.Facts) -> Point:
     state: State = "stale" if reason.startswith("image digest") else "refused"
     if point.identity.scenario == EVALUATION and state != "stale":  # that is about its throughput
         return point
-    known = {**point.provenance, "rule": rule_of(reason)}
-    return dataclasses.replace(point, state=state, reason=reason, layer="results", row={}, provenance=known)
+    return dataclasses.replace(point, state=state, reason=reason, layer="results", row={})
