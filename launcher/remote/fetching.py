@@ -11,14 +11,16 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from launcher.core.errors import ConfigError, RemoteError
 from launcher.core.publish import fsync, make_private, private_opener
-from launcher.core.reading import open_regular, sha256_of
+from launcher.core.reading import open_regular
 from launcher.remote.bundle import MOST_FILES, inside
+from launcher.remote.messages import typed
 from launcher.remote.session import Session
 
 PART = 256 << 10
@@ -27,13 +29,11 @@ _IN_A_MESSAGE = 200
 _LEFT_OUT = (".lock", ".flock")
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A file of a run: its path in the run's directory, bytes, SHA-256."""
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """A file of a run: its path in the run's directory, and bytes."""
 
     path: str
-    size: int
-    sha256: str
+    size: Annotated[int, msgspec.Meta(ge=0)]
 
 
 def listed(state: Path, name: str) -> Generator[Any, None, Any]:
@@ -45,8 +45,7 @@ def listed(state: Path, name: str) -> Generator[Any, None, Any]:
     found: list[list[Any]] = []
     for path in _files(state / place):
         with contextlib.suppress(OSError):
-            entry = [path.relative_to(state / place).as_posix(), path.stat().st_size, sha256_of(path)]
-            found.append(entry)
+            found.append([path.relative_to(state / place).as_posix(), path.stat().st_size])
         if len(found) == _IN_A_MESSAGE:
             yield found
             found = []
@@ -64,18 +63,21 @@ def _files(directory: Path) -> Iterator[Path]:
 
 
 def sent(state: Path, place: str, wanted: list[Any]) -> Generator[Any, None, Any]:
-    """The far side: bytes of files, ``[path, offset, size]`` each, one after the other. Raises RemoteError, OSError."""
+    """The far side: of files, ``[path, offset, size]`` each, the bytes from there on, and then the SHA-256 of all
+    ``size`` bytes. Raises RemoteError, OSError."""
     root = inside(state, place)
     for name, offset, size in wanted:
+        at, digest = 0, hashlib.sha256()
         with open_regular(inside(root, name), follow=False) as file:
-            file.seek(int(offset))
-            left = int(size) - int(offset)
-            while left > 0:
-                part = file.read(min(PART, left))
+            while at < int(size):
+                part = file.read(min(PART, (int(size) if at >= int(offset) else int(offset)) - at))
                 if not part:
                     raise RemoteError("it became shorter while it was read", where=str(name), hint="try again")
-                left -= len(part)
-                yield part
+                digest.update(part)
+                if at >= int(offset):
+                    yield part
+                at += len(part)
+        yield digest.hexdigest()
 
 
 def fetch(
@@ -89,72 +91,73 @@ def fetch(
     stream = session.stream("list", name=name)
     while True:
         try:
-            entries += map(_entry, next(stream))
+            entries += typed(next(stream), list[Entry], name)
         except StopIteration as end:
             if end.value not in (f"runs/{name}", f"sweeps/{name}"):
                 raise RemoteError("it names another place than that of this run", where=name) from None
             place = inside(directory, end.value)
             break
-        except (TypeError, ValueError) as error:
-            raise RemoteError("it lists files in another way than ours") from error
         if len(entries) > MOST_FILES:
             raise RemoteError(f"it has more than {MOST_FILES} files", where=name)
     make_private(place)
-    lacking = [entry for entry in entries if not _is_here(inside(place, entry.path), entry)]
-    size, free = sum(entry.size for entry in lacking), shutil.disk_usage(place).free
-    if size > free:
-        raise ConfigError(f"{size >> 20} MiB do not fit into the {free >> 20} MiB that are free", where=str(place))
-    parts = {entry: _part(place, entry) for entry in lacking}
-    offsets = {entry: min(part.stat().st_size, entry.size) if part.exists() else 0 for entry, part in parts.items()}
-    wanted = [[entry.path, offsets[entry], entry.size] for entry in lacking]
-    source = session.stream("send", place=place.relative_to(directory).as_posix(), wanted=wanted)
-    done = sum(offsets.values())
-    for entry in lacking:
-        digest = hashlib.sha256()
-        for count in _receive(source, parts[entry], offsets[entry], entry, digest):
-            done += count
-            tell(done, size)
-        if digest.hexdigest() != entry.sha256:
-            parts[entry].unlink()
-            raise RemoteError("it arrived changed", where=entry.path, hint="try again")
-        parts[entry].replace(inside(place, entry.path))
-    if next(source, None) is not None:
-        raise RemoteError("it sends more than it announced", where=name)
+    here = {entry: _here(inside(place, entry.path), entry.size) for entry in entries}
+    size = sum(entry.size for entry in entries)
+    lacking, free = size - sum(count for _, count in here.values()), shutil.disk_usage(place).free
+    if lacking > free:
+        raise ConfigError(f"{lacking >> 20} MiB do not fit into the {free >> 20} MiB that are free", where=str(place))
+    while here:
+        wanted = [[entry.path, count, entry.size] for entry, (_, count) in here.items()]
+        source = session.stream("send", place=place.relative_to(directory).as_posix(), wanted=wanted)
+        again = dict[Entry, tuple[Path, int]]()
+        for entry, (file, count) in here.items():
+            final, digest = inside(place, entry.path), hashlib.sha256()
+            for more in _receive(source, file, count, entry, digest):
+                lacking -= more
+                tell(size - lacking, size)
+            if next(source, None) == digest.hexdigest():
+                file.replace(final)
+                continue
+            file.unlink()
+            if not count:
+                raise RemoteError("it arrived changed", where=entry.path, hint="try again")
+            again[entry] = (_part(final), 0)
+        if next(source, None) is not None:
+            raise RemoteError("it sends more than it announced", where=name)
+        here = again
     fsync(place)
     return place
 
 
-def _entry(value: Any) -> Entry:
-    path, size, digest = value
-    if not isinstance(size, int) or size < 0 or not isinstance(path, str) or len(str(digest)) != 64:
-        raise ValueError(value)
-    return Entry(path, size, str(digest))
-
-
-def _is_here(path: Path, entry: Entry) -> bool:
-    return path.is_file() and path.stat().st_size == entry.size and sha256_of(path) == entry.sha256
-
-
-def _part(place: Path, entry: Entry) -> Path:
+def _part(final: Path) -> Path:
     """Where a file is written until it is whole: a name that the next attempt finds again."""
-    return inside(place, entry.path).with_name(f".{entry.sha256[:32]}.fetched")
+    return final.with_name(f".{hashlib.sha256(final.name.encode()).hexdigest()[:32]}.fetched")
 
 
-def _receive(source: Iterator[Any], part: Path, offset: int, entry: Entry, digest: hashlib._Hash) -> Iterator[int]:
+def _here(final: Path, size: int) -> tuple[Path, int]:
+    """Where the bytes of a file are that are here already, and how many: all of it, a part of it, or none."""
+    if final.is_file() and not final.is_symlink() and final.stat().st_size == size:
+        return final, size
+    part = _part(final)
+    return part, min(part.stat().st_size, size) if part.is_file() else 0
+
+
+def _receive(source: Iterator[Any], file: Path, offset: int, entry: Entry, digest: hashlib._Hash) -> Iterator[int]:
     """Write a file's bytes as they come; how many came each time. ``digest`` gets all of them, also those that were
     here. Raises RemoteError for what was not announced."""
-    make_private(part.parent)
-    with open(part, "r+b" if offset else "wb", opener=private_opener) as file:
+    make_private(file.parent)
+    with open(file, "r+b" if offset else "wb", opener=private_opener) as out:
         for start in range(0, offset, PART):
-            digest.update(file.read(min(PART, offset - start)))
-        file.truncate()
+            digest.update(out.read(min(PART, offset - start)))
+        if offset == entry.size:
+            return
+        out.truncate()
         while offset < entry.size:
             data = next(source, None)
             if not isinstance(data, bytes) or offset + len(data) > entry.size:
                 raise RemoteError("it sends other bytes than it announced", where=entry.path)
-            file.write(data)
+            out.write(data)
             digest.update(data)
             offset += len(data)
             yield len(data)
-        file.flush()
-        os.fsync(file.fileno())
+        out.flush()
+        os.fsync(out.fileno())

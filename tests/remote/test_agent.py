@@ -139,8 +139,7 @@ class TestBringing:
         place = tmp_path / "runs/r1"
         (place / "results").mkdir(parents=True)
         large = run / "results/large.json"
-        digest = hashlib.sha256(large.read_bytes()).hexdigest()
-        (place / f"results/.{digest[:32]}.fetched").write_bytes(large.read_bytes()[: fetching.PART])
+        fetching._part(place / "results/large.json").write_bytes(large.read_bytes()[: fetching.PART])
         told: list[int] = []
         assert fetching.fetch(session, "r1", tmp_path, lambda done, of: told.append(done)) == place
         assert told[0] > fetching.PART
@@ -150,6 +149,14 @@ class TestBringing:
         told.clear()
         fetching.fetch(session, "r1", tmp_path, lambda done, of: told.append(done))
         assert not told, "what is here is not fetched again"
+        whole = large.read_bytes()
+        (place / "results/large.json").write_bytes(b"x" * len(whole))
+        (place / "run.json").write_text("[]")
+        fetching._part(place / "results/empty").write_bytes(b"more than all of it")
+        (place / "results/empty").unlink()
+        fetching.fetch(session, "r1", tmp_path)
+        assert (place / "results/large.json").read_bytes() == whole, "and what is here must be what is there"
+        assert (place / "run.json").read_text() == "{}" and (place / "results/empty").read_bytes() == b""
 
     def test_a_run_that_is_not_there(self, session: Session, tmp_path: Path) -> None:
         for name in ("nobody", "../there", "."):
@@ -175,25 +182,29 @@ SUM = hashlib.sha256(b"four").hexdigest()
 @pytest.mark.parametrize(
     ("far", "message"),
     [
-        (Lying(["../x", 4, SUM], b"four"), "leaves its directory"),
-        (Lying(["/x", 4, SUM], b"four"), "leaves its directory"),
-        (Lying(["a\x1b[2J", 4, SUM], b"four"), "leaves its directory"),
-        (Lying(["x", 4, SUM], b"four", place="../elsewhere"), "another place"),
-        (Lying(["x", 4, SUM], b"five"), "arrived changed"),
-        (Lying(["x", 4, SUM], b"four and more"), "than it announced"),
-        (Lying(["x", 4, SUM], b"four", b"more"), "more than it announced"),
-        (Lying(["x", 4, SUM], b"fo"), "than it announced"),
-        (Lying(["x", 4, SUM], {"no": "bytes"}), "than it announced"),
-        (Lying(["x", -4, SUM]), "another way"),
-        (Lying(["x", 1 << 60, SUM]), "do not fit"),
+        (Lying(["../x", 4], b"four", SUM), "leaves its directory"),
+        (Lying(["/x", 4], b"four", SUM), "leaves its directory"),
+        (Lying(["a\x1b[2J", 4], b"four", SUM), "leaves its directory"),
+        (Lying(["x", 4], b"four", SUM, place="../elsewhere"), "another place"),
+        (Lying(["x", 4], b"five", SUM), "arrived changed"),
+        (Lying(["x", 4], b"four", {"no": "sum"}), "arrived changed"),
+        (Lying(["x", 4], b"four"), "arrived changed"),
+        (Lying(["x", 4], b"four and more", SUM), "than it announced"),
+        (Lying(["x", 4], b"four", SUM, b"more"), "more than it announced"),
+        (Lying(["x", 4], b"fo", SUM), "than it announced"),
+        (Lying(["x", 4], {"no": "bytes"}), "than it announced"),
+        (Lying(["x", -4]), "another way"),
+        (Lying(["x", 1 << 60]), "do not fit"),
         (Lying(["x"]), "another way"),
+        (Lying([b"x".hex(), "4"]), "another way"),
     ],
 )
 def test_a_far_side_that_lies_is_refused_and_leaves_nothing_whole(far: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(LauncherError, match=message):
         fetching.fetch(far, "r", tmp_path / "to")
     names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert names <= {"x", f".{SUM[:32]}.fetched"} and ("x" not in names or (b"more" in far._streams["send"][0]))
+    part = fetching._part(Path("x")).name
+    assert names <= {"x", part} and ("x" not in names or b"more" in far._streams["send"][0])
 
 
 @pytest.mark.parametrize("size", [0, -1, LONGEST + 1, "4", None, 1.5])
