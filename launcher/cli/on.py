@@ -23,11 +23,14 @@ from launcher.cli.remote import LoginNode, connected
 from launcher.core.checkout_head import head_commit
 from launcher.core.errors import ConfigError, RemoteError
 from launcher.core.reading import built
+from launcher.core.terminal import one_line
 from launcher.remote import bundle
 from launcher.remote.session import Session
 
 LARGEST = 256 << 20
 """Characters of one value, or of one line that a command prints."""
+LITTLE = 1 << 20
+"""Characters of all that the start of a driver prints."""
 
 _DRIVEN = {
     "running:run": "run",
@@ -102,7 +105,7 @@ class _Answer:
     """What a command there gives: text, or values by lines; ``code`` once all has been read."""
 
     def __init__(self, stream: Iterator[Any], say: Callable[[str], None]) -> None:
-        self._stream, self._say = stream, say
+        self._stream, self._say, self._said = stream, say, 0
         self.code = 1
 
     def text(self) -> Iterator[str]:
@@ -116,7 +119,10 @@ class _Answer:
                 self.code = self.code if self.code >= 0 else 128 - self.code
                 return
             if isinstance(event, dict):
-                self._say(str(event.get("said", "")))
+                self._said += len(said := str(event.get("said", "")))
+                if self._said > LARGEST:
+                    raise RemoteError(f"it says more than {LARGEST >> 20} MiB")
+                self._say(said)
             while isinstance(event, bytes) and event:
                 try:
                     yield decoder.decode(unpacked.decompress(event, 1 << 20))
@@ -124,16 +130,30 @@ class _Answer:
                     raise RemoteError("what it sends cannot be unpacked") from error
                 event = unpacked.unconsumed_tail
 
+    def whole(self) -> str:
+        """Standard output of a command that says little. Raises RemoteError for much."""
+        out = ""
+        for piece in self.text():
+            out += piece
+            if len(out) > LITTLE:
+                raise RemoteError(f"it says more than {LITTLE >> 10} KiB")
+        return out
+
     def lines(self) -> Iterator[str]:
         """Standard output by lines. Raises RemoteError for one that never ends."""
-        rest = ""
+        parts, size = list[str](), 0
         for piece in self.text():
-            *whole, rest = (rest + piece).split("\n")
-            yield from whole
-            if len(rest) > LARGEST:
+            first, *rest = piece.split("\n")
+            parts.append(first)
+            size += len(first)
+            if rest:
+                yield "".join(parts)
+                yield from rest[:-1]
+                parts, size = [rest[-1]], len(rest[-1])
+            if size > LARGEST:
                 raise RemoteError(f"a line of more than {LARGEST >> 20} MiB")
-        if rest:
-            yield rest
+        if size:
+            yield "".join(parts)
 
     def found(self, command: Command) -> Any:
         """The value of a command, an iterator of them where several come, or None when it ended with an error."""
@@ -146,14 +166,14 @@ class _Answer:
             for line in lines:
                 try:
                     yield msgspec.json.decode(line, type=built(command.kind))
-                except msgspec.MsgspecError as error:
-                    raise RemoteError(f"it gives another value than ours: {error}") from error
+                except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+                    raise RemoteError(f"it gives another value than ours: {one_line(error)[:500]}") from error
 
         if head == "values":
             return values()
         value = next(values(), None) if head == "value" else None
         for _ in lines:
-            pass
+            raise RemoteError("it gives more than the one value that was asked for")
         return value
 
 
@@ -187,12 +207,16 @@ def there(arguments: argparse.Namespace, name: str) -> int:
     here = argparse.Namespace(**{**vars(arguments), "state": None})
     with connected(here, name) as node, node.session() as session:
         far = There(node, session, arguments)
-        if arguments.command in _DRIVEN:
-            driving = importlib.import_module("launcher.cli.on_driving")
-            return int(getattr(driving, _DRIVEN[arguments.command])(far))
-        if _needs_files(arguments):
-            far.send_files()
-        return show(far)
+        try:
+            if arguments.command in _DRIVEN:
+                driving = importlib.import_module("launcher.cli.on_driving")
+                return int(getattr(driving, _DRIVEN[arguments.command])(far))
+            if _needs_files(arguments):
+                far.send_files()
+            return show(far)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            what = f"what it answers cannot be used: {type(error).__name__}: {one_line(error)[:200]}"
+            raise RemoteError(what, where=name) from error
 
 
 def show(far: There, **changes: Any) -> int:

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from launcher.sweep.overview import Overview
 
 _DIFF_LINES = 60
+_DIFFERED = 1 << 20
+"""Characters of a plan that are compared."""
 _STARTING = 30.0
 """Seconds that a driver may need to begin."""
 _OPEN = {"planned", "preparing", "queued", "running", "unknown"}
@@ -115,7 +117,7 @@ def _started(there: There, *, show_all: bool = False, **changes: Any) -> int:
     """Have a driver started; the exit code that means it was not. What it says is shown where it says why not."""
     said: list[str] = []
     answer = there.ask(said.append, detach=True, yes=True, **changes)
-    out = "".join(answer.text())
+    out = answer.whole()
     if answer.code or (show_all and not wants_json(there.arguments)):
         sys.stdout.write("".join(f"{line}\n" for line in out.splitlines() if not line.startswith(("Next:", "run "))))
         sys.stderr.write("".join(said))
@@ -155,7 +157,7 @@ def _compared_in(there: There, copy: str) -> list[Plan]:
         raise ConfigError("it cannot be planned there", where=there.name)
     for key, text in other.items():
         lines = difflib.unified_diff(
-            texts.get(key, "").splitlines(), text.splitlines(), "here", there.name, n=1, lineterm=""
+            texts.get(key, "").splitlines(), text[:_DIFFERED].splitlines(), "here", there.name, n=1, lineterm=""
         )
         for line in list(lines)[:_DIFF_LINES]:
             print(one_line(line), file=sys.stderr)

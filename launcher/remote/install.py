@@ -95,7 +95,7 @@ class Installer:
                 str(said["machine"]),
                 (str(libc), str(version)),
                 int(said["free"]),
-                tuple(map(str, said["versions"])),
+                tuple(name for name in map(str, said["versions"]) if _WORD.fullmatch(name)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RemoteError("it describes itself in another way than ours", where=self._host) from error

@@ -20,6 +20,7 @@ from launcher.remote.messages import (
     MOST_BEFORE,
     PROTOCOL,
     SILENCE,
+    WINDOW,
     Greeting,
     Lines,
     T,
@@ -55,6 +56,8 @@ class Session:
         self._clock = clock
         self._sending = threading.Lock()
         self._waiting: dict[int, queue.Queue[Message | LauncherError]] = {}
+        self._ahead: dict[int, int] = {}
+        """Bytes that each request was sent, and that nobody has taken."""
         self._lost: LauncherError | None = None
         self._said_before = b""
         self._number = 0
@@ -109,9 +112,11 @@ class Session:
                 if "result" in message:
                     return message["result"]
                 yield message.get("event")
+                self._ahead[number] -= message["size"]
                 self._send({"id": number, "credit": message["size"]})
         finally:
             del self._waiting[number]
+            self._ahead.pop(number, None)
 
     def _next(self, answers: queue.Queue[Message | LauncherError]) -> Message | LauncherError:
         """What was answered before the connection went away, then that it has."""
@@ -180,8 +185,12 @@ class Session:
     def _take(self, message: Message, size: int) -> None:
         number = message.get("id")
         waiting = self._waiting.get(number) if isinstance(number, int) else None
-        if waiting is not None:  # a beat has no id, and somebody may have stopped listening
-            waiting.put({**message, "size": size})
+        if waiting is None or not isinstance(number, int):
+            return  # a beat has no id, and somebody may have stopped listening
+        self._ahead[number] = self._ahead.get(number, 0) + size
+        if self._ahead[number] > WINDOW + 2 * LONGEST:
+            raise RemoteError(f"it sends more than the {WINDOW >> 20} MiB that it may send unasked", where=self._host)
+        waiting.put({**message, "size": size})
 
     def _ended(self, greeted: bool) -> RemoteError:
         code = self._pipe.status()

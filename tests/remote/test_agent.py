@@ -293,6 +293,7 @@ number = json.loads(sys.stdin.buffer.readline())["id"]
         ("out.write(b'{\"id\": %d, \"error\": [1]}\\n' % number); out.flush(); sys.stdin.read()", "without words"),
         ("out.write(b'{\"id\": %d, \"error\": {\"message\": \"it is\", \"exit\": 0}}\\n' % number)", "it is"),
         ("out.write(b'{\"id\": 99, \"result\": 1}\\n'); out.flush(); sys.exit(0)", "connection has gone"),
+        ("out.write(b'{\"id\": %d, \"result\": [1]}\\n' % number); out.flush(); sys.exit(0)", "another way than ours"),
         ("sys.exit(3)", "connection has gone"),
     ],
 )  # fmt: skip
@@ -301,6 +302,17 @@ def test_a_hostile_far_side_ends_in_one_clear_error(then: str, message: str) -> 
     with Session(pipe, "there") as session, pytest.raises(LauncherError, match=message) as raised:
         session.request("look", Look)
     assert raised.value.exit_code in (1, 8) and str(raised.value).startswith("there: ")
+
+
+def test_a_far_side_that_heeds_no_bound_is_left() -> None:
+    """It sends without being allowed to, to somebody who is slow."""
+    then = "line = b'{\"id\": %d, \"event\": \"' % number + b'x' * 60000 + b'\"}\\n'\nwhile True: out.write(line)"
+    pipe = OpenSSHPipe([sys.executable, "-c", HOSTILE + then], "there")
+    with Session(pipe, "there") as session:
+        stream = session.stream("follow")
+        next(stream)
+        lost = _until(lambda: session._lost)
+        assert "more than the 4 MiB that it may send unasked" in str(lost)
 
 
 def test_what_the_far_side_says_moves_no_cursor(

@@ -132,6 +132,14 @@ class TestLettingIn:
         with pytest.raises(RemoteError, match=r"not let in.*is not accepted"):
             by_paramiko(destination(server, "stranger"))
 
+    def test_no_more_than_five_keys_are_tried(self, server: Server, tmp_path: Path) -> None:
+        keys = "".join(f"  IdentityFile {make_key(tmp_path / str(number))}\n" for number in range(7))
+        with server.config.open("a") as config:
+            config.write(f"Host many\n  HostName 127.0.0.1\n  Port {server.port}\n{keys}  IdentitiesOnly yes\n")
+            config.write(f"  IdentityAgent none\n  UserKnownHostsFile {server.known}\n")
+        with pytest.raises(RemoteError, match=r"more than 5 keys; name one"):
+            by_paramiko(destination(server, "many"))
+
     def test_a_key_with_a_passphrase_asks_once(self, server: Server, tmp_path: Path) -> None:
         asked: list[str] = []
 
