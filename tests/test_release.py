@@ -81,7 +81,21 @@ def test_the_wheel_has_what_is_shipped_and_nothing_else(release: tuple[Path, Pat
     assert top == {"launcher", f"launcher-{__version__}.data", f"launcher-{__version__}.dist-info"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
     data = {path.suffix for path in map(Path, names) if path.parts[0] == "launcher"}
-    assert data <= {".py", ".yaml", ".yml", ".json", ".sh", ".txt", ".css", ".js", ".md", ".typed"}
+    assert data <= {
+        ".py",
+        ".yaml",
+        ".yml",
+        ".json",
+        ".sh",
+        ".txt",
+        ".css",
+        ".js",
+        ".md",
+        ".typed",
+        ".bash",
+        ".zsh",
+        ".fish",
+    }
     print(f"{len(names)} files, wheel {wheel.stat().st_size} bytes, sdist {sdist.stat().st_size} bytes")
     assert wheel.stat().st_size < MAX_WHEEL
 
