@@ -34,7 +34,6 @@ def render(plan: Plan, root: Path, workspace: str) -> str:
     """The script. ``root`` is the run's own directory, in which each job has one by its id; ``workspace`` is the
     directory that the job works in. Raises ConfigError."""
     job = MultinodeJob.of(plan)
-    place = _Place(workspace)
     parts = [
         "\n".join(
             [
@@ -44,7 +43,7 @@ def render(plan: Plan, root: Path, workspace: str) -> str:
                 f"{job.job.nodes} nodes. Written by the launcher.",
                 "# shellcheck disable=SC2016,SC2034,SC2154,SC2317  # srun and traps call the functions",
                 "set -u -o pipefail",
-                *_facts(plan, job, root, place),
+                *_facts(plan, job, root, workspace),
             ]
         ),
         *map(functions_of_all, ("common", "carry", "pull")),
@@ -56,31 +55,24 @@ def render(plan: Plan, root: Path, workspace: str) -> str:
         *preflight.expect_of_locks(local=plan.locks_are_local(str(root))),
         _at_run_time(job),
         _settings(job),
-        _step(job, place),
+        _step(job, workspace),
         'main "$@"',
     ]
     return "\n\n".join(parts) + "\n"
 
 
-class _Place:
-    """Words of the plan, with the directory that the job works in."""
-
-    def __init__(self, workspace: str) -> None:
-        self.workspace = workspace
-
-    def filled(self, text: str) -> str:
-        return text.replace("{workspace}", self.workspace)
-
-    def word(self, text: str) -> str:
-        return word(self.filled(text))
-
-    def array(self, name: str, texts: Iterable[str]) -> str:
-        return f"{name}=({' '.join(map(self.word, texts))})"
+def _word(text: str, workspace: str) -> str:
+    """A word of the plan, with the directory that the job works in."""
+    return word(text.replace("{workspace}", workspace))
 
 
-def _facts(plan: Plan, job: MultinodeJob, root: Path, place: _Place) -> list[str]:
+def _facts(plan: Plan, job: MultinodeJob, root: Path, workspace: str) -> list[str]:
     asked, first, files = job.job, job.job.containers[0], job.files
     docker = first.engine == "docker"
+
+    def array(name: str, texts: Iterable[str]) -> str:
+        return f"{name}=({' '.join(_word(text, workspace) for text in texts)})"
+
     reference = first.image if docker else ""
     head, slash, name = reference.partition("@")[0].rpartition("/")
     runs = f"/workspace/{job.script.path}"
@@ -91,8 +83,8 @@ def _facts(plan: Plan, job: MultinodeJob, root: Path, place: _Place) -> list[str
         f"key={word(plan.run_key)}",
         f"script={word(str(root / 'job.sh'))}",
         f"own={word(f'{root}/$JOB')}",
-        f"workspace={place.word('{workspace}')}",
-        f"logs={place.word('{workspace}/' + files.directory)}",
+        f"workspace={word(workspace)}",
+        f"logs={word(f'{workspace}/{files.directory}')}",
         f"node_logs={word(files.on_nodes or '')}",
         f"grace={GRACE}",
         f"hurried={GRACE if plan.scheduler.kind == 'slurm' else GRACE_HERE}",
@@ -101,22 +93,22 @@ def _facts(plan: Plan, job: MultinodeJob, root: Path, place: _Place) -> list[str
         f"coordinator={asked.coordinator}",
         f"drain={asked.drain}",
         f"program={word(job.script.path)}",
-        place.array("checks", asked.checks),
+        array("checks", asked.checks),
         f"rdma_check={word(asked.rdma_check or '')}",
         f"host_libraries={'yes' if asked.host_libraries else ''}",
         f"label={LABEL}={word(f'{plan.run_key}.$JOB')}",
-        place.array("pulls", asked.pulls),
-        place.array("beside", asked.beside),
+        array("pulls", asked.pulls),
+        array("beside", asked.beside),
         f"reference_of_image={word(reference)}",
         f"repository={word(f'{head}{slash}{name.partition(chr(58))[0]}')}",
-        place.array("mounts", first.volumes("{workspace}") if docker else ()),
-        place.array("flags", first.options.flags),
+        array("mounts", first.volumes("{workspace}") if docker else ()),
+        array("flags", first.options.flags),
         f"workdir={word(first.workdir or '')}",
-        place.array("names", _names(job, first)),
+        array("names", _names(job, first)),
         # In the container: the id is a variable there.
         f"in_container={_single_quoted(runs)}",
         f"reads={_single_quoted(READ_CARRIED)}",
-        *(f"export {variable(name)}={place.word(value)}" for name, value in _common(job).items()),
+        *(f"export {variable(name)}={_word(value, workspace)}" for name, value in _common(job).items()),
     ]
 
 
@@ -175,7 +167,7 @@ def _settings(job: MultinodeJob) -> str:
     return f"write_settings() {{\n  printf '%s\\n' {text} >\"$logs\"/{word(job.files.settings_name)}\n}}"
 
 
-def _step(job: MultinodeJob, place: _Place) -> str:
+def _step(job: MultinodeJob, workspace: str) -> str:
     """A function that runs the container of a rank in a step on its node: the process becomes srun's."""
     on_node = [("exec", "srun", "--nodes=1", "--ntasks=1", "--export=ALL")]
     if job.job.containers[0].engine == "docker":
@@ -185,14 +177,14 @@ def _step(job: MultinodeJob, place: _Place) -> str:
     cases = []
     for rank, container in enumerate(job.job.containers):
         own = [
-            f"      export {variable(name)}={place.word(value)}"
+            f"      export {variable(name)}={_word(value, workspace)}"
             for name, value in container.environment.items()
             if _common(job).get(name) != value
         ]
         carry = " ".join(_names(job, container))
         # Where the lane leaves the entrypoint to pyxis's settings, as the bash launchers did, nothing is said of it.
         entrypoint = [] if container.options.entrypoint else [("--no-container-entrypoint",)]
-        call = command([*on_node, *pyxis_options(container, place.workspace), *entrypoint], "        ")
+        call = command([*on_node, *pyxis_options(container, workspace), *entrypoint], "        ")
         runs = SET_CARRIED_AT_LOGIN if job.job.login_shell else SET_CARRIED
         role = container.role or "node"
         cases += [

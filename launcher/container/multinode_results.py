@@ -61,7 +61,7 @@ class Gathered:
         for root in self._from:
             for path in self._fresh(root):
                 relative = path.relative_to(root)
-                if self._of_another_job(relative):
+                if any(job != self._job_id for job in _JOB.findall(str(relative))):  # it names another job
                     continue
                 self._take(path, self.logs / relative)
                 if path.parent.name == "eval_results":
@@ -75,17 +75,14 @@ class Gathered:
                 self._take(path, evaluated / path.name)
             self._result(path)
 
-    def _of_another_job(self, path: Path) -> bool:
-        """Whether a path below the directory of logs names a job that is not this one."""
-        return any(found != self._job_id for found in _JOB.findall(str(path)))
-
     def _result(self, path: Path) -> None:
         """A result of fixed lengths, under the name that it is read by."""
         expected, found = self._plan.results, _FIXED.fullmatch(path.name)
         if expected.mode != "fixed" or found is None or found["stem"] not in (None, expected.filename):
             return
         name = f"results_concurrency_{found['at']}_gpus_{found['gpus']}_ctx_{found['prefill']}_gen_{found['decode']}"
-        folder = _lengths_of(path) or f"results_isl_{expected.isl}_osl_{expected.osl}"
+        above = path.parent.name  # where it names sequence lengths
+        folder = above if re.search(r"isl_\d+_osl_\d+", above) else f"results_isl_{expected.isl}_osl_{expected.osl}"
         target = path.name if found["stem"] else f"{expected.filename}_{path.name}"
         self.names[f"{name}.json"] = target
         self._take(path, self.logs / folder / f"{name}.json")
@@ -119,8 +116,3 @@ class Gathered:
         split = name.split or (0, 0)
         own = f"results_concurrency_{name.concurrency}_gpus_{name.gpus}_ctx_{split[0]}_gen_{split[1]}.json"
         return self.names[own]
-
-
-def _lengths_of(path: Path) -> str | None:
-    """The directory above that names sequence lengths."""
-    return path.parent.name if re.search(r"isl_\d+_osl_\d+", path.parent.name) else None

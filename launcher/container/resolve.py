@@ -97,7 +97,9 @@ class ContainerPlanner:
         given = {**environment, **dict.fromkeys(passed, "given"), **container.environment}
         scripts = context if own is None else replace(context, workspace=str(self._recipes))
         script = self._scripts.planned(lane.script, benchmark, scripts, given)
-        minutes = _minutes(rules, lane, context)
+        limits = [file.runner.scheduler.time_limit, lane.allocation.time_limit]
+        limits += [a.rule.time_limit for a in rules.adjustments]
+        minutes = minutes_of(limits, lane.allocation.time_limit_variable, context, rules.lane.where)
         allocation = _allocation(rules, lane, context, minutes) if file.runner.scheduler.kind == "slurm" else None
         held = file.runner.node.gpus if allocation is not None and allocation.exclusive else benchmark.gpus
         job = ContainerJob(allocation, container, script, environment, _staging(lane), own_workspace=own)
@@ -245,13 +247,6 @@ def _allocation(rules: AppliedRules, lane: Container, context: Context, minutes:
         job_name=fill_in(scheduler.job_name, {"runner": context.runner_name}),
         exclude=tuple(derive.excluded_nodes(rules, context)),
     )
-
-
-def _minutes(rules: AppliedRules, lane: Container, context: Context) -> int | None:
-    """The job's limit: the host's variable, else the last adjustment's, the lane's, the scheduler's."""
-    limits = [rules.file.runner.scheduler.time_limit, lane.allocation.time_limit]
-    limits += [a.rule.time_limit for a in rules.adjustments]
-    return minutes_of(limits, lane.allocation.time_limit_variable, context, rules.lane.where)
 
 
 def minutes_of(limits: Sequence[str | None], variable: str | None, context: Context, where: str) -> int | None:

@@ -21,14 +21,8 @@ Fingerprint = Mapping[str, str | int | float]
 _SIZES = (
     *("hidden_size", "n_embd", "d_model", "num_hidden_layers", "n_layer", "num_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "intermediate_size", "moe_intermediate_size", "vocab_size", "num_experts"),
-    *(
-        "n_routed_experts",
-        "num_local_experts",
-        "n_shared_experts",
-        "num_experts_per_tok",
-        "kv_lora_rank",
-        "q_lora_rank",
-    ),
+    *("n_routed_experts", "num_local_experts", "n_shared_experts", "num_experts_per_tok"),
+    *("kv_lora_rank", "q_lora_rank"),
 )
 
 

@@ -28,6 +28,12 @@ NO_NAMESPACE = 97
 
 _SHORT = {"-p": "partition", "-A": "account", "-N": "nodes", "-J": "job-name", "-x": "exclude", "-t": "time"}
 _SWITCHES = ("exclusive", "container-mount-home", "container-remap-root", "container-writable")
+_OF_DOCKER = (
+    *("-v", "-e", "-w", "--volume", "--env", "--workdir", "--device", "--ulimit", "--network", "--ipc", "--group-add"),
+    *("--cap-add", "--security-opt", "--shm-size", "--name", "--entrypoint", "--stop-timeout", "--gpus"),
+)
+"""Options of docker whose value may be the next word."""
+
 _OWN = re.compile(r"--(?:name|label|cidfile)=|--rm$|-d$|--detach$|--pull=missing$")
 
 
@@ -127,21 +133,9 @@ def _pyxis(options: Mapping[str, str], words: Sequence[str], environ: Mapping[st
 
 def _docker(words: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any] | None:
     flags, mounts, given, at = set(), [], dict[str, str](), 0
-    valued = {"-v", "-e", "--device", "--ulimit", "--network", "--ipc", "--group-add", "--cap-add", "--security-opt"}
-    valued |= {
-        "--shm-size",
-        "--name",
-        "--entrypoint",
-        "--stop-timeout",
-        "-w",
-        "--workdir",
-        "--gpus",
-        "--volume",
-        "--env",
-    }
     while at < len(words) and words[at].startswith("-"):
         name, equals, value = words[at].partition("=")
-        if not equals and name in valued:
+        if not equals and name in _OF_DOCKER:
             at, value = at + 1, words[at + 1]
         if name in ("-v", "--volume"):
             mounts.append(value)

@@ -47,13 +47,7 @@ from v1.0.0 to v1.0.68, templates/job_script_minimal.j2)."""
 
 
 KEPT_FOR_SRTCTL = (
-    "TMPDIR",
-    "XDG_CACHE_HOME",
-    "XDG_CONFIG_HOME",
-    "XDG_DATA_HOME",
-    "XDG_STATE_HOME",
-    "UV_*",
-    "SRTSLURM_*",
+    *("TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "UV_*", "SRTSLURM_*"),
 )
 """What srtctl, and the uv that its jobs call on their nodes, read of the host beside `KEPT`."""
 
