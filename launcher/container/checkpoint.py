@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,18 +45,15 @@ def refuse_another_checkpoint(model: PlannedModel, own: Path) -> None:
         return
     try:
         config, beside = read_configs(files)
-        headers = dict(enumerate(_headers(own / HEADERS)))
+        headers = {str(number): header for number, header in enumerate(_headers(own / HEADERS))}
     except (ModelError, DamagedFile, OSError, EOFError, zlib.error) as error:
         raise ResultError(f"what the job kept of its checkpoint is damaged: {error}", where=str(own)) from None
     found = declared(config, beside)
-    said = fingerprint_of(config, found, {str(number): header for number, header in headers.items()})
+    said = fingerprint_of(config, found, headers)
     wrong = contradictions(
         {k: v for k, v in model.fingerprint.items() if k in ("quantisation", "weights")}, said, "the runner file"
     )
-    stored: dict[str, int] = {}
-    for header in headers.values():
-        for dtype, count in header.bytes_by_dtype.items():
-            stored[dtype] = stored.get(dtype, 0) + count
+    stored = sum((Counter(header.bytes_by_dtype) for header in headers.values()), Counter[str]())
     same, why = identity(model.precision, found, stored)
     if same == "mismatch" and why is not None:
         wrong.append(why)

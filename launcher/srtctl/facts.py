@@ -6,6 +6,7 @@ A value that the recipe does not give is None. Some numbers follow from others b
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -205,27 +206,22 @@ def _role(document: Mapping[str, Any], engine: str, side: str, sharing: RoleFact
     elif gpus is None and nodes == 0 and workers and sharing is not None:
         gpus = sharing.gpus_per_worker
     flags = {name: next((config[s] for s in spellings if s in config), None) for name, spellings in _FLAGS.items()}
-    tp, dp, ep, pcp = (_number(flags, name) for name in ("tp", "dp", "ep", "pcp"))
+    numbers = {name: _number(flags, name) for name in ("tp", "pp", "dp", "ep", "dcp", "pcp", "max_model_len")}
     attention = flags["dp_attention"]
     if engine == VLLM:
         switch = flags["ep_switch"]
-        ep = None if not isinstance(switch, bool) else (tp or 1) * (dp or 1) * (pcp or 1) if switch else 1
-        attention = None if dp is None else dp > 1
+        width = math.prod(numbers[name] or 1 for name in ("tp", "dp", "pcp"))
+        numbers["ep"] = None if not isinstance(switch, bool) else width if switch else 1
+        attention = None if numbers["dp"] is None else numbers["dp"] > 1
     served = flags["served_model_name"]
     return RoleFacts(
         nodes=nodes,
         workers=workers,
         gpus_per_worker=gpus,
-        max_model_len=_number(flags, "max_model_len"),
         served_model_name=served if isinstance(served, str) else None,
         engine=engine,
-        tp=tp,
-        pp=_number(flags, "pp"),
-        dp=dp,
-        ep=ep,
         dp_attention=attention if isinstance(attention, bool) else None,
-        dcp=_number(flags, "dcp"),
-        pcp=pcp,
+        **numbers,
     )
 
 
