@@ -19,8 +19,9 @@ from launcher.core.errors import CheckoutError
 from launcher.plan.plan import OWN, Plan
 
 if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
+    from launcher.core.process import CommandRunner
     from launcher.result.collect import Collected
-    from launcher.run.kind import Prepared, Run, Submission, Submitted
+    from launcher.run.kind import Earlier, Prepared, Run, Submitted
 
 ARCHIVE_TIMEOUT = 1800.0
 """Seconds for packing the checkout."""
@@ -63,7 +64,7 @@ class ContainerKind(ScriptKind):
             _pack_checkout(run, root)
         return Prepared(root, {"root": str(root), "there_before": lying_there(plan.results, self._results(plan, root))})
 
-    def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
+    def submit(self, run: Run, prepared: Prepared, earlier: Earlier, start: CommandRunner) -> Submitted:
         """sbatch of the script, held; or the embedded scheduler."""
         from launcher.container import submit as submitting
         from launcher.result.collect import refuse_strangers
@@ -77,7 +78,7 @@ class ContainerKind(ScriptKind):
         else:
             argv = submitting.embedded_argv(plan, self._jobs, log, script)
         environment = submitting.environment(job, run.services.environ, run.services.tools.environment)
-        return submitting.submit_job(self, run, argv, environment, submission)
+        return submitting.submit_job(self, run, argv, environment, earlier, start)
 
     def output_of_log(self, log: Path) -> Path | None:
         """The directory of the log."""

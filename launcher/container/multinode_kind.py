@@ -19,8 +19,9 @@ from launcher.plan.job_environment import KEPT, from_host
 from launcher.plan.plan import Plan
 
 if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
+    from launcher.core.process import CommandRunner
     from launcher.result.collect import Collected
-    from launcher.run.kind import Prepared, Run, Submission, Submitted
+    from launcher.run.kind import Earlier, Prepared, Run, Submitted
 
 OURS = ".launcher-run"
 """In the directory of logs: whose it is. One that an earlier job left has another run's id, or none."""
@@ -66,7 +67,7 @@ class MultinodeKind(ScriptKind):
         names = [agentic_result_name(plan.results.filename, at) for at in plan.results.concurrencies]
         return Prepared(root, {"root": str(root), "there_before": files_there(workspace, names)})
 
-    def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
+    def submit(self, run: Run, prepared: Prepared, earlier: Earlier, start: CommandRunner) -> Submitted:
         """sbatch of the script, held; or the embedded scheduler, whose nodes are processes of this host."""
         from launcher.container.submit import embedded_argv, submit_job
         from launcher.result.collect import refuse_strangers
@@ -79,7 +80,7 @@ class MultinodeKind(ScriptKind):
         argv = ["sbatch", *options, f"--chdir={root}", str(root / SCRIPT)]
         if not self.holds(plan):
             argv = embedded_argv(plan, self._jobs, self.log_in(root / "%j", ""), root / SCRIPT)
-        return submit_job(self, run, argv, environment, submission)
+        return submit_job(self, run, argv, environment, earlier, start)
 
     def output_of_log(self, log: Path) -> Path | None:
         """The directory above ``logs``."""

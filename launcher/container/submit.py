@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +33,7 @@ from launcher.slurm.submission import (
 )
 
 if TYPE_CHECKING:
-    from launcher.run.kind import JobKind, Run, Submission, Submitted
+    from launcher.run.kind import Earlier, JobKind, Run, Submitted
 
 TIMEOUT = 240.0
 """Seconds for the submitting program."""
@@ -83,19 +82,24 @@ def embedded_argv(plan: Plan, jobs: Path, log: Path, script: Path) -> list[str]:
     return [*program, str(jobs), plan.job_name, plan.run_key, str(log), str(limit or ""), str(script)]
 
 
-def submit_job(kind: JobKind, run: Run, argv: list[str], environment: Mapping[str, str], how: Submission) -> Submitted:
+def submit_job(
+    kind: JobKind,
+    run: Run,
+    argv: list[str],
+    environment: Mapping[str, str],
+    earlier: Earlier,
+    start: CommandRunner,
+) -> Submitted:
     """Submit the run's job with this environment. Raises as `submit` does."""
-    from launcher.core.process import run as run_program
     from launcher.run.kind import Submitted
 
     answer = submit(
         argv,
         environment,
         token=run.id,
-        earlier=how.earlier,
+        earlier=earlier,
         scheduler=run.services.scheduler,
-        # Not ended when we are asked to stop: a submission that is cut off leaves open whether there is a job.
-        run=partial(run_program, pass_fds=how.keep_open),
+        run=start,
         sleep=run.waits(IN_DOUBT_TOLD, sum(PAUSES)),
     )
     output = kind.output_directory(run.plan, answer.job_id)

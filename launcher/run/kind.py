@@ -81,17 +81,9 @@ class Prepared:
     own: Any = None
 
 
-@dataclass(frozen=True)
-class Submission:
-    """How a job is to be submitted so that it can be told apart and found again.
-
-    The job carries the run's id as its comment. ``earlier`` are ids of jobs that carried it before and are over; None
-    where there can be none, because the id was made for this run alone: then nobody has to be asked.
-    ``keep_open`` are descriptors that the submitting program keeps open as long as it lives.
-    """
-
-    earlier: frozenset[str] | None = frozenset()
-    keep_open: Sequence[int] = ()
+Earlier = frozenset[str] | None
+"""Ids of jobs that carried a run's id before and are over; None where there can be none, because the id was made for
+this run alone: then nobody has to be asked."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +154,11 @@ class JobKind(Protocol):
         """Have what the job needs looked at from where it will run: that takes minutes, and can be cut off at any time.
         Raises LauncherError when something is wrong."""
 
-    def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
-        """Submit exactly one job. It does not stop half-way when asked to stop: it takes seconds.
+    def submit(self, run: Run, prepared: Prepared, earlier: Earlier, start: CommandRunner) -> Submitted:
+        """Submit exactly one job, which carries the run's id as its comment, so that it can be found again.
 
+        ``start`` runs the submitting program, which holds the run's lock as long as it lives. It is not ended when we
+        are asked to stop: a submission takes seconds, and one that is cut off leaves open whether there is a job.
         Raises SubmissionError when there is no job, SubmissionUnknown when that cannot be told, JobsExist when there
         are jobs that have to go.
         """

@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -24,6 +25,7 @@ from launcher.core.errors import (
     SubmissionError,
     as_error,
 )
+from launcher.core.process import run as run_program
 from launcher.core.publish import write_json
 from launcher.core.stop import Stop
 from launcher.image.enroot import ImportPolicy
@@ -34,7 +36,7 @@ from launcher.model.serving import nearest_sibling, require, suggestion
 from launcher.plan.plan import Plan
 from launcher.plan.secrets import refuse_secrets
 from launcher.run.image_usage import mark_used_by
-from launcher.run.kind import Prepared, Run, Submission, copy_workspace
+from launcher.run.kind import Prepared, Run, copy_workspace
 from launcher.run.record import RecordedJob
 from launcher.slurm.client import SAME_SECONDS, JobKey, Phase, SchedulerUnreachable, jobs_with_token
 from launcher.slurm.other_jobs import refuse_other_clusters
@@ -296,7 +298,7 @@ def _submit(run: Run, prepared: Prepared) -> JobKey:
             raise Cancelled("its job was not submitted: the run was ended meanwhile")
         with run.record.doing("submit") as keep:
             try:
-                done = run.kind.submit(run, prepared, Submission(earlier, [lock]))
+                done = run.kind.submit(run, prepared, earlier, partial(run_program, pass_fds=[lock]))
             except JobsExist as error:
                 with contextlib.suppress(LauncherError):
                     wrong = [JobKey(job_id, None, run.id, error.cluster) for job_id in error.job_ids]

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,8 +26,9 @@ from launcher.srtctl.planned import LOG, SRTSLURM, SrtctlJob
 from launcher.srtctl.recipe import dump, variants
 
 if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
+    from launcher.core.process import CommandRunner
     from launcher.result.collect import Collected
-    from launcher.run.kind import Prepared, Run, Submission, Submitted
+    from launcher.run.kind import Earlier, Prepared, Run, Submitted
     from launcher.slurm.client import JobKey, JobState
     from launcher.slurm.logs import EndMarkers
 
@@ -145,9 +146,8 @@ class SrtctlKind:
             state = run.record.directory.parent.parent / "preflight"
             run.log(f"preflight: {look_from_a_node(run.plan, state, run.services.run, run.services.environment)}")
 
-    def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
+    def submit(self, run: Run, prepared: Prepared, earlier: Earlier, start: CommandRunner) -> Submitted:
         """Write recipe and srtslurm.yaml into the tree, and run `srtctl apply`."""
-        from launcher.core.process import run as run_program
         from launcher.result.collect import refuse_strangers
         from launcher.slurm.submission import IN_DOUBT_TOLD, PAUSES
         from launcher.srtctl.submit import Submission as Apply
@@ -171,12 +171,11 @@ class SrtctlKind:
                 environment=environment,
                 token=run.id,
                 options=checkout.options,
-                earlier=submission.earlier,
+                earlier=earlier,
                 hold=self.holds(run.plan),
             ),
             scheduler=run.services.scheduler,
-            # Not ended when we are asked to stop: a submission that is cut off leaves open whether there is a job.
-            run=partial(run_program, pass_fds=submission.keep_open),
+            run=start,
             sleep=run.waits(IN_DOUBT_TOLD, sum(PAUSES)),
         )
         return replace(submitted, left_out=left_out(environ, environment))

@@ -23,11 +23,12 @@ from msgspec import structs
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import JobError, LauncherError, SubmissionError
+from launcher.core.process import CommandRunner
 from launcher.core.stop import Stop
 from launcher.plan.plan import Plan, SchedulerPlan
 from launcher.result.collect import Collected, Problem
 from launcher.result.validate import Point
-from launcher.run.kind import Prepared, Run, Services, Submission, Submitted
+from launcher.run.kind import Earlier, Prepared, Run, Services, Submitted
 from launcher.run.loop import run_feed
 from launcher.run.record import RunRecord
 from launcher.slurm.client import JobKey, JobState, Phase, carries, may_have_job
@@ -156,7 +157,7 @@ class EmulatedKind:
     def holds(self, plan: Plan) -> bool:
         return True
 
-    def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
+    def submit(self, run: Run, prepared: Prepared, earlier: Earlier, start: CommandRunner) -> Submitted:
         said = run.plan.benchmark.settings
         if "REFUSED" in said:
             raise SubmissionError(said["REFUSED"])

@@ -24,6 +24,7 @@ from launcher import project
 from launcher.benchmark.benchmark import Benchmark
 from launcher.cli import main
 from launcher.core.errors import ResultError
+from launcher.core.process import CommandRunner
 from launcher.core.shipped import shipped
 from launcher.plan.derive import AppliedRules, Context, planned_model, whole_plan
 from launcher.plan.expected import expected_results, result_stem
@@ -32,7 +33,7 @@ from launcher.project import Project
 from launcher.result.collect import Collected, Problem
 from launcher.result.document import Unusable
 from launcher.result.validate import read_result
-from launcher.run.kind import Prepared, Run, Submission, Submitted
+from launcher.run.kind import Earlier, Prepared, Run, Submitted
 from launcher.run.prepare import prepare
 from launcher.run.record import RunRecord
 from launcher.runner.file import RunnerFile
@@ -96,7 +97,7 @@ class ScriptKind:
     def look(self, run: Run) -> None:
         assert run.record.step("submit").state != "running", "a launcher that dies in a look leaves no run in doubt"
 
-    def submit(self, run: Run, prepared: Prepared, submission: Submission) -> Submitted:
+    def submit(self, run: Run, prepared: Prepared, earlier: Earlier, start: CommandRunner) -> Submitted:
         output = prepared.root
         (concurrency,), seconds = run.plan.results.concurrencies, run.plan.details["script"]["seconds"]
         held = self.holds(run.plan)
