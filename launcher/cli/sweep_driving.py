@@ -37,7 +37,6 @@ from launcher.sweep.ledger import EventReader, Ledger
 from launcher.sweep.making import RunMaker
 from launcher.sweep.overview import Overview, head_of, overview
 from launcher.sweep.schema import Began, Ended, Job, Policy
-from launcher.sweep.slots import Room
 
 if TYPE_CHECKING:
     from launcher.cli.sweep_view import LiveView
@@ -132,9 +131,8 @@ class _Driving:
                 self._said.append(f"runner {name}: nothing of it begins: {error}")
         setting = Setting(
             self._project.runs,
-            {name: Room(runner.limits.max_jobs, runner.limits.max_nodes) for name, runner in runners.items()},
+            {name: runner.limits for name, runner in runners.items()},
             {name: runner.node.count for name, runner in runners.items()},
-            {name: runner.limits.max_gpu_hours for name, runner in runners.items()},
             may_live=lambda run: may_have_job(run, self._scheduler),
         )
         return Driver(self._ledger, lock, self._maker, setting, self._tell, self._leaving)  # type: ignore[arg-type]

@@ -71,6 +71,7 @@ class Feed(Protocol):
 
     def cancelled(self) -> Iterable[Run]:
         """Runs that never began, and that somebody asked to be cancelled: they are to be ended, and come no more."""
+        return ()
 
     def gives_up(self, failed: bool) -> Cancelled | None:
         """Why every job is to be cancelled now, if so; ``failed``: an end is known that is none of success."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from msgspec import structs
 
+from launcher.runner.cluster_schema import Limits
 from launcher.sweep.points import canaries, guard, ordered, topology_of
 from launcher.sweep.retry import Further, class_of, further, named_node, signature
 from launcher.sweep.schema import Ended, Event, Excluded, Held, Job, Retried, Skipped
@@ -36,14 +37,12 @@ class Start:
 
 
 class Decisions:
-    """What a driver decides. ``nodes`` is how many nodes each runner has, ``budgets`` how many GPU-hours a sweep may
-    use there, where that is known."""
+    """What a driver decides. ``nodes`` is how many nodes each runner has, ``limits`` are those of the runners'
+    files, where that is known."""
 
-    def __init__(
-        self, state: State, nodes: Mapping[str, int | None] = {}, budgets: Mapping[str, float | None] = {}
-    ) -> None:
+    def __init__(self, state: State, nodes: Mapping[str, int | None] = {}, limits: Mapping[str, Limits] = {}) -> None:
         self.state = state
-        self._nodes, self._budgets = nodes, budgets
+        self._nodes, self._limits = nodes, limits
         self.ok: dict[str, set[int]] = defaultdict(set)
         self.waiting: dict[str, float] = {}
         """Jobs that lack a result and have no attempt, in order; from when on one may begin (by the driver's clock)."""
@@ -143,9 +142,9 @@ class Decisions:
         guarded = self._guards.get(guard(job), "")
         if guarded and (job.key not in self._canaries or guarded != NOT_YET):
             return guarded
-        runner, here = job.runner, state.used.get(job.runner, 0.0)
-        budgets = [(state.spent + state.reserved, state.policy.max_gpu_hours, "")]
-        for used, budget, where in [*budgets, (here, self._budgets.get(runner), f" on {runner}")]:
+        here, limits = state.used.get(job.runner, 0.0), self._limits.get(job.runner, Limits())
+        in_all = state.spent + state.reserved, state.policy.max_gpu_hours, ""
+        for used, budget, where in (in_all, (here, limits.max_gpu_hours, f" on {job.runner}")):
             if budget is not None and used + (job.gpu_hours or 0.0) > budget:
                 return f"budget: {used:.1f} of {budget:g} GPU-hours{where} are spent or reserved"
         return ""

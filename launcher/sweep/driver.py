@@ -22,14 +22,16 @@ from launcher.core.lease import Lock
 from launcher.run import cancelling
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
+from launcher.run.loop import Feed
 from launcher.run.orphans import end_run
+from launcher.runner.cluster_schema import Limits
 from launcher.sweep.attempts import Records, is_over, of_outcome, with_cause
 from launcher.sweep.decide import Decisions
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.making import RunMaker
 from launcher.sweep.overview import told
 from launcher.sweep.schema import Added, Asked, Began, Ended, Event, Left, Skipped, Started, Voided
-from launcher.sweep.slots import Room, Rooms
+from launcher.sweep.slots import Rooms
 from launcher.sweep.state import Attempt, Facts, State
 
 AHEAD = 4
@@ -67,18 +69,17 @@ class Open:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a driver meets: records, rooms of runners (`limits:` of their files), how many nodes they have, how many
-    GPU-hours a sweep may use on each, and whether a job with this run's id may live."""
+    """What a driver meets: records, `limits:` of the runners' files, how many nodes runners have, and whether a job
+    with this run's id may live."""
 
     runs: Path
-    rooms: Mapping[str, Room] = field(default_factory=dict)
+    limits: Mapping[str, Limits] = field(default_factory=dict)
     nodes: Mapping[str, int | None] = field(default_factory=dict)
-    budgets: Mapping[str, float | None] = field(default_factory=dict)
     may_live: Callable[[str], bool] = lambda run: False
     clock: Callable[[], float] = time.monotonic
 
 
-class Driver:
+class Driver(Feed):
     """The feed of a loop (`launcher.run.loop.Feed`) for one sweep, whose ``lock`` this process holds."""
 
     def __init__(
@@ -87,13 +88,13 @@ class Driver:
         self._stale = [path for path, request in ledger.requests() if isinstance(request, Asked)]
         self.ledger, self.state = ledger, State(ledger.sweep, ledger.events())
         self.records = Records(setting.runs, self.state)
-        self.decisions = Decisions(self.state, setting.nodes, setting.budgets)
+        self.decisions = Decisions(self.state, setting.nodes, setting.limits)
         self.open: dict[str, Open] = {}
         self.outcomes: list[Outcome] = []
         self.leaving = leaving
         self._lock, self._maker, self._setting, self._say = lock, maker, setting, say
         slots, over = ledger.directory.parent / ".slots", partial(is_over, setting.runs)
-        self._rooms = Rooms(slots, setting.rooms, over, say, setting.clock)
+        self._rooms = Rooms(slots, setting.limits, over, say, setting.clock)
         self._clock = setting.clock
         self._adopted: list[Run] = []
         self._again: list[tuple[float, Run]] = []
@@ -303,9 +304,6 @@ class Driver:
             if isinstance(event, Ended):
                 self.on_end(event)
             self._say("end" if isinstance(event, Ended) and not event.signature else "error", told(event))
-
-    def cancelled(self) -> Iterable[Run]:
-        return ()
 
     def gives_up(self, failed: bool) -> Cancelled | None:
         if self.state.ending == "cancel":

@@ -13,40 +13,32 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from launcher.core.publish import make_private, private_opener
 from launcher.core.reading import read_file
+from launcher.runner.cluster_schema import Limits
 
 ROOM_AGAIN = 2.0
 """Seconds before room on a runner that was full is looked for again, unless a job of this driver has ended there."""
 
 
-@dataclass(frozen=True)
-class Room:
-    """How many jobs, and on how many nodes together, a runner's file lets one user have at once; None is any."""
-
-    jobs: int | None = None
-    nodes: int | None = None
-
-
 class Rooms:
     """Room on the runners of one sweep, as its driver takes it among all drivers of this user, by files in
-    ``directory``. ``over`` says whether a run is over for good: its file is then a left one. ``say`` is told once what
-    a disk refuses."""
+    ``directory``; ``limits`` are those of the runners' files. ``over`` says whether a run is over for good: its file is
+    then a left one. ``say`` is told once what a disk refuses."""
 
     def __init__(
         self,
         directory: Path,
-        rooms: Mapping[str, Room],
+        limits: Mapping[str, Limits],
         over: Callable[[str], bool],
         say: Callable[[str, str], None] = lambda kind, text: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._directory, self._rooms, self._over, self._say, self._clock = directory, rooms, over, say, clock
+        self._directory, self._limits, self._over, self._say, self._clock = directory, limits, over, say, clock
         self._full: dict[str, float] = {}
         self._said = ""
 
@@ -70,8 +62,8 @@ class Rooms:
         return taken
 
     def _take(self, runner: str, run: str, nodes: int, always: bool) -> bool:
-        room, path = self._rooms.get(runner, Room()), self._file(runner, run)
-        if room == Room() and not always:
+        limits, path = self._limits.get(runner, Limits()), self._file(runner, run)
+        if limits.max_jobs is None and limits.max_nodes is None and not always:
             return True
         make_private(path.parent)
         with contextlib.suppress(FileExistsError):
@@ -86,8 +78,8 @@ class Rooms:
         if always:
             return True
         used = [_nodes_of(other) for other in path.parent.glob("*.json") if other != path and not self._left(other)]
-        jobs_fit = room.jobs is None or len(used) + 1 <= room.jobs
-        if jobs_fit and (room.nodes is None or sum(used) + nodes <= room.nodes):
+        jobs_fit = limits.max_jobs is None or len(used) + 1 <= limits.max_jobs
+        if jobs_fit and (limits.max_nodes is None or sum(used) + nodes <= limits.max_nodes):
             return True
         self.give_back(runner, run)
         return False

@@ -31,6 +31,7 @@ from launcher.result.validate import Point
 from launcher.run.kind import Earlier, Prepared, Run, Services, Submitted
 from launcher.run.loop import run_feed
 from launcher.run.record import RunRecord
+from launcher.runner.cluster_schema import Limits
 from launcher.slurm.client import JobKey, JobState, Phase, carries, may_have_job
 from launcher.slurm.poller import Pace
 from launcher.sweep.driver import Driver, Setting
@@ -38,7 +39,6 @@ from launcher.sweep.ledger import Ledger
 from launcher.sweep.making import RunMaker
 from launcher.sweep.points import job_of
 from launcher.sweep.schema import Job, Policy, Sweep
-from launcher.sweep.slots import Room
 
 PACE = Pace(first=0.05, running=0.2, pending=0.2, tick=1.0, release_at_once=True)
 
@@ -272,7 +272,7 @@ def drive(root: Path, name: str, stop: Stop | None = None, *, pace: Pace = PACE,
     """One driver of a sweep, to its end; the driver as it then is. Raises LauncherError when another one drives it."""
     project = project_in(root)
     ledger = Ledger.load(root / "state" / "sweeps", name)
-    rooms: dict[str, Room] = begin.pop("rooms", {})
+    limits: dict[str, Limits] = begin.pop("limits", {})
     say = begin.pop("say", lambda kind, text: None)
     leaving = threading.Event()
 
@@ -285,7 +285,7 @@ def drive(root: Path, name: str, stop: Stop | None = None, *, pace: Pace = PACE,
             raise LauncherError(f"another one drives it: {held.owner}")
         of: Any = project
         maker = EmulatedMaker(of, stop or Stop.never(), lambda text: None, ledger.sweep.policy)
-        driver = Driver(ledger, lock, maker, Setting(project.runs, rooms, may_live=may_live), say, leaving)
+        driver = Driver(ledger, lock, maker, Setting(project.runs, limits, may_live=may_live), say, leaving)
         policy = begin.pop("policy", driver.state.policy)
         driver.begin("emulation", policy, **begin)
         try:

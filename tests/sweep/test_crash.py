@@ -185,7 +185,7 @@ def test_of_two_drivers_one_drives(tmp_path: Path) -> None:
 
 
 def test_two_sweeps_of_one_point_measure_it_once_each_and_share_the_room_of_a_runner(tmp_path: Path) -> None:
-    from launcher.sweep.slots import Room
+    from launcher.runner.cluster_schema import Limits
 
     rows = [row(n, 4, SECONDS="0.3") for n in range(1, 4)]
     for name in ("s", "t"):
@@ -193,7 +193,7 @@ def test_two_sweeps_of_one_point_measure_it_once_each_and_share_the_room_of_a_ru
     import threading
 
     threads = [
-        threading.Thread(target=drive, args=(tmp_path, name), kwargs={"rooms": {"emulated": Room(jobs=2)}})
+        threading.Thread(target=drive, args=(tmp_path, name), kwargs={"limits": {"emulated": Limits(max_jobs=2)}})
         for name in "st"
     ]
     for thread in threads:

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from launcher.benchmark.benchmark import Role
+from launcher.runner.cluster_schema import Limits
 from launcher.sweep.decide import Decisions, Start
 from launcher.sweep.overview import told
 from launcher.sweep.points import canaries, differences, ordered
@@ -42,8 +43,8 @@ def a_job(number: int, *concurrencies: int, runner: str = "gb200-nv", **changes:
 class Sim:
     """A driver without effects: attempts end as a test says, and time passes only when it says so."""
 
-    def __init__(self, *jobs: Job, budgets: Mapping[str, float | None] = {}, **policy: Any) -> None:
-        self.budgets = budgets
+    def __init__(self, *jobs: Job, limits: Mapping[str, Limits] = {}, **policy: Any) -> None:
+        self.limits = limits
         sweep = Sweep(id="s", created=0.0, launcher="1", selection=(), policy=Policy(**policy), jobs=jobs)
         self.state, self.now, self.events, self.facts = State(sweep), 0.0, list[Event](), dict[str, Facts]()
         self.begin()
@@ -51,7 +52,7 @@ class Sim:
     def begin(self, **how: Any) -> None:
         """A driver begins, as after a kill of the one before."""
         self.take(Began(time=0.0, driver="d", policy=self.state.policy, **how))
-        self.decisions = Decisions(self.state, {"gb200-nv": 18}, self.budgets)
+        self.decisions = Decisions(self.state, {"gb200-nv": 18}, self.limits)
         found = {
             key: [(a, self.facts.get(a.run, Facts("none"))) for a in self.state.made(key)] for key in self.state.jobs
         }
@@ -274,7 +275,7 @@ def test_the_budget_reserves_what_a_job_can_cost_and_settles_with_what_it_did() 
 def test_each_runner_has_a_budget_of_its_own() -> None:
     jobs = [a_job(n, runner=runner) for n in (1, 2) for runner in ("gb200-nv", "h100")]
     jobs = [msgspec.structs.replace(job, key=f"{job.key}-{job.runner[0]}") for job in jobs]
-    sim = Sim(*jobs, order="given", budgets={"gb200-nv": 8.0})
+    sim = Sim(*jobs, order="given", limits={"gb200-nv": Limits(max_gpu_hours=8.0)})
     assert sim.starts() == ["j1-g:4", "j1-h:4", "j2-h:4"]
     assert "8.0 of 8 GPU-hours on gb200-nv are spent or reserved" in sim.decisions.why_not(jobs[2])
     sim.end("j1-g", started=0.0, ended=0.0)

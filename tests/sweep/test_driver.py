@@ -340,7 +340,8 @@ def test_a_start_that_the_disk_does_not_take_is_tried_again_and_the_loop_goes_on
 def test_room_that_cannot_be_taken_is_said_once_and_no_job_is_ended_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from launcher.sweep.slots import Room, Rooms
+    from launcher.runner.cluster_schema import Limits
+    from launcher.sweep.slots import Rooms
 
     monkeypatch.setattr(slots, "ROOM_AGAIN", 0.1)
     make_sweep(tmp_path, "s", [row(1, 4, SECONDS="1"), row(2, 4)], Policy(order="given"))
@@ -350,16 +351,17 @@ def test_room_that_cannot_be_taken_is_said_once_and_no_job_is_ended_for_it(
         return full() if 0 < next(times) < 4 else take(self, *given, **more)
 
     monkeypatch.setattr(Rooms, "_take", failing)
-    drive(tmp_path, "s", rooms={"emulated": Room(jobs=2)}, say=lambda kind, text: said.append(text))
+    drive(tmp_path, "s", limits={"emulated": Limits(max_jobs=2)}, say=lambda kind, text: said.append(text))
     seen = Seen(tmp_path)
     assert seen.words == {"ok": 2} and len(seen.jobs) == 2
     assert sum("room on emulated cannot be taken" in text for text in said) == 1
 
 
 def test_a_slot_of_which_nothing_could_be_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from launcher.sweep.slots import Room, Rooms
+    from launcher.runner.cluster_schema import Limits
+    from launcher.sweep.slots import Rooms
 
-    rooms = Rooms(tmp_path, {"r": Room(nodes=4)}, lambda run: False)
+    rooms = Rooms(tmp_path, {"r": Limits(max_nodes=4)}, lambda run: False)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         patch.setattr("launcher.sweep.slots.os.write", full)
         rooms._take("r", "one", 4, False)
@@ -488,8 +490,8 @@ def test_runners_of_one_sweep_have_limits_of_their_own(tmp_path: Path) -> None:
     sweep = Ledger.load(tmp_path / "state/sweeps", "one").sweep
     policy = Policy(max_jobs=9)
     Ledger.create(tmp_path / "state/sweeps", msgspec.structs.replace(sweep, id="s", jobs=tuple(jobs), policy=policy))
-    rooms = {"one": slots.Room(jobs=1), "two": slots.Room(nodes=4)}  # each job has two nodes
-    drive(tmp_path, "s", rooms=rooms)
+    limits = {"one": slots.Limits(max_jobs=1), "two": slots.Limits(max_nodes=4)}  # each job has two nodes
+    drive(tmp_path, "s", limits=limits)
     seen = Seen(tmp_path)
     assert seen.words == {"ok": 6}
     of = {event.run: event.job.rpartition("-")[2] for event in seen.events if isinstance(event, Started)}
