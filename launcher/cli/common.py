@@ -57,9 +57,8 @@ def meanwhile(what: str, arguments: argparse.Namespace) -> Iterator[None]:
     """Within the block standard error says what is done, and since when: in a terminal from the first second on, and
     it is gone at the end; elsewhere once, after two seconds."""
     over, stream, began = threading.Event(), styled(sys.stderr), time.monotonic()
-    live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-
     told: list[str] = []
+    live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
     def tell_on() -> None:
         while not over.wait(1.0 if live else 2.0):
@@ -161,14 +160,9 @@ def planned(arguments: argparse.Namespace, project: Project, refused: list[Confi
     return of_each_selected(arguments, project, refused, checked)
 
 
-def tell_refused(
-    refused: Sequence[ConfigError], others: int, what: str = "that were selected", done: str = "done"
-) -> int:
-    """List what cannot be done, on standard error; the exit code that this means.
-
-    ``others`` are those that can. A hint that several share is given once.
-    """
-    for line in refused_lines([Wrong.by(error) for error in refused], others, what, done):
+def tell_refused(refused: Sequence[ConfigError], others: int) -> int:
+    """List what was selected and cannot be done, beside ``others`` that can, on standard error; the exit code."""
+    for line in refused_lines([Wrong.by(error) for error in refused], others, "that were selected"):
         say(line, file=sys.stderr)
     return ConfigError.exit_code if refused else 0
 
