@@ -32,9 +32,9 @@ from launcher.core.stop import Ended
 from launcher.core.terminal import one_line, printable, say
 from launcher.project import new_run_id
 from launcher.remote import bundle
+from launcher.remote.agent import Look
 from launcher.remote.following import End, News
 from launcher.remote.messages import raised, typed
-from launcher.remote.methods import Look
 from launcher.run.record import Event
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from launcher.cli.command import Command, Tell, Told, show_told
 from launcher.core.errors import ConfigError, RemoteError, Wrong
 from launcher.core.lines import Terminal, table
 from launcher.core.terminal import one_line, say, trusted
-from launcher.remote.methods import Look, Tidied
+from launcher.remote.agent import Agent, Look, Tidied
 
 if TYPE_CHECKING:
     from launcher.project import Project
@@ -35,14 +35,11 @@ _SKEW = 60.0
 
 def agent(arguments: argparse.Namespace) -> int:
     """The far side: messages on standard input and output until the connection ends."""
-    from launcher.remote.agent import Agent
-    from launcher.remote.methods import METHODS
-
     os.umask(0o077)
     out = trusted(sys.stdout).buffer
     # Nothing else may write among the messages.
     sys.stdout = sys.stderr
-    return Agent(METHODS, sys.stdin.buffer, out).serve()
+    return Agent(sys.stdin.buffer, out).serve()
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ listing = Command(list[LoginLine], listed, show_list, aside=lambda value: [] if 
 def installed(arguments: argparse.Namespace, tell: Tell) -> Told:
     """This version there, whole; at no cost if it is."""
     from launcher.core.process import run
-    from launcher.remote.install import bundle, version_name, wheels_for
+    from launcher.remote.install import packed, version_name, wheels_for
 
     with connected(arguments, arguments.name) as node:
         wheels = Path(arguments.wheels) if arguments.wheels else None
@@ -84,7 +81,7 @@ def installed(arguments: argparse.Namespace, tell: Tell) -> Told:
         files = wheels_for(seen, cache=node.project.state / "wheels", run=run, wheels=wheels)
         node.naming.join()
         name = version_name(files)
-        new = name not in seen.versions and node.installer.install(bundle(files))
+        new = name not in seen.versions and node.installer.install(name, packed(files))
         node.remember(name)
     return Told(f"{arguments.name}: launcher {name} {'is installed' if new else 'was there'}")
 

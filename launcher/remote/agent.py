@@ -8,19 +8,24 @@ alone.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import platform
+import shutil
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
+from pathlib import Path
 from typing import IO, Any
 
 import msgspec
 
 from launcher import __version__
 from launcher.core.errors import LauncherError, RemoteError
+from launcher.core.redact import names_a_secret, redact
+from launcher.core.state import state_directory
 from launcher.remote.messages import (
     BEAT,
     LONGEST,
@@ -33,19 +38,60 @@ from launcher.remote.messages import (
     decode,
     encode,
     error_of,
+    yield_all,
 )
 
-Method = Callable[[dict[str, Any]], Generator[Any, None, Any]]
-"""A method: its events, and its result as the generator's value."""
+METHODS = {
+    "look": "agent:look",
+    "put": "bundle:take",
+    "tidy": "tidying:tidy",
+    "ask": "commands:ask",
+    "follow": "following:follow",
+    "list": "fetching:listed",
+    "send": "fetching:sent",
+}
+"""What can be asked: functions of this room, of the state directory and of what the request says by name. Their value
+is the result; a generator gives events before it. Each is imported when it is asked for."""
 
 _MOST_REQUESTS = 32
+_PROGRAMS = ("sbatch", "squeue", "sacct", "enroot", "git", "uv")
+_LONGEST_VALUE = 4096
+
+
+class Look(msgspec.Struct, frozen=True):
+    """What a machine is: which programs are on PATH, where its state is, and the variables that a plan may depend on:
+    none that is a secret."""
+
+    version: str
+    programs: dict[str, str | None]
+    state: str
+    environment: dict[str, str]
+
+
+class Tidied(msgspec.Struct, frozen=True):
+    """What nobody needs on a login node, removed if ``applied``: versions of the launcher, and bundles of files that
+    were sent there; and the versions that are ``kept``."""
+
+    applied: bool
+    versions: tuple[str, ...]
+    bundles: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+def look(state: Path) -> Look:
+    """What this machine is."""
+    told = {
+        name: value
+        for name, value in os.environ.items()
+        if not names_a_secret(name) and len(value) < _LONGEST_VALUE and redact(value, os.environ) == value
+    }
+    return Look(__version__, {name: shutil.which(name) for name in _PROGRAMS}, str(state), told)
 
 
 class Agent:
     """Answers requests until its input ends, or nothing is heard for `SILENCE` seconds."""
 
-    def __init__(self, methods: dict[str, Method], inp: IO[bytes], out: IO[bytes]) -> None:
-        self._methods = methods
+    def __init__(self, inp: IO[bytes], out: IO[bytes]) -> None:
         self._in = inp
         self._out = out
         self._writing = threading.Lock()
@@ -102,28 +148,27 @@ class Agent:
                 if number in self._credits:
                     self._credits[number] += credit
                     self._credited.notify_all()
-        elif len(self._credits) >= _MOST_REQUESTS or not isinstance(method, str) or method not in self._methods:
-            why = "too many requests at once" if method in self._methods else f"no method {method!r}"
+        elif len(self._credits) >= _MOST_REQUESTS or not isinstance(method, str) or method not in METHODS:
+            why = "too many requests at once" if method in METHODS else f"no method {method!r}"
             self._send({"id": number, "error": error_of(RemoteError(why))})
         else:
             self._credits[number] = WINDOW
             params = message.get("params")
-            call = self._methods[method](params if isinstance(params, dict) else {})
-            threading.Thread(target=self._answer, args=(number, call), daemon=True).start()
+            asked = (number, METHODS[method], dict(params) if isinstance(params, dict) else {})
+            threading.Thread(target=self._answer, args=asked, daemon=True).start()
 
-    def _answer(self, number: int, call: Generator[Any, None, Any]) -> None:
+    def _answer(self, number: int, method: str, params: dict[str, Any]) -> None:
+        module, _, function = method.partition(":")
         try:
-            while True:
-                try:
-                    event = next(call)
-                except StopIteration as end:
-                    self._send({"id": number, "result": end.value})
-                    return
-                self._event(number, event)
+            call = getattr(importlib.import_module(f"launcher.remote.{module}"), function)
+            result = call(state_directory(os.environ, params.pop("state", None)), **params)
+            if isinstance(result, Generator):
+                with contextlib.closing(result) as events:
+                    result = yield_all(events, lambda event: self._event(number, event))
+            self._send({"id": number, "result": result})
         except Exception as error:  # noqa: BLE001 - one request's trouble ends no other, and is told to its asker
             self._send({"id": number, "error": error_of(error)})
         finally:
-            call.close()
             self._credits.pop(number, None)
 
     def _event(self, number: int, event: Any) -> None:

@@ -56,7 +56,7 @@ def pack(places: Mapping[str, Path | bytes]) -> Bundle:
                     message = f"more than {MOST >> 20} MiB or {MOST_FILES} files would be sent to the login node"
                     raise ConfigError(message, where=name, hint="name a smaller directory")
                 tar.addfile(member, io.BytesIO(content))
-    content = gzip.compress(packed.getvalue(), mtime=0)
+    content = gzip.compress(packed.getvalue(), 6, mtime=0)
     return Bundle(hashlib.sha256(content).hexdigest(), content)
 
 
@@ -93,8 +93,10 @@ def unpacked(directory: Path, bundle: Bundle) -> Path:
     return final
 
 
-def take(directory: Path, digest: str, offset: int, data: str, last: bool) -> str:
-    """The far side of `put`: the path of the bundle once it is whole, else "". Raises RemoteError."""
+def take(state: Path, digest: str, offset: int = 0, data: str = "", last: bool = False) -> str:
+    """The far side of `put`, a part or the question: the path of the bundle once it is whole, else "". Raises
+    RemoteError."""
+    directory = state / "bundles"
     if not _DIGEST.fullmatch(digest):
         raise RemoteError("a bundle's name is its SHA-256")
     final = directory / digest

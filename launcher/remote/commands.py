@@ -13,7 +13,8 @@ import subprocess
 import sys
 import threading
 import zlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
+from pathlib import Path
 from typing import IO, Any
 
 STARTED = "started.json"
@@ -32,7 +33,7 @@ def own_argv(*words: str) -> list[str]:
     return [sys.executable, *isolated, "-m", "launcher", *words]
 
 
-def ask(request: Mapping[str, Any]) -> Generator[Any, None, Any]:
+def ask(state: Path, **request: Any) -> Generator[Any, None, Any]:
     """Run a command, as `launcher.cli.detached.command` reads it. Events: ``{"said": text}`` of standard error, and
     bytes of standard output, which are a zlib stream together; the value is the exit code."""
     child = subprocess.Popen(

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,11 @@ class End(msgspec.Struct, frozen=True):
 
 
 def follow(
-    state: Path, run: str, events: int, log: int, *, sleep: Callable[[float], None] = time.sleep
-) -> Generator[Any, None, Any]:
+    state: Path, run: str, at: Sequence[int] = (0, 0), *, sleep: Callable[[float], None] = time.sleep
+) -> Generator[News, None, End]:
     """`News` whenever there is something; the value is its `End`, also of a run that nobody drives. Raises ConfigError
     when there is no such run."""
-    record = RunRecord.load(state / "runs", run)
+    record, (events, log) = RunRecord.load(state / "runs", run), at
     alone = 0.0
     while True:
         record.reload()
@@ -72,9 +72,9 @@ def follow(
             if (events, log) == (told, logged):
                 break
             events, log = told, logged
-            yield msgspec.to_builtins(News(list(_events(new)), shown, (events, log)))
+            yield News(list(_events(new)), shown, (events, log))
         if over:
-            return msgspec.to_builtins(_end_of(record))
+            return _end_of(record)
         sleep(EACH)
 
 

@@ -15,7 +15,6 @@ import json
 import re
 import secrets
 import sys
-import tarfile
 import threading
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -29,6 +28,7 @@ from launcher.core.process import CommandRunner
 from launcher.core.reading import sha256_of
 from launcher.core.shipped import shipped
 from launcher.core.terminal import one_line
+from launcher.remote.bundle import Bundle, pack
 from launcher.remote.messages import LONGEST, Lines, decode
 from launcher.remote.opener import Opener, Pipe
 
@@ -54,14 +54,6 @@ class Node:
     libc: tuple[str, str]
     free: int
     versions: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """The wheels of one version for one kind of node, as a tar; ``name`` changes with any of them."""
-
-    name: str
-    content: bytes
 
 
 class Installer:
@@ -100,12 +92,11 @@ class Installer:
         except (KeyError, TypeError, ValueError) as error:
             raise RemoteError("it describes itself in another way than ours", where=self._host) from error
 
-    def install(self, bundle: Bundle) -> bool:
-        """Have the version there, whole; whether it had to be installed. Raises RemoteError."""
-        digest = hashlib.sha256(bundle.content).hexdigest()
-        request = {"what": "install", "name": bundle.name, "version": __version__}
-        body = {"size": len(bundle.content), "sha256": digest}
-        return bool(self._ask({**request, **body}, bundle.content).get("new"))
+    def install(self, name: str, wheels: Bundle) -> bool:
+        """Have the version of this name there, whole; whether it had to be installed. Raises RemoteError."""
+        request = {"what": "install", "name": name, "version": __version__}
+        body = {"size": len(wheels.content), "sha256": wheels.digest}
+        return bool(self._ask({**request, **body}, wheels.content).get("new"))
 
     def begin(self, version: str) -> Pipe:
         """Have the agent of a version go on where what was asked here ends: nobody is let in a second time."""
@@ -205,17 +196,9 @@ def version_name(wheels: Sequence[Path]) -> str:
     return f"{content_name()}-{digest.hexdigest()[:8]}"
 
 
-def bundle(wheels: Sequence[Path]) -> Bundle:
+def packed(wheels: Sequence[Path]) -> Bundle:
     """The wheels, with the launcher's own, as they are sent."""
-    contents = {file.name: file.read_bytes() for file in wheels}
-    contents[f"launcher-{__version__}-py3-none-any.whl"] = own_wheel()
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w") as tar:
-        for name, content in sorted(contents.items()):
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return Bundle(version_name(wheels), archive.getvalue())
+    return pack({**{file.name: file for file in wheels}, f"launcher-{__version__}-py3-none-any.whl": own_wheel()})
 
 
 def own_wheel() -> bytes:

@@ -9,7 +9,7 @@ exit}}``. Every `BEAT` seconds we say ``{"beat"}``, which is answered by another
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -35,10 +35,14 @@ WINDOW = 4 << 20
 
 def encode(message: dict[str, Any]) -> bytes:
     """A message as its line. Raises RemoteError for one that is too long: files go in parts."""
-    line = json.dumps(message, ensure_ascii=True, separators=(",", ":"), default=str).encode() + b"\n"
+    line = json.dumps(message, ensure_ascii=True, separators=(",", ":"), default=_plain).encode() + b"\n"
     if len(line) > LONGEST:
         raise RemoteError(f"a message of {len(line)} bytes is longer than {LONGEST}")
     return line
+
+
+def _plain(value: Any) -> Any:
+    return msgspec.to_builtins(value) if isinstance(value, msgspec.Struct) else str(value)
 
 
 def decode(line: bytes, where: str) -> dict[str, Any]:
@@ -88,6 +92,16 @@ class Lines:
         self._searched = len(self._rest)
         if len(self._rest) > self._longest:
             raise RemoteError(f"a line of more than {self._longest} bytes", where=self._where)
+
+
+def yield_all(events: Generator[Any, None, T], each: Callable[[Any], object] = lambda event: None) -> T:
+    """Give each event of a generator to a function; the generator's value."""
+    while True:
+        try:
+            each(next(events))
+        except StopIteration as end:
+            value: T = end.value
+            return value
 
 
 class Greeting(msgspec.Struct, frozen=True):

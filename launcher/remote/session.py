@@ -28,6 +28,7 @@ from launcher.remote.messages import (
     encode,
     raised,
     typed,
+    yield_all,
 )
 from launcher.remote.opener import Pipe
 
@@ -88,12 +89,7 @@ class Session:
 
     def request(self, method: str, kind: type[T], **params: Any) -> T:
         """The result of a method that has no events, of this type. Raises LauncherError as the far side raised it."""
-        stream = self.stream(method, **params)
-        while True:
-            try:
-                next(stream)
-            except StopIteration as end:
-                return typed(end.value, kind, self._host)
+        return typed(yield_all(self.stream(method, **params)), kind, self._host)
 
     def stream(self, method: str, **params: Any) -> Generator[Any, None, Any]:
         """The events of a method as they come; the generator's value is its result."""

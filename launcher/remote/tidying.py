@@ -17,6 +17,7 @@ from pathlib import Path
 from launcher.core.errors import LauncherError, RemoteError
 from launcher.core.publish import remove_tree
 from launcher.core.reading import read_file
+from launcher.remote.agent import Tidied
 from launcher.remote.far_install import Refused, directory_of, versions
 from launcher.run.record import RunRecord
 from launcher.sweep.ledger import Ledger
@@ -29,7 +30,7 @@ _NAMED = re.compile(rb'/(?:bundles|versions)/([^/"\s]+)')
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def tidy(state: Path, directory: str, *, apply: bool) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+def tidy(state: Path, directory: str, apply: bool = False) -> Tidied:
     """Versions below ``directory`` and bundles of a state directory that nobody needs, removed with ``apply``; and the
     versions that are kept. Raises RemoteError, OSError."""
     try:
@@ -41,7 +42,8 @@ def tidy(state: Path, directory: str, *, apply: bool) -> tuple[tuple[str, ...], 
     if apply:
         remove(bundles, unasked)
         remove(there, gone)
-    return tuple(gone), tuple(unasked), tuple(name for name in versions(there) if name not in gone)
+    kept = tuple(name for name in versions(there) if name not in gone)
+    return Tidied(apply, tuple(gone), tuple(unasked), kept)
 
 
 def needed(state: Path) -> set[str]:

@@ -24,9 +24,9 @@ import pytest
 from launcher.cli.arguments import parser
 from launcher.core.errors import ConfigError, LauncherError, RemoteError
 from launcher.remote import bundle, fetching
+from launcher.remote.agent import Look
 from launcher.remote.by_openssh import OpenSSHPipe
 from launcher.remote.messages import LONGEST, Lines
-from launcher.remote.methods import Look
 from launcher.remote.session import Session
 
 TOKEN = "hf_" + os.urandom(16).hex()  # of this process alone: all processes are looked at
@@ -103,7 +103,7 @@ class TestBundles:
         directory = there / "refused"
         with pytest.raises(RemoteError, match=r"leaves its directory|no file"):
             bundle.take(directory, digest, 0, base64.b64encode(content).decode(), True)
-        assert not list(directory.iterdir()) and not (there / "evil").exists()
+        assert not list((directory / "bundles").iterdir()) and not (there / "evil").exists()
 
     def test_a_bundle_that_arrives_changed_is_none(self, session: Session) -> None:
         with pytest.raises(LauncherError, match="arrived changed"):

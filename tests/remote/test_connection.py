@@ -14,10 +14,10 @@ import pytest
 
 from launcher.core.errors import ConfigError, RemoteError
 from launcher.core.process import run
+from launcher.remote.agent import Look
 from launcher.remote.by_openssh import OpenSSHOpener
 from launcher.remote.by_paramiko import ParamikoOpener
 from launcher.remote.destination import Destination, resolve
-from launcher.remote.methods import Look
 from launcher.remote.opener import Opener, Prompt
 from launcher.remote.session import Session
 from tests.remote.servers import Server, make_key, sshd

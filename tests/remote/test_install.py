@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -20,9 +21,10 @@ from launcher import __version__
 from launcher.core.errors import ConfigError, RemoteError
 from launcher.core.process import run
 from launcher.remote import install, tidying
+from launcher.remote.bundle import Bundle
 from launcher.remote.by_openssh import OpenSSHOpener
 from launcher.remote.destination import resolve
-from launcher.remote.install import Bundle, Installer, Node, bundle, wheels_for
+from launcher.remote.install import Installer, Node, packed, version_name, wheels_for
 from launcher.remote.session import Session
 from tests.remote.servers import sshd
 
@@ -66,23 +68,27 @@ def installer(opener: OpenSSHOpener, tmp_path: Path) -> Installer:
 def test_a_version_is_installed_once_and_answers(installer: Installer, opener: OpenSSHOpener, wheels: Path) -> None:
     node = installer.look()
     assert (node.python, node.machine, node.versions) == (sys.version_info[:3], platform.machine(), ())
-    made = bundle(wheels_for(node, cache=Path("/nonexistent"), run=run, wheels=wheels))
-    assert installer.install(made)
-    assert installer.look().versions == (made.name,)
+    files = wheels_for(node, cache=Path("/nonexistent"), run=run, wheels=wheels)
+    name, made = version_name(files), packed(files)
+    assert installer.install(name, made)
+    assert installer.look().versions == (name,)
     began = time.monotonic()
-    assert not installer.install(made)
+    assert not installer.install(name, made)
     assert time.monotonic() - began < 60
-    with Session(opener.open(installer.command(made.name)), "login") as session:
+    with Session(opener.open(installer.command(name)), "login") as session:
         assert session.greeting.version == __version__
     # What is installed has the runner files and recipes with it.
-    python = installer.command(made.name).split()[0]
+    python = installer.command(name).split()[0]
     listed = run([python, "-I", "-m", "launcher", "runner", "list"], timeout=120, cwd=Path("/"))
     assert listed.ok and "gb200-nv" in listed.stdout
     place = Path(installer.directory) / "versions"
-    assert tidying.unneeded_versions(place, set(), newest=0) == [made.name]
-    assert not tidying.unneeded_versions(place, {made.name}, newest=0)
-    with Session(installer.begin(made.name), "login"):  # where it was asked; and one that runs stays
+    assert tidying.unneeded_versions(place, set(), newest=0) == [name]
+    assert not tidying.unneeded_versions(place, {name}, newest=0)
+    with Session(installer.begin(name), "login"):  # where it was asked; and one that runs stays
         assert not installer.open and not tidying.unneeded_versions(place, set(), newest=0)
+
+
+BROKEN = "0.0-broken"
 
 
 def broken(content: bytes = b"", **wheels: bytes) -> Bundle:
@@ -92,7 +98,8 @@ def broken(content: bytes = b"", **wheels: bytes) -> Bundle:
             member = tarfile.TarInfo(f"{name}.whl")
             member.size = len(data)
             tar.addfile(member, BytesIO(data))
-    return Bundle("0.0-broken", content or archive.getvalue())
+    sent = content or archive.getvalue()
+    return Bundle(hashlib.sha256(sent).hexdigest(), sent)
 
 
 def wheel(**files: str) -> bytes:
@@ -116,7 +123,7 @@ def test_what_does_not_work_is_never_a_version(
     installer: Installer, made: Bundle, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(RemoteError, match=message):
-        installer.install(made)
+        installer.install(BROKEN, made)
     assert installer.look().versions == ()
     assert [path.name for path in (tmp_path / "there/versions").iterdir()] == [".lock"]
     assert not (tmp_path / "evil").exists()
@@ -140,7 +147,7 @@ def test_a_connection_that_ends_early_leaves_nothing(
 
     monkeypatch.setattr(opener, "open", cut)
     with pytest.raises(RemoteError, match="too early"):
-        installer.install(broken(os.urandom(400_000)))
+        installer.install(BROKEN, broken(os.urandom(400_000)))
     monkeypatch.undo()
     assert installer.look().versions == ()
 
@@ -149,15 +156,16 @@ def test_two_at_once_install_one(opener: OpenSSHOpener, wheels: Path, tmp_path: 
     installers = [
         Installer(opener, "login", directory=str(tmp_path / "there"), python=sys.executable) for _ in range(2)
     ]
-    made = bundle(wheels_for(installers[0].look(), cache=Path("/nonexistent"), run=run, wheels=wheels))
+    files = wheels_for(installers[0].look(), cache=Path("/nonexistent"), run=run, wheels=wheels)
+    name, made = version_name(files), packed(files)
     new: list[bool] = []
-    threads = [threading.Thread(target=lambda i=i: new.append(i.install(made))) for i in installers]  # type: ignore[misc]
+    threads = [threading.Thread(target=lambda i=i: new.append(i.install(name, made))) for i in installers]  # type: ignore[misc]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(300)
     assert len(new) == 2
-    assert installers[0].look().versions == (made.name,)
+    assert installers[0].look().versions == (name,)
 
 
 def test_a_directory_that_others_can_write_is_refused(installer: Installer, tmp_path: Path) -> None:

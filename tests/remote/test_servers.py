@@ -15,9 +15,9 @@ from launcher.cli import main, remote
 from launcher.core.errors import LauncherError, RemoteError
 from launcher.core.process import run
 from launcher.remote import bundle
+from launcher.remote.agent import Look
 from launcher.remote.by_paramiko import ParamikoOpener
 from launcher.remote.destination import resolve
-from launcher.remote.methods import Look
 from launcher.remote.opener import Prompt
 from launcher.remote.session import Session
 from tests.remote.servers import SSHD, Server, Site, delayed, site, sshd

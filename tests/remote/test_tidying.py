@@ -69,7 +69,7 @@ def test_bundles_that_nobody_needs_go_after_a_day(tmp_path: Path) -> None:
         started(sweep(state, f"o{number}", *ends), over[-1])
     unneeded = sorted([".part", old, ended, *over])
     for apply in (False, True):
-        assert tidying.tidy(state, str(there), apply=apply) == ((), tuple(unneeded), ())
+        assert tidying.tidy(state, str(there), apply) == tidying.Tidied(apply, (), tuple(unneeded), ())
     left = {path.name for path in (state / "bundles").iterdir()}
     assert left == {new, planned, resumed, damaged, *kept}
 
@@ -83,9 +83,10 @@ def test_versions_that_a_run_needs_stay_beside_the_newest_two(tmp_path: Path) ->
     started(run(state, "r", "running"), "b", "of-a-run")
     started(sweep(state, "s", ""), "b", "of-a-sweep")
     started(run(state, "e", "succeeded"), "b", "of-an-ended")
-    gone, _, kept = tidying.tidy(state, str(there.parent), apply=True)
-    assert set(gone) == {"of-an-ended", ".half"} and set(kept) == {"newest", "second", "of-a-run", "of-a-sweep"}
-    assert {path.name for path in there.iterdir()} == set(kept)
+    found = tidying.tidy(state, str(there.parent), apply=True)
+    assert set(found.versions) == {"of-an-ended", ".half"}
+    assert set(found.kept) == {"newest", "second", "of-a-run", "of-a-sweep"}
+    assert {path.name for path in there.iterdir()} == set(found.kept)
 
 
 def test_what_cannot_be_read_of_a_run_that_goes_on_keeps_everything(tmp_path: Path) -> None:
