@@ -13,13 +13,14 @@ from typing import Any
 import msgspec
 
 from launcher.cli.command import Command, Tell
+from launcher.cli.status import summary_of
 from launcher.core.errors import ConfigError, ResultError
 from launcher.core.lines import Line, Terminal
 from launcher.core.state import state_directory
 from launcher.result import aggregates
 from launcher.result.row_fields import is_row
 from launcher.result.summary import table_lines
-from launcher.result.summary_file import Summary, read_document
+from launcher.result.summary_file import Summary
 from launcher.run.naming import run_named, source_named
 
 
@@ -93,20 +94,6 @@ def results(arguments: argparse.Namespace, tell: Tell) -> Results:
         csv = points_csv(document(gathered, title=" ".join(names), made=""))
     problems = (*gathered.problems, *(why for _, why in read if why is not None))
     return Results(tuple(one for one, _ in read if one is not None), csv, problems=problems)
-
-
-def summary_of(directory: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """The summary of the run in a directory, None where it has none; and why it cannot be read, or makes no table."""
-    try:
-        summary = read_document(directory)
-        if summary is not None:
-            table_lines([summary], None)
-    except ResultError as error:
-        return None, f"{directory}: {error.message}"
-    except (TypeError, LookupError, AttributeError, OverflowError) as error:
-        why = f"its summary is of another form ({error!r}), `launcher collect` makes it anew"
-        return None, f"{directory}: {why}"
-    return summary, None
 
 
 def _aggregate(names: Sequence[str], state: Path, arguments: argparse.Namespace) -> Results:

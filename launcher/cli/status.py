@@ -11,10 +11,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from launcher.cli.command import Command, Tell, of_each, refused_lines
-from launcher.core.errors import ConfigError, LauncherError, Wrong
+from launcher.core.errors import ConfigError, LauncherError, ResultError, Wrong
 from launcher.core.lines import Line, Terminal, fields, folded, table
 from launcher.core.redact import LineRedactor
 from launcher.core.state import state_directory
@@ -116,8 +117,6 @@ def _view(record: RunRecord) -> RunView:
     except ConfigError as error:
         title = error.message
     if (record.directory / "summary.json").is_file():
-        from launcher.cli.results import summary_of
-
         summary = summary_of(record.directory)[0]
     steps = (StepLine(name, step.state, step.at - step.began, step.error) for name, step in of.steps.items())
     short = shortest(names(record.directory.parent)).get(of.id, of.id)
@@ -131,6 +130,23 @@ def _view(record: RunRecord) -> RunView:
         commit=of.commit,
         summary=summary,
     )
+
+
+def summary_of(directory: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """The summary of the run in a directory, None where it has none; and why it cannot be read, or makes no table."""
+    from launcher.result.summary import table_lines
+    from launcher.result.summary_file import read_document
+
+    try:
+        summary = read_document(directory)
+        if summary is not None:
+            table_lines([summary], None)
+    except ResultError as error:
+        return None, f"{directory}: {error.message}"
+    except (TypeError, LookupError, AttributeError, OverflowError) as error:
+        why = f"its summary is of another form ({error!r}), `launcher collect` makes it anew"
+        return None, f"{directory}: {why}"
+    return summary, None
 
 
 def show(value: Status, terminal: Terminal) -> Iterator[str]:
