@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,7 +84,7 @@ def test_the_launcher_takes_an_agentic_result(tmp_path: Path) -> None:
     for topology, gpus in ((TOPOLOGY, 12), (Topology(1, 8, 1, 8, aggregated=True), 8)):
         file = tmp_path / "x_conc16.json"
         file.write_text(json.dumps(agentic_result(topology, 16, model="m")))
-        point = read_agentic_result(file, 16, replace(asked(), mode="agentic"))
+        point = read_agentic_result(file, 16, asked(mode="agentic"))
         assert isinstance(point, Point), point
         assert point.rehearsal and point.gpus == gpus and point.ttft_median_ms
 

@@ -123,6 +123,8 @@ def tried(read: Callable[..., Point], *given: Any) -> Point | Unusable:
         return why
 
 
-def asked(isl: int | None = None, osl: int | None = None, *, concurrencies: tuple[int, ...] = ()) -> Expected:
+def asked(isl: int | None = None, osl: int | None = None, **more: Any) -> Expected:
     """What a plan says that says little."""
-    return Expected(concurrencies, "RF", "fixed", False, isl, osl)
+    return Expected(
+        **{"concurrencies": (), "filename": "RF", "mode": "fixed", "run_eval": False, **more}, isl=isl, osl=osl
+    )

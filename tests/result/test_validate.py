@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from tests.result.documents import agentic, asked, fixed, tried, write
 from tests.shared import SHARED, needs_shared
 
 NAME = "sa-bench_isl_128_osl_128/results_concurrency_4_gpus_12_ctx_4_gen_8.json"
-AGENTIC = replace(asked(), mode="agentic")
+AGENTIC = asked(mode="agentic")
 
 
 def read(tmp_path: Path, document: Any, name: str = NAME) -> Point | Unusable:
