@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -23,6 +24,7 @@ import msgspec
 
 from launcher.core.process import host_label, pid_exists, run
 from launcher.core.rights import share
+from launcher.core.waiting import begin
 
 TEMPORARY_SUFFIX = ".part"
 
@@ -146,6 +148,27 @@ def fsync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def storing(path: Path, every: float = 0.5) -> Iterator[None]:
+    """Bring to storage what others write to a file while the block runs, so that its end has little to wait for.
+
+    Raises OSError for what could not be stored: the kernel says that once, and not to a later fsync (fsync(2)).
+    """
+    over = threading.Event()
+
+    def store() -> None:
+        while not over.wait(every):
+            with contextlib.suppress(FileNotFoundError):
+                fsync(path)
+
+    stored = begin(store)
+    try:
+        yield
+    finally:
+        over.set()
+    stored.result()
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from typing import Literal
 
 from launcher.core.errors import ImageError
 from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, Completed
+from launcher.core.publish import storing
 from launcher.core.retry import telling
 from launcher.core.waiting import begin
 from launcher.image.reference import HUB, Fault, PlannedImage, Reference, fault_table
@@ -55,8 +56,6 @@ _UNSAID = re.compile(r"Authenticating with user: .*(\n\[INFO\] Using credentials
 
 _WORD = re.compile(r'"((?:\\.|[^"\\])*)"|(\S+)')
 """A word of the credentials file, as curl reads it."""
-
-_VARIABLE = re.compile(r"\$(\w+)|\$\{(\w+)\}")
 
 
 class _MayPass(ImageError):
@@ -126,7 +125,8 @@ class Enroot:
         # Each has a name of its own: on a node that Slurm has given up, the enroot of the last one may still write.
         output = files.enter_context(temporary_beside(squash))
         argv = [*self.command, "import", "-o", str(output), uri]
-        done = self.run(argv, timeout=max(1.0, deadline - time.monotonic()), env=self.environment)
+        with contextlib.nullcontext() if self.is_on_node else storing(output):
+            done = self.run(argv, timeout=max(1.0, deadline - time.monotonic()), env=self.environment)
         if done.timed_out:
             hint = "give it more time (images.import-timeout in the runner file), or find out what is slow:\n"
             raise ImageError(f"enroot import of {uri} did not end within {timeout:g} s", hint=hint + done.tail())
@@ -315,7 +315,7 @@ def credentials(host: str, environ: Mapping[str, str]) -> Credentials | None:
     # As enroot's common.sh has it, only a password that begins with $ goes through a shell.
     if found is None or not found.password.startswith("$"):
         return found
-    if variable := _VARIABLE.fullmatch(found.password):
+    if variable := re.fullmatch(r"\$(\w+)|\$\{(\w+)\}", found.password):
         return replace(found, password=environ.get(variable[1] or variable[2], ""))
     raise MadeByCommand(f"the password for {host} is made by a command, which only enroot runs", where=found.place)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from launcher.core import publish
 from launcher.core.publish import (
     dead_temporaries,
     publish_new,
@@ -95,3 +99,26 @@ def test_only_what_processes_of_this_host_left_is_known_to_be_dead(tmp_path: Pat
         (tmp_path / name).touch()
     (tmp_path / f".enroot.{host}.{dead}.89abcdef.part").mkdir()
     assert [path.name for path in dead_temporaries(tmp_path)] == [f".enroot.{host}.{dead}.89abcdef.part", names[0]]
+
+
+def test_what_is_written_meanwhile_is_stored_and_what_cannot_be_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored, looked = list[Path](), threading.Event()
+
+    def store(path: Path) -> None:
+        looked.set()
+        if not path.exists():
+            raise FileNotFoundError(errno.ENOENT, "not yet", str(path))
+        stored.append(path)
+        if len(stored) == 2:
+            raise OSError(errno.ENOSPC, "no space", str(path))
+
+    monkeypatch.setattr(publish, "fsync", store)
+    file = tmp_path / "x"
+    with publish.storing(file, every=0.001):
+        assert looked.wait(10)
+    with pytest.raises(OSError, match="no space"), publish.storing(file, every=0.001):
+        file.touch()
+        while len(stored) < 2:
+            time.sleep(0.001)
