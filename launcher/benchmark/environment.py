@@ -7,7 +7,6 @@ input that was not given is the empty text, and agentic jobs have ``'0'`` for se
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,7 +30,7 @@ from launcher.benchmark.fields import (
     unexpected_value,
     write_variables,
 )
-from launcher.core.errors import ConfigError
+from launcher.core.errors import ConfigError, closest
 
 _RUNNER_NAME = matching(r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, '.', '_' and '-'")
 _NUMBER = r"[A-Za-z0-9._-]+"
@@ -174,7 +173,7 @@ def unknown_settings(environ: Mapping[str, str]) -> list[tuple[str, str | None]]
     known = {*(field.variable for field in fields), *MULTI_NODE.options, *MULTI_NODE.settings, *ADDITIONAL_SETTINGS}
     found = []
     for name in sorted(environ.keys() - known):
-        near = next(iter(difflib.get_close_matches(name, known, n=1, cutoff=_SLIP)), None)
+        near = closest(name, known, _SLIP)
         if near is not None or name.startswith(_SIDES):
             found.append((name, near))
     return found

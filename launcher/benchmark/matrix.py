@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
@@ -143,6 +142,8 @@ class Matrix:
             wrong += unread  # what is selected may be in there
         for pattern in selection.keys:
             if not unread and not any(fnmatch.fnmatchcase(key, pattern) for key in keys):
+                import difflib  # for who makes a mistake
+
                 near = difflib.get_close_matches(pattern.strip("*"), keys, n=5, cutoff=0.4)
                 hint = f"near keys: {', '.join(near)}" if near else f"keys: {listed(keys)}"
                 raise ConfigError(f"no key matches {pattern!r}", where=self._where, hint=hint)

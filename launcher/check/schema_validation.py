@@ -6,7 +6,6 @@ text or with a fraction, text must be text, and null is accepted only where a ve
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from functools import cache, cached_property
 from typing import Any, Literal, NamedTuple
 
 from launcher.check.cross_field_rules import unmet_demands
+from launcher.core.errors import closest
 from launcher.core.yaml_source import Key
 
 ROOT = "SrtConfig"
@@ -155,8 +155,8 @@ class Schema:
         known = self.classes[owner]
         for key, held in value.items():
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.75)
-                hint = f" (near: {near[0]})" if near else ""
+                near = closest(str(key), known, 0.75)
+                hint = f" (near: {near})" if near else ""
                 yield Violation((*at, key), f"{_dotted((*at, key))} is an unknown key{hint}", "unknown-field", owner)
             else:
                 yield from self._value(parse(known[key]), held, (*at, key))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -53,7 +52,7 @@ def where_of(arguments: argparse.Namespace) -> Where:
     else:
         raise ConfigError("which images?", hint="--runner NAME, or --directory DIR")
     tools = open_tools(tools_name, scheduler.kind, project.state, os.environ)
-    job = (scheduler.kind, scheduler.partition, scheduler.account, "launcher", f"image-{secrets.token_hex(4)}")
+    job = (scheduler.kind, scheduler.partition, scheduler.account, "launcher", f"image-{os.urandom(4).hex()}")
     policy = ImportPolicy(*job, tools.registries, make_directory=tools.stand_ins)
     context = project.context("image")
     said = [rule.directory, *(each.directory for each in rule.rules if each.directory)]

@@ -6,7 +6,6 @@ and `suggest` makes one of a word that is not known.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -148,9 +147,11 @@ class Wrong:
         return cls(of, error.message, error.where, error.hint, error.layer, error.exit_code)
 
 
-def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that is most like ``word``, or None when none is like it."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+def closest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known word that is most like ``word``, or None when none is like it (by difflib's ratio)."""
+    import difflib  # every command would pay for it, and few words are wrong
+
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return found[0] if found else None
 
 

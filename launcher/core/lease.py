@@ -15,7 +15,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import signal
 import threading
 import time
@@ -80,7 +79,7 @@ class LockOwner(msgspec.Struct, frozen=True, rename={"boot": "boot_id"}):
             os.environ.get("SLURM_JOB_ID"),
             stamp(),
             what,
-            secrets.token_hex(8),
+            os.urandom(8).hex(),
         )
 
     @classmethod

@@ -12,7 +12,6 @@ import re
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -181,6 +180,8 @@ def _standard_input(text: str | None) -> Iterator[IO[bytes] | int]:
     if text is None:
         yield subprocess.DEVNULL
         return
+    import tempfile  # few programs are given any
+
     with tempfile.TemporaryFile() as file:
         file.write(text.encode())
         file.seek(0)

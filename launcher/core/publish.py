@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import re
-import secrets
 import shutil
 import threading
 import time
@@ -24,7 +23,6 @@ import msgspec
 
 from launcher.core.process import host_label, pid_exists, run
 from launcher.core.rights import share
-from launcher.core.waiting import begin
 
 TEMPORARY_SUFFIX = ".part"
 
@@ -44,7 +42,7 @@ def temporary_name(final: Path) -> Path:
     The pid alone is not enough: two hosts of a shared file system can have the same one. A name that would be longer
     than `NAME_MAX` is cut in the part that repeats the final name.
     """
-    tail = f".{host_label()}.{os.getpid()}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+    tail = f".{host_label()}.{os.getpid()}.{os.urandom(4).hex()}{TEMPORARY_SUFFIX}"
     stem = final.name.encode()[: NAME_MAX - len(f".{tail}")].decode(errors="ignore")
     return final.with_name(f".{stem}{tail}")
 
@@ -156,6 +154,8 @@ def storing(path: Path, every: float = 0.5) -> Iterator[None]:
 
     Raises OSError for what could not be stored: the kernel says that once, and not to a later fsync (fsync(2)).
     """
+    from launcher.core.waiting import begin  # every command publishes something, and few import images
+
     over = threading.Event()
 
     def store() -> None:
