@@ -253,7 +253,7 @@ def test_what_a_run_by_hand_made_for_itself_goes_once_everything_is_with_its_rec
     assert main(["cleanup"]) == 0
     assert not (own / "good").exists() and (own / "bad" / COPY).is_dir(), "its result may still be found there"
     assert main(["logs", "good"]) == 0
-    assert (good.directory / f"results/{RESULT}.json").exists() and bad.settled
+    assert (good.directory / f"results/{RESULT}.json").exists() and bad.fields.settled
 
 
 def test_a_cancelled_job_of_a_workflow_leaves_its_logs_alone(boxes: Boxes) -> None:

@@ -141,7 +141,11 @@ class Boxes:
     def succeeded(self) -> bool:
         """Whether the run is good, with every result where the workflow looks."""
         files = [self.cluster.workspace / self.named(at, published=True) for at in (4, 8)]
-        return self.record().fields.state == "succeeded" and self.record().settled and all(p.is_file() for p in files)
+        return (
+            self.record().fields.state == "succeeded"
+            and self.record().fields.settled
+            and all(p.is_file() for p in files)
+        )
 
 
 @pytest.fixture
