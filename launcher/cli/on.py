@@ -51,6 +51,9 @@ _NOT_THERE = {
     "runner_doctor:new": "log in there: it writes a file",
 }
 
+_BY_RECORDS = ("status", "logs", "results", "sweep_status")
+"""Modules of commands that know runs and sweeps by their records alone: they are asked without any files."""
+
 _PLACES = ("runners", "recipes", "srt_slurm")
 _OF_WORKSPACE = ("configs", "runners", "benchmarks", "utils")
 """What of a workspace plans and jobs read: benchmark scripts call those of ``utils``."""
@@ -64,8 +67,8 @@ class There:
         self.arguments = arguments
         self.passed = set(SECRETS) if arguments.command in (*_DRIVEN, "model:stage") else set()
         """Names of variables here that the command there gets: their values travel in the message that asks for it."""
-        self.places: dict[str, Any] = {}
-        """Flags that name files here, as the far side has them; `send_files` sets them."""
+        self.places: dict[str, Any] = dict.fromkeys((*_PLACES, "workspace"))
+        """Flags that name files here, as the far side has them: none of them, until `send_files` sets them."""
 
     def ask(self, say: Callable[[str], None] | None = None, **changes: Any) -> _Answer:
         """Ask for the command of the arguments with these changed; ``say`` is told what it says meanwhile."""
@@ -236,6 +239,8 @@ def show(far: There, **changes: Any) -> int:
 
 
 def _needs_files(arguments: argparse.Namespace) -> bool:
+    if arguments.command.partition(":")[0] in _BY_RECORDS:
+        return False
     named = any(_named(arguments, name) for name in (*_PLACES, "workspace", "matrix"))
     return named or hasattr(arguments, "key") or arguments.command == "sweep_asking:add"
 

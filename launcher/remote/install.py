@@ -176,8 +176,11 @@ def wheels_for(node: Node, *, cache: Path, run: CommandRunner, wheels: Path | No
         names = ", ".join(f"{name}=={pin}" for name, pin in missing.items())
         hint = f"wheels for {_kind(node)}; pip download --only-binary=:all:"
         raise RemoteError(f"no wheels of {names}", where=str(directory), hint=hint)
-    files = [_wheel(directory, name, pin, node) for name, pin in pins.items()]
-    return [file for file in files if file is not None]
+    found = [_wheel(directory, name, pin, node) for name, pin in pins.items()]
+    files = [file for file in found if file is not None]
+    for other in set(directory.glob("*.whl")).difference(files) if wheels is None else ():
+        other.unlink(missing_ok=True)  # of an earlier launcher
+    return files
 
 
 @functools.cache

@@ -30,6 +30,9 @@ from launcher.remote.destination import resolve
 from launcher.remote.session import Session
 from launcher.result.summary_file import read_document
 from launcher.run.record import RunRecord
+from launcher.sweep.schema import Policy
+from scripts.measure_sweeps.__main__ import rows
+from scripts.measure_sweeps.emulation import make_sweep
 from tests.remote.servers import Site
 from tests.remote.servers import site as a_site
 from tests.run.driving import ONE
@@ -149,6 +152,29 @@ def test_output_and_code_are_those_of_the_command_typed_there(
     typed = f"{sys.executable} -m launcher"  # a command that is printed can be pasted where it is printed
     said = [text.replace(f"{typed} --state {site.far}", typed) for text in (there.out, there.err)]
     assert [text.replace(f"{typed} --on local", typed) for text in (here.out, here.err)] == said
+
+
+def test_a_status_of_a_thousand_points_is_one_question_and_a_small_answer(
+    site: Site, one_connection: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_sweep(tmp_path, "thousand", rows(1000, 200), Policy())
+    asked, came = list[str](), list[int]()
+    send, take = Session._send, Session._take
+
+    def sends(self: Session, message: Any) -> None:
+        asked.extend(filter(None, [message.get("method")]))
+        send(self, message)
+
+    def takes(self: Session, message: Any, size: int) -> None:
+        came.append(size)
+        take(self, message, size)
+
+    monkeypatch.setattr(Session, "_send", sends)
+    monkeypatch.setattr(Session, "_take", takes)
+    monkeypatch.setattr(on, "connected", one_connection)
+    assert main(["--on", "local", "sweep", "status", "thousand", "--state", str(tmp_path / "state")]) == 0
+    assert capsys.readouterr().out.count("no attempt yet") == 200
+    assert asked == ["ask"] and sum(came) < 64_000
 
 
 @pytest.mark.parametrize(
