@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import codecs
 import contextlib
+import gc
 import importlib
 import os
 import sys
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Workflows set PYTHONPYCACHEPREFIX for the benchmark's Python. Our own bytecode is not there, and would be made
     # anew at every start, which takes 0.4 s.
     sys.pycache_prefix = None
+    # What a start makes stays, and looking for garbage among it time and again took some hundredths of `plan`.
+    gc.set_threshold(50_000, 20, 50)
     with _guarded(), warnings.catch_warnings():
         warnings.showwarning = _warn
         try:
