@@ -51,7 +51,7 @@ _NOT_THERE = {
     "runner_doctor:new": "log in there: it writes a file",
 }
 
-_BY_RECORDS = ("status", "logs", "results", "sweep_status")
+_BY_RECORDS = ("status", "results", "sweep_status")
 """Modules of commands that know runs and sweeps by their records alone: they are asked without any files."""
 
 _PLACES = ("runners", "recipes", "srt_slurm")
