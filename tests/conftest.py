@@ -59,6 +59,8 @@ LONGEST = (
     "slurm/test_local.py",
     "doctor/test_live.py",
     "remote/test_install.py",
+    "cli/test_on.py",
+    "cli/test_on_slurm.py",
     "container/test_podman.py",
     "image/test_two_users.py",
     "check/test_real_tree.py",
