@@ -124,6 +124,7 @@ def _of_job(workspace: Path) -> Aggregates:
         raise ConfigError("RESULT_FILENAME is not set", where="environment")
     if os.environ.get("SCENARIO_TYPE") == AGENTIC:
         rows = [aggregates.aggregate_agentic(workspace, stem, os.environ)]
+        aggregates.aggregate_agentic_power(workspace, stem, os.environ)
     elif os.environ.get("IS_MULTINODE", "").lower() == "true":
         rows = aggregates.aggregate_several_nodes(workspace, stem, os.environ)
     else:

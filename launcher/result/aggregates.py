@@ -21,7 +21,7 @@ from launcher.benchmark.environment import environment_of
 from launcher.core.errors import LauncherError, ResultError
 from launcher.core.publish import publishing
 from launcher.core.reading import LARGEST_RESULT, json_of, open_regular, open_text, read_file
-from launcher.result.agentic_rows import Profile, Records, agentic_row, read_records, whole_numbers
+from launcher.result.agentic_rows import Profile, Records, agentic_row, read_records, shape, whole_numbers
 from launcher.result.power import add, one_node, with_power
 from launcher.result.power_package import Package, several_nodes
 from launcher.result.row_fields import Row, finite, fixed_row
@@ -253,7 +253,23 @@ def _traces(data_set: Path) -> Iterator[Any]:
             continue
 
 
-def aggregate_agentic_power(results: Path, aggregate: Path, gpus: int | None) -> list[str]:
+def aggregate_agentic_power(directory: Path, stem: str, environ: Mapping[str, str]) -> None:
+    """Add the power of one node to ``<stem>.json`` where its samples lie in RESULT_DIR. Raises ConfigError for the
+    variables, and ResultError, with all written, where power is required and not valid."""
+    results, output = (
+        directory / environ.get(*key) for key in (("RESULT_DIR", "results"), ("AGENTIC_OUTPUT_DIR", "."))
+    )
+    is_one_node = (
+        environ.get("IS_MULTINODE", "").lower() != "true"
+    )  # several nodes' power comes with srt-slurm's package
+    if not is_one_node or not (required(environ) or (results / "gpu_metrics.csv").is_file()):
+        return
+    reasons = add_agentic_power(results, output / f"{stem}.json", shape(environ)[1])
+    if reasons and required(environ):
+        raise ResultError(f"power is required, and not valid: {', '.join(reasons)}", where=str(results))
+
+
+def add_agentic_power(results: Path, aggregate: Path, gpus: int | None) -> list[str]:
     """Add the power of one node to an agentic aggregate, and write the window and the record of the check beside the
     telemetry. Why it is not valid, if so. Raises ResultError."""
     csv, window_file = results / "gpu_metrics.csv", results / "agentic_power_window.json"

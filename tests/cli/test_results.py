@@ -79,6 +79,31 @@ def test_a_jobs_workspace_is_aggregated_by_its_variables(tmp_path: Path, monkeyp
     assert main(["results", "aggregate", "--from-env"]) == 2
 
 
+def test_an_agentic_job_of_one_node_has_its_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported = tmp_path / "results" / "aiperf_artifacts"
+    exported.mkdir(parents=True)
+    record = {
+        "metadata": {"request_start_ns": 10**12, "request_end_ns": 10**12 + 10**9, "benchmark_phase": "profiling"},
+        "metrics": {"input_sequence_length": {"value": 100}, "output_sequence_length": {"value": 10}},
+    }
+    (exported / "profile_export.jsonl").write_text(json.dumps(record) + "\n")
+    window = {"start_time": "2026-06-01T12:00:00+00:00", "end_time": "2026-06-01T12:00:20+00:00"}
+    (exported / "profile_export_aiperf.json").write_text(json.dumps(window))
+    lines = [f"{1780315198 + second}, {gpu}, 450.00 W" for second in range(25) for gpu in (0, 1)]
+    (tmp_path / "results" / "gpu_metrics.csv").write_text(
+        "\n".join(["timestamp, index, power.draw [W]", *lines]) + "\n"
+    )
+    job = {"SCENARIO_TYPE": AGENTIC, "KV_OFFLOADING": "none", "TP": "2", "REQUIRE_POWER": "1", "IS_MULTINODE": "false"}
+    for name, value in {**job, "RESULT_FILENAME": "r", "GITHUB_WORKSPACE": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["results", "aggregate", "--from-env"]) == 0
+    row = json.loads((tmp_path / "r.json").read_text())
+    assert (row["power_valid"], row["avg_total_gpu_power_w"], row["joules_per_output_token"]) == (1, 900.0, 1800.0)
+    monkeypatch.setenv("TP", "4")  # samples of two GPUs
+    assert main(["results", "aggregate", "--from-env"]) == 7
+    assert json.loads((tmp_path / "r.json").read_text())["power_valid"] == 0
+
+
 def test_artifacts_are_collected_in_two_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tree, out = tmp_path / "tree", tmp_path / "out"
     out.mkdir()
