@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from typing import Any
 
 import msgspec
@@ -68,6 +67,8 @@ def dram_budget(row: AgenticRow, utilization: float, hardware: Hardware) -> int:
             gpus = per_node
         elif per_node % gpus:
             raise ValueError(f"prefill tp*pp*pcp-size={gpus} GPUs do not tile nodes of {per_node}")
+    from fractions import Fraction  # for the few rows that offload
+
     mib = min(hardware.available_cpu_dram_mib, _LARGEST_DRAM_MIB)
     return int(mib * 2**20 * Fraction(str(utilization)) * Fraction(gpus, per_node) / 10**9)
 

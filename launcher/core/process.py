@@ -10,7 +10,6 @@ import functools
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -246,7 +245,7 @@ class ProcessIdentity:
     @classmethod
     def of(cls, pid: int) -> ProcessIdentity:
         """The process with this pid in our PID namespace, now."""
-        return cls(socket.gethostname(), _boot_id(), pid, _started(pid) or "", _pid_namespace())
+        return cls(os.uname().nodename, _boot_id(), pid, _started(pid) or "", _pid_namespace())
 
     @classmethod
     def mine(cls) -> ProcessIdentity:
@@ -260,7 +259,7 @@ class ProcessIdentity:
         of one machine often share its host name. After a reboot every process of the machine itself is gone; a
         container of that host name may be on another machine.
         """
-        if self.host != socket.gethostname():
+        if self.host != os.uname().nodename:
             return None
         if self.boot != _boot_id():
             return False if self.boot and self.pid_namespace in ("", _INITIAL_NAMESPACE) else None
@@ -276,7 +275,7 @@ class ProcessIdentity:
 
 def host_label() -> str:
     """How this host and PID namespace are called in names of files: a pid beside it means a process of these."""
-    host, namespace = socket.gethostname()[:32], _pid_namespace()
+    host, namespace = os.uname().nodename[:32], _pid_namespace()
     return host if namespace in ("", _INITIAL_NAMESPACE) else f"{host}-{namespace.strip('pid:[]')}"
 
 
