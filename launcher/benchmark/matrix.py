@@ -244,7 +244,7 @@ def load_matrix(
 _KEY = re.compile(r"^([A-Za-z0-9][A-Za-z0-9_.-]*):[ \t]*(?:#.*)?$", re.MULTILINE)
 _AT_MARGIN = re.compile(r"^[^ #\r\n]", re.MULTILINE)
 _COMMENT = re.compile(r"^ *#.*$", re.MULTILINE)
-_NO_BREAK = re.compile(r"[^\r\n\x85\u2028\u2029]+")
+_RARE_BREAK = re.compile(r"\r(?!\n)|[\x85\u2028\u2029]")
 
 
 def _selected_keys(paths: Sequence[Path | str], keys: Sequence[str]) -> dict[Path, Document]:
@@ -259,7 +259,7 @@ def _selected_keys(paths: Sequence[Path | str], keys: Sequence[str]) -> dict[Pat
         with contextlib.suppress(OSError, UnicodeDecodeError, ConfigError):
             if (parts := _by_key(read_file(path, LARGEST_FILE).decode("utf-8"))) is not None:
                 wanted = {key for key, _ in parts if any(fnmatch.fnmatchcase(key, glob) for glob in keys)}
-                text = "".join(part if key in wanted else _NO_BREAK.sub("", part) for key, part in parts)
+                text = "".join(part if key in wanted else "\n" * part.count("\n") for key, part in parts)
                 found[path] = Document(path, text, strict=False) if wanted else Document(path, "{}")
                 seen |= wanted
     return found if all(any(fnmatch.fnmatchcase(key, glob) for key in seen) for glob in keys) else {}
@@ -268,15 +268,16 @@ def _selected_keys(paths: Sequence[Path | str], keys: Sequence[str]) -> dict[Pat
 def _by_key(text: str) -> list[tuple[str, str]] | None:
     """A file's top-level keys with their text, whatever precedes the first with an empty key.
 
-    None where a line at the margin is no key alone, or might be the inside of a quoted text or of brackets.
+    None where a line at the margin is no key alone, or might be the inside of a quoted text or of brackets; and where
+    YAML sees more lines than ``\\n`` ends.
     """
     starts = [*_KEY.finditer(text)]
-    if len(starts) != len(_AT_MARGIN.findall(text)):
+    if len(starts) != len(_AT_MARGIN.findall(text)) or _RARE_BREAK.search(text):
         return None
     ends = [*(start.start() for start in starts[1:]), len(text)]
     parts = [(start[1], text[start.start() : end]) for start, end in zip(starts, ends, strict=False)]
     for _, part in parts:
-        bare = _COMMENT.sub("", part)
+        bare = _COMMENT.sub("", part) if "#" in part else part
         if any(bare.count(quote) % 2 for quote in "\"'") or any(
             bare.count(a) != bare.count(b) for a, b in ("[]", "{}")
         ):

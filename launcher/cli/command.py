@@ -8,6 +8,7 @@ value is what ``--json`` prints, what `launcher schema` describes, and what trav
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import re
 import shlex
@@ -22,7 +23,7 @@ from queue import SimpleQueue
 from types import FunctionType
 from typing import Any, TextIO, TypeVar
 
-from launcher.cli.arguments import parser
+from launcher.cli.parsers import texts
 from launcher.core.errors import LauncherError, Wrong
 from launcher.core.leftovers import Leftover
 from launcher.core.lines import Line, Terminal, folded, print_lines
@@ -133,12 +134,12 @@ def shown(
 
 def _pasted(arguments: argparse.Namespace | None) -> Callable[[str], str]:
     """Has the commands of a line that says what to do next work when they are pasted."""
-    paste = Pasting(arguments or argparse.Namespace())
+    paste = functools.cache(lambda: Pasting(arguments or argparse.Namespace()))
 
     def pasted(line: str) -> str:
         if getattr(line, "raw", False) or not line.lstrip().startswith(("Next:", "or:", "hint:")):
             return line
-        return Line(paste(line), getattr(line, "style", ""))
+        return Line(paste()(line), getattr(line, "style", ""))
 
     return pasted
 
@@ -171,7 +172,7 @@ class Pasting:
         elsewhere = [*(["--state", state] if state else []), "--on", on] if on else []
         self.words: list[str] = getattr(arguments, "typed", None) or [*words, *elsewhere]
         self._there, self._here = shlex.join(self.words), shlex.join(words)
-        names = "|".join(map(re.escape, parser().listed))
+        names = "|".join(re.escape(name) for name, text in texts().items() if text.listed and " " not in name)
         self._command = re.compile(rf"\blauncher(?= (?:{names})\b)(?P<here>(?= remote\b))?")
 
     def __call__(self, text: str) -> str:
