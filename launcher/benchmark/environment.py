@@ -10,10 +10,11 @@ import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark, Component, Role
 from launcher.benchmark.contracts import ADDITIONAL_SETTINGS, MULTI_NODE, contract_in, contract_of
@@ -44,8 +45,7 @@ _JOB_FIELDS = (
 """The fields of a `GithubJob`; USER counts before LOGNAME."""
 
 
-@dataclass(frozen=True, slots=True)
-class GithubJob:
+class GithubJob(msgspec.Struct, frozen=True):
     """The job that this process runs in, or what stands for one when started by hand.
 
     ``run_id`` is ``manual`` and ``attempt`` ``0`` outside GitHub; both are safe in file names. ``workspace`` is the

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -20,8 +19,7 @@ _ROW = 5
 """Steps from a key to a row: ``scenarios``, the scenario's kind, its index, ``search-space``, the row's index."""
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(msgspec.Struct, frozen=True):
     """What stands under one key of a matrix file: its topologies and their concurrencies.
 
     ``refused`` are the rows that cannot be understood, by their path; in ``config`` another stands in their place.
@@ -30,15 +28,14 @@ class Family:
     key: str
     config: Config
     document: Document
-    refused: Mapping[RowPath, ConfigError] = field(default_factory=dict)
+    refused: Mapping[RowPath, ConfigError] = msgspec.field(default_factory=dict)
 
     def place(self, *keys: Key) -> SourceLocation:
         """A place below the key."""
         return SourceLocation(self.document, self.key, *keys)
 
 
-@dataclass(frozen=True)
-class RefusedKey:
+class RefusedKey(msgspec.Struct, frozen=True):
     """A key of a matrix file that cannot be understood; None stands for all keys of a file that cannot be read."""
 
     key: str | None

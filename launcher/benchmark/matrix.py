@@ -6,10 +6,12 @@ import contextlib
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from launcher.benchmark.benchmark import FIXED, Benchmark, Role
 from launcher.benchmark.expand import dram_budget, entries_of, mark_evaluations

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
+
+import msgspec
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED
 from launcher.benchmark.matrix_schema import (
@@ -27,8 +28,7 @@ def sequence_name(isl: int, osl: int) -> str:
     return SEQUENCES.get((isl, osl), f"{isl}_{osl}")
 
 
-@dataclass(frozen=True)
-class Selection:
+class Selection(msgspec.Struct, frozen=True):
     """A filter. An empty field wants everything; several values of one field mean any of them.
 
     ``keys`` are globs over the matrix's keys, and each must match at least one. ``sequences`` (``8k1k``) leaves out
@@ -68,8 +68,7 @@ class Selection:
         return not self.keys or any(fnmatch.fnmatchcase(key, pattern) for pattern in self.keys)
 
 
-@dataclass(frozen=True)
-class SelectedRow:
+class SelectedRow(msgspec.Struct, frozen=True):
     """A row of a matrix file: its path below the key, its scenario, and those of its concurrencies that are wanted."""
 
     path: RowPath

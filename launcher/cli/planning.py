@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from launcher.cli.command import Command, JSONText, Tell, refused_lines
@@ -22,16 +22,14 @@ if TYPE_CHECKING:  # a plan pays for nothing that only a run needs, and a run fo
     from launcher.run.kind import JobKind
 
 
-@dataclass(frozen=True)
-class PlanFinding:
+class PlanFinding(msgspec.Struct, frozen=True):
     rule: str
     severity: str
     message: str
     where: str
 
 
-@dataclass(frozen=True)
-class PlanView:
+class PlanView(msgspec.Struct, frozen=True):
     """A plan in names and values, as its kind of job describes it, and its findings."""
 
     title: str
@@ -94,8 +92,7 @@ def _job(plan: Plan) -> str:
     return ", ".join([plan.job_name, *(f"{name} {value}" for name, value in parts.items() if value), *cost])
 
 
-@dataclass(frozen=True)
-class Plans:
+class Plans(msgspec.Struct, frozen=True):
     """The plans of the selected benchmarks, to be shown or (``documents``) as they are, in JSON; why others cannot be
     planned. Findings are part of a plan, and no error here."""
 
@@ -139,8 +136,7 @@ def plan(arguments: argparse.Namespace, tell: Tell) -> Plans:
     return Plans(len(found), tuple(view_of(one, project.kind) for one in found), wrong=wrong)
 
 
-@dataclass(frozen=True)
-class EntryLine:
+class EntryLine(msgspec.Struct, frozen=True):
     """An entry of a matrix; ``data`` as InferenceX has it."""
 
     key: str
@@ -171,8 +167,7 @@ class MatrixEntry(Struct, frozen=True, rename="kebab", kw_only=True):
     decode: dict[str, Any] | UnsetType = UNSET
 
 
-@dataclass(frozen=True)
-class Entries:
+class Entries(msgspec.Struct, frozen=True):
     """The selected entries; what is wrong with others."""
 
     entries: tuple[EntryLine, ...] = ()

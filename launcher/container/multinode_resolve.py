@@ -70,7 +70,7 @@ class MultinodePlanner:
             message = f"runner {file.runner.name} runs {benchmark.title} in no containers of several nodes"
             raise ConfigError(message, where=rules.lane.where)
         made = own_workspace(file, context, self._recipes)
-        given = self._given(rules, lane, context if made is None else replace(context, workspace=made.path))
+        given = self._given(rules, lane, context if made is None else change(context, workspace=made.path))
         path = self._model(given)
         images = _images(rules, lane, context)
         containers = tuple(

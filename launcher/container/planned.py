@@ -4,7 +4,6 @@ nodes (`MultinodeJob`) also what is submitted, and what the job does on them."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -153,8 +152,7 @@ class ContainerJob(ScriptJob, frozen=True):
     staging: PlannedStaging | None = None
 
 
-@dataclass(frozen=True)
-class ContainerResolved(Resolved):
+class ContainerResolved(Resolved, frozen=True):
     """The plan of a job in a container without findings, and its own part: what the rules of `check` look at."""
 
     job: ContainerJob
@@ -222,8 +220,7 @@ class MultinodeJob(ScriptJob, frozen=True):
     staging: None = None
 
 
-@dataclass(frozen=True)
-class MultinodeResolved(Resolved):
+class MultinodeResolved(Resolved, frozen=True):
     """The plan of such a job without findings, and its own part."""
 
     job: MultinodeJob

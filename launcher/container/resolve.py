@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+import msgspec
+
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import environment_of
 from launcher.container.planned import (
@@ -78,7 +80,7 @@ class ContainerPlanner:
             message = f"runner {file.runner.name} runs {benchmark.title} in no container of one node"
             raise ConfigError(message, where=rules.lane.where)
         own = own_workspace(file, context, self._recipes)
-        inside = context if own is None else replace(context, workspace=own.path)
+        inside = context if own is None else msgspec.structs.replace(context, workspace=own.path)
         stem = result_stem(benchmark, context.runner_name)
         environment = {**contract_of(benchmark, stem, inside), "GPU_COUNT": str(benchmark.gpus)}
         passed = names_passed(context.host, file.runner.pass_environment)
@@ -95,7 +97,7 @@ class ContainerPlanner:
             passes=tuple(sorted({*environment, *passed})),
         )
         given = {**environment, **dict.fromkeys(passed, "given"), **container.environment}
-        scripts = context if own is None else replace(context, workspace=str(self._recipes))
+        scripts = context if own is None else msgspec.structs.replace(context, workspace=str(self._recipes))
         script = self._scripts.planned(lane.script, benchmark, scripts, given)
         limits = [file.runner.scheduler.time_limit, lane.allocation.time_limit]
         limits += [a.rule.time_limit for a in rules.adjustments]

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError
@@ -24,8 +25,7 @@ from launcher.runner.schema import Adjustment, ImageRule, Images, LaneRule, Mode
 from launcher.runner.templates import fill_in
 
 
-@dataclass(frozen=True)
-class Context:
+class Context(msgspec.Struct, frozen=True):
     """What a plan depends on beside its three inputs.
 
     ``runner_name`` is RUNNER_NAME or a stand-in for runs by hand; ``run_key`` names the run; ``today`` is YYYYMMDD;
@@ -40,7 +40,7 @@ class Context:
     runner_name: str
     run_key: str
     today: str
-    host: Mapping[str, str] = field(default_factory=dict)
+    host: Mapping[str, str] = msgspec.field(default_factory=dict)
     is_directory: Callable[[str, str | None], bool] = lambda path, holding: False
     narrow: bool = False
     state: str = "."
@@ -48,8 +48,7 @@ class Context:
     longer: float = 1.0
 
 
-@dataclass(frozen=True)
-class AppliedRules:
+class AppliedRules(msgspec.Struct, frozen=True):
     """A benchmark on a runner, and the rules of the runner file that apply to it.
 
     ``power`` says that the benchmark measures power, which rules may ask for. ``image`` is None when no rule is about
@@ -78,8 +77,7 @@ class AppliedRules:
         return [self.model, self.lane, *([self.image] if self.image is not None else []), *self.adjustments]
 
 
-@dataclass(frozen=True)
-class Resolved:
+class Resolved(msgspec.Struct, frozen=True):
     """A plan without findings, and the rules that it follows from: what `launcher.check` judges.
 
     A kind of job that has rules of its own in `launcher.check` extends this with what those look at.

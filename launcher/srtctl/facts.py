@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from launcher.benchmark.benchmark import Role
 from launcher.core.errors import ConfigError
@@ -50,8 +51,7 @@ _CONTAINER_PATHS: tuple[KeyPath, ...] = (
 """Where srtctl resolves container aliases (`resolve_config_with_defaults`, src/srtctl/core/config.py at c88ef731)."""
 
 
-@dataclass(frozen=True, slots=True)
-class RoleFacts:
+class RoleFacts(msgspec.Struct, frozen=True):
     """One side of a topology: its nodes and workers, its GPUs per worker, and what the flags of its engine say.
 
     None stands for a flag that is not given. ``ep`` is a size. vLLM has a switch instead: on, the experts spread over
@@ -93,16 +93,14 @@ class RoleFacts:
         return Role(self.workers, tp, self.ep or 1, dp_attention, self.pp or 1, self.dcp or 1, pcp)
 
 
-@dataclass(frozen=True, slots=True)
-class ContainerUse:
+class ContainerUse(msgspec.Struct, frozen=True):
     """A container string of a recipe, and every path of the document that holds it."""
 
     alias: str
     paths: tuple[KeyPath, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RecipeFacts:
+class RecipeFacts(msgspec.Struct, frozen=True):
     """What one resolved recipe says.
 
     ``nodes`` is the number that srtctl asks Slurm for: the workers' nodes and those set aside for infrastructure.

@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import msgspec
+
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Document
 from launcher.srtctl.facts import RecipeFacts, facts
@@ -49,8 +51,7 @@ class FoundRecipe:
         return facts(found[0].document) if found else None
 
 
-@dataclass(frozen=True)
-class SetupScript:
+class SetupScript(msgspec.Struct, frozen=True):
     """The set-up script of a lane's containers.
 
     ``directory`` is the one of the workspace or of this repository that holds it, or None. ``found`` says whether the

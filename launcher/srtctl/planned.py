@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -92,8 +91,7 @@ class SrtctlJob(PlanPart, frozen=True):
         return details
 
 
-@dataclass(frozen=True)
-class RecipeLookup:
+class RecipeLookup(msgspec.Struct, frozen=True):
     """What was found of the recipe that a benchmark names.
 
     ``found`` is None when no tree at hand holds it. ``passed_over`` is a copy that comes before it and runs another
@@ -115,8 +113,7 @@ class RecipeLookup:
         return self.variants[0] if self.variants else None
 
 
-@dataclass(frozen=True)
-class SrtctlResolved(Resolved):
+class SrtctlResolved(Resolved, frozen=True):
     """The plan of a job of srtctl without findings, and what was found for it: what the rules of `check` look at.
 
     ``narrowed`` says that the recipe will run only the concurrencies that were chosen by hand.

@@ -10,10 +10,10 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+import msgspec
 import yaml
 
 from launcher.core.errors import ConfigError, suggest
@@ -25,8 +25,7 @@ _INDEXED = re.compile(r"(zip_override_[\w-]+)\[(\d+)\]")
 _SELECTOR = re.compile(r"base|override_\S+|zip_override_[\w-]+(\[\d+\])?")
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(msgspec.Struct, frozen=True):
     """One configuration that a recipe file holds.
 
     ``suffix`` is what srtctl appends to the name ("" for a plain recipe), ``selector`` the one that picks this variant

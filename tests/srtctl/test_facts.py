@@ -191,7 +191,7 @@ class TestRest:
         found = of("{}")
         assert found.engine == "sglang"  # the schema's default
         assert found.roles == {}
-        unknown = {name for name in RecipeFacts.__dataclass_fields__ if getattr(found, name) is None}
+        unknown = {name for name in RecipeFacts.__struct_fields__ if getattr(found, name) is None}
         assert {"model_path", "container", "concurrencies", "nodes", "time_limit"} <= unknown
 
     def test_odd_types_are_not_taken_for_values(self) -> None:
