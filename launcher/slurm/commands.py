@@ -46,9 +46,6 @@ SHOWN_A_ROUND = 20
 STEP_TRIES, STEP_PAUSE = 4, 0.5
 """How often, and with which pauses in seconds, accounting is asked for the ends of an ended job's steps."""
 
-STEPS_SETTLE = 2.0
-"""Seconds after a job's end in which its steps may seem to have ended well although they did not (22.05: 0.4 s)."""
-
 LOOK_BEFORE_CANCEL = 1.0
 """Seconds that squeue may take, before scancel, to say whose the ids are: scancel has to be sent two seconds after a
 cancel at the latest."""
@@ -129,7 +126,7 @@ class SlurmCommands:
         """The states, with the exit codes that an ended job's steps have and its own record lacks (`may_lack_codes`).
 
         The step's own record has the code, and mostly the controller has it too. A step may seem to run for a moment
-        after its job, or to have ended well (22.05: for 0.4 s after the job's end, until its own end is known).
+        after its job.
         """
         left = [job for job, state in found.items() if may_lack_codes(state) and state.source in ("sacct", "scontrol")]
         untold: list[JobKey] = []
@@ -141,7 +138,7 @@ class SlurmCommands:
             steps = {job: of_this_job(accounts.steps.get(job.id, ()), found[job]) for job in left}
             found |= {job: with_codes(found[job], own) for job, own in steps.items()}
             untold += [job for job, own in steps.items() if not own]
-            left = [job for job, own in steps.items() if not all(step.ended for step in own) or _just_ended(found[job])]
+            left = [job for job, own in steps.items() if not all(step.ended for step in own)]
             if not left:
                 break
         for job, answer in self._show([*untold, *left]).items():
@@ -262,11 +259,6 @@ def _settle(job: JobKey, queue: Answer, accounts: Answer, shown: Answer | None) 
     scontrol = "scontrol: not asked" if shown is None else shown.describe(job)
     reason = "; ".join([queue.describe(job), accounts.describe(job), scontrol])
     return unknown(reason, source="squeue, sacct, scontrol")
-
-
-def _just_ended(state: JobState) -> bool:
-    """Whether a job that ended well, by its steps too, did so a moment ago: they may say more yet."""
-    return may_lack_codes(state) and state.ended is not None and time.time() - state.ended < STEPS_SETTLE
 
 
 def _is_over(done: Completed) -> bool:
