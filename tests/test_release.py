@@ -171,7 +171,7 @@ def test_a_runner_host_is_installed_upgraded_and_rolled_back(release: tuple[Path
         file.write_text(file.read_text().replace(__version__, "99.0.0"))  # what a later release differs in, at least
     assert launcher(current, "--version", home=tmp_path).strip() == "launcher 99.0.0"
     assert "first" in launcher(current, "status", home=tmp_path)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while "succeeded" not in (shown := launcher(current, "status", "goes-on", home=tmp_path)):
         assert time.monotonic() < deadline, shown
         time.sleep(0.5)

@@ -60,7 +60,7 @@ class ParamikoPipe:
         self._channel.settimeout(_SENDING)
         try:
             self._channel.sendall(data)
-        except OSError as error:
+        except (OSError, EOFError) as error:
             raise RemoteError("the connection has gone", where=self._host) from error
         finally:
             self._channel.settimeout(None)
@@ -68,7 +68,7 @@ class ParamikoPipe:
     def receive(self) -> bytes:
         try:
             return self._channel.recv(1 << 16)
-        except OSError as error:
+        except (OSError, EOFError) as error:
             raise RemoteError("the connection has gone", where=self._host) from error
 
     def finish(self) -> None:
