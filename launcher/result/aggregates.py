@@ -256,15 +256,13 @@ def _traces(data_set: Path) -> Iterator[Any]:
 def aggregate_agentic_power(directory: Path, stem: str, environ: Mapping[str, str]) -> None:
     """Add the power of one node to ``<stem>.json`` where its samples lie in RESULT_DIR. Raises ConfigError for the
     variables, and ResultError, with all written, where power is required and not valid."""
-    results, output = (
-        directory / environ.get(*key) for key in (("RESULT_DIR", "results"), ("AGENTIC_OUTPUT_DIR", "."))
-    )
-    is_one_node = (
-        environ.get("IS_MULTINODE", "").lower() != "true"
-    )  # several nodes' power comes with srt-slurm's package
-    if not is_one_node or not (required(environ) or (results / "gpu_metrics.csv").is_file()):
+    results = directory / environ.get("RESULT_DIR", "results")
+    if environ.get("IS_MULTINODE", "").lower() == "true":  # their power comes with srt-slurm's package
         return
-    reasons = add_agentic_power(results, output / f"{stem}.json", shape(environ)[1])
+    if not required(environ) and not (results / "gpu_metrics.csv").is_file():
+        return
+    aggregate = directory / environ.get("AGENTIC_OUTPUT_DIR", ".") / f"{stem}.json"
+    reasons = add_agentic_power(results, aggregate, shape(environ)[1])
     if reasons and required(environ):
         raise ResultError(f"power is required, and not valid: {', '.join(reasons)}", where=str(results))
 
