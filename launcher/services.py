@@ -45,12 +45,13 @@ def open_scheduler(kind: str, backend: str, jobs: Path, say: Callable[[str], Non
     ``auto``) and by its commands elsewhere; ``say`` is told which and why. Its programs run on when the launcher was
     asked to stop: scancel is what it then has to run.
     """
+    if kind == "local":
+        from launcher.slurm.local import LocalScheduler
+
+        return LocalScheduler(jobs)
     from launcher.slurm.commands import SlurmCommands
-    from launcher.slurm.local import LocalScheduler
     from launcher.slurm.native import choose
 
-    if kind == "local":
-        return LocalScheduler(jobs)
     native, why = (None, "as asked for") if backend == "commands" else choose()
     say(f"Slurm is asked by {why}" if native is not None else f"Slurm is asked by its commands: {why}")
     return native if native is not None else SlurmCommands()
@@ -58,13 +59,13 @@ def open_scheduler(kind: str, backend: str, jobs: Path, say: Callable[[str], Non
 
 def open_services(project: Project, plan: Plan, stop: Stop, *, log: Callable[[str], None]) -> Services:
     """How runs of this plan's cluster reach the world, from this process; ``log`` is told how Slurm is asked."""
-    from launcher.slurm.other_jobs import ByCluster
-    from launcher.slurm.shared import SharedPoller
-
     planned = plan.scheduler
     backend = project.slurm_backend or planned.backend
     scheduler = open_scheduler(planned.kind, backend, project.state / "jobs", log)
     if planned.kind == "slurm":
+        from launcher.slurm.other_jobs import ByCluster
+        from launcher.slurm.shared import SharedPoller
+
         scheduler = ByCluster(scheduler)
         scheduler = SharedPoller(scheduler, project.state / "poller", cluster=project.environ.get("SLURM_CONF", ""))
     tools = open_tools(plan.tools, planned.kind, project.state, project.environ)

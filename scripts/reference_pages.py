@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 import msgspec  # noqa: E402
 
-from launcher.check.registry import RULES  # noqa: E402
+from launcher.check.report import RULES  # noqa: E402
 from launcher.cli.arguments import parser  # noqa: E402
 from launcher.core import errors  # noqa: E402
 from launcher.result.contradictions import refusals  # noqa: E402

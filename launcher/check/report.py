@@ -1,4 +1,5 @@
-"""Findings as text, JSON, GitHub annotations and SARIF; and the baseline, which says what of them a team accepts."""
+"""What all rules find, each once; that as text, JSON, GitHub annotations, SARIF; and the baseline, which says what of
+it a team accepts."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ import msgspec
 import yaml
 
 from launcher import __version__
-from launcher.check.registry import RULES
+from launcher.check import container_rules, registry, whole_rules
+from launcher.check.inputs import CheckInput, Rule
 from launcher.core.errors import ConfigError, suggest
 from launcher.core.finding import Finding
 from launcher.core.yaml_source import Document, SourceLocation, convert
@@ -25,6 +27,47 @@ _SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/sche
 
 DAYS = 90
 """How long what `--write-baseline` accepts stays accepted."""
+
+
+_ORDER = {"error": 0, "warning": 1, "note": 2}
+
+BASELINE = (
+    Rule("baseline-expired", "warning", "an accepted finding is to be looked at again"),
+    Rule("baseline-unused", "warning", "an accepted finding is found no more"),
+)
+"""Rules that have no function: the baseline reports by these ids."""
+
+RULES = {
+    one.id: one
+    for one in (*BASELINE, *registry.ENVIRONMENT, *whole_rules.RULES, *registry.PLAN, *container_rules.RULES)
+}
+"""Every rule by its id."""
+
+
+def check_everything(given: CheckInput) -> list[Finding]:
+    """All findings of rows, recipe files and runner files side by side, each once."""
+    planned = (
+        Finding(f.rule, f.severity, f.message, row.place) if f.place == row.benchmark.source else f
+        for row in given.rows
+        if row.plan is not None
+        for f in row.plan.findings
+    )
+    return merged_findings(planned, (rule.finding(one) for rule in whole_rules.RULES for one in rule.look(given)))
+
+
+def merged_findings(of_rows: Iterable[Finding], others: Iterable[Finding] = ()) -> list[Finding]:
+    """Each finding once, the worst first and otherwise in the order given.
+
+    ``of_rows`` has a finding for each row that it is true of, and these are counted; ``others`` are about no row.
+    """
+    alike: dict[tuple[str, str, str, str], dict[str, Finding]] = {}
+    for findings, rows in ((of_rows, 1), (others, 0)):
+        for one in findings:
+            by_place = alike.setdefault((one.rule, one.severity, one.file, one.message), {})
+            first = by_place.setdefault(one.where, Finding(one.rule, one.severity, one.message, one.place))
+            first.rows += rows
+    merged = [one for by_place in alike.values() for one in by_place.values()]
+    return sorted(merged, key=lambda one: _ORDER[one.severity])
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from launcher.check import inputs, report
 from launcher.check.inputs import CheckInput, Row
-from launcher.check.registry import RULES, check_everything
-from launcher.check.report import Baseline, Roots, baseline_text
+from launcher.check.report import RULES, Baseline, Roots, baseline_text, check_everything
 from launcher.cli.command import Command, Tell
 from launcher.cli.common import chosen, known_rule, open_project
 from launcher.core import publish

@@ -44,7 +44,7 @@ def open_project(arguments: argparse.Namespace, *, look: bool = False) -> Projec
 
 def known_rule(rule: str, where: str) -> str:
     """The rule itself. Raises ConfigError, naming the nearest, when `check` has none of that name."""
-    from launcher.check.registry import RULES
+    from launcher.check.report import RULES
 
     if rule not in RULES:
         hint = suggest(rule, RULES, "launcher check --explain lists the rules")

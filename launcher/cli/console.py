@@ -22,17 +22,16 @@ from msgspec import UNSET, to_builtins
 
 from launcher.cli import streaming
 from launcher.cli.command import as_text
-from launcher.cli.output import Output
+from launcher.cli.output import LogLines, Output
 from launcher.cli.standing import Standing, cut, programs_in_words, together
 from launcher.core.errors import ResultError
-from launcher.core.github import GitHub
 from launcher.core.lines import Terminal, folded, print_lines
 from launcher.core.process import Waited, waited_for
 from launcher.core.redact import redact
 from launcher.core.terminal import coloured, one_line, printable, styled
 
 if TYPE_CHECKING:
-    from launcher.cli.status import LogLines
+    from launcher.core.github import GitHub
     from launcher.run.finish import Outcome
     from launcher.run.record import Event
 
@@ -146,8 +145,6 @@ class Console:
             return
         if self._output is not None:
             self._output.wait_for_room()
-        from launcher.cli.status import LogLines
-
         logs = self._logs.setdefault(run, LogLines("" if self._how.as_json else self._label(run, "") + "  | "))
         shown = logs.shown(lines)
         if self._how.as_json:

@@ -1,4 +1,5 @@
-"""Commands that end what runs hold: `cancel` and `cleanup`; and what `ci` finds left of earlier jobs of its runner."""
+"""Commands about runs by their records: `cancel` and `cleanup` end what they hold, `collect` has their results again;
+and what `ci` finds left of earlier jobs of its runner."""
 
 from __future__ import annotations
 
@@ -15,13 +16,13 @@ from queue import Empty, SimpleQueue
 from launcher.benchmark.environment import github_job
 from launcher.cli.command import Command, Tell, Told, as_it_comes, of_each, show_told
 from launcher.cli.common import open_project
-from launcher.core.errors import ConfigError, Wrong, as_error
+from launcher.core.errors import ConfigError, JobError, LauncherError, Wrong, as_error
 from launcher.core.github import GitHub
 from launcher.plan.derive import check_run_id
 from launcher.plan.plan import Plan
 from launcher.project import Project
 from launcher.run import finish
-from launcher.run.naming import run_named
+from launcher.run.naming import load_named, run_named
 from launcher.run.orphans import (
     END_PATIENCE,
     SILENCE,
@@ -37,6 +38,7 @@ from launcher.run.orphans import (
 from launcher.run.record import RunRecord, UnreadableRecord, records
 from launcher.runner.templates import fill_in
 from launcher.services import open_run, schedulers_for
+from launcher.slurm.client import Phase
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.other_jobs import jobs_named
 
@@ -261,6 +263,45 @@ def runs_of(arguments: argparse.Namespace, project: Project) -> list[str]:
         found = _runs_of_job(project)
         return [found[-1] if found else project.run_id_from_environment()]
     raise ConfigError("which run?", hint="RUN, or --from-env in a GitHub job; `launcher status` lists them")
+
+
+@partial(Command, Told, show=show_told)
+def collect(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
+    """Collect and check results again, of one run after the other."""
+    project = open_project(arguments)
+    for name in dict.fromkeys(runs_of(arguments, project)):
+        try:
+            record = load_named(project.runs, name)
+            yield Told(f"run {record.id}: {(state := _collected(project, record))}", record.id, state)
+        except LauncherError as error:
+            yield Told(run=name, wrong=(Wrong.by(error, name),))
+
+
+def _collected(project: Project, record: RunRecord) -> str:
+    """Collect a run's results; its state then. Raises LauncherError."""
+    if record.owned_by_another:
+        raise ConfigError("another launcher drives this run, and will collect", where=f"run {record.id}")
+    run = open_run(project, record)
+    record.take()
+    try:
+        job = record.job_key
+        if job is None:
+            raise ConfigError("this run has no job, hence no results", where=f"run {record.id}")
+        state = run.services.scheduler.poll([job])[job]
+        if state.phase is not Phase.TERMINAL and not record.fields.has_ended:
+            hint = f"launcher logs -f {record.id}"
+            raise JobError(f"the job has not ended: {state.describe()}", where=str(job), hint=hint)
+        if state.phase is not Phase.TERMINAL:
+            found = finish.collect(run)
+            finish.deliver(run)
+            found.raise_if_bad(finish.logs_hint(run))
+            return record.fields.state
+        outcome = finish.finish(run, state)
+    finally:
+        record.let_go()
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.state
 
 
 def end_leftovers(project: Project, plan: Plan, github: GitHub, tell: Tell) -> None:

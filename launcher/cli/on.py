@@ -44,7 +44,7 @@ HERE = ("helping", "remote", "detached", "on")
 """Modules of commands that are about this machine; LAUNCHER_ON says nothing to them."""
 
 _NOT_THERE = {
-    "running:ci": "it is a step of a workflow, on its own runner",
+    "ci:ci": "it is a step of a workflow, on its own runner",
     "workflow:shadow": "it is a step of a workflow, on its own runner",
     "running:adopt": "log in there, and adopt the job there; then follow it with --on",
     "report:report": "bring the runs (launcher remote get NAME RUN|SWEEP), and report them here",

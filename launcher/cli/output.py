@@ -1,4 +1,4 @@
-"""Standard output that holds up nobody: what is written is kept, and a thread of its own writes it.
+"""Standard output that holds up nobody: what is written is kept, and a thread of its own writes it; lines of logs.
 
 A terminal that was stopped, a reader that is slow, a pipe that nobody reads: a job must be followed, released and
 cancelled all the same.
@@ -12,11 +12,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from launcher.core.redact import LineRedactor
 from launcher.core.stop import Stop
-from launcher.core.terminal import Guarded, trusted
+from launcher.core.terminal import Guarded, log_line, trusted
 
 ROOM = 4 << 20
 """Characters that may wait to be written before a log has to wait. What else is said never waits: it is little."""
@@ -103,6 +104,18 @@ class Output:
         left = memoryview(text.encode(errors="backslashreplace"))
         while left:
             left = left[os.write(self._descriptor, left[: 1 << 16]) :]
+
+
+class LogLines:
+    """The lines of a job's log as they are shown: without secrets and control characters, behind a label."""
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
+        self._redactor = LineRedactor(os.environ)
+
+    def shown(self, lines: Sequence[str]) -> list[str]:
+        text = log_line("\n".join(self._redactor.redact([f"{self._prefix}{line}" for line in lines])))
+        return text.split("\n") if lines else []
 
 
 @contextlib.contextmanager

@@ -1,43 +1,38 @@
-"""Commands about runs: `run`, `sweep`, `ci` and `adopt` begin them; the others know them by their records alone."""
+"""Commands that drive runs: `run` and `adopt` begin one, `resume` goes on with those of which there are records."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO, cast
+from typing import TYPE_CHECKING
 
-from launcher.cli import detached
-from launcher.cli.command import Command, Pasting, Tell, Told, as_text, show_told, tell
+from launcher.cli.command import Pasting, as_text, tell
 from launcher.cli.common import ask_first, chosen, meanwhile, open_project
 from launcher.cli.console import Console, How, World
-from launcher.cli.ending import end_leftovers, runs_of
 from launcher.cli.output import standard_output_apart
-from launcher.cli.planning import plan_lines, view_of
 from launcher.cli.streaming import Planned, Streams
-from launcher.core.errors import ConfigError, JobError, LauncherError, Wrong
-from launcher.core.github import GitHub
-from launcher.core.lines import Terminal, print_lines
+from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.stop import Stop, stop_on_signals
-from launcher.core.terminal import StandardOutput, say, trusted
+from launcher.core.terminal import say
 from launcher.plan.job_environment import require_passed
 from launcher.plan.plan import Plan
 from launcher.plan.secrets import refuse_secrets
 from launcher.project import Project, new_run_id
-from launcher.run import cancelling, finish, orphans
+from launcher.run import cancelling, finish
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
+from launcher.run.log_lines import progress
 from launcher.run.loop import Limits, run_all
 from launcher.run.naming import load_named
 from launcher.run.prepare import refuse
 from launcher.run.record import RunRecord
 from launcher.services import open_run, open_services, pace_of
-from launcher.slurm.client import Phase
+
+if TYPE_CHECKING:  # of a workflow's step alone
+    from launcher.core.github import GitHub
 
 
 @Streams
@@ -51,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     if held.gpu_hours is not None:
         cost = f": {held.nodes} nodes × {held.time_limit} = {held.gpu_hours:.1f} GPU-hours at most"
     if arguments.json:
-        _print_planned(plan)
+        print_planned(plan)
     elif not arguments.quiet:
         say(f"run {plan.run_key} on {plan.runner}{cost}")
     ask_first(project, {plan.runner: held.gpu_hours}, yes=arguments.yes)
@@ -61,11 +56,13 @@ def run(arguments: argparse.Namespace) -> int:
         record = RunRecord.create(project.runs, plan)
         record.update(accepted=tuple(arguments.accept), results="run")
         return _detach(project, record, arguments)
-    return _exit_code(_drive(project, plan, arguments))
+    return exit_code(drive(project, plan, arguments))
 
 
 def _detach(project: Project, record: RunRecord, arguments: argparse.Namespace) -> int:
     """Have a process of its own drive a recorded run, whose output is in the run's directory."""
+    from launcher.cli import detached
+
     record.let_go()
     log = record.directory / "driver.log"
     pid = detached.start(record.id, ["resume", record.id, "--no-logs"], log, project.state, arguments).pid
@@ -76,6 +73,8 @@ def _detach(project: Project, record: RunRecord, arguments: argparse.Namespace) 
 @Streams
 def adopt(arguments: argparse.Namespace) -> int:
     """Take over a job that was started by hand: from here on it is this run's, to follow, to cancel, to collect."""
+    from launcher.run import orphans
+
     project = open_project(arguments, look=True)
     by_environment = arguments.from_env
     plan = project.plan_from_environment(arguments.run_id) if by_environment else _by_hand(project, arguments)
@@ -90,79 +89,13 @@ def adopt(arguments: argparse.Namespace) -> int:
         finish.end_early(run, error)
         raise
     with stop_on_signals() as stop:
-        return _exit_code(_drive_records(project, [(record, plan)], stop, arguments))
+        return exit_code(_drive_records(project, [(record, plan)], stop, arguments))
 
 
-@Streams
-def ci(arguments: argparse.Namespace) -> int:
-    """Run what this GitHub job's environment asks for; results go where the workflow looks."""
-    project = open_project(arguments, look=True)
-    arguments.annotated = True
-    # GitHub reads both streams; with --json one of them has lines of JSON alone.
-    stream = trusted(sys.stderr) if arguments.json else cast(TextIO, StandardOutput())
-    with GitHub(os.environ, stream) as github:
-        github.mask_secrets(os.environ)
-        try:
-            plan = project.plan_from_environment(arguments.run_id)
-            if arguments.json:
-                _print_planned(plan)
-            else:
-                with github.group(f"Plan: {plan.benchmark.title} on {plan.runner}"):
-                    print_lines(plan_lines([view_of(plan, project.kind)], None), Terminal())
-            _announce(github, plan, project)
-            github.output("run-id", plan.run_key)
-            _for_later_steps(github, plan)
-            end_leftovers(project, plan, github, tell if arguments.json else say)
-            outcomes = _drive(project, plan, arguments, github)
-        except ConfigError as error:
-            github.error(str(error), title="launcher: configuration")
-            raise
-        report_to(github, project.runs, outcomes)
-    return _exit_code(outcomes)
-
-
-def _print_planned(plan: Plan) -> None:
+def print_planned(plan: Plan) -> None:
+    """Print which run begins, as a line of JSON."""
     value = Planned(run=plan.run_key, runner=plan.runner, gpu_hours=plan.scheduler.gpu_hours)
     print(as_text(value, indent=0), flush=True)
-
-
-@partial(Command, Told, show=show_told)
-def collect(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
-    """Collect and check results again, of one run after the other."""
-    project = open_project(arguments)
-    for name in dict.fromkeys(runs_of(arguments, project)):
-        try:
-            record = load_named(project.runs, name)
-            yield Told(f"run {record.id}: {(state := _collected(project, record))}", record.id, state)
-        except LauncherError as error:
-            yield Told(run=name, wrong=(Wrong.by(error, name),))
-
-
-def _collected(project: Project, record: RunRecord) -> str:
-    """Collect a run's results; its state then. Raises LauncherError."""
-    if record.owned_by_another:
-        raise ConfigError("another launcher drives this run, and will collect", where=f"run {record.id}")
-    run = open_run(project, record)
-    record.take()
-    try:
-        job = record.job_key
-        if job is None:
-            raise ConfigError("this run has no job, hence no results", where=f"run {record.id}")
-        state = run.services.scheduler.poll([job])[job]
-        if state.phase is not Phase.TERMINAL and not record.fields.has_ended:
-            hint = f"launcher logs -f {record.id}"
-            raise JobError(f"the job has not ended: {state.describe()}", where=str(job), hint=hint)
-        if state.phase is not Phase.TERMINAL:
-            found = finish.collect(run)
-            finish.deliver(run)
-            found.raise_if_bad(finish.logs_hint(run))
-            return record.fields.state
-        outcome = finish.finish(run, state)
-    finally:
-        record.let_go()
-    if outcome.error is not None:
-        raise outcome.error
-    return outcome.state
 
 
 @Streams
@@ -193,18 +126,7 @@ def resume(arguments: argparse.Namespace) -> int:
     if arguments.detach:
         return max(_detach(project, record, arguments) for record, _ in recorded)
     with stop_on_signals() as stop:
-        return _exit_code(_drive_records(project, recorded, stop, arguments))
-
-
-def _for_later_steps(github: GitHub, plan: Plan) -> None:
-    """Leave the run's id for the clean-up step, and what names artifacts where the workflow does not say it itself."""
-    github.variable(orphans.VARIABLE, plan.run_key)
-    named = {"RESULT_FILENAME": plan.results.filename}
-    if not plan.benchmark.multinode:
-        named["GPU_COUNT"] = str(plan.benchmark.gpus)
-    for name, value in named.items():
-        if not os.environ.get(name):
-            github.variable(name, value)
+        return exit_code(_drive_records(project, recorded, stop, arguments))
 
 
 def _by_hand(project: Project, arguments: argparse.Namespace) -> Plan:
@@ -224,12 +146,14 @@ def _by_hand(project: Project, arguments: argparse.Namespace) -> Plan:
     return project.plan_by_hand(benchmark, arguments.runner, narrow=narrow, run_id=run_id)
 
 
-def _drive(project: Project, plan: Plan, arguments: argparse.Namespace, github: GitHub | None = None) -> list[Outcome]:
-    """Run a plan to its end. Raises ConfigError for one with findings that are not accepted."""
+def drive(
+    project: Project, plan: Plan, arguments: argparse.Namespace, github: GitHub | None = None, of_job: str = ""
+) -> list[Outcome]:
+    """Run a plan to its end, for the GitHub job ``of_job`` if so. Raises ConfigError for one with findings that are not
+    accepted."""
     refuse(plan, arguments.accept)
     with stop_on_signals() as stop:
         record = RunRecord.create(project.runs, plan)
-        of_job = orphans.identity(project.environ) if github is not None else ""
         results = "workspace" if github is not None else "run"
         record.update(accepted=tuple(arguments.accept), results=results, github_job=of_job)
         return _drive_records(project, [(record, plan)], stop, arguments, github)
@@ -290,42 +214,11 @@ def how_much(arguments: argparse.Namespace, project: Project, *, many: bool = Fa
 
 def progress_of(record: RunRecord, plan: Plan) -> str:
     """How far a running job is, by the end of its log: ``, 2 of 5 (conc 16)``."""
-    from launcher.sweep.attempts import progress
-
     log, asked = record.log_path, sorted(plan.benchmark.concurrencies)
     now = progress(str(log))[0] if log is not None else None
     return f", {asked.index(now) + 1} of {len(asked)} (conc {now})" if now in asked else ""
 
 
-def _exit_code(outcomes: Sequence[Outcome]) -> int:
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """That of the first run that did not end well."""
     return next((o.exit_code for o in outcomes if o.exit_code), 0)
-
-
-def _announce(github: GitHub, plan: Plan, project: Project) -> None:
-    """The plan's findings as annotations at their lines of the checkout."""
-    for finding in plan.findings:
-        annotate = github.error if finding.severity == "error" else github.warning
-        inside = finding.line is not None and Path(finding.file).is_relative_to(project.workspace)
-        file = str(Path(finding.file).relative_to(project.workspace)) if inside else None
-        text = f"{finding.message} [{finding.rule}]" + ("" if inside else f" ({finding.where})")
-        annotate(text, title=f"launcher: {finding.rule}", file=file, line=finding.line if inside else None)
-
-
-def report_to(github: GitHub, runs: Path, outcomes: Sequence[Outcome]) -> None:
-    """How runs ended: the step's output, an annotation with the verdict of each that failed, and the report's Markdown
-    in the step summary."""
-    for outcome in outcomes:
-        github.output("state", outcome.state)
-        if outcome.error is not None:
-            github.error(f"{outcome.verdict}\n{outcome.error}", title=f"launcher: {outcome.error.layer}")
-    from launcher.report.assemble import document
-    from launcher.report.files import markdown
-    from launcher.report.gather import gather
-
-    try:
-        gathered = gather([str(runs / outcome.run) for outcome in outcomes], runs.parent)
-    except ConfigError as error:  # somebody removed a record: what was measured stays good
-        github.warning(f"no step summary: {error}")
-    else:
-        title = ", ".join(outcome.run for outcome in outcomes)
-        github.summary(markdown(document(gathered, title=title, made="")))

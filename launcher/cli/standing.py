@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from launcher.core.process import Waited
-from launcher.run.record import Event
+
+if TYPE_CHECKING:
+    from launcher.run.record import Event
 
 _STEPS = {
     "images": "looking for the images",

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher.cli.command import Command, Tell, of_each, refused_lines
+from launcher.cli.output import LogLines
 from launcher.core.errors import ConfigError, LauncherError, ResultError, Wrong
 from launcher.core.lines import Line, Terminal, fields, folded, table
-from launcher.core.redact import LineRedactor
 from launcher.core.state import state_directory
-from launcher.core.terminal import log_line
 from launcher.run.fields import UNREADABLE, RecordedError, RecordedJob, RunFields, Verdict
 from launcher.run.naming import load_named, names, shortest
 from launcher.run.record import RunRecord, UnreadableRecord, each_record
@@ -252,18 +251,6 @@ def status(arguments: argparse.Namespace, tell: Tell) -> Status:
 
 _PART = 256 << 10
 """Characters of the lines that are given at a time."""
-
-
-class LogLines:
-    """The lines of a job's log as they are shown: without secrets and control characters, behind a label."""
-
-    def __init__(self, prefix: str = "") -> None:
-        self._prefix = prefix
-        self._redactor = LineRedactor(os.environ)
-
-    def shown(self, lines: Sequence[str]) -> list[str]:
-        text = log_line("\n".join(self._redactor.redact([f"{self._prefix}{line}" for line in lines])))
-        return text.split("\n") if lines else []
 
 
 @dataclass(frozen=True)

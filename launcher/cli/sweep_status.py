@@ -27,7 +27,7 @@ from launcher.core.state import state_directory
 from launcher.core.terminal import trusted
 from launcher.run.naming import sweep_named
 from launcher.sweep import ledger as ledgers
-from launcher.sweep.attempts import Records, progress
+from launcher.sweep.attempts import Records
 from launcher.sweep.ledger import EventReader, Ledger
 from launcher.sweep.overview import JobLine, Overview, age, head_of, overview
 from launcher.sweep.schema import Asked
@@ -35,6 +35,12 @@ from launcher.sweep.state import Facts, State
 
 _EACH = 2.0
 """Seconds between two looks of --watch."""
+
+
+def _progress(log: str) -> tuple[int | None, str]:
+    from launcher.run.log_lines import progress  # only a job that runs has a log to be read
+
+    return progress(log)
 
 
 class Sight:
@@ -52,7 +58,7 @@ class Sight:
         owner = self._ledger.driver()
         driver = str(owner) if owner is not None else ""
         notes = [*self._events.unread, *([self._events.cut] if self._events.cut and not driver else [])]
-        return overview(self._state, self._facts, time.time(), driver=driver, notes=notes, progress=progress)
+        return overview(self._state, self._facts, time.time(), driver=driver, notes=notes, progress=_progress)
 
     def _facts(self, run: str) -> Facts:
         if (known := self._over.get(run)) is not None:

@@ -26,7 +26,6 @@ from launcher.core.terminal import one_line
 from launcher.plan.plan import Expected
 from launcher.result.contradictions import Window
 from launcher.result.document import Unusable
-from launcher.result.evaluations import RESULTS, Thresholds, judge
 from launcher.result.logs import log_files
 from launcher.result.summary_file import Evaluation
 from launcher.result.validate import FileName, Point, read_agentic_result, read_result
@@ -132,6 +131,8 @@ class Found:
         """Judge the files of an evaluation; ``others`` is what else is wrong with it. After a benchmark they are extra,
         as in srt-slurm (do_sweep.py): what is wrong is then a doubt. Of an evaluation that cannot be believed no
         ``results*.json`` is published."""
+        from launcher.result.evaluations import RESULTS, Thresholds, judge  # most jobs have none
+
         judged = judge(files, expected, Thresholds.below(workspace))
         bad = [*judged.wrong, *others]
         results = {name for name in files if fnmatch.fnmatch(name, RESULTS)}
@@ -309,6 +310,8 @@ def files_there(directory: Path, names: Iterable[str]) -> dict[str, int]:
 
 def _look_eval(request: CollectRequest, found: Found) -> None:
     """Eval files, where srt-slurm leaves them."""
+    from launcher.result.evaluations import RESULTS
+
     folder, window, expected = request.logs_dir / "eval_results", request.window(), request.expected
     files = [] if folder.is_symlink() else [entry for entry in log_files(folder) if entry[0].parent == folder]
     times = {path.name: window.said_of(status.st_mtime, path.name) for path, status in files}

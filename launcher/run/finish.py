@@ -13,6 +13,7 @@ from concurrent.futures import wait
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.core.errors import Cancelled, JobError, LauncherError, ResultError
 from launcher.core.publish import remove_tree, write_bytes, write_json, write_text
@@ -26,16 +27,17 @@ from launcher.result.logs import LOGS, TARBALL, bundle_logs, keep_logs
 from launcher.result.summary import Used, summary
 from launcher.result.validate import Point
 from launcher.run import cancelling
-from launcher.run.failures import first_failures
 from launcher.run.fields import Verdict
 from launcher.run.image_usage import unmark
 from launcher.run.job_requests import BY_USER
 from launcher.run.kind import JobKind, Run
-from launcher.run.log_failure import Failure
 from launcher.run.log_lines import tail
 from launcher.run.record import RecordedError, RecordedJob, RunRecord
 from launcher.run.verdict import verdict
 from launcher.slurm.client import JobState, Phase
+
+if TYPE_CHECKING:  # runs that end well have no use for it
+    from launcher.run.log_failure import Failure
 
 RESULT_PATIENCE = 60.0
 """Seconds to wait for results that are not there yet: NFS shows another node's files up to a minute late."""
@@ -263,6 +265,8 @@ def judge(run: Run, error: LauncherError | None, state: JobState | None) -> Verd
     failures: list[Failure] = []
     job = run.record.job
     if error is not None and job is not None and not isinstance(error, Cancelled):
+        from launcher.run.failures import first_failures
+
         during = (state.started, state.ended) if state is not None else (None, None)
         failures = first_failures(Path(job.log).parent, seconds=SEARCH_SECONDS, during=during)
     found = verdict(error, state, failures, stage=_stage(run) if job is None else "")

@@ -234,3 +234,18 @@ def tail(path: Path, size: int = TAIL) -> list[str]:
     except OSError:
         return []
     return clean(text.decode(errors="replace")).split("\n")[is_cut:]
+
+
+_CONCURRENCY = re.compile(r"(?:max[_ -]?)?concurrency\D{1,12}(\d+)|\bconc[ =_:]+(\d+)", re.IGNORECASE)
+_THROUGHPUT = re.compile(r"throughput|tok(?:en)?s?/s|req(?:uest)?s?/s|\bit/s", re.IGNORECASE)
+
+
+def progress(log: str) -> tuple[int | None, str]:
+    """What the end of a job's log says: the concurrency that is being measured, and the last line about throughput."""
+    concurrency, throughput = None, ""
+    for line in (*tail(Path(log)), *tail(Path(log).with_name("benchmark.out"))):  # srt-slurm's client has its own
+        if found := _CONCURRENCY.search(line):
+            concurrency = int(found[1] or found[2])
+        if _THROUGHPUT.search(line):
+            throughput = line.strip()[:200]
+    return concurrency, throughput

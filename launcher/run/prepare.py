@@ -39,7 +39,6 @@ from launcher.run.image_usage import mark_used_by
 from launcher.run.kind import Prepared, Run, copy_workspace
 from launcher.run.record import RecordedJob
 from launcher.slurm.client import SAME_SECONDS, JobKey, Phase, SchedulerUnreachable, jobs_with_token
-from launcher.slurm.other_jobs import refuse_other_clusters
 
 LOOK = 0.5
 """Seconds between two looks for a request to stop, while a prepared run waits for room."""
@@ -101,6 +100,8 @@ def prepare(run: Run, gate: Gate | None = None) -> JobKey:
     if (job := run.record.job_key) is not None:
         return job
     if run.plan.scheduler.kind == "slurm":
+        from launcher.slurm.other_jobs import refuse_other_clusters
+
         refuse_other_clusters(run.services.environ, {}, run.services.run)
     if run.record.fields.state != "new":  # of a new one its first step says so
         run.record.update(state="preparing")

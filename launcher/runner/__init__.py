@@ -5,9 +5,3 @@ first: its fields are the keys of a file. `templates` is what may stand in text 
 rule that applies, `fleet` finds the file that a name means. `json_schema` makes the schema that editors read; it stays
 apart because it reads `schema` as source text.
 """
-
-from launcher.runner.file import Applied, RunnerFile, applies, describe_when
-from launcher.runner.fleet import Fleet
-from launcher.runner.schema import Runner
-
-__all__ = ["Applied", "Fleet", "Runner", "RunnerFile", "applies", "describe_when"]

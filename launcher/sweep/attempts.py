@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -51,23 +50,6 @@ def history(runs: Path, most: int = 1000) -> Iterator[Past]:
                     measured = tuple(said.concurrencies)
                     what = fields.runner, said.model, said.topology, measures
                     yield Past(what, measured, job.ended - job.started)
-
-
-_CONCURRENCY = re.compile(r"(?:max[_ -]?)?concurrency\D{1,12}(\d+)|\bconc[ =_:]+(\d+)", re.IGNORECASE)
-_THROUGHPUT = re.compile(r"throughput|tok(?:en)?s?/s|req(?:uest)?s?/s|\bit/s", re.IGNORECASE)
-
-
-def progress(log: str) -> tuple[int | None, str]:
-    """What the end of a job's log says: the concurrency that is being measured, and the last line about throughput."""
-    concurrency, throughput = None, ""
-    from launcher.run.log_lines import tail
-
-    for line in (*tail(Path(log)), *tail(Path(log).with_name("benchmark.out"))):  # srt-slurm's client has its own
-        if found := _CONCURRENCY.search(line):
-            concurrency = int(found[1] or found[2])
-        if _THROUGHPUT.search(line):
-            throughput = line.strip()[:200]
-    return concurrency, throughput
 
 
 class Records:

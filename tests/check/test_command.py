@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.check.registry import RULES
+from launcher.check.report import RULES
 from launcher.cli import main
 from launcher.cli.checking import Checked, FindingLine, show
 from launcher.core.lines import Terminal

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from launcher.check import report
-from launcher.check.registry import RULES, merged_findings
-from launcher.check.report import DAYS, Baseline, Roots, baseline_text
+from launcher.check.report import DAYS, RULES, Baseline, Roots, baseline_text, merged_findings
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding, Severity
 from launcher.core.yaml_source import Document, SourceLocation

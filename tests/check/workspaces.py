@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher.check import inputs
 from launcher.check.inputs import HasCommit
-from launcher.check.registry import check_everything
+from launcher.check.report import check_everything
 from launcher.core.finding import Finding
 from launcher.plan.derive import Context
 from launcher.plan.plan import Plan

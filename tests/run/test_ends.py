@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
+from launcher.cli.ci import report_to
 from launcher.cli.console import Console
-from launcher.cli.running import report_to
 from launcher.core.errors import (
     Cancelled,
     CheckoutError,
