@@ -143,6 +143,9 @@ TRAPS: dict[str, Answers] = {
         account("COMPLETED", "0:0"),
         scontrol=shown("COMPLETED", "0:0", "5:0"),
     ),
+    "a failed step whose end accounting does not have yet": Answers(
+        0, "a step of it ended with exit code 5", GOOD, scontrol=shown("COMPLETED", "0:0", "5:0")
+    ),
     "a step out of memory": Answers(
         0, "a step of it ran out of memory", account("COMPLETED", "0:0") + steps("0:0", "0:125")
     ),

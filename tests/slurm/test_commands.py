@@ -184,6 +184,72 @@ def test_scontrol_tells_while_accounting_lags() -> None:
     assert (state.word, state.exit_code, state.source) == ("FAILED", (3, 0), "scontrol")
 
 
+def test_an_end_without_its_time_lacks_its_codes_too() -> None:
+    """Accounting's record while the job's start has come and its end has not (22.05)."""
+    record = SACCT.replace(
+        "2|FAILED|3:0|0:0|1795289084|1795289084|1795289084", "2|FAILED|0:0|0:0|1795289084|1795289084|Unknown"
+    )
+    state, _ = poll(FAILED, squeue=SQUEUE, sacct=record, scontrol=SCONTROL)
+    assert (state.word, state.exit_code, state.source) == ("FAILED", (3, 0), "scontrol")
+    state, _ = poll(FAILED, sacct=record)
+    assert (state.word, state.source) == ("FAILED", "sacct"), "nobody else knows the job"
+
+
+OF_A_STEP = """\
+1|COMPLETED|0:0|0:0|1795289084|1795289084|1795289085|node01|None|run-abc
+1.batch|COMPLETED|0:0||1795289084|1795289084|1795289085|node01||
+1.0|COMPLETED|0:0||1795289084|1795289084|1795289084|node[01-02]||
+"""
+"""What accounting made of the script's step, before it had the start of the job, which has node[01-02] (22.05)."""
+
+
+def test_the_nodes_of_a_record_that_a_step_made_are_not_the_jobs() -> None:
+    state, runner = poll(DONE, squeue=SQUEUE, sacct=OF_A_STEP)
+    assert state.describe() == "COMPLETED on node[01-02] after 1 s"
+    assert runner.programs() == ["squeue", "sacct"]
+    for squeue in (DOWN, NOT_KNOWN, ""):
+        state, _ = poll(DONE, squeue=squeue, sacct=OF_A_STEP)
+        assert state.describe() == "COMPLETED after 1 s"
+    state, _ = poll(DONE, squeue=DOWN, sacct=OF_A_STEP.replace("[01-02]", "01"))
+    assert state.nodes == "node01", "a job of one node"
+    state, _ = poll(DONE, squeue=DOWN, sacct=OF_A_STEP.replace("|node01|None", "|node[01-02]|None"))
+    assert state.nodes == "node[01-02]"
+    other = SQUEUE.replace("1|COMPLETED|||1795289084", "1|COMPLETED|||1795289100").replace("node[01-02]", "node07")
+    state, _ = poll(DONE, squeue=other, sacct=OF_A_STEP)
+    assert state.nodes == "", "another job of this id"
+
+
+def test_the_nodes_of_a_job_that_completes_are_not_all() -> None:
+    (record,) = records_in("2|COMPLETING|||1795762804|1795762804|1795762804|node02|None|(null)\n", "squeue")
+    (shown,) = scontrol_records(SCONTROL.replace("JobState=FAILED", "JobState=COMPLETING"))
+    assert record.state.nodes == shown.state.nodes == ""
+
+
+@pytest.mark.parametrize(
+    ("steps", "shown", "derived"),
+    [
+        ("COMPLETED|0:0", "5:0", (5, 0)),
+        ("COMPLETED|0:0", "0:0", (0, 0)),
+        ("COMPLETED|0:0\n1.1|CANCELLED by 0|143:0", "143:0", (0, 0)),
+        ("COMPLETED|0:0\n1.1|CANCELLED by 0|0:15", "5:0", (5, 0)),
+    ],
+)
+def test_a_step_that_seems_to_have_ended_as_its_job_is_asked_of_the_controller(
+    steps: str, shown: str, derived: tuple[int, int]
+) -> None:
+    """For 0.4 s after the job's end accounting, unlike scontrol, had 0:0 of a step that FAILED 5:0 (22.05)."""
+    lines = f"1.0|{steps}".replace("\n", "||1795289084|1795289084|1795289085|||\n")
+    sacct = f"{SACCT}{lines}||1795289084|1795289084|1795289085||||\n"
+    scontrol = (
+        f"JobId=1 JobState=COMPLETED ExitCode=0:0 DerivedExitCode={shown} SubmitTime=1795289084 NodeList=node01\n"
+    )
+    state, runner = poll(DONE, squeue=SQUEUE, sacct=sacct, scontrol=scontrol)
+    assert state.succeeded and state.derived == derived and state.nodes == "node[01-02]"
+    assert runner.programs() == ["squeue", "sacct", "scontrol"]
+    _, runner = poll(DONE, squeue=DOWN, sacct=sacct)
+    assert runner.programs() == ["squeue", "sacct"], "a controller that is away is asked once"
+
+
 def test_no_success_without_its_exit_code() -> None:
     state, _ = poll(DONE, squeue=SQUEUE, sacct=NO_DATABASE, scontrol=TIMED_OUT)
     assert state.phase is Phase.UNKNOWN
