@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import GithubJob, benchmark_from_environment, github_job
 from launcher.core.errors import ConfigError, closest
+from launcher.core.lines import count_of
 from launcher.core.shipped import shipped
 from launcher.core.state import state_directory
 from launcher.plan.derive import Context, Resolved, check_run_id, run_key
@@ -169,7 +170,7 @@ class Project:
             message = f"several clusters serve the label {benchmark.runner!r}: {names}"
             raise ConfigError(message, where=benchmark.source, hint="--runner NAME says which one is meant")
         broken = self.fleet.broken
-        unread = f"; {len(broken)} runner files cannot be read, the first: {broken[0]}" if broken else ""
+        unread = f"; {count_of(len(broken), 'runner file')} cannot be read, the first: {broken[0]}" if broken else ""
         raise ConfigError(
             f"no runner file serves the label {benchmark.runner!r}{unread}",
             where=benchmark.source,

@@ -20,6 +20,7 @@ from launcher.benchmark.fields import DECODE_FIELDS, FIELDS, PREFILL_FIELDS, par
 from launcher.benchmark.matrix_schema import AgenticRow, RunnerLabels
 from launcher.benchmark.selection import SelectedRow, Selection, listed, selected_rows, why_empty
 from launcher.core.errors import ConfigError
+from launcher.core.lines import count_of
 from launcher.core.reading import read_file
 from launcher.core.yaml_source import LARGEST_FILE, Document, SourceLocation, convert
 
@@ -155,7 +156,7 @@ class Matrix:
         marked = [item for item in found if item[2]["run-eval"]]
         if not marked:
             raise ConfigError(
-                f"none of the {len(found)} selected entries is marked for evaluation",
+                f"none of the {count_of(len(found), 'selected entry', 'selected entries')} is marked for evaluation",
                 where=self._where,
                 hint="marked are 8k1k entries of concurrency 16 and more, and agentic ones",
             )

@@ -9,6 +9,7 @@ from functools import partial
 from launcher.check.inputs import Found, Rule, rule
 from launcher.container.planned import ContainerJob, ContainerResolved
 from launcher.core import slurm_notation
+from launcher.core.lines import count_of
 
 RULES: list[Rule] = []
 container_rule = partial(rule, RULES, "container")
@@ -55,7 +56,7 @@ def port_shared(r: ContainerResolved) -> Iterator[Found]:
     if allocation is not None and not allocation.exclusive and "$JOB" not in port:
         left = r.rules.file.runner.node.gpus - allocation.gpus
         if left > 0:
-            message = f"the job leaves {left} GPUs of its node to others, and every job uses port {port}"
+            message = f"the job leaves {count_of(left, 'GPU')} of its node to others, and every job uses port {port}"
             yield message, r.rules.lane.place
 
 

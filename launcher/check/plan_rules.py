@@ -11,6 +11,7 @@ from launcher.benchmark.result_names import agentic_result_name, fixed_result_na
 from launcher.check.inputs import Found, Rule, rule
 from launcher.check.schema_validation import Schema
 from launcher.check.srtctl_schema import is_tag, known_at
+from launcher.core.lines import count_of
 from launcher.core.publish import NAME_MAX
 from launcher.core.yaml_source import SourceLocation
 from launcher.plan.derive import Resolved, is_image, known
@@ -58,9 +59,11 @@ def workers(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
         place = s.place("resources", f"{name}_workers")
         if _same_replicas(name, asked, side):
             one = f"{side.workers} {name} worker of {side.dp} data-parallel replicas"
-            yield f"the recipe starts {one}, and the matrix publishes {asked.workers} workers", place, "warning"
+            publishes = count_of(asked.workers, "worker")
+            yield f"the recipe starts {one}, and the matrix publishes {publishes}", place, "warning"
         else:
-            yield f"the recipe starts {side.workers} {name} workers, and the matrix says {asked.workers}", place
+            starts = count_of(side.workers, f"{name} worker")
+            yield f"the recipe starts {starts}, and the matrix says {asked.workers}", place
 
 
 @recipe_rule("parallelism", "error", "the recipe's parallelism is not the row's")
@@ -100,7 +103,7 @@ def gpus_per_node(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
     # Fewer are no mistake where each worker fits into them: a recipe may want just a part of each node.
     widest = max((side.gpus_per_worker or 0 for side in f.roles.values()), default=0)
     if f.gpus_per_node > has or widest > f.gpus_per_node:
-        message = f"the recipe counts {f.gpus_per_node} GPUs a node, and {s.file.runner.name} has {has}"
+        message = f"the recipe counts {count_of(f.gpus_per_node, 'GPU')} a node, and {s.file.runner.name} has {has}"
         yield message, s.place("resources", "gpus_per_node")
 
 
@@ -117,8 +120,8 @@ def capacity(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
     for name, side in f.roles.items():
         needed = (side.workers or 0) * (side.gpus_per_worker or 0)
         if side.nodes and side.nodes * gpus < needed:
-            held = f"{side.workers} {name} workers of {side.gpus_per_worker}"
-            yield f"{side.nodes} nodes of {gpus} GPUs cannot hold {held}", s.place("resources")
+            held = f"{count_of(side.workers or 0, f'{name} worker')} of {side.gpus_per_worker}"
+            yield f"{count_of(side.nodes, 'node')} of {count_of(gpus, 'GPU')} cannot hold {held}", s.place("resources")
 
 
 @plan_rule("moving-ref", "warning", "the lane names a branch where a commit belongs")

@@ -21,7 +21,7 @@ from launcher.cli.common import chosen, known_rule, open_project
 from launcher.core import publish
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
-from launcher.core.lines import Line, Terminal, folded
+from launcher.core.lines import Line, Terminal, count_of, folded
 from launcher.core.shipped import shipped
 from launcher.core.yaml_source import Document
 from launcher.project import Project
@@ -127,7 +127,7 @@ def aside(value: Checked) -> list[str]:
 
 
 def _counted(numbers: Mapping[str, int]) -> str:
-    return ", ".join(f"{n} {word}{'' if n == 1 else 's'}" for word, n in numbers.items())
+    return ", ".join(count_of(n, word) for word, n in numbers.items())
 
 
 @partial(

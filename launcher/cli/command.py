@@ -26,7 +26,7 @@ from typing import Any, TextIO, TypeVar
 from launcher.cli.parsers import texts
 from launcher.core.errors import LauncherError, Wrong
 from launcher.core.leftovers import Leftover
-from launcher.core.lines import Line, Terminal, folded, print_lines
+from launcher.core.lines import Line, Terminal, count_of, folded, print_lines
 from launcher.core.redact import redact
 from launcher.core.terminal import say
 
@@ -293,7 +293,8 @@ def show_removals(value: Removals, terminal: Terminal) -> Iterator[str]:
         yield from folded(f"{how}: {item.path} ({item.bytes / 1e6:.1f} MB): {item.why}", terminal.width, "  ")
     gone = [item.bytes for item in value.items if not item.keep]
     if not gone:
-        yield "nothing to remove" + (f"; {len(value.items)} entries stay" if value.items else "")
+        stay = count_of(len(value.items), "entry stays", "entries stay")
+        yield "nothing to remove" + (f"; {stay}" if value.items else "")
         yield from value.notes
         return
     done = "freed" if value.applied else "this was a dry run, --apply removes them: it would free"

@@ -18,6 +18,7 @@ from launcher.cli.command import Command, Tell, Told, as_it_comes, of_each, show
 from launcher.cli.common import open_project
 from launcher.core.errors import ConfigError, JobError, LauncherError, Wrong, as_error
 from launcher.core.github import GitHub
+from launcher.core.lines import count_of
 from launcher.plan.derive import check_run_id
 from launcher.plan.plan import Plan
 from launcher.project import Project
@@ -83,9 +84,9 @@ def _cleaned_everywhere(project: Project) -> Iterator[Told]:
     yield from _ended(_ends(project, [record.id for record in left], _BY_CLEANUP, unreadable=unreadable))
     for record in elsewhere:
         yield Told(told_elsewhere(record), record.id)
-    yield Told(f"{len(left)} runs were left behind" if left else "no run was left behind")
+    yield Told(f"{count_of(len(left), 'run was', 'runs were')} left behind" if left else "no run was left behind")
     if unreadable:
-        yield Told(f"{len(unreadable)} records cannot be read: {', '.join(one.id for one in unreadable)}")
+        yield Told(f"{count_of(len(unreadable), 'record')} cannot be read: {', '.join(one.id for one in unreadable)}")
     _remove_old_trees(project)
     _remove_collected(project, records(project.runs))
     from launcher.model.nodes import reap  # no run stages on nodes: only here

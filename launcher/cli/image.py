@@ -17,7 +17,7 @@ from pathlib import Path
 from launcher.cli.command import Command, Removals, Tell, Told, removals, show_removals, show_told
 from launcher.cli.importing import Where, where_of
 from launcher.core.errors import ConfigError, ImageError
-from launcher.core.lines import Line, Terminal, folded, table
+from launcher.core.lines import Line, Terminal, count_of, folded, table
 from launcher.image import inventory
 from launcher.image.inventory import Image, ImageDirectory
 from launcher.image.probe import Probed, between_nodes, between_processes, file_system
@@ -62,7 +62,7 @@ def show_images(value: Sequence[ImageLine], terminal: Terminal) -> Iterator[str]
         yield from table(["image", "MB", "last use", "digest", "live runs", ""], rows, terminal.width)
     total = sum(image.bytes for image in value)
     damaged = sum(image.problem is not None for image in value)
-    yield f"{len(value)} image{'s' * (len(value) != 1)}, {total / 1e9:.2f} GB, {damaged} not whole"
+    yield f"{count_of(len(value), 'image')}, {total / 1e9:.2f} GB, {damaged} not whole"
 
 
 @partial(Command, list[ImageLine], show=show_images)

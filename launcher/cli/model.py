@@ -19,7 +19,7 @@ from launcher.cli.common import open_project
 from launcher.cli.render import progress_shown
 from launcher.core.errors import ConfigError, ModelError
 from launcher.core.leftovers import Leftover
-from launcher.core.lines import Line, Terminal, folded, table
+from launcher.core.lines import Line, Terminal, count_of, folded, table
 from launcher.core.stop import stop_on_signals
 from launcher.model.checkpoint import examine
 from launcher.model.destination import leftovers, remove_leftovers
@@ -140,7 +140,7 @@ def stage(arguments: argparse.Namespace, tell: Tell) -> Staged:
     with stop_on_signals() as stop, progress_shown(sys.stderr) as progress:
         if arguments.source is None:
             manifest = adopt(destination, progress=progress, stop=stop)
-            size = f"{len(manifest.files)} files, {manifest.bytes / 1e9:.1f} GB"
+            size = f"{count_of(len(manifest.files), 'file')}, {manifest.bytes / 1e9:.1f} GB"
             return Staged(f"{destination}: {size}; manifest {MANIFEST_NAME}")
         done = stage_to(
             source_of(arguments.source, stop=stop),
@@ -205,7 +205,7 @@ class Compared:
 def show_compared(value: Compared, terminal: Terminal) -> Iterator[str]:
     yield from value.differences
     if not value.differences:
-        size = f"{value.files} files, {value.bytes / 1e9:.1f} GB"
+        size = f"{count_of(value.files, 'file')}, {value.bytes / 1e9:.1f} GB"
         yield from folded(f"{value.path}: {size} as staged from {value.source} ({value.how})", terminal.width, "  ")
 
 

@@ -14,7 +14,7 @@ from msgspec import UNSET, Struct, UnsetType
 from launcher.cli.command import Command, JSONText, Tell, refused_lines
 from launcher.cli.common import filters, open_project, planned
 from launcher.core.errors import ConfigError, Wrong
-from launcher.core.lines import Line, Terminal, fields, table
+from launcher.core.lines import Line, Terminal, count_of, fields, table
 from launcher.plan.plan import Plan, PlannedModel
 
 if TYPE_CHECKING:  # a plan pays for nothing that only a run needs, and a run for no matrix
@@ -84,12 +84,14 @@ def _model(model: PlannedModel) -> str:
 
 def _job(plan: Plan) -> str:
     asked = plan.scheduler
-    limit = f"{asked.time_limit} minutes" if (asked.time_limit or "").isdigit() else asked.time_limit
+    text = asked.time_limit or ""
+    limit = count_of(int(text), "minute") if text.isdigit() else text
     parts = {"partition": asked.partition, "account": asked.account, "at most": limit}
     held = asked.gpu_hours
-    nodes = f"{asked.nodes} node{'' if asked.nodes == 1 else 's'}"
-    cost = [f"{nodes} × that = {held:.1f} GPU-hours"] if held is not None and asked.nodes else []
-    return ", ".join([plan.job_name, *(f"{name} {value}" for name, value in parts.items() if value), *cost])
+    said = [f"{name} {value}" for name, value in parts.items() if value]
+    if held is not None and asked.nodes:
+        said.append(f"{count_of(asked.nodes, 'node')} × that = {held:.1f} GPU-hours")
+    return ", ".join([plan.job_name, *said])
 
 
 class Plans(msgspec.Struct, frozen=True):
@@ -186,7 +188,8 @@ def show_entries(value: Entries, terminal: Terminal) -> Iterator[str]:
     rows = [[*(getattr(e, name) for name in names), " ".join(map(str, e.concurrencies))] for e in value.entries]
     if rows:
         yield from table([*names, "concurrency"], rows, terminal.width)
-    yield f"{len(rows)} entries of {len({entry.key for entry in value.entries})} keys"
+    keys = len({entry.key for entry in value.entries})
+    yield f"{count_of(len(rows), 'entry', 'entries')} of {count_of(keys, 'key')}"
 
 
 @partial(

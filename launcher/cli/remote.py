@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from launcher import __version__
 from launcher.cli.command import Command, Tell, Told, show_told
 from launcher.core.errors import ConfigError, RemoteError, Wrong
-from launcher.core.lines import Terminal, table
+from launcher.core.lines import Terminal, count_of, table
 from launcher.core.terminal import one_line, say, trusted
 from launcher.remote.agent import Agent, Look, Tidied
 
@@ -145,7 +145,7 @@ def show_tidied(value: Tidied, terminal: Terminal) -> Iterator[str]:
     does = "removed" if value.applied else "would remove"
     yield from (f"{does} {one_line(name)}" for name in value.versions)
     yield from (f"{does} files that were sent: {one_line(name)[:12]}" for name in value.bundles)
-    yield f"{len(value.kept)} versions are kept"
+    yield f"{count_of(len(value.kept), 'version is', 'versions are')} kept"
 
 
 gc = Command(Tidied, collected, show_tidied)

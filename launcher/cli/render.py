@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
+from launcher.core.lines import count_of
 from launcher.core.terminal import console, one_line
 
 if TYPE_CHECKING:  # a plan pays for nothing that only a run needs
@@ -83,7 +84,7 @@ class _ProgressBars:
         self._total: Any = None
 
     def begin(self, files: int, size: int) -> None:
-        self._total = self._bars.add_task(f"{self._what}, {files} files", total=size)
+        self._total = self._bars.add_task(f"{self._what}, {count_of(files, 'file')}", total=size)
 
     def advance(self, path: str, size: int, count: int, *, resumed: bool = False) -> None:
         with self._lock:

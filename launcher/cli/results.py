@@ -15,7 +15,7 @@ import msgspec
 from launcher.cli.command import Command, Tell
 from launcher.cli.status import summary_of
 from launcher.core.errors import ConfigError, ResultError
-from launcher.core.lines import Line, Terminal
+from launcher.core.lines import Line, Terminal, count_of
 from launcher.core.state import state_directory
 from launcher.result import aggregates
 from launcher.result.row_fields import is_row
@@ -56,7 +56,7 @@ class Results:
 
 def show(value: Results, terminal: Terminal) -> Iterator[str]:
     for made in value.aggregates:
-        yield f"{made.of}: {made.count} aggregates in {made.where}"
+        yield f"{made.of}: {count_of(made.count, 'aggregate')} in {made.where}"
     if value.csv is not None:
         yield from (Line(line, raw=True) for line in value.csv.splitlines())
     elif value.summaries:

@@ -13,7 +13,7 @@ from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark
 from launcher.cli.command import Command, Tell, refused_lines
 from launcher.cli.common import open_project
 from launcher.core.errors import ConfigError, Wrong
-from launcher.core.lines import Line, Terminal, folded, table
+from launcher.core.lines import Line, Terminal, count_of, folded, table
 from launcher.plan.derive import known, last
 from launcher.runner import json_schema
 from launcher.runner.file import RunnerFile, describe_when
@@ -113,7 +113,7 @@ def show_view(value: RunnerView, terminal: Terminal) -> Iterator[str]:
         if len(value.cases) > 1:
             yield Line(f"on {case.nodes}:", "bold")
         if case.lanes:
-            yield f"{len(case.lanes)} lanes may serve it, the first whose condition holds:"
+            yield f"{count_of(len(case.lanes), 'lane')} may serve it, the first whose condition holds:"
             yield from _facts(case.lanes, terminal, "  ", max(len(lane.name) for lane in case.lanes))
             yield "where none of these conditions holds:" if case.facts else "else none"
         yield from _facts(case.facts, terminal, "", 10)
@@ -149,7 +149,7 @@ def show(arguments: argparse.Namespace, tell: Tell) -> RunnerView:
         return replace(view, cases=tuple(_cases(file, arguments.case)))
     named = f"partition {r.scheduler.partition or '-'}, account {r.scheduler.account or '-'}"
     facts = [Fact("scheduler", f"{r.scheduler.kind}, {named}")]
-    facts += [Fact("nodes", f"{r.node.gpus} GPUs, {r.node.arch or 'any architecture'}")]
+    facts += [Fact("nodes", f"{count_of(r.node.gpus, 'GPU')}, {r.node.arch or 'any architecture'}")]
     if r.images.directory:
         facts.append(Fact("images", f"{r.images.directory}, imported on the {r.images.import_on} node"))
     return replace(

@@ -15,6 +15,7 @@ from launcher.cli.console import Console, How, World
 from launcher.cli.output import standard_output_apart
 from launcher.cli.streaming import Planned, Streams
 from launcher.core.errors import ConfigError, LauncherError
+from launcher.core.lines import count_of
 from launcher.core.stop import Stop, stop_on_signals
 from launcher.core.terminal import say
 from launcher.plan.job_environment import require_passed
@@ -43,8 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
         plan = _by_hand(project, arguments)
     held = plan.scheduler
     cost = ""
-    if held.gpu_hours is not None:
-        cost = f": {held.nodes} nodes × {held.time_limit} = {held.gpu_hours:.1f} GPU-hours at most"
+    if held.gpu_hours is not None and held.nodes:
+        cost = f": {count_of(held.nodes, 'node')} × {held.time_limit} = {held.gpu_hours:.1f} GPU-hours at most"
     if arguments.json:
         print_planned(plan)
     elif not arguments.quiet:

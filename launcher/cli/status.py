@@ -17,7 +17,7 @@ from typing import Any
 from launcher.cli.command import Command, Tell, of_each, refused_lines
 from launcher.cli.output import LogLines
 from launcher.core.errors import ConfigError, LauncherError, ResultError, Wrong
-from launcher.core.lines import Line, Terminal, fields, folded, table
+from launcher.core.lines import Line, Terminal, count_of, fields, folded, table
 from launcher.core.state import state_directory
 from launcher.run.fields import UNREADABLE, RecordedError, RecordedJob, RunFields, Verdict
 from launcher.run.naming import load_named, names, shortest
@@ -160,8 +160,7 @@ def show(value: Status, terminal: Terminal) -> Iterator[str]:
         return
     yield from _list(value.runs, terminal)
     if unreadable := sum(line.state == UNREADABLE for line in value.runs):
-        what = "record" if unreadable == 1 else "records"
-        yield f"{unreadable} {what} cannot be read: `launcher cleanup` looks for the jobs by name"
+        yield f"{count_of(unreadable, 'record')} cannot be read: `launcher cleanup` looks for the jobs by name"
     latest = value.runs[-1]
     if terminal.width is not None and len(latest.short) < len(latest.id):
         yield Line(f"the beginning of an id names its run: launcher status {latest.short}", "dim")

@@ -16,6 +16,7 @@ from launcher.cli.sweep_driving import ledger_named
 from launcher.cli.sweep_status import seen
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.leftovers import size_of
+from launcher.core.lines import count_of
 from launcher.core.publish import remove_tree
 from launcher.core.retry import until
 from launcher.core.rights import user_name
@@ -23,7 +24,7 @@ from launcher.project import Project
 from launcher.sweep import ledger as ledgers
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.making import image_digest
-from launcher.sweep.points import identity, job_of
+from launcher.sweep.points import identity, job_of, points_in
 from launcher.sweep.schema import Added, Asked, Job
 from launcher.sweep.state import State
 
@@ -104,7 +105,7 @@ def _cancel_undriven(project: Project, ledger: Ledger, request: Asked) -> Genera
         ledger.append(request)
         left = _open_runs(project, ledger)
         yield from ended(project, left, "launcher sweep cancel")
-    yield Told(f"sweep {ledger.id}: {len(left)} runs were ended")
+    yield Told(f"sweep {ledger.id}: {count_of(len(left), 'run was', 'runs were')} ended")
     return True
 
 
@@ -132,9 +133,8 @@ def add(arguments: argparse.Namespace, tell: Tell) -> Told:
             ledger.append(event)
     if not held.acquired:
         _request(ledger, event)
-    count = sum(len(job.concurrencies) for job in new)
     takes = "" if held.acquired else "; its driver takes them"
-    return Told(f"sweep {ledger.id}: {count} points in {len(new)} jobs are appended{takes}")
+    return Told(f"sweep {ledger.id}: appended {points_in(new)}{takes}")
 
 
 def _extended(project: Project, job: Job, concurrencies: Sequence[int]) -> Job:

@@ -21,6 +21,7 @@ from launcher.cli.streaming import SweepEnded
 from launcher.cli.sweep_status import Sight, asks
 from launcher.core.errors import ConfigError, LauncherError, as_error
 from launcher.core.lease import LockOwner
+from launcher.core.lines import count_of
 from launcher.core.process import run as run_program
 from launcher.core.stop import Stop, stop_on_signals
 from launcher.core.terminal import one_line
@@ -224,7 +225,8 @@ class _Driving:
         for thread in self._notices:
             thread.join(max(0.0, until - time.monotonic()))
         if left := sum(thread.is_alive() for thread in self._notices):
-            self._tell("error", f"--notify: {left} programs have not ended, and are left")
+            programs = count_of(left, "program has not ended, and is", "programs have not ended, and are")
+            self._tell("error", f"--notify: {programs} left")
 
     def _notify(self, ended: Ended) -> None:
         """Run the user's program at an end, in a thread: facts are in its environment."""

@@ -24,7 +24,7 @@ from launcher.cli.sweep_driving import detach, drive, ledger_named, summary
 from launcher.cli.sweep_status import seen
 from launcher.core import lines
 from launcher.core.errors import ConfigError
-from launcher.core.lines import Terminal
+from launcher.core.lines import Terminal, count_of
 from launcher.core.process import run as run_program
 from launcher.core.terminal import one_line, say
 from launcher.plan.plan import Plan
@@ -35,7 +35,7 @@ from launcher.sweep.attempts import Records, history
 from launcher.sweep.estimate import Estimate, estimates, expected
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.making import image_digest
-from launcher.sweep.points import canaries, differences, identity, job_of, ordered
+from launcher.sweep.points import canaries, differences, identity, job_of, ordered, points_in
 from launcher.sweep.schema import Job, Policy, Reused, Sweep
 from launcher.sweep.state import State
 
@@ -79,7 +79,7 @@ def start(arguments: argparse.Namespace) -> int:
     ]
     ledger = Ledger.create(project.sweeps, sweep, events)
     if tells:
-        say(f"sweep {name}: {sum(len(job.concurrencies) for job in jobs)} points in {len(jobs)} jobs")
+        say(f"sweep {name}: {points_in(jobs)}")
     if arguments.detach:
         return detach(project, ledger, arguments) or code
     return drive(project, ledger, arguments, policy) or code
@@ -200,8 +200,8 @@ def plan(arguments: argparse.Namespace, tell: Tell) -> SweepPlan:
         )
         for job in order
     ]
-    points, known = sum(len(job.concurrencies) for job in jobs), sum(map(len, done.values()))
-    said = [f"{points} points in {len(jobs)} jobs, of which {known} points are done already", *cost_lines(jobs)]
+    known = count_of(sum(map(len, done.values())), "point is", "points are")
+    said = [f"{points_in(jobs)}, of which {known} done already", *cost_lines(jobs)]
     said.append(expected(jobs, guesses, policy.max_jobs))
     if done:
         names = dict.fromkeys(text.rpartition(" ")[2] for known in done.values() for _, text in known.values())
@@ -295,7 +295,7 @@ def served_here(project: Project, jobs: list[Job]) -> tuple[list[Job], list[Conf
                 wrong[name] = f"its partition {scheduler.partition} is none of this controller"
     left_out = []
     for name, why in wrong.items():
-        message = f"{sum(job.runner == name for job in jobs)} jobs are left out: {why}"
+        message = f"{count_of(sum(job.runner == name for job in jobs), 'job is', 'jobs are')} left out: {why}"
         left_out.append(
             ConfigError(message, where=f"runner {name}", hint="a sweep of their own, where they are served")
         )
@@ -329,7 +329,7 @@ def check_limits(project: Project, jobs: list[Job], policy: Policy) -> None:
 def cost_of(jobs: list[Job]) -> str:
     """What jobs hold at most, in words: nodes × limit = GPU-hours."""
     known = [job.gpu_hours for job in jobs if job.gpu_hours is not None]
-    unknown = f", and {len(jobs) - len(known)} jobs of unknown size" if len(known) < len(jobs) else ""
+    unknown = f", and {count_of(len(jobs) - len(known), 'job')} of unknown size" if len(known) < len(jobs) else ""
     node_hours = sum((job.nodes or 0) * (job.seconds or 0.0) for job in jobs) / 3600
     return f"at most {node_hours:.1f} node-hours (nodes × time limit) = {sum(known):.1f} GPU-hours{unknown}"
 
@@ -338,4 +338,4 @@ def cost_lines(jobs: list[Job]) -> Iterator[str]:
     """What the jobs hold at most, a line for each runner."""
     for runner in dict.fromkeys(job.runner for job in jobs):
         mine = [job for job in jobs if job.runner == runner]
-        yield f"{runner}: {len(mine)} jobs, {cost_of(mine)}"
+        yield f"{runner}: {count_of(len(mine), 'job')}, {cost_of(mine)}"

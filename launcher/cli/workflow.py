@@ -20,7 +20,7 @@ from launcher.cli.common import open_project
 from launcher.cli.planning import PlanView, plan_lines, view_of
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.github import GitHub
-from launcher.core.lines import Terminal, folded
+from launcher.core.lines import Terminal, count_of, folded
 from launcher.core.process import run
 from launcher.core.redact import redact
 from launcher.core.terminal import StandardOutput, say
@@ -63,7 +63,8 @@ def check_environment(arguments: argparse.Namespace) -> int:
             print(f"lacks: {redact(str(error), os.environ)}", file=sys.stderr)
             github.error(str(error), title="launcher: environment")
     if wrong:
-        print(f"launcher: {len(wrong)} things are missing or wrong; nothing was begun", file=sys.stderr)
+        things = count_of(len(wrong), "thing is", "things are")
+        print(f"launcher: {things} missing or wrong; nothing was begun", file=sys.stderr)
         return ConfigError.exit_code
     assert plan is not None
     say(f"nothing is missing: {plan.benchmark.title} on {plan.runner}, by launcher {__version__}")
@@ -89,8 +90,8 @@ def show(value: Shadow, terminal: Terminal) -> Iterator[str]:
         return
     for line in value.differences:
         yield from folded(f"shadow: differs: {line}", terminal.width, "  ")
-    what = f"{value.containers} containers" if value.containers != 1 else "one container"
-    found = f"{len(value.differences)} differences" if value.differences else "agree"
+    what = count_of(value.containers, "container")
+    found = count_of(len(value.differences), "difference") if value.differences else "agree"
     yield f"shadow: {found}: {value.script} starts {what}"
 
 

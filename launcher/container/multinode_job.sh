@@ -307,7 +307,7 @@ wait_for_all() {
     done
     [ "$running" -gt 0 ] || break
     if [ "$over" -gt 0 ] && [ "$SECONDS" -ge "$over" ]; then
-      say "the benchmark is over, and $running more containers run: they are ended"
+      say "the benchmark is over, and containers that still run are ended: $running"
       break
     fi
     wait_a_moment

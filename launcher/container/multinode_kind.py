@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from launcher.benchmark.result_names import agentic_result_name
 from launcher.container.planned import FACTS, LABEL, LOG, SCRIPT, MultinodeJob
 from launcher.container.script_kind import ScriptKind, end_containers, meet_nodes
+from launcher.core.lines import count_of
 from launcher.core.reading import read_file
 from launcher.plan.job_environment import KEPT, from_host
 from launcher.plan.plan import Plan
@@ -41,7 +42,7 @@ class MultinodeKind(ScriptKind):
         ]
         first = job.job.containers[0]
         return [
-            ("nodes", f"{job.job.nodes}, {job.allocation.gpus} GPUs each, for this job alone"),
+            ("nodes", f"{job.job.nodes}, {count_of(job.allocation.gpus, 'GPU')} each, for this job alone"),
             *containers,
             ("script", job.script.path),
             ("checks", ", ".join(job.job.checks)),

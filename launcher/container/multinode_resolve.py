@@ -25,6 +25,7 @@ from launcher.container.planned import (
 from launcher.container.resolve import EVAL, METRICS, contract_of, minutes_of, own_workspace
 from launcher.container.script import Scripts, no_script, refuse_lacks
 from launcher.core.errors import ConfigError
+from launcher.core.lines import count_of
 from launcher.core.yaml_source import Document
 from launcher.image.reference import PlannedImage, Reference
 from launcher.plan import derive
@@ -103,7 +104,8 @@ class MultinodePlanner:
         benchmark = rules.benchmark
         nodes = Nodes.of(benchmark, lane.allocation.gpus or rules.file.runner.node.gpus)
         if lane.roles and nodes.all != len(lane.roles):
-            message = f"the row asks for {nodes.all} nodes, and {len(lane.roles)} roles use one each"
+            used = count_of(len(lane.roles), "role uses one", "roles use one each")
+            message = f"the row asks for {count_of(nodes.all, 'node')}, and {used}"
             raise ConfigError(message, where=benchmark.source)
         words = words_of(benchmark, nodes)
         # The workspace is filled in where the job works.

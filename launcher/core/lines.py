@@ -64,6 +64,12 @@ def print_lines(lines: Iterable[str], terminal: Terminal, stream: Any = None) ->
     out.flush()
 
 
+def count_of(number: int, one: str, many: str = "") -> str:
+    """A number before what it counts: ``1 entry``, ``0 files``, ``2 jobs are``. ``many`` is how ``one`` is said of
+    another number, where no s at its end does it."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
 def folded(text: str, width: int | None, indent: str = "") -> list[str]:
     """The text in lines of at most ``width`` columns, all but the first behind ``indent``. No word is broken: one that
     is longer than a line has a line of its own."""

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Literal
 
 from launcher.core.errors import suggest
+from launcher.core.lines import count_of
 from launcher.doctor import scheduling
 from launcher.doctor.facts import (
     ClusterFacts,
@@ -278,7 +279,8 @@ _LOCK = "images may be imported twice at once, and every job of such a node ends
 
 
 def _compare_repository(said: Statement, facts: ClusterFacts) -> str:
-    return f"answers, {len(known(facts.refs.get(str(said.keys[-1]), Unknown('not asked'))))} refs"
+    refs = known(facts.refs.get(str(said.keys[-1]), Unknown("not asked")))
+    return f"answers, {count_of(len(refs), 'ref')}"
 
 
 def _compare_ref(said: Statement, facts: ClusterFacts) -> str | None:

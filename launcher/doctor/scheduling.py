@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.core.errors import suggest
+from launcher.core.lines import count_of
 from launcher.core.slurm_notation import limit_seconds, node_names
 from launcher.doctor.facts import (
     ClusterFacts,
@@ -79,7 +80,7 @@ def compare_partition(said: Statement, slurm: SlurmFacts) -> str:
     if found.state != "UP":
         raise Differ(f"the partition is {found.state}", "wait, or ask for `scontrol update … State=UP`")
     kind = ", the default one" if found.default else ", hidden" if found.hidden else ""
-    return f"up, {found.nodes} nodes{kind}"
+    return f"up, {count_of(found.nodes, 'node')}{kind}"
 
 
 def compare_account(said: Statement, facts: ClusterFacts) -> str:
@@ -176,7 +177,7 @@ def gpus(facts: ClusterFacts) -> tuple[str, list[int]]:
     nodes, compute = known(facts.nodes), facts.compute
     counts = Counter(node.gpus for node in nodes)
     if any(counts):
-        each = ", ".join(f"{gpus} on {count} nodes" for gpus, count in counts.most_common())
+        each = ", ".join(f"{gpus} on {count_of(count, 'node')}" for gpus, count in counts.most_common())
         types = ", ".join(gpu_types(nodes))
         numbers = [number for number, _ in counts.most_common()]
         return f"GRES: {each}" + (f" ({types})" if types else ""), sorted(numbers, key=lambda number: number == 0)
@@ -189,7 +190,7 @@ def architectures(facts: ClusterFacts) -> tuple[str, list[str]]:
     """The architectures of the compute nodes, as a text with who says so and as names. Raises Unknown."""
     compute = facts.compute
     counts = Counter(node.arch for node in listed(facts.nodes) if node.arch)
-    found = {arch: f"{arch} on {count} nodes by Slurm" for arch, count in counts.most_common()}
+    found = {arch: f"{arch} on {count_of(count, 'node')} by Slurm" for arch, count in counts.most_common()}
     if isinstance(compute, Host) and isinstance(compute.arch, str):
         by_slurm = [found[compute.arch]] if compute.arch in found else []
         found[compute.arch] = ", ".join([*by_slurm, f"{compute.name} says {compute.arch}"])
@@ -222,7 +223,7 @@ def compare_login_architecture(said: Statement, facts: ClusterFacts) -> str | No
 def compare_count(said: Statement, facts: ClusterFacts) -> str:
     partition = known(facts.partition)
     if partition.nodes != said.value:
-        raise Differ(f"{partition.name} has {partition.nodes} nodes", f"count: {partition.nodes}")
+        raise Differ(f"{partition.name} has {count_of(partition.nodes, 'node')}", f"count: {partition.nodes}")
     bad = [f"{node.name} {node.state}" for node in listed(facts.nodes) if not node.usable]
     out = f"; out of use now: {', '.join(bad[:5])}{' …' if len(bad) > 5 else ''}" if bad else ""
     return f"{partition.name} has as many{out}"

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from launcher.core.errors import ModelError
+from launcher.core.lines import count_of
 from launcher.core.rights import standing
 from launcher.model.fingerprint import Fingerprint, contradictions, fingerprint_of
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY, Manifest
@@ -261,7 +262,8 @@ class _Examination:
         for name in list(out)[:3]:
             self.problems.append(f"{name} is a link that leads out of what the job mounts: {out[name]}")
         if len(out) > 3:
-            self.problems.append(f"{len(out) - 3} more links lead out of what the job mounts")
+            more = count_of(len(out) - 3, "more link leads", "more links lead")
+            self.problems.append(f"{more} out of what the job mounts")
 
     def find_leftovers(self) -> None:
         """Note what downloads and copies leave: huggingface_hub's ``*.incomplete``, our and rsync's temporaries."""
@@ -277,7 +279,7 @@ class _Examination:
         below = (name for name in wanted if "/" in name and not name.startswith(("../", "/")))
         present |= {name for name in below if (self.path / name).exists()}
         if wanted and not wanted.keys() & present:
-            self.problems.append(f"a stub: the index names {len(wanted)} shards and none of them is here")
+            self.problems.append(f"a stub: the index names {count_of(len(wanted), 'shard')} and none of them is here")
         else:
             self.problems += [f"{shard} is missing" for shard in sorted(wanted.keys() - present)]
         headers: dict[str, Header] = {}
@@ -285,10 +287,10 @@ class _Examination:
             with self.noting(shard):
                 headers[shard] = read_header(self.path / shard)
                 if absent := wanted.get(shard, set()) - headers[shard].tensors:
-                    some = f"{len(absent)} tensors that the index places there, as {min(absent)}"
+                    some = f"{count_of(len(absent), 'tensor')} that the index places there, as {min(absent)}"
                     self.problems.append(f"{shard} lacks {some}")
                 elif shard in wanted and (more := headers[shard].tensors - wanted[shard]):
-                    some = f"{len(more)} tensors that the index does not name, as {min(more)}"
+                    some = f"{count_of(len(more), 'tensor')} that the index does not name, as {min(more)}"
                     self.doubts.append(f"{shard} has {some}: transformers passes them over")
                 if wanted and shard not in wanted:
                     self.doubts.append(f"{shard} is not in the index; engines that load every shard will read it")
@@ -315,9 +317,8 @@ class _Examination:
             for tensor, shard in weights.items():
                 placed.setdefault(self._shard(index, str(shard)), set()).add(tensor)
             if index != indexes[0] and indexes[0] == _INDEX and (absent := placed.keys() - present):
-                self.doubts.append(
-                    f"{index} names {len(absent)} shards that are not here; {_INDEX} is what engines read"
-                )
+                some = count_of(len(absent), "shard that is", "shards that are")
+                self.doubts.append(f"{index} names {some} not here; {_INDEX} is what engines read")
                 continue
             for name, tensors in placed.items():
                 wanted.setdefault(name, set()).update(tensors)
@@ -342,7 +343,7 @@ class _Examination:
         numbered = [found for name in sorted(present) if (found := _NUMBERED.fullmatch(name))]
         total = int(numbered[0][3]) if numbered else len(present)
         if max(total, len(present)) > 1:
-            self.problems.append(f"{len(present)} shards without model.safetensors.index.json")
+            self.problems.append(f"{count_of(len(present), 'shard')} without model.safetensors.index.json")
         if 0 < len(numbered) < total:
             self.problems.append(f"{len(numbered)} of {total} shards are here")
 

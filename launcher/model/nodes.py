@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.errors import Cancelled, LauncherError, ModelError, SubmissionError
+from launcher.core.lines import count_of
 from launcher.core.process import CommandRunner, ProcessIdentity, run
 from launcher.core.publish import make_private, write_json
 from launcher.core.reading import read_json
@@ -224,7 +225,7 @@ class _OwnJob:
         try:
             write_json(self._folder / _OWNER, asdict(_Owner(ProcessIdentity.mine(), token)))
             job = JobKey(self._submit_in_thread(stop), None, token)
-            log(f"{job} stages on {self._count} nodes")
+            log(f"{job} stages on {count_of(self._count, 'node')}")
             final = self._follow(scheduler, job, log, stop)
             ended = final.phase is Phase.TERMINAL
             # While a job ends, Slurm names only those of its nodes that are not done yet (22.05): the job says it.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.core.errors import ConfigError, ModelError
+from launcher.core.lines import count_of
 from launcher.core.retry import asked_pause
 from launcher.core.stop import Stop
 from launcher.model.manifest import MANIFEST_NAME, WORK_DIRECTORY, Manifest, read_range
@@ -260,7 +261,8 @@ class _Requests:
             asked = error.wait if isinstance(error, _Again) else None
             if self.failures >= self._attempts or (asked or 0) > LONGEST_WAIT:
                 wish = f", which asks for {asked:.0f} s" if asked else ""
-                message = f"gave up after {self.failures} requests: {str(error) or type(error).__name__}{wish}"
+                tried = count_of(self.failures, "request")
+                message = f"gave up after {tried}: {str(error) or type(error).__name__}{wish}"
                 raise ModelError(message, where=self._where, hint="the same command goes on from here") from None
             self._stop.sleep(min(FIRST_WAIT * 2 ** (self.failures - 1), 60) if asked is None else asked)
 

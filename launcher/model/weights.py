@@ -39,6 +39,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from launcher.core.lines import count_of
 from launcher.core.reading import built
 from launcher.core.rights import words_of
 
@@ -103,7 +104,7 @@ class Header:
 def wrong_size(size: int, expected: int) -> str:
     """How much a file of ``size`` bytes is too short or too long."""
     by = abs(size - expected)
-    return f"{by} byte{'' if by == 1 else 's'} too {'short' if size < expected else 'long'}"
+    return f"{count_of(by, 'byte')} too {'short' if size < expected else 'long'}"
 
 
 def why_unreadable(path: Path, error: OSError) -> str:

@@ -77,7 +77,7 @@ check_checkpoint() {
   fact checkpoint_files "${#weights[@]}"
   fact checkpoint_config "sha256:$(sha256sum 2>/dev/null <"$model/config.json" | cut -d' ' -f1)"
   [ "${#missing[@]}" -eq 0 ] ||
-    fail 4 "the checkpoint $model on $(uname -n) lacks ${#missing[@]} files: ${missing[*]:0:10}"
+    fail 4 "the checkpoint $model on $(uname -n) lacks ${#missing[@]} file${missing[1]+s}: ${missing[*]:0:10}"
   whole_model=$(realpath -m -- "$model")
   for name in "$model"/*.json "$model"/*.model "$model"/*.jinja "${weights[@]/#/$model/}"; do
     [ -e "$name" ] || [ -L "$name" ] || continue
@@ -104,7 +104,7 @@ check_checkpoint() {
   done
   [ "${#wrong[@]}" -eq 0 ] ||
     fail 4 "the checkpoint $model on $(uname -n) is not whole: $(printf '%s; ' "${wrong[@]:0:10}")"
-  say "checkpoint $model: whole, ${#weights[@]} weight files"
+  say "checkpoint $model: whole, ${#weights[@]} weight file${weights[1]+s}"
 }
 
 # Whether config.json says what the runner file says: pairs of key and value. A multimodal model has its text model's

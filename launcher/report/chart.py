@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from launcher.core.lines import count_of
 from launcher.report.document import Axis, Curve, Entry, Panel, Run
 from launcher.report.text import clock, escaped, number
 
@@ -206,7 +207,7 @@ def timeline_svg(runs: Sequence[Run], numbers: dict[str, int]) -> str:
         label = escaped(f"{run.job or run.id[:18]} {run.nodes}".strip()[:22])
         labels.append(f"<a href=#r{numbers[run.id]}><text y={y + 4}>{label}</text></a>")
     drawn = "".join(f'<path class={name} d="{"".join(paths[name])}"/>' for name in PHASES if name in paths)
-    about = escaped(f"time line of {len(lines)} jobs from {clock(begin)}")
+    about = escaped(f"time line of {count_of(len(lines), 'job')} from {clock(begin)}")
     head = f'<svg class=time viewBox="0 0 {LINE_WIDTH} {height}" role=group aria-label="{about}">'
     shifted = (
         f'<g transform="translate({_NAMES})">{drawn}</g><g transform="translate({_NAMES - 6})">{"".join(labels)}</g>'

@@ -14,6 +14,7 @@ from typing import Literal
 
 import msgspec
 
+from launcher.core.lines import count_of
 from launcher.report.points import EVALUATION, Identity, Point, State
 
 SCHEMA_VERSION = 1
@@ -321,7 +322,7 @@ def noted(document: Document) -> Iterator[tuple[str, str]]:
         for note in entry.notes:
             points.setdefault(note, []).append(entry)
     for note, entries in points.items():
-        more = f" and {len(entries) - 1} more points" if len(entries) > 1 else ""
+        more = f" and {count_of(len(entries) - 1, 'more point')}" if len(entries) > 1 else ""
         yield f"{entries[0].lengths} {entries[0].configuration} {entries[0].short}{more}", note
     yield from ((f"run {run.id}", note) for run in document.runs for note in run.notes)
 

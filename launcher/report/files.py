@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from launcher.core.lines import count_of
 from launcher.core.publish import write_bytes
 from launcher.report.document import Attempt, Comparison, Document, Entry, Run, as_json, name_of, not_ok, noted
 from launcher.report.page import page
@@ -123,7 +124,8 @@ def known(entries: Sequence[Entry]) -> list[str]:
 def markdown(document: Document) -> str:
     """The report in GitHub's Markdown, at most 1 MiB: what is too much is left out at the end, and said."""
     counts = ", ".join(f"**{count}** {state}" for state, count in document.counts.items())
-    lines = [f"## {_markdown(document.title)}", "", f"{len(document.points)} points: {counts or 'none'}.", ""]
+    points = count_of(len(document.points), "point")
+    lines = [f"## {_markdown(document.title)}", "", f"{points}: {counts or 'none'}.", ""]
     if made := document.rehearsed:
         lines += ["> [!WARNING]", f"> **{made}**", ""]
     for first, members in not_ok(document):
@@ -183,5 +185,6 @@ def _bounded(lines: list[str]) -> str:
     for number, line in enumerate(lines):
         size += len(line.encode(errors="backslashreplace")) + 1
         if size > LONGEST_MARKDOWN - 200:
-            return "\n".join([*lines[:number], "", f"{len(lines) - number} more lines are left out here.", ""])
+            more = count_of(len(lines) - number, "more line is", "more lines are")
+            return "\n".join([*lines[:number], "", f"{more} left out here.", ""])
     return "\n".join([*lines, ""])

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from launcher.core.lines import count_of
 from launcher.report.chart import PHASES, SYMBOLS, classes, panel_svg, phases, symbol, timeline_svg
 from launcher.report.document import MEANING, STATES, Attempt, Comparison, Document, Entry, Panel, Run, not_ok, noted
 from launcher.report.points import SCORES, metrics
@@ -73,7 +74,7 @@ def _head(document: Document) -> str:
         if state in document.counts
     )
     best = sum(entry.frontier for entry in document.points)
-    about = f"{len(document.points)} points of {len(document.runs)} runs, {best} on a frontier"
+    about = f"{count_of(len(document.points), 'point')} of {count_of(len(document.runs), 'run')}, {best} on a frontier"
     banner = f"<p class=banner><b>{document.rehearsed}.</b></p>" if document.rehearsed else ""
     return (
         f"<header class=head><h1>{escaped(document.title)}</h1><p class=soft>{about}. Made {escaped(document.made)}"

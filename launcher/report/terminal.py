@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from launcher.core.lines import Line, Terminal, folded, table
+from launcher.core.lines import Line, Terminal, count_of, folded, table
 from launcher.report.document import Comparison, Document, Entry, not_ok, noted
 from launcher.report.files import known
 from launcher.report.points import EVALUATION, SCORES, State, metrics
@@ -29,7 +29,7 @@ def show(document: Document, terminal: Terminal) -> Iterator[str]:
     width = terminal.width
     yield Line(shown(document.title), "bold")
     counts = ", ".join(f"{count} {state}" for state, count in document.counts.items())
-    yield f"{len(document.points)} points: {counts or 'none'}"
+    yield f"{count_of(len(document.points), 'point')}: {counts or 'none'}"
     if document.rehearsed:
         yield Line(document.rehearsed, "yellow")
     for first, members in not_ok(document):
@@ -46,7 +46,7 @@ def show(document: Document, terminal: Terminal) -> Iterator[str]:
     for whose, note in notes[:MOST_NOTES]:
         yield from _folded(f"{shown(whose)}: {shown(note)}", width, 4, "dim")
     if len(notes) > MOST_NOTES:
-        yield Line(f"  and {len(notes) - MOST_NOTES} more notes, which report.json has", "dim")
+        yield Line(f"  and {count_of(len(notes) - MOST_NOTES, 'more note')}, which report.json has", "dim")
     for entries in (document.measured, document.evaluations):
         yield from _table(entries, width)
     if document.comparison is not None:

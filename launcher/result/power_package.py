@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from launcher.core.lines import count_of
 from launcher.core.reading import built, json_of
 from launcher.result.power import METHOD, Window, add, energy, largest_gap, rounded, window_of
 from launcher.result.power_windows import Checked, Device, Samples, check_windows, read_samples, selected
@@ -331,7 +332,7 @@ def _stored_failures(
     """Where the manifest's own evidence is not what its files say."""
     failures = []
     if (stored := manifest.get("sample_row_count")) != len(rows):
-        failures.append(f"sample_row_count is {stored!r}, disk has {len(rows)} rows")
+        failures.append(f"sample_row_count is {stored!r}, disk has {count_of(len(rows), 'row')}")
     scrapes, least = manifest.get("scrape_count"), max((scrape for scrape, _ in rows), default=-1) + 1
     if rows and not _is_whole(scrapes, least):
         failures.append(f"scrape_count is {scrapes!r}, disk needs at least {least}")

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from launcher.core.errors import ConfigError, suggest
+from launcher.core.lines import count_of
 from launcher.core.reading import read_file
 from launcher.core.yaml_source import LARGEST_FILE, Document
 from launcher.runner.file import RunnerFile
@@ -79,7 +80,7 @@ class Fleet:
             if prefix in file.runner.runners:
                 return file
         known = [p for f in files for p in f.runner.runners]
-        unread = f"; {len(broken)} runner files cannot be read, the first: {broken[0]}" if broken else ""
+        unread = f"; {count_of(len(broken), 'runner file')} cannot be read, the first: {broken[0]}" if broken else ""
         raise ConfigError(
             f"no runner file claims the prefix {prefix!r} of RUNNER_NAME={runner_name}{unread}",
             where="RUNNER_NAME",

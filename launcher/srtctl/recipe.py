@@ -17,6 +17,7 @@ import msgspec
 import yaml
 
 from launcher.core.errors import ConfigError, suggest
+from launcher.core.lines import count_of
 from launcher.core.yaml_source import Key
 
 BASE, OVERRIDE, ZIP = "base", "override_", "zip_override_"
@@ -162,7 +163,8 @@ def _expand(base: Mapping[str, Any], key: str, section: Mapping[str, Any], index
         return
     group, count = key[len(ZIP) :], _zip_length(key, section)
     if index is not None and index >= count:
-        raise ConfigError(f"index [{index}] is out of range: {key!r} has {count} variants, 0 to {count - 1}")
+        variants = count_of(count, "variant")
+        raise ConfigError(f"index [{index}] is out of range: {key!r} has {variants}, 0 to {count - 1}")
     for i in range(count) if index is None else (index,):
         merged = deep_merge(base, _zip_slice(section, i))
         if not isinstance(section.get("name"), list):  # one name for all would not tell them apart

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from launcher.core.lines import count_of
 from launcher.sweep.schema import Job
 
 
@@ -59,8 +60,9 @@ def expected(jobs: Sequence[Job], found: dict[str, Estimate], at_once: int) -> s
     low, high = (sum((job.gpus or 0) * getattr(one, end) for job, one in known) / 3600 for end in ("low", "high"))
     rest = [job for job in jobs if job.key not in found]
     seconds = sum(one.seconds for _, one in known) + sum(job.seconds or 0.0 for job in rest)
-    bound = f", beside at most {sum(job.gpu_hours or 0.0 for job in rest):.1f} of {len(rest)} jobs" if rest else ""
+    most = f"{sum(job.gpu_hours or 0.0 for job in rest):.1f} of {count_of(len(rest), 'job')}"
+    bound = f", beside at most {most}" if rest else ""
     runs = sum(one.n for _, one in known)
-    spread = f"{low:.1f} to {high:.1f} by {runs} earlier runs"
+    spread = f"{low:.1f} to {high:.1f} by {count_of(runs, 'earlier run')}"
     end = f"some {seconds / at_once / 3600:.1f} h with {at_once} at once"
     return f"expected {hours:.1f} GPU-hours ({spread}){bound}; {end}"

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher.benchmark.benchmark import Benchmark
+from launcher.core.lines import count_of
 from launcher.plan.plan import Plan
 from launcher.sweep.schema import Job, Order
 
@@ -46,6 +47,12 @@ def fingerprint(plan: Plan, own: Mapping[str, str], image: str = "") -> dict[str
         "lengths": benchmark.measures,
         "gpus": "+".join(str(count) for count in gpus if count),
     }
+
+
+def points_in(jobs: Sequence[Job]) -> str:
+    """``5 points in 2 jobs``."""
+    points = count_of(sum(len(job.concurrencies) for job in jobs), "point")
+    return f"{points} in {count_of(len(jobs), 'job')}"
 
 
 def differences(wanted: Mapping[str, str], had: Mapping[str, str]) -> list[str]:

@@ -187,7 +187,7 @@ def test_the_others_need_not_know_when_it_is_over(cluster: Cluster) -> None:
     plan.details["job"]["drain"] = 1
     cluster.server('[ "$NODE_RANK" = 0 ] || exec sleep 600')
     said = cluster.run(plan)
-    assert "the benchmark is over, and 1 more containers run: they are ended" in said
+    assert "the benchmark is over, and containers that still run are ended: 1" in said
     assert cluster.containers() == [] and left(str(cluster.root)) == []
 
 
@@ -321,7 +321,7 @@ def test_llmd_ends_with_its_coordinator(tmp_path: Path) -> None:
         '[ "$NODE_RANK" = 1 ] || exec sleep 600\nsleep 600 &\ntouch "$BENCHMARK_LOGS_DIR/.bench_done.$SLURM_JOB_ID"'
     )
     said = cluster.run(cluster.plan(llmd()))
-    assert "the container on node1 ended with 0" in said and "2 more containers run: they are ended" in said
+    assert "the container on node1 ended with 0" in said and "containers that still run are ended: 2" in said
     seen = dict(line.split("=", 1) for line in (cluster.logs / "env-2").read_text().splitlines() if "=" in line)
     assert seen["ALL_IPS"] == "10.0.0.10,10.0.0.11,10.0.0.12" and seen["DECODE_LEADER_IP"] == "10.0.0.11"
     assert seen["PREFILL_LEADER_IP"] == "10.0.0.10" and seen["DECODE_DP_SIZE"] == "8" and seen["PREFILL_DP_SIZE"] == "4"

@@ -191,8 +191,8 @@ def checkpoint(host: JobHost, *seen_by: str) -> Plan:
     ("remove", "lacks"),
     [
         ("model", "is not on"),
-        ("model/config.json", "lacks 1 files: config.json"),
-        ("model/b.safetensors", "lacks 1 files: b.safetensors"),
+        ("model/config.json", "lacks 1 file: config.json"),
+        ("model/b.safetensors", "lacks 1 file: b.safetensors"),
         (None, None),
     ],
 )

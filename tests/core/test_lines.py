@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.core.lines import Line, Terminal, fields, folded, print_lines, table
+from launcher.core.lines import Line, Terminal, count_of, fields, folded, print_lines, table
 
 ROWS = [
     ("1126-170046-minimaxm3-1k1k-1p1d-dep4-tp4-79dc", "gb200-nv", "146.25", "4242", "server: out of memory on node01"),
@@ -76,3 +76,16 @@ def test_a_terminal_gets_colours_and_none_with_no_color(environ: dict[str, str],
     os.close(ours)
     assert Terminal.of(io.StringIO(), environ) == Terminal()
     assert Terminal.of(io.StringIO(), {"FORCE_COLOR": "1"}) == Terminal(colours=True)
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "said"),
+    [
+        (0, ("file",), "0 files"),
+        (1, ("file",), "1 file"),
+        (2, ("entry", "entries"), "2 entries"),
+        (1, ("job is", "jobs are"), "1 job is"),
+    ],
+)
+def test_a_number_fits_what_it_counts(number: int, words: tuple[str, ...], said: str) -> None:
+    assert count_of(number, *words) == said

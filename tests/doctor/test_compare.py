@@ -206,7 +206,7 @@ def test_an_account(changes: Any, job: Any, verdict: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("nodes", "key", "verdict", "text"),
     [
-        ((node("a"), node("b", (("h100", 8),))), "node.gpus", "unknown", "4 on 1 nodes, 8 on 1 nodes"),
+        ((node("a"), node("b", (("h100", 8),))), "node.gpus", "unknown", "4 on 1 node, 8 on 1 node"),
         ((node("a", ()), node("b", ())), "node.gpus", "agree", "4 /dev/nvidia"),
         ((node("a"), node("b", arch="x86_64")), "node.arch", "unknown", "mixed"),
         ((node("a", arch=None), node("b", arch=None)), "node.arch", "agree", "says aarch64"),
@@ -296,7 +296,7 @@ def test_locks_that_do_not_hold_differ() -> None:
         ("locks", "images.lock", Unknown("it took too long"), "unknown", "too long"),
         ("clock", "node", Looked("the node n: its clock is 9 s off", "clock_offset 9"), "differ", "9 s off"),
         ("/lustre/models/a", "models[0].path", Looked("", "checkpoint_files 9"), "agree", "checkpoint files 9"),
-        ("/lustre/models/a", "models[0].path", Looked("the checkpoint … lacks 1 files"), "differ", "lacks 1 files"),
+        ("/lustre/models/a", "models[0].path", Looked("the checkpoint … lacks 1 file"), "differ", "lacks 1 file"),
     ],
 )
 def test_what_a_job_would_look_at_on_its_node(

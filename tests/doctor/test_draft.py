@@ -110,7 +110,7 @@ def test_what_is_not_known_is_to_do_and_not_claimed() -> None:
     none, text = load(SITES["no accounting"], account=None)
     assert none.runner.scheduler.account is None and "takes a job of any account" in text
     two, text = load(SITES["mixed GPUs"])
-    assert two.runner.node.gpus == 4 and "TODO the partition is mixed: GRES: 4 on 1 nodes" in text
+    assert two.runner.node.gpus == 4 and "TODO the partition is mixed: GRES: 4 on 1 node" in text
     bare = of_compute(SITES["no GRES"], devices=0)
     assert "TODO Slurm knows of no GPUs in this partition" in load(bare)[1]
     alone, text = load(SITES["no node"])

@@ -98,7 +98,7 @@ def test_a_checkpoint_that_is_not_whole_on_the_node(directory: Path, capsys: pyt
     assert examine(capsys)[1]["models[0].path"]["verdict"] == "agree"
     (model / "config.json").unlink()
     code, claims = examine(capsys)
-    assert code == 2 and "lacks 1 files: config.json" in claims["models[0].path"]["found"]
+    assert code == 2 and "lacks 1 file: config.json" in claims["models[0].path"]["found"]
 
 
 def test_the_hidden_partition_and_its_limit(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:

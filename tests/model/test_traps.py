@@ -295,8 +295,8 @@ GOOD = [
     (links_within, ""),
     (pictures_left_as_pointers, ""),
     (a_new_dtype, "is not in the index"),
-    (a_tensor_that_the_index_lacks, "has 1 tensors that the index does not name"),
-    (a_header_with_room, "has 1 tensors that the index does not name, as nothing"),
+    (a_tensor_that_the_index_lacks, "has 1 tensor that the index does not name"),
+    (a_header_with_room, "has 1 tensor that the index does not name, as nothing"),
     (staged_and_untouched, ""),
 ]
 

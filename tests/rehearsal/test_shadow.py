@@ -53,7 +53,7 @@ def test_what_agrees_leaves_no_trace(
 ) -> None:
     code = shadow(tmp_path, monkeypatch, LAUNCHER % ("h100", "$HF_HUB_CACHE"))
     said = capsys.readouterr().out
-    assert "shadow: agree: launch_h100-cw.sh starts one container" in said and code == 0
+    assert "shadow: agree: launch_h100-cw.sh starts 1 container" in said and code == 0
     assert not (tmp_path / "InferenceX/made").exists() and not Path("/touched-by-shadow").exists()
 
 

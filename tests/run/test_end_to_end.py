@@ -111,7 +111,7 @@ def test_what_a_killed_launcher_left_is_cleaned_up_by_another(user: LauncherUser
     assert user.alive_jobs()
     assert "(nobody drives it)" in user.launcher("status")
     said = user.launcher("cleanup")
-    assert "1 runs were left behind" in said
+    assert "1 run was left behind" in said
     assert not user.alive_jobs()
     assert user.launcher("cleanup") == "no run was left behind\n"
 

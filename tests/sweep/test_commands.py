@@ -210,7 +210,7 @@ def test_estimates_are_by_runs_of_the_same_and_say_how_many_and_how_far_apart() 
     (scaled,) = estimates([a_job(1, 40)], history).values()
     assert scaled.seconds == 1800.0, "linear in requests"
     said = expected([job, a_job(2)], found, 2)
-    assert "expected 2.0 GPU-hours (1.3 to 2.7 by 3 earlier runs), beside at most 8.0 of 1 jobs" in said
+    assert "expected 2.0 GPU-hours (1.3 to 2.7 by 3 earlier runs), beside at most 8.0 of 1 job" in said
 
 
 def test_events_of_a_retry_name_class_signature_and_wait(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_runners_of_other_controllers_are_named_and_left_out(
     two = [msgspec.structs.replace(job, runner=name) for name in ("local", "gb200-nv")]
     monkeypatch.setattr(sweeping, "wanted", lambda *given: (two, []))
     monkeypatch.setattr(sweeping, "check_limits", lambda *given: None)
-    assert "1 jobs are left out: its jobs are of the scheduler slurm" in user.launcher(
+    assert "1 job is left out: its jobs are of the scheduler slurm" in user.launcher(
         "sweep", "start", *SELECTED, "--name", "n", "--yes"
     )
     sweep = Ledger.load(user.state / "sweeps", "n").sweep
@@ -323,7 +323,7 @@ def test_a_cancel_that_no_driver_took_ends_the_jobs(
     (user.state / "runs/m-1").mkdir(parents=True)
     owner, seen = LockOwner.here("drives"), [1, 1]
     monkeypatch.setattr(Ledger, "driver", lambda self: owner if seen and seen.pop() else None)
-    assert "1 runs were ended" in user.launcher("sweep", "cancel", "m") and ended == ["m-1"]
+    assert "1 run was ended" in user.launcher("sweep", "cancel", "m") and ended == ["m-1"]
 
 
 def test_a_cancel_beside_a_lock_whose_holder_nobody_sees_says_so_and_writes_nothing(
