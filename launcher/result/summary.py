@@ -101,11 +101,11 @@ def _points(benchmark: Benchmark, collected: Collected) -> list[dict[str, Any]]:
 
 
 REHEARSAL = "REHEARSAL: nothing was served and nothing was measured; the numbers are made up."
-_COLUMNS = ("runner", "benchmark", "topology", "ISL/OSL", "conc", "tok/s", "tok/s/GPU", "TTFT ms", "TPOT ms", "ITL ms",
-            "state")  # fmt: skip
+_HEAD = ("runner", "benchmark", "configuration", "topology")
+_COLUMNS = (*_HEAD, "ISL/OSL", "conc", "tok/s", "tok/s/GPU", "TTFT ms", "TPOT ms", "ITL ms", "state")
 _NUMBERS = (("total_throughput", 0), ("throughput_per_gpu", 1), ("ttft_median_ms", 1), ("tpot_median_ms", 2),
             ("itl_median_ms", 2))  # fmt: skip
-_SCORES = ("runner", "benchmark", "topology", "task", "conc", "score", "least", "samples", "state")
+_SCORES = (*_HEAD, "task", "conc", "score", "least", "samples", "state")
 _MISSING = "-"
 
 
@@ -152,7 +152,9 @@ def score_rows(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def _row(summary: Mapping[str, Any], cells: Sequence[str], state: str, *, good: bool) -> Row:
-    head = (summary["runner"], summary["benchmark"]["exp_name"], summary["benchmark"]["topology"])
+    of = summary["benchmark"]
+    method = [of["spec_decoding"]] if of["spec_decoding"] != "none" else []
+    head = (summary["runner"], of["exp_name"], " ".join([of["framework"], of["precision"], *method]), of["topology"])
     rehearsal = bool(summary["rehearsal"])
     return Row((*map(str, head), *cells, f"REHEARSAL, {state}" if rehearsal else state), good, rehearsal)
 

@@ -17,7 +17,7 @@ MISSING = ("-",) * 5
 
 def test_a_missing_point_is_shown_as_missing() -> None:
     table = rows([made(), made(Collected(), state="TIMEOUT")])
-    head = ("gb200-nv", "minimaxm3_8k1k", "2P1D DEP4/TP8", "8192/1024")
+    head = ("gb200-nv", "minimaxm3_8k1k", "dynamo-vllm fp4", "2P1D DEP4/TP8", "8192/1024")
     assert [row.cells for row in table] == [
         (*head, "4", "960", "-", "84.2", "-", "-", "ok"),
         (*head, "16", *MISSING, "invalid"),
@@ -25,6 +25,17 @@ def test_a_missing_point_is_shown_as_missing() -> None:
         *((*head, str(at), *MISSING, "missing, job TIMEOUT") for at in (4, 16, 64)),
     ]
     assert [row.good for row in table] == [True] + [False] * 5
+
+
+def test_what_differs_in_framework_precision_or_method_does_not_look_alike() -> None:
+    others = ({"framework": "trt"}, {"precision": "fp8"}, {"spec_decoding": "mtp"})
+    table = rows([made(plan=a_plan(benchmark=replace(BENCHMARK, **other))) for other in ({}, *others)])
+    assert [row.cells[2] for row in table if row.cells[5] == "4"] == [
+        "dynamo-vllm fp4",
+        "trt fp4",
+        "dynamo-vllm fp8",
+        "dynamo-vllm fp4 mtp",
+    ]
 
 
 def test_a_point_of_a_job_that_failed_is_not_good() -> None:
@@ -35,7 +46,7 @@ def test_a_point_of_a_job_that_failed_is_not_good() -> None:
 @pytest.mark.parametrize(("problems", "state"), [((), "ok"), (("no results*.json",), "failed")])
 def test_a_run_without_points_has_one_row(problems: tuple[str, ...], state: str) -> None:
     document = made(Collected(), plan=a_plan(benchmark=replace(BENCHMARK, eval_only=True)), problems=problems)
-    assert [(row.cells[4], row.cells[-1]) for row in rows([document])] == [("-", state)]
+    assert [(row.cells[5], row.cells[-1]) for row in rows([document])] == [("-", state)]
 
 
 def test_a_rehearsal_is_said_in_every_form() -> None:
@@ -64,7 +75,7 @@ def test_scores_have_a_table_of_their_own() -> None:
     good = Evaluation(64, "gsm8k", score=0.95, threshold=0.9, n_eff=1319)
     low, missing = replace(good, task="gpqa", score=0.2), Evaluation(None, state="missing", reason="no results*.json")
     document = made(Collected(points=(GOOD,), evaluations=(good, low, missing)))
-    head = ("gb200-nv", "minimaxm3_8k1k", "2P1D DEP4/TP8")
+    head = ("gb200-nv", "minimaxm3_8k1k", "dynamo-vllm fp4", "2P1D DEP4/TP8")
     assert [(row.cells, row.good) for row in score_rows([document])] == [
         ((*head, "gsm8k", "64", "0.9500", "0.90", "1319", "ok"), True),
         ((*head, "gpqa", "64", "0.2000", "0.90", "1319", "too low"), False),
