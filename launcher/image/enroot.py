@@ -44,7 +44,7 @@ _ON_NODE = (
 """On the node: enroot's layers are of no use there afterwards, and nobody else would remove them. srun ends a step by
 SIGKILL, so what an ended one left is removed a day later, by the next import there; none lasts so long."""
 
-_FAULTS = "enroot_faults.yaml"
+FAULTS = "enroot_faults.yaml"
 _QUERY_TIMEOUT = 60.0
 _LONGEST_SCRIPT = 1 << 20
 _WRONG_ARCHITECTURE = "Image architecture doesn't match"
@@ -218,7 +218,7 @@ def diagnose(done: Completed) -> Fault:
         return Fault(f"{name} is not there", "install it on this host, or import elsewhere (images.import-on)")
     if not said and _UNSAID.search(done.stderr.rstrip()):
         return Fault("401 or 404, enroot does not say which", "correct the image")
-    table = fault_table(_FAULTS)
+    table = fault_table(FAULTS)
     known = [(found, fault) for words, fault in table["srun"].items() if (found := re.search(words, text, re.M))][:1]
     if not known:
         answers = re.finditer(r"returned error(?: code)?: (\d{3})\b", text)
@@ -235,7 +235,7 @@ def diagnose(done: Completed) -> Fault:
 
 def fault_of_status(code: int) -> Fault:
     """What an HTTP status of a registry means for an import."""
-    fault = next(fault for pattern, fault in fault_table(_FAULTS)["status"].items() if re.fullmatch(pattern, str(code)))
+    fault = next(fault for pattern, fault in fault_table(FAULTS)["status"].items() if re.fullmatch(pattern, str(code)))
     return replace(fault, what=fault.what.format(code=code))
 
 

@@ -26,8 +26,8 @@ import msgspec
 from launcher.core.errors import ImageError
 from launcher.core.reading import built
 from launcher.core.retry import asked_pause, error_of, telling
-from launcher.image.enroot import MadeByCommand, fault_of_status, unlike, with_account
-from launcher.image.reference import Reference
+from launcher.image.enroot import FAULTS, MadeByCommand, fault_of_status, unlike, with_account
+from launcher.image.reference import Fault, Reference, fault_table
 from launcher.image.requests import INDEXES, MANIFESTS, Requests
 from launcher.image.squash import Sidecar
 
@@ -282,6 +282,8 @@ class Registry:
         except (OSError, http.client.HTTPException) as error:  # URLError, time-outs, resets, a cut answer
             reason = getattr(error, "reason", None) or error
             reason = getattr(reason, "strerror", None) or reason
+            if fault := _lasting(str(reason)):  # its certificate, or that it does not speak TLS
+                raise Unreachable(f"{registry}: {fault.what}: {reason}", hint=fault.hint) from None
             hint = "try again later; see whether this host reaches it"
             failure = _NoAnswer(f"the registry {registry} cannot be reached: {reason}", hint=hint)
             if not isinstance(error, http.client.HTTPException):
@@ -307,6 +309,12 @@ class Registry:
         passing = (_NoAnswer if error.code >= 500 else _MayPass)(message, hint=fault.hint)
         passing.pause = pause
         return passing
+
+
+def _lasting(said: str) -> Fault | None:
+    """What the words of a failed connection mean, if no other attempt can mend it; None where one may."""
+    words = fault_table(FAULTS)["words"].items()
+    return next((fault for pattern, fault in words if not fault.may_pass and re.search(pattern, said)), None)
 
 
 def _digest(content: bytes) -> str:

@@ -12,7 +12,7 @@ from launcher.core.errors import ImageError
 from launcher.core.process import Completed
 from launcher.image.enroot import credentials, diagnose, with_account
 from launcher.image.reference import Fault, Reference
-from launcher.image.registry import Registry
+from launcher.image.registry import Registry, Unreachable
 from tests.image.docker_registry import INSTALLED, real_registry
 from tests.image.support import ENROOT, Store, registry_for, request
 
@@ -81,6 +81,10 @@ def test_a_registry_with_basic_accounts(tmp_path: Path) -> None:
         store = Store(registry=registry_for(given), command=("enroot",) if real else ENROOT)
         record = store.ensure(wanted)
         assert (record.how, record.sidecar.digest) == ("imported", served.digest("a/b:1"))
+
+        with pytest.raises(Unreachable, match="does not speak TLS") as told:
+            Registry(Reference.parse(reference), {**given, "ENROOT_ALLOW_HTTP": "no"}, "x86_64").manifest()
+        assert "ENROOT_ALLOW_HTTP=y" in (told.value.hint or "")
 
         credentials_file = served.place / "enroot/.credentials"
         credentials_file.write_text("# of this test\nmachine 127.0.0.1 login me password wrong\n")

@@ -154,6 +154,14 @@ def test_a_registry_that_is_not_there_is_unreachable(served: FakeRegistry) -> No
         Asking(served, address="127.0.0.1:9").manifest()
 
 
+def test_a_registry_without_tls_is_told_from_one_that_is_away(served: FakeRegistry) -> None:
+    asking = Asking(served)
+    asking.environ = {**asking.environ, "ENROOT_ALLOW_HTTP": "no"}
+    with pytest.raises(Unreachable, match=f"^{served.address}: the registry does not speak TLS: ") as caught:
+        asking.manifest()
+    assert "ENROOT_ALLOW_HTTP=y" in (caught.value.hint or "") and not asking.slept, "asking again does not help"
+
+
 @pytest.mark.parametrize("content", [b"[]", b"{}", b"no", b'{"manifests": 3}', b'{"schemaVersion": 1}'])
 def test_what_is_no_manifest_is_said(served: FakeRegistry, content: bytes) -> None:
     served.documents["a/b/manifests/1"] = ("application/json", content)
