@@ -17,7 +17,8 @@ from launcher.run.kind import Run, Services, Tools
 
 if TYPE_CHECKING:  # an import by hand asks for tools alone
     from launcher.project import Project
-    from launcher.run.record import RunRecord, UnreadableRecord
+    from launcher.run.listing import UnreadableRecord
+    from launcher.run.record import RunRecord
     from launcher.slurm.client import Scheduler
     from launcher.slurm.poller import Pace
 

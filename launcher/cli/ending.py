@@ -23,6 +23,7 @@ from launcher.plan.derive import check_run_id
 from launcher.plan.plan import Plan
 from launcher.project import Project
 from launcher.run import finish
+from launcher.run.listing import UnreadableRecord, records
 from launcher.run.naming import load_named, run_named
 from launcher.run.orphans import (
     END_PATIENCE,
@@ -36,7 +37,7 @@ from launcher.run.orphans import (
     runs_of_job,
     told_elsewhere,
 )
-from launcher.run.record import RunRecord, UnreadableRecord, records
+from launcher.run.record import RunRecord
 from launcher.runner.templates import fill_in
 from launcher.services import open_run, schedulers_for
 from launcher.slurm.client import Phase

@@ -22,7 +22,7 @@ from launcher.plan.job_environment import require_passed
 from launcher.plan.plan import Plan
 from launcher.plan.secrets import refuse_secrets
 from launcher.project import Project, new_run_id
-from launcher.run import cancelling, finish
+from launcher.run import finish
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
 from launcher.run.log_lines import progress
@@ -121,7 +121,7 @@ def resume(arguments: argparse.Namespace) -> int:
         named = ", ".join(f"{name} ({count})" for name, count in clusters.items())
         raise ConfigError(f"these are of several clusters: {named}", hint="those of one at a time: --runner NAME")
     for record, _ in recorded:
-        cancelling.withdraw(record)
+        record.withdraw()
     if not recorded:
         return 0
     if arguments.detach:
@@ -189,7 +189,7 @@ def _drive_records(
                 record.event("note", text)
             if number > 0:
                 record.listeners.append(console.event)
-            runs.append(Run(record, plan, project.kind(plan.kind), cancelling.services_of(record, services)))
+            runs.append(Run(record, plan, project.kind(plan.kind), services.of_run(record)))
         for record, _ in recorded:
             try:
                 record.take()

@@ -20,8 +20,9 @@ from launcher.core.errors import ConfigError, LauncherError, ResultError, Wrong
 from launcher.core.lines import Line, Terminal, count_of, fields, folded, table
 from launcher.core.state import state_directory
 from launcher.run.fields import UNREADABLE, RecordedError, RecordedJob, RunFields, Verdict
+from launcher.run.listing import UnreadableRecord, each_record
 from launcher.run.naming import load_named, names, shortest
-from launcher.run.record import RunRecord, UnreadableRecord, each_record
+from launcher.run.record import RunRecord
 from launcher.slurm.logs import LogFollower
 
 

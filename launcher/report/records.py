@@ -41,7 +41,7 @@ _PLAN = msgspec.json.Decoder(_Plan)
 
 def add_runs(gathered: Gathered, runs: Path) -> None:
     """All runs of a directory of records, oldest first; what cannot be read is a problem."""
-    from launcher.run.record import UnreadableRecord, each_record
+    from launcher.run.listing import UnreadableRecord, each_record
 
     unreadable: list[UnreadableRecord] = []
     records = sorted(each_record(runs, unreadable, facts=False), key=lambda record: record.fields.created)

@@ -9,7 +9,7 @@ from functools import partial
 
 from launcher.core.errors import Cancelled, LauncherError, ResultError, as_error
 from launcher.core.waiting import begin
-from launcher.run import cancelling, finish, job_requests
+from launcher.run import finish, job_requests
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
 from launcher.run.verdict import verdict
@@ -31,7 +31,7 @@ class Endings:
     def begin(self, run: Run, end: End) -> None:
         """Have the run end so."""
         self.under_way[run] = begin(partial(_end, run, end), "end")
-        if not cancelling.is_asked(run.record):  # a run that a person cancelled is no failure
+        if not run.record.asked_to_end():  # a run that a person cancelled is no failure
             self.failed = self.failed or isinstance(end, LauncherError) or not end.succeeded
 
     def taken(self, seconds: float = 0.0) -> Iterator[tuple[Run, Outcome]]:

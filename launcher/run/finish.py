@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.core.errors import Cancelled, JobError, LauncherError, ResultError
-from launcher.core.publish import remove_tree, write_bytes, write_json, write_text
+from launcher.core.publish import remove_tree
 from launcher.core.reading import open_regular
-from launcher.core.redact import redact_bytes
 from launcher.core.terminal import one_line
 from launcher.core.waiting import begin
 from launcher.plan.plan import Plan
@@ -26,13 +25,12 @@ from launcher.result.collect import Collected
 from launcher.result.logs import LOGS, TARBALL, bundle_logs, keep_logs
 from launcher.result.summary import Used, summary
 from launcher.result.validate import Point
-from launcher.run import cancelling
 from launcher.run.fields import Verdict
 from launcher.run.image_usage import unmark
 from launcher.run.job_requests import BY_USER
 from launcher.run.kind import JobKind, Run
 from launcher.run.log_lines import tail
-from launcher.run.record import RecordedError, RecordedJob, RunRecord
+from launcher.run.record import LARGEST_KEPT, RecordedError, RecordedJob, RunRecord
 from launcher.run.verdict import verdict
 from launcher.slurm.client import JobState, Phase
 
@@ -44,10 +42,6 @@ RESULT_PATIENCE = 60.0
 
 FOLDER = "launcher-evidence"
 """Where the evidence lies in a tarball of logs: no workflow takes what is below it for a result."""
-
-LARGEST = 512 * 1024
-"""Bytes that are kept of any one file: of a text its beginning, of a log and of the events the end. With the twelve
-names that there are, evidence has at most 6 MiB."""
 
 SEARCH_SECONDS = 10.0
 """How long logs are searched for what failed first."""
@@ -124,8 +118,8 @@ def finish(run: Run, state: JobState) -> Outcome:
         if run.record.fields.results == "workspace":
             log = Path(run.plan.workspace.path, LOGS, log.name)  # the job's own directory goes with its tree
         error = JobError(f"the job ended as {state.describe()}", where=f"job {job.id}", hint=f"its log: {log}")
-        if state.word == "CANCELLED" and cancelling.is_asked(run.record):
-            why = f"{cancelling.reason(run.record).message}: the job ended as {state.describe()}"
+        if state.word == "CANCELLED" and run.record.asked_to_end():
+            why = f"{run.record.why_to_end().message}: the job ended as {state.describe()}"
             # 130 is for whoever was asked to stop: this process was not, and its job did.
             error = Cancelled(why, exit_code=JobError.exit_code)
     elif run.plan.scheduler.kind != "local":  # its jobs write to this machine's own disk: nothing comes late
@@ -217,7 +211,7 @@ def _end(run: Run, error: LauncherError | None, collected: Collected, state: Job
     )
     try:
         # Before the record says that the run is over: nobody comes back to a run that is.
-        write_json(run.record.directory / "summary.json", written)
+        run.record.write("summary.json", written)
     finally:
         run.record.update(state=name, ended=now, exit_code=code, verdict=judged, error=recorded)
     layer = "" if error is None or isinstance(error, Cancelled) else f" {error.layer}:"
@@ -293,8 +287,7 @@ _STAGES = {
 
 def _keep(run: Run, found: Verdict, failures: Sequence[Failure], error: LauncherError | None) -> None:
     """Write verdict.txt, first-failure.txt, job.log (its end), events.txt and the job's own files. Raises OSError."""
-    directory, job = run.evidence_directory, run.record.job
-    directory.mkdir(mode=0o700, exist_ok=True)
+    job = run.record.job
     ended = f"job {job.id}: {job.says}" if job is not None and job.says else ""
     texts = {"verdict.txt": "".join(f"{line}\n" for line in (str(found), ended) if line)}
     if failures:
@@ -306,37 +299,36 @@ def _keep(run: Run, found: Verdict, failures: Sequence[Failure], error: Launcher
     if job is not None and (lines := tail(Path(job.log))):
         texts["job.log"] = "\n".join([*lines, ""])
     for name, text in texts.items():
-        write_text(directory / name, run.record.hide(text)[:LARGEST], durable=False)
+        run.record.keep(name, text)
     _keep_events(run)
     for name, source in run.kind.evidence(run).items():
         content = _beginning(source) if isinstance(source, Path) else source.encode()
         if content is not None:
-            write_bytes(directory / name, redact_bytes(content, run.services.environ)[:LARGEST], durable=False)
+            run.record.keep(name, content)
 
 
 def _keep_events(run: Run) -> None:
     """Write events.txt: what happened to the run and its job as we saw it, a line each, with local times; the last
-    LARGEST characters. Raises OSError."""
+    LARGEST_KEPT characters. Raises OSError."""
     lines = []
     for event in run.record.events():
         if event.get("kind") in ("job", "stage", "warning", "error"):
             when = datetime.fromtimestamp(float(event["time"])).isoformat(sep=" ", timespec="milliseconds")
             lines.append(f"{when}  {one_line(event.get('text', ''))}\n")
     text = "".join(lines)
-    if len(text) > LARGEST:
-        text = text[-LARGEST:].partition("\n")[2]
-    run.evidence_directory.mkdir(mode=0o700, exist_ok=True)
-    write_text(run.evidence_directory / "events.txt", run.record.hide(text), durable=False)
+    if len(text) > LARGEST_KEPT:
+        text = text[-LARGEST_KEPT:].partition("\n")[2]
+    run.record.keep("events.txt", text)
 
 
 def _beginning(path: Path) -> bytes | None:
-    """A file up to its last whole line within LARGEST bytes; None when it cannot be read."""
+    """A file up to its last whole line within LARGEST_KEPT bytes; None when it cannot be read."""
     try:
         with open_regular(path) as file:
-            content = file.read(LARGEST + 1)
+            content = file.read(LARGEST_KEPT + 1)
     except OSError:
         return None
-    return content if len(content) <= LARGEST else content[: content.rfind(b"\n", 0, LARGEST) + 1]
+    return content if len(content) <= LARGEST_KEPT else content[: content.rfind(b"\n", 0, LARGEST_KEPT) + 1]
 
 
 def keep_answers(run: Run, state: JobState, *, soon: bool = False) -> None:
@@ -353,9 +345,7 @@ def keep_answers(run: Run, state: JobState, *, soon: bool = False) -> None:
     def answers() -> None:
         with contextlib.suppress(LauncherError, OSError):
             said = {state.source: str(state)} if told else run.services.scheduler.describe(job)
-            run.evidence_directory.mkdir(mode=0o700, exist_ok=True)
-            shown = {name: run.record.hide(text)[:LARGEST] for name, text in said.items()}
-            write_json(run.evidence_directory / "scheduler.json", shown)
+            run.record.keep("scheduler.json", said)
 
     if soon:
         wait([begin(answers, "evidence")], STOP_SECONDS)
@@ -374,8 +364,8 @@ def deliver(run: Run, *, soon: bool = False) -> bool:
     job, into, environ = run.record.job, run.results_directory, run.services.environ
     if job is None and run.record.fields.results != "workspace":
         return False
-    logs = Path(job.log).parent if job is not None else run.evidence_directory / "no logs"
-    files = [(f"{FOLDER}/{path.name}", path) for path in sorted(run.evidence_directory.glob("*"))]
+    logs = Path(job.log).parent if job is not None else run.record.evidence / "no logs"
+    files = [(f"{FOLDER}/{path.name}", path) for path in sorted(run.record.evidence.glob("*"))]
     if soon:
         with contextlib.suppress(OSError):
             bundle_logs(logs, into / TARBALL, seconds=STOP_SECONDS, extra=files, environ=environ)

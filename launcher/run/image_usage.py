@@ -9,7 +9,8 @@ from launcher.core.errors import ConfigError
 from launcher.core.rights import words_of
 from launcher.image import usage
 from launcher.image.usage import ImageUse
-from launcher.run.record import RunRecord, UnreadableRecord, records
+from launcher.run.listing import UnreadableRecord, records
+from launcher.run.record import RunRecord
 
 _UNKNOWN = "runs that cannot be listed"
 

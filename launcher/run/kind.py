@@ -11,13 +11,10 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from launcher.core.process import CommandRunner, clean_environment, run, stoppable
-from launcher.core.publish import write_json
-from launcher.core.redact import redact
 from launcher.core.stop import Stop
 from launcher.plan.plan import OWN, Plan
 
@@ -28,6 +25,10 @@ if TYPE_CHECKING:
     from launcher.run.record import RunRecord
     from launcher.runner.file import RunnerFile
     from launcher.slurm.client import JobKey, JobState, Scheduler
+
+
+LOOK = 0.5
+"""Seconds between two looks for a request to end one run, while something is waited for."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,10 @@ class Services:
     def ended_by(self, stop: Stop) -> Services:
         """The same, whose waits and programs end when ``stop`` is requested."""
         return replace(self, stop=stop, run=stoppable(stop.requested))
+
+    def of_run(self, record: RunRecord) -> Services:
+        """The same for one run of a command: what it waits for and what it runs ends when the run is to end, too."""
+        return self.ended_by(self.stop.or_when(record.asked_to_end, record.why_to_end, LOOK))
 
     @property
     def environment(self) -> dict[str, str]:
@@ -203,16 +208,13 @@ class Run:
         self, record: RunRecord, plan: Plan, kind: JobKind, services: Services, *, fresh: bool = False
     ) -> None:
         """``fresh``: the record was made by this process, under an id that nobody can have given before."""
+        self.id = record.id
         self.fresh = fresh
         self.record = record
         self.plan = plan
         self.kind = kind
         self.services = services
-        record.hide = partial(redact, environ=services.environ)
-
-    @property
-    def id(self) -> str:
-        return self.record.id
+        record.environ = services.environ
 
     def log(self, text: str) -> None:
         """Tell whoever follows the run."""
@@ -233,11 +235,7 @@ class Run:
     def replan(self, plan: Plan) -> None:
         """Go on with another plan, from here on also for other processes."""
         self.plan = plan
-        write_json(self.record.directory / "plan.json", plan.as_dict())
-
-    @property
-    def evidence_directory(self) -> Path:
-        return self.record.directory / "evidence"
+        self.record.write("plan.json", plan.as_dict())
 
     @property
     def results_directory(self) -> Path:

@@ -20,11 +20,11 @@ from typing import Protocol
 
 from launcher.core.errors import Cancelled
 from launcher.core.stop import Stop
-from launcher.run import cancelling, finish, job_requests
+from launcher.run import finish, job_requests
 from launcher.run.endings import Endings, left_under_way
 from launcher.run.finish import Outcome
 from launcher.run.job_requests import EndRequests, Releases
-from launcher.run.kind import Run
+from launcher.run.kind import LOOK, Run
 from launcher.run.log_view import LogView, ShowLog
 from launcher.run.prepare import Gate, Preparation, prepare_in_thread
 from launcher.slurm.client import JobKey, JobState, Scheduler
@@ -103,7 +103,7 @@ class _Given(Feed):
         self.outcomes[run.id] = outcome
 
     def cancelled(self) -> Iterable[Run]:
-        asked = [run for run in self._waiting if cancelling.is_asked(run.record)]
+        asked = [run for run in self._waiting if run.record.asked_to_end()]
         for run in asked:
             self._waiting.remove(run)
         return asked
@@ -148,7 +148,7 @@ class _Loop:
         self._markers = _Markers(pace.tick)
         self._view = LogView(show_log, pace.tick)
         self._let_go_of: set[str] = set()
-        self._looked = -cancelling.LOOK
+        self._looked = -LOOK
 
     def run(self) -> None:
         self._requests.begin()
@@ -186,13 +186,13 @@ class _Loop:
 
         A run that is being prepared looks for itself.
         """
-        if time.monotonic() - self._looked < cancelling.LOOK:
+        if time.monotonic() - self._looked < LOOK:
             return
         self._looked = time.monotonic()
         for run in self._feed.cancelled():
-            self._endings.begin(run, cancelling.reason(run.record))
+            self._endings.begin(run, run.record.why_to_end())
         for run in self._watched.values():
-            if run.id not in self._let_go_of and cancelling.is_asked(run.record):
+            if run.id not in self._let_go_of and run.record.asked_to_end():
                 self._let_go_of.add(run.id)
                 threading.Thread(target=job_requests.request_end, args=(run,), daemon=True, name="cancel one").start()
 

@@ -18,10 +18,11 @@ from launcher.core.process import ProcessIdentity
 from launcher.core.rights import user_name
 from launcher.core.waiting import within
 from launcher.image.enroot import import_comment
-from launcher.run import cancelling, finish
+from launcher.run import finish
 from launcher.run.job_requests import end_unrecorded
 from launcher.run.kind import Run
-from launcher.run.record import RecordedJob, RunRecord, UnreadableRecord, records
+from launcher.run.listing import UnreadableRecord, records
+from launcher.run.record import RecordedJob, RunRecord
 from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, SchedulerUnreachable, jobs_with_token, unknown
 from launcher.slurm.poller import end_jobs
 
@@ -215,7 +216,7 @@ def end_run(run: Run, why: str, log: Callable[[str], None], silence: float = END
     driven = record.owned_by_another
     if not record.fields.has_ended and record.abandoned is not True and record.fields.owner != ProcessIdentity.mine():
         try:
-            cancelling.ask(record, why)
+            record.ask_to_end(why)
         except OSError as error:
             log(f"run {run.id}: its launcher cannot be asked to let it go: {error.strerror}")
     if not driven:

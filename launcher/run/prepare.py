@@ -26,7 +26,6 @@ from launcher.core.errors import (
     as_error,
 )
 from launcher.core.process import run as run_program
-from launcher.core.publish import write_json
 from launcher.core.stop import Stop
 from launcher.image.enroot import ImportPolicy
 from launcher.image.store import ensure_image
@@ -36,12 +35,9 @@ from launcher.model.serving import nearest_sibling, require, suggestion
 from launcher.plan.plan import Plan
 from launcher.plan.secrets import refuse_secrets
 from launcher.run.image_usage import mark_used_by
-from launcher.run.kind import Prepared, Run, copy_workspace
+from launcher.run.kind import LOOK, Prepared, Run, copy_workspace
 from launcher.run.record import RecordedJob
 from launcher.slurm.client import SAME_SECONDS, JobKey, Phase, SchedulerUnreachable, jobs_with_token
-
-LOOK = 0.5
-"""Seconds between two looks for a request to stop, while a prepared run waits for room."""
 
 Preparation = JobKey | LauncherError
 """What came of preparing a run: its job, or why there is none."""
@@ -313,7 +309,7 @@ def _submit(run: Run, prepared: Prepared) -> JobKey:
             where = str(done.output), str(done.log)
             job = RecordedJob(done.job_id, submitted, *where, held=done.held, cluster=done.cluster)
             key = _record(run, job, done.notes)
-            write_json(run.record.directory / "srtctl.json", {"said": hide(done.said)})
+            run.record.write("srtctl.json", {"said": hide(done.said)})
             return key
 
 

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import json
 import os
+import socket
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,16 +21,25 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.checkout_head import head_commit
-from launcher.core.errors import ConfigError, LauncherError, SubmissionError, SubmissionUnknown, closest
+from launcher.core.errors import Cancelled, ConfigError, LauncherError, SubmissionError, SubmissionUnknown, closest
 from launcher.core.process import ProcessIdentity
-from launcher.core.publish import append_line, json_line, make_private, publishing_directory, write_json
+from launcher.core.publish import (
+    append_line,
+    json_line,
+    make_private,
+    publishing_directory,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from launcher.core.reading import read_file
-from launcher.core.rights import words_of
+from launcher.core.redact import redact, redact_bytes
+from launcher.core.rights import user_name, words_of
 from launcher.plan.derive import check_run_id
 from launcher.plan.plan import Plan
 from launcher.result.logs import LOGS
 from launcher.run.fields import ENDED as ENDED
-from launcher.run.fields import LARGEST, owner_in, read_fields
+from launcher.run.fields import LARGEST, read_fields
 from launcher.run.fields import RecordedError as RecordedError
 from launcher.run.fields import RecordedJob as RecordedJob
 from launcher.run.fields import RunFields as RunFields
@@ -38,6 +48,14 @@ from launcher.slurm.client import JobKey
 
 SUBMISSION_PATIENCE = 330.0
 """Seconds to wait for the submission of a launcher that was killed: its srtctl goes on for 300 at most."""
+
+
+LARGEST_KEPT = 512 * 1024
+"""Bytes that are kept of any one file: of a text its beginning, of a log and of the events the end. With the twelve
+names that there are, evidence has at most 6 MiB."""
+
+REQUEST = "cancel.json"
+"""The file in a run's directory by which somebody asks its driver to end it."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +80,8 @@ class RunRecord:
         self.directory = directory
         self.fields = fields
         self.listeners: list[Listener] = []
-        self.hide: Callable[[str], str] = str
-        """Takes secrets out of a text before it is an event; whoever knows the environment sets it."""
+        self.environ: Mapping[str, str] | None = None
+        """The environment whose secrets are taken out of what is recorded; whoever knows it sets it."""
         self._held: int | None = None
 
     @classmethod
@@ -73,11 +91,8 @@ class RunRecord:
         Raises ConfigError when a run with this id is there already: the caller resumes that one instead.
         """
         directory = runs / check_run_id(plan.run_key)
-        taken = ConfigError(
-            f"run {plan.run_key} exists already", where=str(directory), hint=f"launcher resume {plan.run_key}"
-        )
         if (directory / "run.json").exists():
-            raise taken
+            raise _taken(directory)
         # It is made whole under another name: a run whose launcher was killed here could neither be begun nor resumed.
         try:
             make_private(runs)
@@ -90,7 +105,7 @@ class RunRecord:
                 record.take()
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                raise taken from None
+                raise _taken(directory) from None
             message = f"the run's record cannot be made: {words_of(error, runs)}"
             raise ConfigError(message, where=str(directory)) from None
         record.directory = directory
@@ -104,7 +119,7 @@ class RunRecord:
             return cls(directory, read_fields(directory / "run.json", run_id))
         except (FileNotFoundError, NotADirectoryError):
             if directory.is_dir():
-                raise _without_record(directory) from None
+                raise without_record(directory) from None
             known = [p.name for p in runs.iterdir() if not p.name.startswith(".")] if runs.is_dir() else []
             near = closest(run_id, known)
             hint = f"did you mean {near}?" if near else "launcher status lists the runs"
@@ -139,10 +154,35 @@ class RunRecord:
         """The plan of this run. Raises ConfigError when it cannot be read."""
         return Plan.read(self.directory / "plan.json")
 
+    def hide(self, text: str) -> str:
+        """The text without secrets."""
+        return redact(text, self.environ) if self.environ is not None else text
+
     def update(self, **changes: Any) -> None:
         """Change fields, durably."""
         self.fields = replace(self.fields, **changes, updated=time.time())
-        write_json(self.directory / "run.json", self.fields.as_json())
+        self.write("run.json", self.fields.as_json())
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a file of JSON into the run's directory, durably. Raises OSError."""
+        write_json(self.directory / name, value)
+
+    @property
+    def evidence(self) -> Path:
+        """Where the evidence for the run's verdict lies."""
+        return self.directory / "evidence"
+
+    def keep(self, name: str, content: str | bytes | Mapping[str, str]) -> None:
+        """Write a file among the evidence, without secrets: a text or bytes, of at most LARGEST_KEPT, or JSON of such
+        texts. Raises OSError."""
+        path = self.evidence / name
+        self.evidence.mkdir(mode=0o700, exist_ok=True)
+        if isinstance(content, Mapping):
+            write_json(path, {key: self.hide(text)[:LARGEST_KEPT] for key, text in content.items()})
+        elif isinstance(content, str):
+            write_text(path, self.hide(content)[:LARGEST_KEPT], durable=False)
+        else:
+            write_bytes(path, redact_bytes(content, self.environ or {})[:LARGEST_KEPT], durable=False)
 
     @property
     def images(self) -> list[Mapping[str, Any]]:
@@ -206,13 +246,39 @@ class RunRecord:
                 if _is_event(event := json.loads(line.decode())):
                     yield event
 
+    def ask_to_end(self, by: str) -> None:
+        """Ask the run's driver, on whatever host, to end the run, by a file that it looks for. Raises OSError.
+
+        Only the driver knows what it is about to do. A run that waits its turn in a sweep has no job that could be
+        cancelled, and would be submitted later; a job that is gone under its driver looks like somebody else's doing.
+        """
+        who = f"cancelled by {user_name()} on {socket.gethostname()} ({by})"
+        write_json(self.directory / REQUEST, {"time": time.time(), "text": who})
+
+    def withdraw(self) -> None:
+        """Take the request to end the run back: it is to go on after all."""
+        with contextlib.suppress(OSError):
+            (self.directory / REQUEST).unlink()
+
+    def asked_to_end(self) -> bool:
+        """Whether somebody asked for the run's end."""
+        return os.path.lexists(self.directory / REQUEST)
+
+    def why_to_end(self) -> Cancelled:
+        """What a run that was asked to end ends with."""
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            said = json.loads(read_file(self.directory / REQUEST, 4096))
+            if isinstance(said, dict) and isinstance(said.get("text"), str):
+                return Cancelled(self.hide(said["text"]))
+        return Cancelled("cancelled on request")
+
     def take(self) -> None:
         """Make this process the one that drives the run, until it ends, and read what the record says by then.
 
         Of two processes on one machine that try, one succeeds. Raises ConfigError when another one drives it.
         """
         if self._held is None:
-            self._held = _locked(self.directory / "driver.lock")
+            self._held = locked(self.directory / "driver.lock")
         if self._held is None or self.owned_by_another:
             hint = f"launcher logs -f {self.id}"
             raise ConfigError("another launcher drives this run", where=f"run {self.id}", hint=hint)
@@ -238,7 +304,7 @@ class RunRecord:
         before it has ended is told that there is none. Raises SubmissionError when that lasts too long.
         """
         deadline = time.monotonic() + SUBMISSION_PATIENCE
-        while (handle := _locked(self.directory / "submit.lock")) is None:
+        while (handle := locked(self.directory / "submit.lock")) is None:
             if time.monotonic() > deadline:
                 raise SubmissionError("an earlier submission of this run still goes on", where=f"run {self.id}")
             sleep(0.2)
@@ -262,7 +328,7 @@ class RunRecord:
         return None if alive is None else not alive
 
 
-def _locked(path: Path, create: int = os.O_CREAT) -> int | None:
+def locked(path: Path, create: int = os.O_CREAT) -> int | None:
     """A descriptor that holds ``path`` for itself; None when another process does. Raises OSError, also for what is no
     file: a device is shared with everybody, and what a link leads to is somebody else's.
 
@@ -284,87 +350,12 @@ def _locked(path: Path, create: int = os.O_CREAT) -> int | None:
     return handle
 
 
-@dataclass(frozen=True)
-class UnreadableRecord:
-    """A run's directory whose record or plan is not there or cannot be read, and why. Its job has its name as token."""
-
-    directory: Path
-    error: ConfigError
-    job: RecordedJob | None = None
-    """Its job, where the record could be read and its plan cannot."""
-
-    @property
-    def id(self) -> str:
-        return self.directory.name
-
-    @property
-    def record(self) -> RunRecord:
-        """A record that says no more than that there is this run."""
-        return RunRecord(self.directory, RunFields(self.id, "", job=self.job))
-
-    @property
-    def job_name(self) -> str | None:
-        """The name of its job, if its plan can be read."""
-        with contextlib.suppress(ConfigError):
-            return self.record.plan.job_name
-        return None
-
-    @property
-    def driven(self) -> bool | None:
-        """Whether a launcher drives the run: by its lock, and by what is left of the record; None: cannot be told."""
-        with contextlib.suppress(OSError):
-            if (handle := _locked(self.directory / "driver.lock", create=0)) is None:
-                return True
-            os.close(handle)
-        owner = None
-        with contextlib.suppress(OSError):
-            owner = owner_in(read_file(self.directory / "run.json", LARGEST))
-        return owner.alive() if owner is not None else False
+def _taken(directory: Path) -> ConfigError:
+    run = directory.name
+    return ConfigError(f"run {run} exists already", where=str(directory), hint=f"launcher resume {run}")
 
 
-def records(runs: Path, unreadable: list[UnreadableRecord] | None = None) -> list[RunRecord]:
-    """All readable runs, oldest first; those that cannot be read are added to ``unreadable``. Raises ConfigError."""
-    return sorted(each_record(runs, unreadable), key=lambda record: record.fields.created)
-
-
-def each_record(
-    runs: Path, unreadable: list[UnreadableRecord] | None = None, *, facts: bool = True
-) -> Iterator[RunRecord]:
-    """The runs of a directory by name. Those whose record cannot be read are added to ``unreadable``.
-
-    Without ``facts`` the steps have none, and thousands of records are read in less than a second. What is hidden
-    (a record that is being made), or holds nothing, is no run. Raises ConfigError when nothing can be listed.
-    """
-    try:
-        names = sorted(path.name for path in runs.iterdir())
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise ConfigError(f"the runs cannot be listed: {words_of(error, runs)}", where=str(runs)) from None
-    for name in names:
-        if name.startswith("."):
-            continue
-        directory = runs / name
-        try:
-            fields = read_fields(f"{directory}/run.json", check_run_id(name), facts=facts)
-        except (FileNotFoundError, NotADirectoryError):
-            if unreadable is not None and _holds_something(directory):
-                unreadable.append(UnreadableRecord(directory, _without_record(directory)))
-        except ConfigError as error:
-            if unreadable is not None and directory.is_dir():
-                unreadable.append(UnreadableRecord(directory, error))
-        else:
-            yield RunRecord(directory, fields)
-
-
-def _holds_something(directory: Path) -> bool:
-    try:
-        return any(directory.iterdir())
-    except OSError:
-        return False
-
-
-def _without_record(directory: Path) -> ConfigError:
+def without_record(directory: Path) -> ConfigError:
     return ConfigError("the run's record cannot be read: there is no run.json", where=str(directory))
 
 

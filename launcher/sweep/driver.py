@@ -19,7 +19,6 @@ import msgspec
 
 from launcher.core.errors import Cancelled, ConfigError, LauncherError
 from launcher.core.lease import Lock
-from launcher.run import cancelling
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
 from launcher.run.loop import Feed
@@ -276,7 +275,7 @@ class Driver(Feed):
         job = self.state.jobs[opened.attempt.event.job]
         self._rooms.give_back(job.runner, run.id)
         self._idle = False
-        if not seen.job and seen.state == "cancelled" and not cancelling.is_asked(run.record):
+        if not seen.job and seen.state == "cancelled" and not run.record.asked_to_end():
             self._write(Voided(time=0.0, run=run.id, why=seen.text))
             self.decisions.waiting[job.key] = self._clock()
             return

@@ -13,7 +13,6 @@ from launcher.core.stop import Stop
 from launcher.image.squash import Sidecar
 from launcher.plan.plan import Plan
 from launcher.project import Project
-from launcher.run import cancelling
 from launcher.run.kind import Run, Services
 from launcher.run.prepare import refuse
 from launcher.run.record import Listener, RunRecord
@@ -97,7 +96,7 @@ class RunMaker:
 
     def _run(self, record: RunRecord, plan: Plan, *, fresh: bool = False) -> Run:
         record.listeners.append(self.listener)
-        services = cancelling.services_of(record, self.services(plan))
+        services = self.services(plan).of_run(record)
         return Run(record, plan, self._project.kind(plan.kind), services, fresh=fresh)
 
     def services(self, plan: Plan) -> Services:

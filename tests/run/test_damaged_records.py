@@ -21,8 +21,9 @@ from launcher.core.process import ProcessIdentity
 from launcher.run import finish
 from launcher.run.image_usage import images_in_use
 from launcher.run.kind import Run
+from launcher.run.listing import UnreadableRecord, records
 from launcher.run.orphans import end_run, end_unreadable, find_orphans, orphans_of_job_name
-from launcher.run.record import RecordedJob, RunRecord, UnreadableRecord, records
+from launcher.run.record import RecordedJob, RunRecord
 from launcher.slurm.client import JobKey
 from tests.faults.records import COMMANDS, run_trials
 from tests.run.driving import ONE, InProcessUser, LauncherUser

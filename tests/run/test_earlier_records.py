@@ -16,8 +16,9 @@ from launcher.cli import main
 from launcher.core.process import ProcessIdentity
 from launcher.run.finish import end_early
 from launcher.run.kind import Run
+from launcher.run.listing import records
 from launcher.run.orphans import end_run, find_orphans
-from launcher.run.record import RunRecord, records
+from launcher.run.record import RunRecord
 from launcher.slurm.client import JobKey
 from launcher.srtctl.planned import SrtctlJob
 from tests.run.runs import RUNNING, ScriptedScheduler, services, srtctl_kind

@@ -19,7 +19,8 @@ from launcher.core.process import ProcessIdentity
 from launcher.plan.derive import check_run_id
 from launcher.plan.plan import Plan
 from launcher.run import finish
-from launcher.run.record import RecordedJob, RunFields, RunRecord, records
+from launcher.run.listing import records
+from launcher.run.record import RecordedJob, RunFields, RunRecord
 from tests.run.runs import a_run, plan_on
 
 

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import ending
-from launcher.core.stop import Stop
-from launcher.run import cancelling, orphans
+from launcher.run import orphans
 from launcher.run.kind import Run
 from launcher.run.orphans import SILENCE, end_run
-from launcher.run.record import RecordedJob, RunRecord
+from launcher.run.record import REQUEST, RecordedJob, RunRecord
 from launcher.slurm.client import JobKey, JobState, SchedulerUnreachable
 from tests.run.driving import KEY, InProcessUser, LauncherUser, github_environment, running
 from tests.run.runs import a_run, plan_on, services, srtctl_kind
@@ -134,18 +133,18 @@ def test_several_runs_are_ended_side_by_side_and_none_keeps_another(
 
 def test_a_run_that_was_cancelled_can_be_resumed(tmp_path: Path) -> None:
     run = a_run(tmp_path)
-    cancelling.ask(run.record, "launcher cancel")
-    stop = cancelling.stop_of(run.record, Stop.never())
+    run.record.ask_to_end("launcher cancel")
+    stop = run.services.of_run(run.record).stop
     assert stop.requested() and "launcher cancel" in stop.reason().message
-    cancelling.withdraw(run.record)
+    run.record.withdraw()
     assert not stop.requested() and not stop.wait(0.6)
 
 
 @pytest.mark.parametrize("content", ["", "[", "[]", '{"text": 5}', "x" * 9000])
 def test_a_request_that_cannot_be_read_is_one(tmp_path: Path, content: str) -> None:
     record = a_run(tmp_path).record
-    (record.directory / cancelling.FILE).write_text(content)
-    assert cancelling.is_asked(record) and cancelling.reason(record).message == "cancelled on request"
+    (record.directory / REQUEST).write_text(content)
+    assert record.asked_to_end() and record.why_to_end().message == "cancelled on request"
 
 
 @pytest.fixture

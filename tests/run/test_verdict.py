@@ -186,7 +186,7 @@ def test_evidence_is_kept_without_secrets(tmp_path: Path) -> None:
     run.record.event("job", "RUNNING")
     run.log("a note")
     judge(run, ENDED, ended("FAILED"))
-    texts = {p.name: p.read_text() for p in run.evidence_directory.iterdir()}
+    texts = {p.name: p.read_text() for p in run.record.evidence.iterdir()}
     assert set(texts) == {"verdict.txt", "events.txt", "first-failure.txt", "job.log", "sbatch_script.sh"}
     assert not any("hf_secret" in text for text in texts.values())
     assert texts["events.txt"].endswith("RUNNING\n") and "note" not in texts["events.txt"].split()
