@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import json
 import os
 import random
 import socket
@@ -90,6 +92,14 @@ def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmClu
         yield SlurmCluster(cluster_environment(directory), directory, nodes)
     finally:
         cluster("down", directory)
+
+
+def pytest_configure() -> None:
+    """Refuse an environment whose launcher is that of another directory, as of one that was copied: what tests import
+    and what they start would be two."""
+    installed = json.loads(importlib.metadata.distribution("launcher").read_text("direct_url.json") or "{}").get("url")
+    if installed != (here := Path(__file__).resolve().parents[1].as_uri()):
+        raise pytest.UsageError(f"{sys.prefix} has the launcher of {installed}, and not {here}: scripts/setup dev")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,6 +23,7 @@ import contextlib
 import gc
 import importlib
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -49,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _main(argv)
             finally:
                 sys.stdout.flush()
+        except KeyboardInterrupt:  # before the command, or after it
+            return 130
         except BrokenPipeError:  # `launcher plan | head`, a terminal that was closed: no error of ours
             _leave_output()
             return 141
@@ -68,9 +71,11 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         with ended_by_signals():
             return run_command(arguments)
-    except Ended as error:
-        print(f"launcher: cancelled: {error}", file=sys.stderr)
-        return 128 + error.number
+    except (KeyboardInterrupt, Ended) as why:
+        ended = why if isinstance(why, Ended) else Ended(signal.SIGINT)
+        if ended is why or hasattr(arguments, "detach"):  # what only looks is left by Ctrl-C, and says nothing
+            print(f"launcher: cancelled: {ended}", file=sys.stderr)
+        return 128 + ended.number
 
 
 @contextlib.contextmanager
@@ -124,30 +129,27 @@ def run_command(
     """Run the command that the arguments name; its exit code. ``carry_out`` does what is done with one that is a value
     (default: it is answered and shown)."""
     module, _, function = arguments.command.partition(":")
+    from launcher.core.errors import LauncherError, as_error
+
     try:
-        from launcher.core.errors import LauncherError, as_error
+        if carry_out is None and (arguments.on or os.environ.get("LAUNCHER_ON")):
+            from launcher.cli import on
 
-        try:
-            if carry_out is None and (arguments.on or os.environ.get("LAUNCHER_ON")):
-                from launcher.cli import on
+            if (name := on.name_of_place(arguments)) is not None:
+                arguments.on = name  # printed commands name it
+                return on.there(arguments, name)
+        command = getattr(importlib.import_module(f"launcher.cli.{module}"), function)
+        if callable(command):
+            return int(command(arguments) or 0)
+        from launcher.cli.command import run_command as answer_and_show
 
-                if (name := on.name_of_place(arguments)) is not None:
-                    arguments.on = name  # printed commands name it
-                    return on.there(arguments, name)
-            command = getattr(importlib.import_module(f"launcher.cli.{module}"), function)
-            if callable(command):
-                return int(command(arguments) or 0)
-            from launcher.cli.command import run_command as answer_and_show
-
-            return (carry_out or answer_and_show)(command, arguments)
-        except LauncherError as error:
-            return _complain(error, arguments)
-        except BrokenPipeError:
-            raise
-        except OSError as error:  # a full disk, a directory that is not ours: whatever was being written or read
-            return _complain(as_error(error), arguments)
-    except KeyboardInterrupt:
-        return 130
+        return (carry_out or answer_and_show)(command, arguments)
+    except LauncherError as error:
+        return _complain(error, arguments)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk, a directory that is not ours: whatever was being written or read
+        return _complain(as_error(error), arguments)
 
 
 def _complain(error: LauncherError, arguments: argparse.Namespace) -> int:

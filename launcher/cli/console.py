@@ -28,7 +28,7 @@ from launcher.core.errors import ResultError
 from launcher.core.lines import Terminal, folded, print_lines
 from launcher.core.process import Waited, waited_for
 from launcher.core.redact import redact
-from launcher.core.terminal import coloured, one_line, printable, styled
+from launcher.core.terminal import coloured, one_line, printable, say, styled
 
 if TYPE_CHECKING:
     from launcher.core.github import GitHub
@@ -164,6 +164,13 @@ class Console:
             return
         elif not self._how.quiet or kind in ("error", "result"):
             self._say(self._how.paste(text), {"start": "job", "end": "end"}.get(kind, kind))
+
+    def aside(self, text: str) -> None:
+        """Say what is about this command, and no event of a run."""
+        if self._how.as_json:
+            say(text, sys.stderr)
+        else:
+            self._say(text, "warning")
 
     def value(self, value: Any) -> None:
         """Print a value as a line of JSON."""

@@ -15,12 +15,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.cli.command import tell
+from launcher.core.errors import LauncherError
 from launcher.core.publish import private_opener, write_json
 from launcher.core.redact import names_a_secret
+from launcher.core.stop import signals_come_after
 from launcher.core.terminal import say, trusted
 from launcher.remote.commands import STARTED, own_argv
 
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
 
 _ENDING = 10.0
 """Seconds that a command has to end, once whoever asked for it has gone."""
+BEGINS = 20.0
+"""Seconds in which a driver is expected to begin."""
 _PLACES = ("workspace", "srt_slurm", "runners", "recipes", "slurm_backend")
 
 
@@ -44,9 +50,34 @@ def told(of: str, pid: int, log: Path, words: str, arguments: argparse.Namespace
     say(Pasting(arguments)(f"Next: launcher {words}"))
 
 
-def start(
-    name: str, words: Sequence[str], log: Path, state: Path, arguments: argparse.Namespace
-) -> subprocess.Popen[bytes]:
+@dataclass(frozen=True)
+class Driver:
+    """A driver that was started, and how long its log was then."""
+
+    child: subprocess.Popen[bytes]
+    log: Path
+    before: int
+
+    def await_begun(self, of: str, begun: Callable[[int], bool], patience: float = BEGINS) -> None:
+        """Wait until ``begun`` of its pid: what is asked of it from then on, it hears. Raises LauncherError for one
+        that ends at once; of one that takes longer, that is said. Ctrl-C comes after: the driver goes on."""
+        until, ended = time.monotonic() + patience, False
+        with signals_come_after():
+            while not begun(self.child.pid):
+                if ended and (code := self.child.returncode):
+                    said = self.log.read_bytes()[self.before :].decode(errors="replace").strip()
+                    error = LauncherError(f"its driver ended at once: {said or code}", where=str(self.log))
+                    error.exit_code = code if code > 0 else error.exit_code
+                    raise error
+                if ended or time.monotonic() > until:
+                    if not ended:
+                        tell(f"{of}: it has not begun within {patience:.0f} s")
+                    return
+                ended = self.child.poll() is not None
+                time.sleep(0.0 if ended else 0.1)
+
+
+def start(name: str, words: Sequence[str], log: Path, state: Path, arguments: argparse.Namespace) -> Driver:
     """Start ``launcher WORDS`` for the run or sweep ``name``, with its output in ``log``, beside which is written how
     it was started. Raises OSError.
 
@@ -55,6 +86,7 @@ def start(
     given = {f"--{key.replace('_', '-')}": getattr(arguments, key, None) for key in _PLACES}
     places = [word for flag, value in given.items() if value for word in (flag, str(value))]
     argv = [*words, "--state", str(state), *places]
+    before = log.stat().st_size if log.exists() else 0
     # What this driver needs stays as long as its run or sweep has not ended (`launcher.remote.tidying`).
     write_json(log.parent / STARTED, {"argv": own_argv(*argv)})
     secrets = {key: value for key, value in os.environ.items() if names_a_secret(key)}
@@ -71,7 +103,7 @@ def start(
     assert child.stdin is not None
     with child.stdin:
         child.stdin.write(json.dumps({"argv": argv, "secrets": secrets}).encode())
-    return child
+    return Driver(child, log, before)
 
 
 def driver(arguments: argparse.Namespace) -> int:

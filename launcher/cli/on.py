@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from launcher.benchmark.contracts import SECRETS
 from launcher.cli.command import Command, Pasting, shown
 from launcher.cli.remote import LoginNode, connected
 from launcher.core.checkout_head import head_commit
-from launcher.core.errors import ConfigError, RemoteError
+from launcher.core.errors import Cancelled, ConfigError, LauncherError, RemoteError
+from launcher.core.lines import Terminal
 from launcher.core.reading import built
-from launcher.core.terminal import one_line
+from launcher.core.stop import Ended, StopEvent, handled
+from launcher.core.terminal import one_line, say
 from launcher.remote import bundle
 from launcher.remote.session import Session
 
@@ -69,6 +75,8 @@ class There:
         """Names of variables here that the command there gets: their values travel in the message that asks for it."""
         self.places: dict[str, Any] = dict.fromkeys((*_PLACES, "workspace"))
         """Flags that name files here, as the far side has them: none of them, until `send_files` sets them."""
+        self.left, self.hint = f"nothing was started on {node.name}", ""
+        """What stays there when a command of `_DRIVEN` is interrupted now, and what to do about it."""
 
     def ask(self, say: Callable[[str], None] | None = None, **changes: Any) -> _Answer:
         """Ask for the command of the arguments with these changed; ``say`` is told what it says meanwhile."""
@@ -207,27 +215,97 @@ def name_of_place(arguments: argparse.Namespace) -> str | None:
 
 def there(arguments: argparse.Namespace, name: str) -> int:
     """Do the command on the login node ``name``; its exit code. Raises LauncherError."""
-    here = argparse.Namespace(**{**vars(arguments), "state": None})
-    with connected(here, name) as node, node.session() as session:
-        far = There(node, session, arguments)
+    here, far = argparse.Namespace(**{**vars(arguments), "state": None}), None
+    try:
+        with connected(here, name) as node, node.session() as session:
+            far = There(node, session, arguments)
+            with usable_answers(name):
+                if arguments.command in _DRIVEN:
+                    driving = importlib.import_module("launcher.cli.on_driving")
+                    return int(getattr(driving, _DRIVEN[arguments.command])(far))
+                if _needs_files(arguments):
+                    far.send_files()
+                return show(far)
+    except (KeyboardInterrupt, Ended) as why:
+        if arguments.command not in _DRIVEN:
+            raise
+        number = signal.Signals(why.number if isinstance(why, Ended) else signal.SIGINT)
+        left, hint = (far.left, far.hint) if far is not None else (f"nothing was started on {name}", "")
+        raise Cancelled(f"stopped by {number.name}: {left}", hint=hint, exit_code=128 + number) from None
+
+
+@contextlib.contextmanager
+def usable_answers(name: str) -> Iterator[None]:
+    """Within the block an answer that we stumble over is a RemoteError."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        what = f"what it answers cannot be used: {type(error).__name__}: {one_line(error)[:200]}"
+        raise RemoteError(what, where=name) from error
+
+
+def command_of(arguments: argparse.Namespace) -> Any:
+    """What is behind a command's name: a `Command`, or a function of the arguments."""
+    module, _, function = arguments.command.partition(":")
+    return getattr(importlib.import_module(f"launcher.cli.{module}"), function)
+
+
+class Signals:
+    """Ctrl-C and SIGTERM of those who follow something: the numbers that came, and what has `begun` and is `over`."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.came: list[int] = []
+        self.asked, self.begun, self.over, self.tell = StopEvent(), StopEvent(), False, tell
+
+
+@contextlib.contextmanager
+def cancelling(there: There, what: str, words: str, cancel: Mapping[str, Any]) -> Iterator[Signals]:
+    """Within the block the first Ctrl-C or SIGTERM has the command ``cancel`` asked there, once that has begun which it
+    cancels; its end is followed meanwhile. A second one leaves it to itself, as a terminal does that is closed."""
+    signals = Signals(lambda text: say(text, sys.stderr))
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        signals.came.append(number)
+        signals.asked.set()
+        if len(signals.came) > 1:
+            raise Ended(signals.came[0])
+
+    def ask() -> None:
+        signals.asked.wait()
+        signals.begun.wait()
+        if signals.over:
+            return
+        does = "stopping the driver of" if cancel.get("verb") == "stop" else "cancelling"
+        signals.tell(f"{does} {what} on {there.name}; once more leaves it to itself")
+        asked = argparse.Namespace(**{**vars(there.arguments), **cancel})
         try:
-            if arguments.command in _DRIVEN:
-                driving = importlib.import_module("launcher.cli.on_driving")
-                return int(getattr(driving, _DRIVEN[arguments.command])(far))
-            if _needs_files(arguments):
-                far.send_files()
-            return show(far)
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            what = f"what it answers cannot be used: {type(error).__name__}: {one_line(error)[:200]}"
-            raise RemoteError(what, where=name) from error
+            with usable_answers(there.name):
+                for told in there.ask(**cancel).found(command := command_of(asked)) or ():
+                    for line in (*command.show(told, Terminal()), *command.aside(told)):
+                        signals.tell(line)
+        except LauncherError as error:
+            if not signals.over:
+                signals.tell(f"launcher: {error}")
+
+    asking = threading.Thread(target=ask, daemon=True, name="cancelling")
+    asking.start()
+    with handled(handle, [signal.SIGINT, signal.SIGTERM]):
+        there.left, there.hint = f"{what} goes on on {there.name}", f"launcher {words}"
+        try:
+            yield signals
+            if signals.came and signals.begun.is_set():
+                asking.join()
+            there.left, there.hint = "all was done", ""
+        finally:
+            signals.over = True
+            signals.asked.set()
+            signals.begun.set()
 
 
 def show(far: There, **changes: Any) -> int:
     """Have the command answered there, and show the answer; its exit code."""
     arguments = argparse.Namespace(**{**vars(far.arguments), **changes})
-    module, _, function = arguments.command.partition(":")
-    command = getattr(importlib.import_module(f"launcher.cli.{module}"), function)
-    answer = far.ask(**changes)
+    command, answer = command_of(arguments), far.ask(**changes)
     if not isinstance(command, Command):
         for piece in answer.text():
             sys.stdout.write(piece)

@@ -11,11 +11,10 @@ import dataclasses
 import difflib
 import json
 import os
-import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +23,10 @@ import msgspec
 
 from launcher.cli.command import Command, Pasting, as_text, tell, wants_json
 from launcher.cli.common import ask_first, open_project, planned
-from launcher.cli.on import There, show
+from launcher.cli.on import Signals, There, cancelling, show
 from launcher.core.errors import ConfigError, LauncherError, RemoteError
 from launcher.core.publish import make_private, write_json
 from launcher.core.reading import read_json
-from launcher.core.stop import Ended
 from launcher.core.terminal import one_line, printable, say
 from launcher.project import new_run_id
 from launcher.remote import bundle
@@ -60,10 +58,7 @@ def run(there: There) -> int:
     plans = _compared(there)
     if len(plans) == 1 and not arguments.run_id:
         arguments.run_id = new_run_id(plans[0].benchmark, time.time())
-    code = _started(there)
-    if code or arguments.detach:
-        return _left(there, f"resume {arguments.run_id}", code)
-    return _follow(there, arguments.run_id)
+    return _driven(there, [arguments.run_id], lambda: _started(there))
 
 
 def resume(there: There) -> int:
@@ -75,11 +70,23 @@ def resume(there: There) -> int:
     left = [one.id for one in views if one.state != "succeeded"]
     if undriven := [one.id for one in views if one.id in left and not one.driven]:
         there.send_files()
-        if code := _started(there, runs=undriven):
-            return code
-    if there.arguments.detach:
-        return _left(there, f"resume {' '.join(left)}", 0)
-    codes = [_follow(there, run) for run in left]
+    return _driven(there, left, lambda: _started(there, runs=undriven) if undriven else 0)
+
+
+def _driven(there: There, runs: Sequence[str], start: Callable[[], int]) -> int:
+    """Have drivers started, and follow the runs one after the other; the first exit code that is none of success."""
+    living, words = list(runs), " ".join(runs)
+    cancel = {"command": "ending:cancel", "runs": living, "from_env": False}
+    with cancelling(there, words, f"resume {words}", cancel) as signals:
+        code = start()
+        if code or (there.arguments.detach and not signals.came):
+            return _left(there, f"resume {words}", code)
+        signals.begun.set()
+        codes = []
+        for run in runs:
+            codes.append(_follow(there, run, signals))
+            signals.over = run == runs[-1]
+            living.remove(run)
     return next((code for code in codes if code), 0)
 
 
@@ -98,19 +105,24 @@ def sweep_resume(there: There) -> int:
 
 def _sweep(there: There) -> int:
     name = there.arguments.name
-    code = _started(there, show_all=True)
-    if code or there.arguments.detach:
-        return _left(there, f"sweep status {name} --watch", code)
-    found = _watch(there, name)
+    verb = "stop" if there.arguments.detach_on_interrupt else "cancel"
+    cancel = {"command": "sweep_asking:ask", "name": name, "verb": verb, "of_runner": None}
+    with cancelling(there, name, f"sweep status {name} --watch", cancel) as signals:
+        code = _started(there, show_all=True)
+        if code or (there.arguments.detach and not signals.came):
+            return _left(there, f"sweep status {name} --watch", code)
+        signals.begun.set()
+        found = _watch(there, name)
+    code = 128 + signals.came[0] if signals.came and found.exit_code else found.exit_code
     if wants_json(there.arguments):
-        return found.exit_code
+        return code
     from launcher.cli.sweep_driving import SHOWN, summary
 
     if len(found.jobs) <= SHOWN and found.points.get("ok"):
         show(there, command="results:results", names=[name], json=False, csv=False, output=".")
     for line in summary(found):
         say(line)
-    return found.exit_code
+    return code
 
 
 def _started(there: There, *, show_all: bool = False, **changes: Any) -> int:
@@ -209,56 +221,44 @@ def _views_of(there: There, names: Sequence[str]) -> Sequence[RunView]:
     return tuple(value.named)
 
 
-def _follow(there: There, run_id: str) -> int:
-    """Show a run's events and log until it ends; its exit code. Interrupted, it is cancelled; cut off, it goes on."""
+def _follow(there: There, run_id: str, signals: Signals) -> int:
+    """Show a run's events and log until it ends; its exit code. Cut off, it goes on."""
     from launcher.cli.console import Console, How
 
     how = How(bool(there.arguments.verbose), bool(there.arguments.quiet), wants_json(there.arguments))
     console = Console({}, None, how=how)
+    signals.tell = console.aside
     place = there.node.kept / f"{run_id}.json"
     at = read_json(place, dict[str, tuple[int, int]]) or {}
-    offsets, end, quiet, signals = at.get("at", (0, 0)), None, not there.arguments.logs, list[int]()
-    host = there.name
+    offsets, end, quiet, host = at.get("at", (0, 0)), None, not there.arguments.logs, there.name
     try:
-        while end is None:
-            stream = there.session.stream("follow", run=run_id, at=offsets, state=there.arguments.state)
-            with _cancelling(there, run_id, signals), console.watching():
-                while end is None:
-                    try:
-                        news = typed(next(stream), News, host)
-                    except StopIteration as stopped:
-                        end = typed(stopped.value, End, host)
-                        break
-                    for event in news.events:
-                        if (shown := _event(run_id, event)) is not None:
-                            console.event(shown)
-                    if not quiet:
-                        console.log(run_id, news.log)
-                    offsets = news.at
+        stream = there.session.stream("follow", run=run_id, at=offsets, state=there.arguments.state)
+        with console.watching():
+            while end is None:
+                try:
+                    news = typed(next(stream), News, host)
+                except StopIteration as stopped:
+                    end = typed(stopped.value, End, host)
+                    break
+                for event in news.events:
+                    if (shown := _event(run_id, event)) is not None:
+                        console.event(shown)
+                if not quiet:
+                    console.log(run_id, news.log)
+                offsets = news.at
     except RemoteError as error:
         error.hint = f"the run goes on there: launcher resume {run_id}, which shows it from here on"
+        if signals.came:
+            error.hint = f"whether it was cancelled is not known here: launcher status {run_id}"
         raise
     finally:
         with contextlib.suppress(OSError):
             make_private(place.parent)
             write_json(place, {"at": offsets})
     place.unlink(missing_ok=True)
-    if signals and end.state == "cancelled":
-        end = msgspec.structs.replace(end, exit=128 + signals[0])
+    if signals.came and end.state == "cancelled":
+        end = msgspec.structs.replace(end, exit=128 + signals.came[0])
     return _show_end(there, run_id, end, console)
-
-
-@contextlib.contextmanager
-def _cancelling(there: There, run_id: str, by: list[int]) -> Iterator[None]:
-    """Within the block Ctrl-C and SIGTERM cancel the run there; its end is then followed. ``by`` gets their numbers."""
-    try:
-        yield
-    except (KeyboardInterrupt, Ended) as why:
-        if isinstance(why, Ended) and why.number != signal.SIGTERM:  # the terminal was closed: the run goes on
-            raise
-        by.append(why.number if isinstance(why, Ended) else signal.SIGINT)
-        say(f"cancelling {run_id} on {there.name}; once more leaves it to itself", sys.stderr)
-        show(there, command="ending:cancel", runs=[run_id], from_env=False, json=False)
 
 
 def _event(run_id: str, event: Mapping[str, Any]) -> Event | None:
@@ -299,18 +299,12 @@ def _show_end(there: There, run_id: str, end: End, console: Console) -> int:
 
 
 def _watch(there: There, name: str) -> Overview:
-    """Show a sweep until nobody drives it; how it stands then. Interrupted, it is cancelled; cut off, it goes on."""
-    while True:
-        try:
-            return _watched(there, name)
-        except (KeyboardInterrupt, Ended) as why:
-            if isinstance(why, Ended) and why.number != signal.SIGTERM:
-                raise
-            say(f"cancelling {name} on {there.name}; once more leaves it to itself", sys.stderr)
-            show(there, command="sweep_asking:ask", name=name, verb="cancel", of_runner=None, json=False)
-        except RemoteError as error:
-            error.hint = f"the sweep goes on there: launcher sweep status {name} --watch"
-            raise
+    """Show a sweep until nobody drives it; how it stands then. Cut off, it goes on."""
+    try:
+        return _watched(there, name)
+    except RemoteError as error:
+        error.hint = f"the sweep goes on there: launcher sweep status {name} --watch"
+        raise
 
 
 def _watched(there: There, name: str) -> Overview:

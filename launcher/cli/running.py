@@ -6,6 +6,7 @@ import argparse
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from launcher.cli.output import standard_output_apart
 from launcher.cli.streaming import Planned, Streams
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.lines import count_of
+from launcher.core.process import ProcessIdentity
 from launcher.core.stop import Stop, stop_on_signals
 from launcher.core.terminal import say
 from launcher.plan.job_environment import require_passed
@@ -56,19 +58,31 @@ def run(arguments: argparse.Namespace) -> int:
         require_passed(plan.passes, project.environ)
         record = RunRecord.create(project.runs, plan)
         record.update(accepted=tuple(arguments.accept), results="run")
-        return _detach(project, record, arguments)
+        return _detach(project, [record], arguments)
     return exit_code(drive(project, plan, arguments))
 
 
-def _detach(project: Project, record: RunRecord, arguments: argparse.Namespace) -> int:
-    """Have a process of its own drive a recorded run, whose output is in the run's directory."""
+def _detach(project: Project, records: Sequence[RunRecord], arguments: argparse.Namespace) -> int:
+    """Have a process of its own drive each recorded run, whose output is in the run's directory."""
     from launcher.cli import detached
 
-    record.let_go()
-    log = record.directory / "driver.log"
-    pid = detached.start(record.id, ["resume", record.id, "--no-logs"], log, project.state, arguments).pid
-    detached.told(f"run {record.id}", pid, log, f"logs -f {record.id}", arguments)
+    drivers = []
+    for record in records:
+        if record.fields.owner == ProcessIdentity.mine():  # else a driver that is quick finds us still here
+            record.update(owner=None)
+        record.let_go()
+        words, log = ["resume", record.id, "--no-logs"], record.directory / "driver.log"
+        drivers.append(detached.start(record.id, words, log, project.state, arguments))
+    for record, driver in zip(records, drivers, strict=True):
+        # One that has not begun yet would take a cancel that is asked now for one of before (`RunRecord.withdraw`).
+        driver.await_begun(f"run {record.id}", partial(_drives, record))
+        detached.told(f"run {record.id}", driver.child.pid, driver.log, f"logs -f {record.id}", arguments)
     return 0
+
+
+def _drives(record: RunRecord, pid: int) -> bool:
+    record.reload()
+    return record.fields.owner is not None and record.fields.owner.pid == pid
 
 
 @Streams
@@ -125,7 +139,7 @@ def resume(arguments: argparse.Namespace) -> int:
     if not recorded:
         return 0
     if arguments.detach:
-        return max(_detach(project, record, arguments) for record, _ in recorded)
+        return _detach(project, [record for record, _ in recorded], arguments)
     with stop_on_signals() as stop:
         return exit_code(_drive_records(project, recorded, stop, arguments))
 

@@ -19,7 +19,7 @@ from launcher.cli.output import Output, standard_output_apart
 from launcher.cli.running import how_much, progress_of
 from launcher.cli.streaming import SweepEnded
 from launcher.cli.sweep_status import Sight, asks
-from launcher.core.errors import ConfigError, LauncherError, as_error
+from launcher.core.errors import ConfigError, as_error
 from launcher.core.lease import LockOwner
 from launcher.core.lines import count_of
 from launcher.core.process import run as run_program
@@ -48,9 +48,6 @@ SHOWN = 200
 NOTICE_SECONDS = 60.0
 """How long a program of --notify may take."""
 
-BEGINS = 20.0
-"""Seconds in which a detached driver is expected to begin."""
-
 NOTICES_AT_ONCE = 4
 
 PACE = Pace(refill=27.5, burst=10, release_at_once=True, tick=5.0, rest=0.25)
@@ -68,23 +65,15 @@ def detach(project: Project, ledger: Ledger, arguments: argparse.Namespace) -> i
     log = ledger.directory / "driver.log"
     handed = ("--retry-failed", "--anyway", "--take-over", "--detach-on-interrupt")
     more = [flag for flag in handed if getattr(arguments, flag[2:].replace("-", "_"), False)]
-    before = log.stat().st_size if log.exists() else 0
     argv = ["sweep", "resume", ledger.id, "--yes", "--no-live", *more]
-    child = detached.start(ledger.id, argv, log, project.state, arguments)
-    patience = BEGINS + (ledger.take_over_patience if "--take-over" in more else 0.0)
-    events, until, begun = EventReader(ledger), time.monotonic() + patience, False
-    while not begun and child.poll() is None and time.monotonic() < until:
-        time.sleep(0.1)
-        drivers = [event.driver for event in events.new() if isinstance(event, Began)]
-        begun = any(driver.startswith(f"pid {child.pid} ") for driver in drivers)
-    if not begun and child.returncode:
-        said = log.read_bytes()[before:].decode(errors="replace").strip()
-        error = LauncherError(f"its driver ended at once: {said or child.returncode}", where=str(log))
-        error.exit_code = child.returncode if child.returncode > 0 else error.exit_code
-        raise error
-    if not begun and child.returncode is None:
-        tell(f"sweep {ledger.id}: it has not begun within {patience:.0f} s")
-    detached.told(f"sweep {ledger.id}", child.pid, log, f"sweep status {ledger.id} --watch", arguments)
+    driver, events = detached.start(ledger.id, argv, log, project.state, arguments), EventReader(ledger)
+
+    def begun(pid: int) -> bool:
+        return any(isinstance(e, Began) and e.driver.startswith(f"pid {pid} ") for e in events.new())
+
+    patience = detached.BEGINS + (ledger.take_over_patience if "--take-over" in more else 0.0)
+    driver.await_begun(f"sweep {ledger.id}", begun, patience)
+    detached.told(f"sweep {ledger.id}", driver.child.pid, log, f"sweep status {ledger.id} --watch", arguments)
     return 0
 
 

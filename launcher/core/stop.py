@@ -113,21 +113,27 @@ def ended_by_signals() -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         raise Ended(number)
 
-    if threading.current_thread() is not threading.main_thread():
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+    with handled(handle, numbers):
         yield
-        return
-    before = {}
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:
-            before[number] = signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def handled(handle: Callable[[int, FrameType | None], object], numbers: Sequence[signal.Signals]) -> Iterator[None]:
+    """Within the block these signals have this handler, and then those of before. Elsewhere than in the main thread,
+    which alone gets signals, this does nothing."""
+    before = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in numbers:
+                before[number] = signal.signal(number, handle)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @contextlib.contextmanager
@@ -138,16 +144,10 @@ def signals_come_after() -> Iterator[None]:
     not wait for, would leave nobody who knows the program. (Blocking the signals would block them in the program too.)
     """
     came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handled = [number for number in HANDLED if callable(signal.getsignal(number))]
-    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in handled}
     try:
-        yield
+        with handled(lambda number, frame: came.append(number), [n for n in HANDLED if callable(signal.getsignal(n))]):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         for missed in came:
             signal.raise_signal(missed)
 
@@ -158,8 +158,7 @@ def stop_on_signals(numbers: Sequence[signal.Signals] = HANDLED) -> Iterator[Sto
 
     The first one decides the exit code of a Cancelled that leaves the block, whoever raised it: 130 after SIGINT, 143
     after SIGTERM, 129 after SIGHUP. GitHub cancels a step by SIGINT, 7.5 s later SIGTERM, 2.5 s later SIGKILL, all to
-    the step's own process only. SIGHUP stays ignored where it is ignored already, as under nohup. Python allows this in
-    the main thread only.
+    the step's own process only. SIGHUP stays ignored where it is ignored already, as under nohup.
     """
     event = StopEvent()
     came: list[signal.Signals] = []
@@ -173,16 +172,13 @@ def stop_on_signals(numbers: Sequence[signal.Signals] = HANDLED) -> Iterator[Sto
             return Cancelled("stopped by request")
         return Cancelled(f"stopped by {came[0].name}", exit_code=128 + came[0])
 
-    ignored = [n for n in numbers if n == signal.SIGHUP and signal.getsignal(n) == signal.SIG_IGN]
-    before = {number: signal.signal(number, handle) for number in numbers if number not in ignored}
-    try:
-        yield Stop(event.wait, reason)
-    except Cancelled as error:
-        if came:
-            error.exit_code = 128 + came[0]
-            if error.message.startswith("stopped while"):  # whoever ended a program did not know for what
-                error.message = f"stopped by {came[0].name}{error.message.removeprefix('stopped')}"
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    kept = [n for n in numbers if not (n == signal.SIGHUP and signal.getsignal(n) == signal.SIG_IGN)]
+    with handled(handle, kept):
+        try:
+            yield Stop(event.wait, reason)
+        except Cancelled as error:
+            if came:
+                error.exit_code = 128 + came[0]
+                if error.message.startswith("stopped while"):  # whoever ended a program did not know for what
+                    error.message = f"stopped by {came[0].name}{error.message.removeprefix('stopped')}"
+            raise

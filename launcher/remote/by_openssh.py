@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import signal
 import subprocess
 import threading
+from collections.abc import Iterator
 
 from launcher.core.errors import RemoteError
+from launcher.core.stop import signals_come_after
 from launcher.remote.destination import Destination
 from launcher.remote.opener import Pipe
 
@@ -25,10 +28,12 @@ class OpenSSHPipe:
         self._host = host
         self._complaints: collections.deque[bytes] = collections.deque(maxlen=200)
         try:
-            # A session of its own would take the terminal away, at which ssh asks for codes.
-            self._child = subprocess.Popen(
-                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
-            )
+            # A session of its own would take the terminal away, at which ssh asks for codes. But a Ctrl-C comes to ssh
+            # too, and would end the connection by which we cancel: a signal that is blocked here is blocked there.
+            with signals_come_after(), _blocked(signal.SIGINT):
+                self._child = subprocess.Popen(
+                    argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+                )
         except OSError as error:
             raise RemoteError(f"{argv[0]} cannot be started: {error.strerror}", where=host) from error
         threading.Thread(target=self._read_complaints, daemon=True).start()
@@ -80,6 +85,15 @@ class OpenSSHPipe:
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
+
+
+@contextlib.contextmanager
+def _blocked(number: signal.Signals) -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class OpenSSHOpener:

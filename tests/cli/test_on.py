@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from launcher.cli import main, on
+from launcher.cli import main, on, on_driving
 from launcher.cli.arguments import parser
 from launcher.cli.remote import connected
 from launcher.core.checkout_head import head_commit
@@ -207,8 +207,6 @@ def test_launcher_on_in_the_environment(
 def test_a_plan_that_differs_there_is_refused_with_what_differs(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from launcher.cli import on_driving
-
     real = on_driving._canonical
     monkeypatch.setattr(on_driving, "_canonical", lambda plan, place: real(plan, place).replace('"fp8"', '"fp4"'))
     assert main(["--on", "local", "run", *ONE, "--runner", "local", "--run-id", "differs"]) == 2
@@ -289,12 +287,82 @@ def _told(run: Path, places: list[tuple[Path, str]]) -> dict[str, Any]:
     return {"plan": plan.splitlines(), "files": " ".join(files), "points": points, "ended": ended, "own": own}
 
 
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+@pytest.mark.parametrize("step", ["send_files", "ask"])
+def test_a_signal_before_anything_is_started_there_says_so(
+    step: str,
+    number: signal.Signals,
+    code: int,
+    one_connection: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(on, "connected", one_connection)
+    monkeypatch.setattr(on.There, step, lambda there, **changes: signal.raise_signal(number))
+    assert main(["--on", "local", "run", *ONE, "--runner", "local", "--run-id", "never"]) == code
+    assert capsys.readouterr().err == f"launcher: cancelled: stopped by {number.name}: nothing was started on local\n"
+
+
+def test_an_interrupt_while_a_driver_starts_there_cancels_what_it_drives(
+    done: str,
+    site: Site,
+    one_connection: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def start(there: on.There) -> int:
+        signal.raise_signal(signal.SIGINT)
+        return real(there)
+
+    real = on_driving._started
+    monkeypatch.setattr(on_driving, "_started", start)
+    monkeypatch.setattr(on, "connected", one_connection)
+    monkeypatch.setenv("LAUNCHER_REHEARSAL_FAULTS", "hang")
+    assert main(["--on", "local", "run", *ONE, "--runner", "local", "--run-id", "early", "--detach"]) == 130
+    assert "".join(capsys.readouterr()).count("cancelling early on local") == 1
+    assert RunRecord.load(site.far / "runs", "early").fields.state == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "code"),
+    [((signal.SIGINT,) * 2, 130), ((signal.SIGTERM, signal.SIGINT), 143), ((signal.SIGHUP,), 129)],
+)
+def test_a_second_signal_and_a_terminal_that_is_closed_leave_the_run_to_itself(
+    numbers: tuple[signal.Signals, ...],
+    code: int,
+    one_connection: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def follow(there: on.There, run: str, signals: on.Signals) -> int:
+        for number in numbers:
+            signal.raise_signal(number)
+        return 0
+
+    monkeypatch.setattr(on, "connected", one_connection)
+    monkeypatch.setattr(on.There, "ask", lambda there, **changes: _Nothing())
+    for name, stand_in in (("_compared", lambda there: []), ("_started", lambda there: 0), ("_follow", follow)):
+        monkeypatch.setattr(on_driving, name, stand_in)
+    assert main(["--on", "local", "run", *ONE, "--runner", "local", "--run-id", "alone"]) == code
+    said = capsys.readouterr().err
+    assert f"stopped by {numbers[0].name}: alone goes on on local" in said and "--on local resume alone" in said
+
+
+class _Nothing:
+    def found(self, command: object) -> None:
+        return None
+
+
 def test_cut_and_stopped_at_random_a_run_is_followed_without_a_gap(
     done: str, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten connections are killed or stopped; events and log come once each, and one job ends well."""
+    """Ten connections are killed or stopped, and that of `one_connection`; events and log come once each."""
     monkeypatch.setenv("LAUNCHER_REHEARSAL_SECONDS", "1")
     assert main(["--on", "local", "run", *ONE, "--runner", "local", "--run-id", "cut", "--detach"]) == 0
+    assert RunRecord.load(site.far / "runs", "cut").owned_by_another, "whoever cancels it now is heard"
     monkeypatch.setattr(session, "SILENCE", 1.0)
     monkeypatch.setattr(session, "BEAT", 0.2)
     where = resolve("login", ssh=site.server.command, run=run_program, home=site.root)
@@ -344,15 +412,18 @@ def _to_its_end(stream: Generator[Any, None, Any], news: list[Any]) -> Any:
 
 
 def test_an_interrupt_here_cancels_the_run_there(done: str, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ctrl-C in a terminal: it comes to the whole group, thus to ssh too."""
     argv = [sys.executable, "-m", "launcher", "--on", "local", "run", *ONE, "--runner", "local", "--run-id", "stopped"]
     monkeypatch.setenv("LAUNCHER_REHEARSAL_FAULTS", "hang")
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
         assert process.stdout is not None
+        said = ""
         for line in process.stdout:
+            said += line
             if "RUNNING" in line:
-                break
-        process.send_signal(signal.SIGINT)
-        said = process.stdout.read()
+                os.killpg(process.pid, signal.SIGINT)
         assert process.wait(60) == 130, said
-    assert "cancelling stopped on local" in said
+    assert said.count("cancelling stopped on local") == 1
     assert RunRecord.load(site.far / "runs", "stopped").fields.state == "cancelled"
