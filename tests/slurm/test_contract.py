@@ -52,13 +52,14 @@ def cluster(slurm_cluster: SlurmCluster, tmp_path: Path, request: pytest.Fixture
 
 
 def test_the_ends_of_jobs(cluster: Cluster) -> None:
-    good = cluster.submit("sleep 0.2")
+    good = cluster.submit("sleep 0.2", "-N2")
     bad = cluster.submit("exit 3")
     killed = cluster.submit("kill -9 $$")
     lost = cluster.submit("true", "--output=/nonexistent/x.log")
     state = cluster.end(good)
     assert state.succeeded, state
-    assert state.started is not None and state.ended is not None and state.nodes
+    assert state.started is not None and state.ended is not None
+    assert re.search(r"[\[,]", state.nodes), f"both nodes, which accounting has seconds later: {state.nodes}"
     state = cluster.end(bad)
     assert (state.word, state.exit_code) == ("FAILED", (3, 0))
     assert cluster.end(killed).exit_code == (0, 9)
