@@ -197,7 +197,7 @@ class Project:
 
     def plan_from_environment(self, run_id: str | None = None) -> Plan:
         """Plan what this GitHub job's environment asks for."""
-        from launcher.check.registry import unknown_settings_of
+        from launcher.check.plan_rules import unknown_settings_of
 
         job = github_job(self.environ)
         file = self.fleet.for_runner_name(job.runner_name)
@@ -310,7 +310,7 @@ def plan_benchmark(
 
 
 def _with_findings(resolved: Resolved, schemas: Schemas) -> Plan:
-    from launcher.check.registry import check_plan
+    from launcher.check.plan_rules import check_plan
 
     found = check_plan(resolved, schemas)
     return dataclasses.replace(resolved.plan, findings=found) if found else resolved.plan

@@ -5,6 +5,6 @@ variable of a job, key of a matrix entry). `environment` reads a job's variables
 submitted; `contracts` stays apart from it as pure data: which variables jobs of several nodes have, and jobs of one
 node. `matrix` reads InferenceX's matrix files and gives the entries that a `Selection` wants, each with its
 benchmark; `family` reads one key of such a file, apart from it so that what is wrong with a row stops at the row.
-`matrix_schema` and `expand` stay apart from it because each follows a file of InferenceX's, its validation
-and its generator, and is to be compared with that.
+`matrix_schema` and `expand` (which rows are wanted, and what they expand to) stay apart from it because each follows a
+file of InferenceX's, its validation and its generator, and is to be compared with that.
 """

@@ -14,11 +14,19 @@ from typing import Any
 from msgspec.structs import replace
 
 from launcher.benchmark.benchmark import FIXED, Benchmark, Role
-from launcher.benchmark.expand import dram_budget, entries_of, mark_evaluations
+from launcher.benchmark.expand import (
+    SelectedRow,
+    Selection,
+    dram_budget,
+    entries_of,
+    listed,
+    mark_evaluations,
+    selected_rows,
+    why_empty,
+)
 from launcher.benchmark.family import Family, RefusedKey, families_in
 from launcher.benchmark.fields import DECODE_FIELDS, FIELDS, PREFILL_FIELDS, parse_setting, read_entry
 from launcher.benchmark.matrix_schema import AgenticRow, RunnerLabels
-from launcher.benchmark.selection import SelectedRow, Selection, listed, selected_rows, why_empty
 from launcher.core.errors import ConfigError
 from launcher.core.lines import count_of
 from launcher.core.reading import read_file

@@ -2,7 +2,7 @@
 
 In comes what was resolved for one plan (`check_plan`), or all rows, recipe files and runner files side by side
 (`check_everything`); out come findings. A rule is a small function from what it looks at to what it finds. Rules are
-pure, and a fact that only the checkout or the cluster can tell is never guessed. Open registry.py, then report.py.
+pure, and a fact that only the checkout or the cluster can tell is never guessed. Open plan_rules.py, then report.py.
 
 inputs says what a rule is and gathers what rules look at; recipe_rules, plan_rules, container_rules and whole_rules add
 each rule to their list where it stands, by what they look at: a recipe, a plan of srtctl's, one of a job in a

@@ -15,8 +15,8 @@ from typing import Literal, Protocol, TypeVar
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import result_filename
+from launcher.benchmark.expand import Selection
 from launcher.benchmark.matrix import Entry, Matrix
-from launcher.benchmark.selection import Selection
 from launcher.check.schema_validation import Schema
 from launcher.check.srtctl_schema import Schemas
 from launcher.core.errors import ConfigError

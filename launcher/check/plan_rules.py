@@ -1,16 +1,21 @@
-"""Rules about a plan beside its recipe: its workers, its lane, its srt-slurm version, the names of its results."""
+"""The rules of one plan, applied when it is made (those for `launcher check` alone are in `report`): here those beside
+its recipe, about its workers, its lane, its srt-slurm version, the names of its results."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 from launcher.benchmark.benchmark import Benchmark, Role
+from launcher.benchmark.environment import unknown_settings
+from launcher.benchmark.fields import WHERE
 from launcher.benchmark.result_names import agentic_result_name, fixed_result_name
-from launcher.check.inputs import Found, Rule, rule
+from launcher.check import recipe_rules
+from launcher.check.inputs import Found, Rule, Subject, rule
 from launcher.check.schema_validation import Schema
-from launcher.check.srtctl_schema import is_tag, known_at
+from launcher.check.srtctl_schema import Schemas, is_tag, known_at
+from launcher.core.finding import Finding
 from launcher.core.lines import count_of
 from launcher.core.publish import NAME_MAX
 from launcher.core.yaml_source import SourceLocation
@@ -26,7 +31,7 @@ version_rule, any_rule = partial(rule, RULES, "version"), partial(rule, RULES, "
 
 def _pairs(s: SrtctlResolved, f: RecipeFacts) -> Iterator[tuple[str, Role, RoleFacts]]:
     """The sides that both the row and the recipe have."""
-    b = s.benchmark
+    b = s.rules.benchmark
     apart = b.decode is not None and b.decode.workers > 0
     if f.aggregated is not None and b.prefill is not None and not apart:
         yield "agg", b.prefill, f.aggregated
@@ -45,7 +50,7 @@ def _same_replicas(name: str, asked: Role, side: RoleFacts) -> bool:
 @recipe_rule("disaggregation", "warning", "the row and the recipe differ in whether prefill and decode are apart")
 def disaggregation(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
     apart = f.prefill is not None
-    if apart == (f.aggregated is None) and apart != s.benchmark.disagg:
+    if apart == (f.aggregated is None) and apart != s.rules.benchmark.disagg:
         said = ("disaggregated", "aggregated") if apart else ("aggregated", "disaggregated")
         message = f"the recipe is {said[0]}, and the matrix publishes its numbers as {said[1]}"
         yield message, s.place("resources")
@@ -97,26 +102,28 @@ def gpus_counted(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
 
 @recipe_rule("gpus-per-node", "error", "the recipe counts other GPUs per node than the cluster has")
 def gpus_per_node(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
-    has = s.file.runner.node.gpus
+    has = s.rules.file.runner.node.gpus
     if f.gpus_per_node is None or f.gpus_per_node == has:
         return
     # Fewer are no mistake where each worker fits into them: a recipe may want just a part of each node.
     widest = max((side.gpus_per_worker or 0 for side in f.roles.values()), default=0)
     if f.gpus_per_node > has or widest > f.gpus_per_node:
-        message = f"the recipe counts {count_of(f.gpus_per_node, 'GPU')} a node, and {s.file.runner.name} has {has}"
+        message = (
+            f"the recipe counts {count_of(f.gpus_per_node, 'GPU')} a node, and {s.rules.file.runner.name} has {has}"
+        )
         yield message, s.place("resources", "gpus_per_node")
 
 
 @recipe_rule("nodes", "error", "the recipe needs more nodes than the partition has")
 def nodes(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
-    count = s.file.runner.node.count
+    count = s.rules.file.runner.node.count
     if f.nodes is not None and count is not None and f.nodes > count:
         yield f"the recipe needs {f.nodes} nodes, and the partition has {count}", s.place("resources")
 
 
 @recipe_rule("capacity", "error", "the recipe's nodes cannot hold its workers")
 def capacity(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
-    gpus = s.file.runner.node.gpus
+    gpus = s.rules.file.runner.node.gpus
     for name, side in f.roles.items():
         needed = (side.workers or 0) * (side.gpus_per_worker or 0)
         if side.nodes and side.nodes * gpus < needed:
@@ -150,10 +157,10 @@ def setup_script(s: SrtctlResolved) -> Iterator[Found]:
 @plan_rule("name-too-long", "error", "a result file's name is longer than a name may be")
 def name_too_long(s: SrtctlResolved) -> Iterator[Found]:
     # A benchmark that came with its result's name is a workflow's, which aggregates each result under a longer name.
-    before = "agg_" if s.benchmark.result_filename and not s.benchmark.agentic else ""
-    longest = before + longest_result_name(s.benchmark, s.plan.results.filename)
+    before = "agg_" if s.rules.benchmark.result_filename and not s.rules.benchmark.agentic else ""
+    longest = before + longest_result_name(s.rules.benchmark, s.plan.results.filename)
     if bytes_of(longest) > NAME_MAX:
-        yield f"{longest} has {bytes_of(longest)} bytes, and a name may have {NAME_MAX}", s.benchmark.source
+        yield f"{longest} has {bytes_of(longest)} bytes, and a name may have {NAME_MAX}", s.rules.benchmark.source
 
 
 def longest_result_name(b: Benchmark, stem: str) -> str:
@@ -208,7 +215,7 @@ def preflight_blind(s: SrtctlResolved, schema: Schema) -> Iterator[Found]:
     # Versions with the option look before they submit; of those without, none does for a plain recipe (517d3c37).
     if s.preflight and "--no-preflight" in schema.options and s.job.models:
         path = s.plan.model.path
-        storage = s.file.storage_of(path) if path is not None else None
+        storage = s.rules.file.storage_of(path) if path is not None else None
         if storage is not None and "login" not in storage.seen_by:
             message = f"{s.refs} looks for {path} before it submits, and only compute nodes see {storage.path}"
             yield message, s.rules.lane.place
@@ -242,7 +249,7 @@ _MAKE = re.compile(r"(?<![a-z0-9])(arm64|aarch64|amd64|x86[_-]64)(?![a-z0-9])")
 def image_architecture(r: Resolved) -> Iterator[Found]:
     benchmark, runner = r.rules.benchmark, r.rules.file.runner
     images: list[tuple[str, SourceLocation | str]] = [(benchmark.image, benchmark.source)]
-    container = r.facts.container if isinstance(r, SrtctlResolved) and r.facts is not None else None
+    container = r.recipe.facts.container if isinstance(r, SrtctlResolved) and r.recipe.facts is not None else None
     if isinstance(r, SrtctlResolved) and container and container != benchmark.image:
         images.append((container, r.place("model", "container")))
     for image, place in images:
@@ -250,3 +257,43 @@ def image_architecture(r: Resolved) -> Iterator[Found]:
         if runner.node.arch is not None and makes and runner.node.arch not in makes:
             message = f"{image} is built for {', '.join(sorted(makes))}, and {runner.name} has {runner.node.arch} nodes"
             yield message, place
+
+
+PLAN: tuple[Rule, ...] = (*recipe_rules.RULES, *RULES)
+"""The rules of one plan but for those about a job in a container: no other plan waits for them to be imported."""
+
+ENVIRONMENT = (Rule("setting-unknown", "warning", "a variable looks like a setting of the row, and is none"),)
+"""Rules about the environment of a GitHub job alone: `launcher.project` looks when it plans from one."""
+
+
+def check_plan(resolved: Resolved, schemas: Schemas) -> tuple[Finding, ...]:
+    """All findings of one plan, in the order of the rules."""
+    rules = PLAN
+    subjects: dict[Subject, tuple[object, ...]] = {"any plan": (resolved,)}
+    if isinstance(resolved, SrtctlResolved):
+        subjects["plan"] = (resolved,)
+        if resolved.recipe.facts is not None:
+            subjects["recipe"] = (resolved, resolved.recipe.facts)
+        lane = resolved.rules.lane.rule
+        if (schema := schemas.get(lane.ref, lane.sha)) is not None:
+            subjects["version"] = (resolved, schema)
+    else:
+        from launcher.check import container_rules
+        from launcher.container.planned import ContainerResolved
+
+        rules = (*PLAN, *container_rules.RULES)
+        if isinstance(resolved, ContainerResolved):
+            subjects["container"] = (resolved,)
+    return tuple(
+        each.finding(one) for each in rules if each.subject in subjects for one in each.look(*subjects[each.subject])
+    )
+
+
+def unknown_settings_of(environ: Mapping[str, str]) -> tuple[Finding, ...]:
+    """A finding for each variable of a job that looks like an additional setting of its row, and is passed over."""
+    (one,) = ENVIRONMENT
+    found = []
+    for name, near in unknown_settings(environ):
+        hint = f": did you mean {near}?" if near is not None else ""
+        found.append(Finding(one.id, one.severity, f"{name} is no known setting, and is passed over{hint}", WHERE))
+    return tuple(found)

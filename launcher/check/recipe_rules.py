@@ -25,15 +25,19 @@ version_rule = partial(rule, RULES, "version")
 @plan_rule("recipe-missing", "error", "the recipe is in none of the trees")
 def recipe_missing(s: SrtctlResolved) -> Iterator[Found]:
     if s.recipe.found is None and s.recipe.tree_at_hand:
-        message = f"{s.benchmark.config_file} is neither in the workspace, nor in this repository, nor in {s.refs}"
-        yield message, s.benchmark.source
+        message = (
+            f"{s.rules.benchmark.config_file} is neither in the workspace, nor in this repository, nor in {s.refs}"
+        )
+        yield message, s.rules.benchmark.source
 
 
 @plan_rule("recipe-unread", "warning", "the recipe is not at hand, and nothing of it could be checked")
 def recipe_unread(s: SrtctlResolved) -> Iterator[Found]:
     if s.recipe.found is None and not s.recipe.tree_at_hand:
-        message = f"{s.benchmark.config_file} is not here: it is read, and checked, after the checkout of {s.refs}"
-        yield message, s.benchmark.source
+        message = (
+            f"{s.rules.benchmark.config_file} is not here: it is read, and checked, after the checkout of {s.refs}"
+        )
+        yield message, s.rules.benchmark.source
 
 
 @plan_rule("recipe-elsewhere", "warning", "of several copies of the recipe a later one is taken")
@@ -63,8 +67,8 @@ def selector_several(s: SrtctlResolved) -> Iterator[Found]:
 def alias_unregistered(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
     if f.model_path is not None and not s.job.models and not f.model_path.startswith(("/", "hf:")):
         own = s.rules.model.rule
-        registers = f"runner {s.file.runner.name} registers {', '.join([own.alias, *own.also])}"
-        message = f"model alias {f.model_path!r} is not registered: {registers} for {s.benchmark.model}"
+        registers = f"runner {s.rules.file.runner.name} registers {', '.join([own.alias, *own.also])}"
+        message = f"model alias {f.model_path!r} is not registered: {registers} for {s.rules.benchmark.model}"
         yield message, s.place("model", "path")
 
 
@@ -115,18 +119,18 @@ _INSTEAD = {
 
 @plan_rule("setting-ignored", "warning", "the row sets what nothing of its lane reads")
 def setting_ignored(s: SrtctlResolved) -> Iterator[Found]:
-    scheduler = s.file.runner.scheduler
+    scheduler = s.rules.file.runner.scheduler
     read = {*_READ, scheduler.partition_variable, scheduler.account_variable}
-    for key, value in s.benchmark.settings.items():
+    for key, value in s.rules.benchmark.settings.items():
         # Every setting is exported to the job: commands of the recipe may use it.
         if key not in read and not (s.recipe.found is None or key in s.recipe.found.file.text):
             instead = f"; it belongs in {_INSTEAD[key]}" if key in _INSTEAD else ""
-            yield f"{key}={value} is set, and neither srtctl nor the recipe reads it{instead}", s.benchmark.source
+            yield f"{key}={value} is set, and neither srtctl nor the recipe reads it{instead}", s.rules.benchmark.source
 
 
 @recipe_rule("sequence-length", "error", "the recipe measures other lengths than the row")
 def sequence_length(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
-    b = s.benchmark
+    b = s.rules.benchmark
     for name, asked, has in (("isl", b.isl, f.isl), ("osl", b.osl, f.osl)):
         if not b.agentic and asked is not None and has is not None and asked != has:
             yield f"the recipe measures {name} {has}, and the matrix asks for {asked}", s.place("benchmark", name)
@@ -134,7 +138,7 @@ def sequence_length(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
 
 @recipe_rule("max-model-len", "error", "a worker takes fewer tokens than a request has")
 def max_model_len(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
-    b = s.benchmark
+    b = s.rules.benchmark
     if b.agentic or b.isl is None or b.osl is None:
         return
     for name, side in f.roles.items():
@@ -147,9 +151,9 @@ def max_model_len(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
 
 def _concurrencies(s: SrtctlResolved, f: RecipeFacts) -> tuple[str, str]:
     """What the row asks for and the recipe lacks, and the other way round."""
-    if not f.concurrencies or s.benchmark.agentic or s.benchmark.eval_only:
+    if not f.concurrencies or s.rules.benchmark.agentic or s.rules.benchmark.eval_only:
         return "", ""
-    asked, has = set(s.benchmark.concurrencies), set(f.concurrencies)
+    asked, has = set(s.rules.benchmark.concurrencies), set(f.concurrencies)
     return ", ".join(map(str, sorted(asked - has))), ", ".join(map(str, sorted(has - asked)))
 
 
@@ -177,8 +181,8 @@ _FAMILY = {"nvfp4": "fp4", "mxfp4": "fp4", "mxfp8": "fp8"}
 @recipe_rule("precision", "warning", "the recipe says another precision than the row")
 def precision(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
     has = f.precision
-    if has is not None and _FAMILY.get(has.lower(), has.lower()) != s.benchmark.precision.lower():
-        message = f"the recipe says precision {has}, and the matrix says {s.benchmark.precision}"
+    if has is not None and _FAMILY.get(has.lower(), has.lower()) != s.rules.benchmark.precision.lower():
+        message = f"the recipe says precision {has}, and the matrix says {s.rules.benchmark.precision}"
         yield message, s.place("model", "precision")
 
 
@@ -192,7 +196,7 @@ def time_budget(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
     seconds = limit_seconds(f.time_limit or s.job.srtslurm.get("default_time_limit"))
     if seconds is None:
         return
-    limit, waiting, most = seconds / 60, _health_wait(s) / 60, CI_MINUTES[s.benchmark.agentic]
+    limit, waiting, most = seconds / 60, _health_wait(s) / 60, CI_MINUTES[s.rules.benchmark.agentic]
     if waiting >= limit:
         message = f"srtctl waits up to {waiting:g} min for the servers, and Slurm ends the job after {limit:g} min"
         yield message, s.place("health_check")
@@ -230,7 +234,7 @@ def _is_engine(use: ContainerUse) -> bool:
 def image_mismatch(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
     for use in _unresolved(s, f):
         if _is_engine(use) and names_an_image(use.alias):
-            message = f"the recipe runs {use.alias}, and the matrix publishes its numbers as {s.benchmark.image}"
+            message = f"the recipe runs {use.alias}, and the matrix publishes its numbers as {s.rules.benchmark.image}"
             yield message, s.place(*use.paths[0])
 
 
@@ -240,7 +244,9 @@ def container_unresolved(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
         if _is_engine(use) and names_an_image(use.alias):
             continue
         path, near = use.paths[0], closest(use.alias, s.containers)
-        what, who = ("container", "this run") if _is_engine(use) else (".".join(path), f"runner {s.file.runner.name}")
+        what, who = (
+            ("container", "this run") if _is_engine(use) else (".".join(path), f"runner {s.rules.file.runner.name}")
+        )
         rest = f" (near: {near})" if near else "; every node would pull it by itself"
         yield f"{what} {use.alias!r} is not an image that {who} stages{rest}", s.place(*path)
 
@@ -249,8 +255,10 @@ def container_unresolved(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
 def image_spelling(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
     for use in f.container_aliases:
         name = use.alias
-        if _is_engine(use) and name in s.containers and names_an_image(name) and name != s.benchmark.image:
-            message = f"the recipe spells the row's image {s.benchmark.image} as {name}, which only this launcher finds"
+        if _is_engine(use) and name in s.containers and names_an_image(name) and name != s.rules.benchmark.image:
+            message = (
+                f"the recipe spells the row's image {s.rules.benchmark.image} as {name}, which only this launcher finds"
+            )
             yield message, s.place(*use.paths[0])
 
 
@@ -259,9 +267,9 @@ _VERSION = re.compile(r"(?<![0-9.])v?([0-9]+\.[0-9]+\.[0-9]+(?:[.-]?(?:post|rc|d
 
 @recipe_rule("alias-version", "warning", "a container alias names another version than the image that it stands for")
 def alias_version(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
-    helpers = s.file.runner.images.helpers
+    helpers = s.rules.file.runner.images.helpers
     for use in f.container_aliases:
-        image = s.benchmark.image if _is_engine(use) else helpers.get(use.alias, "")
+        image = s.rules.benchmark.image if _is_engine(use) else helpers.get(use.alias, "")
         said, tag = _VERSION.findall(use.alias), image.partition("@")[0].rpartition(":")[2]
         if use.alias not in s.containers or names_an_image(use.alias) or not said:
             continue

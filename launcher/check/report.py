@@ -16,7 +16,7 @@ import msgspec
 import yaml
 
 from launcher import __version__
-from launcher.check import container_rules, registry, whole_rules
+from launcher.check import container_rules, plan_rules, whole_rules
 from launcher.check.inputs import CheckInput, Rule
 from launcher.core.errors import ConfigError, suggest
 from launcher.core.finding import Finding
@@ -39,7 +39,7 @@ BASELINE = (
 
 RULES = {
     one.id: one
-    for one in (*BASELINE, *registry.ENVIRONMENT, *whole_rules.RULES, *registry.PLAN, *container_rules.RULES)
+    for one in (*BASELINE, *plan_rules.ENVIRONMENT, *whole_rules.RULES, *plan_rules.PLAN, *container_rules.RULES)
 }
 """Every rule by its id."""
 

@@ -24,7 +24,7 @@ from launcher.plan.secrets import refuse_secrets
 from launcher.project import Project
 
 if TYPE_CHECKING:  # only who selects something has use for these
-    from launcher.benchmark.selection import Selection
+    from launcher.benchmark.expand import Selection
     from launcher.check.inputs import Chosen
     from launcher.srtctl.facts import RoleFacts
 
@@ -84,7 +84,7 @@ def meanwhile(what: str, arguments: argparse.Namespace) -> Iterator[None]:
 
 def filters(arguments: argparse.Namespace, **more: Any) -> Selection:
     """The flags that all commands about matrices have, and more fields of a selection."""
-    from launcher.benchmark.selection import Selection
+    from launcher.benchmark.expand import Selection
 
     return Selection(
         keys=arguments.key,

@@ -38,7 +38,7 @@ from launcher.run.orphans import (
     told_elsewhere,
 )
 from launcher.run.record import RunRecord
-from launcher.runner.templates import fill_in
+from launcher.runner.file import fill_in
 from launcher.services import open_run, schedulers_for
 from launcher.slurm.client import Phase
 from launcher.slurm.commands import SlurmCommands

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from launcher.benchmark.benchmark import Benchmark, Role
 from launcher.core.errors import ConfigError
-from launcher.runner.templates import fill_in
+from launcher.runner.file import fill_in
 
 
 @dataclass(frozen=True)

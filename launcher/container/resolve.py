@@ -30,8 +30,7 @@ from launcher.plan.expected import expected_results, result_stem
 from launcher.plan.job_environment import names_passed
 from launcher.plan.plan import Expected, Holds, ModelCache
 from launcher.runner.container_schema import Container, Port
-from launcher.runner.file import RunnerFile
-from launcher.runner.templates import fill_in
+from launcher.runner.file import RunnerFile, fill_in
 
 WORKSPACE = "/workspace"
 """Where the workflow's RESULT_DIR and most scripts expect the checkout in the container."""

@@ -12,7 +12,7 @@ from launcher.container.planned import PlannedScript
 from launcher.core.errors import ConfigError
 from launcher.plan.derive import Context
 from launcher.runner.container_schema import ScriptChoice
-from launcher.runner.templates import fill_in
+from launcher.runner.file import fill_in
 
 LARGEST = 1 << 20
 """Bytes of a script that are read."""

@@ -20,9 +20,8 @@ from launcher.plan.expected import held_against, result_stem
 from launcher.plan.job_environment import names_passed
 from launcher.plan.plan import Expected, Holds, ModelCache, Plan, PlannedModel, SchedulerPlan, WorkspacePlan
 from launcher.runner.cluster_schema import Storage
-from launcher.runner.file import Applied, RunnerFile, applies
+from launcher.runner.file import Applied, RunnerFile, applies, fill_in
 from launcher.runner.schema import Adjustment, ImageRule, Images, LaneRule, ModelRule
-from launcher.runner.templates import fill_in
 
 
 class Context(msgspec.Struct, frozen=True):

@@ -1,11 +1,12 @@
-"""A runner file: its rules, which of them applies to a benchmark, and where that rule stands."""
+"""A runner file: its rules, which of them applies to a benchmark, where that rule stands; and its templates."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -28,7 +29,6 @@ from launcher.runner.schema import (
     Runner,
     When,
 )
-from launcher.runner.templates import IMAGE_LOCK, JOB_NAME, SERVED, SETUP, TAGS, check_template
 
 R = TypeVar("R", bound=Rule)
 
@@ -100,6 +100,7 @@ class RunnerFile:
 
     def __init__(self, document: Document) -> None:
         self.document = document
+        self.path = document.path
         renamed = deprecated.rename_keys(document.mapping(), deprecated.RUNNER_KEYS)
         self.renamed = [(one, SourceLocation(document, *path)) for one, path in renamed]
         self.runner = convert(document, Runner)
@@ -115,10 +116,6 @@ class RunnerFile:
     def read(cls, path: Path) -> RunnerFile:
         """Read and validate a runner file. Raises ConfigError with file and line."""
         return cls(Document.read(path))
-
-    @property
-    def path(self) -> str:
-        return self.document.path
 
     def location(self, *keys: Key) -> str:
         return self.document.location(keys)
@@ -246,3 +243,43 @@ def describe_when(when: When) -> str:
     ]
     text = f"{one(when.prefix)}/{one(when.precision)}/{one(when.framework)}"
     return text + (f" [{', '.join(extra)}]" if extra else "")
+
+
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+
+IMAGE_LOCK = ("squash", "directory", "name")
+JOB_NAME = ("runner",)
+SETUP = ("arch",)
+SERVED = ("model",)
+TAGS = ("sku", "prefix", "precision", "isl", "osl", "date")
+"""What may stand in `images.lock`, `scheduler.job-name`, `checkout.setup`, `served` of a model, and `tags`."""
+
+
+def check_template(template: str, names: Collection[str], where: str) -> None:
+    """Raise ConfigError for a brace in a template that is no ``{name}`` with one of these names."""
+    for name in _PLACEHOLDER.findall(template):
+        if name not in names:
+            known = ", ".join(f"{{{each}}}" for each in names)
+            raise ConfigError(
+                f"{{{name}}} is nothing that is filled in here",
+                where=where,
+                hint=suggest(name, names, f"there is {known}"),
+            )
+    if set("{}") & set(_PLACEHOLDER.sub("", template)):
+        raise ConfigError(f"a brace in {template!r} is not closed, or was not opened", where=where)
+
+
+def fill_in(template: str, values: Mapping[str, object]) -> str:
+    """The template with its names filled in; a name without a value stays as it is.
+
+    By name alone: `str.format` would look into values (``{squash.__class__}``), and pad to any width.
+    """
+    if "{" not in template:
+        return template
+    return "".join(str(values.get(part, f"{{{part}}}")) if i % 2 else part for i, part in enumerate(_parts(template)))
+
+
+@lru_cache(maxsize=1024)  # thousands of rows fill in some dozen templates
+def _parts(template: str) -> tuple[str, ...]:
+    """Text and names in turn, a text first."""
+    return tuple(_PLACEHOLDER.split(template))

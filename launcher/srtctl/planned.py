@@ -7,11 +7,9 @@ from typing import Any
 
 import msgspec
 
-from launcher.benchmark.benchmark import Benchmark
 from launcher.core.yaml_source import Key, SourceLocation, reached
 from launcher.plan.derive import Resolved
 from launcher.plan.plan import PlanPart
-from launcher.runner.file import RunnerFile
 from launcher.runner.schema import Patch
 from launcher.srtctl.facts import RecipeFacts
 from launcher.srtctl.locate import FoundRecipe, SetupScript
@@ -125,18 +123,6 @@ class SrtctlResolved(Resolved, frozen=True):
     narrowed: bool
 
     @property
-    def benchmark(self) -> Benchmark:
-        return self.rules.benchmark
-
-    @property
-    def file(self) -> RunnerFile:
-        return self.rules.file
-
-    @property
-    def facts(self) -> RecipeFacts | None:
-        return self.recipe.facts
-
-    @property
     def containers(self) -> Mapping[str, str]:
         """Container name of the recipe → squash file."""
         containers: Mapping[str, str] = self.job.srtslurm["containers"]
@@ -156,7 +142,7 @@ class SrtctlResolved(Resolved, frozen=True):
         """Where the recipe says it: in the variant's own section when that has the key, else in the base."""
         found, variant = self.recipe.found, self.recipe.variant
         if found is None:
-            return self.benchmark.source
+            return self.rules.benchmark.source
         if found.section:
             places: tuple[tuple[Key, ...], ...] = ((*found.section, *keys), ("base", *keys))
         else:

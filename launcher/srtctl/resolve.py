@@ -19,9 +19,8 @@ from launcher.plan.derive import AppliedRules, Context
 from launcher.plan.expected import expected_results, result_stem
 from launcher.plan.job_environment import names_passed
 from launcher.plan.plan import Expected, Holds
-from launcher.runner.file import RunnerFile
+from launcher.runner.file import RunnerFile, fill_in
 from launcher.runner.schema import Edit, LaneRule
-from launcher.runner.templates import fill_in
 from launcher.srtctl.edit import acceptance_edits, apply_edits, with_comment
 from launcher.srtctl.facts import RecipeFacts
 from launcher.srtctl.locate import OVERLAY, FoundRecipe, RecipeFinder, SetupScript

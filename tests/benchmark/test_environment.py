@@ -15,8 +15,8 @@ from launcher.benchmark.environment import (
     github_job,
     result_filename,
 )
+from launcher.benchmark.expand import Selection
 from launcher.benchmark.matrix import benchmark_of, load_matrix
-from launcher.benchmark.selection import Selection
 from launcher.core.errors import ConfigError
 from tests.shared import SHARED, needs_shared
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from launcher.benchmark.expand import Selection
 from launcher.benchmark.matrix import Entry, Matrix, benchmark_of, load_matrix
-from launcher.benchmark.selection import Selection
 from launcher.core.errors import ConfigError
 from tests.benchmark.matrices import AGENTIC, FIXED, RUNNERS, SINGLE, write
 from tests.shared import SHARED, needs_shared

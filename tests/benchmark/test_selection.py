@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from launcher.benchmark.expand import Selection, sequence_name
 from launcher.benchmark.matrix import Matrix, load_matrix
-from launcher.benchmark.selection import Selection, sequence_name
 from launcher.core.errors import ConfigError
 from tests.benchmark.matrices import write
 

@@ -13,8 +13,8 @@ import pytest
 from launcher.benchmark.benchmark import Benchmark, Component, Role
 from launcher.benchmark.contracts import CALLER_OPTIONS, SECRETS, SINGLE_NODE
 from launcher.benchmark.environment import benchmark_from_environment, environment_of, result_filename
+from launcher.benchmark.expand import Selection
 from launcher.benchmark.matrix import benchmark_of, load_matrix
-from launcher.benchmark.selection import Selection
 from launcher.core.errors import ConfigError
 from tests.benchmarks import a_benchmark
 from tests.shared import SHARED, needs_shared

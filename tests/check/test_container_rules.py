@@ -13,7 +13,7 @@ import pytest
 from launcher.benchmark.benchmark import Benchmark, Role
 from launcher.check import container_rules, inputs
 from launcher.check.inputs import CheckInput, Row
-from launcher.check.registry import check_plan
+from launcher.check.plan_rules import check_plan
 from launcher.check.report import check_everything
 from launcher.check.srtctl_schema import Schemas
 from launcher.core.finding import Finding

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from launcher.benchmark.environment import result_filename
-from launcher.benchmark.selection import Selection
+from launcher.benchmark.expand import Selection
 from launcher.check.plan_rules import longest_result_name
 from launcher.project import Project
 from tests.container.test_agreement import judge

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from launcher.check.inputs import CheckInput, Row
-from launcher.check.registry import check_plan
+from launcher.check.plan_rules import check_plan
 from launcher.check.report import check_everything
 from launcher.check.srtctl_schema import Schemas
 from launcher.plan.derive import AppliedRules, Resolved

@@ -20,8 +20,8 @@ import launcher.cli
 from launcher import __version__
 from launcher.benchmark.contracts import MULTI_NODE, SINGLE_NODE
 from launcher.benchmark.environment import benchmark_from_environment, environment_of
+from launcher.benchmark.expand import Selection
 from launcher.benchmark.matrix import Entry
-from launcher.benchmark.selection import Selection
 from launcher.cli import main
 from launcher.core.errors import ConfigError
 from launcher.core.shipped import shipped

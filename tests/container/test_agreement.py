@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from launcher.benchmark.benchmark import Benchmark
-from launcher.benchmark.selection import Selection
+from launcher.benchmark.expand import Selection
 from launcher.container.job_script import render
 from launcher.container.planned import ContainerJob
 from launcher.core.errors import ConfigError

@@ -99,7 +99,7 @@ class Boxes:
 
 
 def _selection() -> Any:
-    from launcher.benchmark.selection import Selection
+    from launcher.benchmark.expand import Selection
     from tests.run.driving import KEY
 
     return Selection(keys=[KEY], sequences=["1k1k"], nodes="multi", evals="none")

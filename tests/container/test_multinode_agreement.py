@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launcher.benchmark.selection import Selection
+from launcher.benchmark.expand import Selection
 from launcher.container.multinode_job_script import render
 from launcher.container.planned import MultinodeJob
 from launcher.core.errors import ConfigError

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from launcher.benchmark.expand import Selection
 from launcher.benchmark.matrix import load_matrix
-from launcher.benchmark.selection import Selection
 from launcher.container.planned import ContainerJob, MultinodeJob
 from launcher.core.yaml_source import Document
 from launcher.project import Project

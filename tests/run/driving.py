@@ -20,7 +20,7 @@ import pytest
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import environment_of
-from launcher.benchmark.selection import Selection
+from launcher.benchmark.expand import Selection
 from launcher.cli import helping, main
 from launcher.cli.arguments import parser
 from launcher.core.process import ProcessIdentity

@@ -202,7 +202,7 @@ class ScriptCluster:
 
 
 def _selection() -> Any:
-    from launcher.benchmark.selection import Selection
+    from launcher.benchmark.expand import Selection
 
     return Selection(keys=[KEY], sequences=["1k1k"], nodes="multi", evals="none")
 

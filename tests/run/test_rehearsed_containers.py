@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from launcher.benchmark.environment import environment_of
-from launcher.benchmark.selection import Selection
+from launcher.benchmark.expand import Selection
 from launcher.project import Project
 from tests.cli.scenes import never_silent  # noqa: F401
 from tests.run.driving import KEY, InProcessUser, LauncherUser, running

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from launcher.benchmark.benchmark import Benchmark
-from launcher.benchmark.selection import Selection
+from launcher.benchmark.expand import Selection
 from launcher.plan.plan import Plan
 from launcher.project import Project
 from launcher.runner.file import RunnerFile

@@ -9,8 +9,7 @@ import pytest
 from launcher.core.errors import ConfigError
 from launcher.core.shipped import shipped
 from launcher.core.yaml_source import Document
-from launcher.runner.file import RunnerFile
-from launcher.runner.templates import check_template, fill_in
+from launcher.runner.file import RunnerFile, check_template, fill_in
 
 
 def test_names_are_filled_in_and_values_are_not_looked_into() -> None:
