@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from launcher.cli import ending, sweep_driving, sweeping
+from launcher.cli import detached, ending, sweep_driving, sweeping
 from launcher.core.lease import LockOwner
 from launcher.core.process import Completed
 from launcher.core.stop import Stop
@@ -296,11 +296,11 @@ def test_a_detached_start_keeps_the_code_of_what_was_refused_and_hands_flags_on(
         def poll(self) -> int:
             return 0
 
-    def start(name: str, argv: Any, *given: Any) -> Process:
+    def start(name: str, argv: Any, log: Path, *given: Any) -> detached.Driver:
         words.extend(argv)
-        return Process()
+        return detached.Driver(Process(), log, 0)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sweep_driving.detached, "start", start)
+    monkeypatch.setattr(detached, "start", start)
     matrix = user.workspace / "m.yaml"
     shipped = Path(sweeping.__file__).parents[2] / "recipes/matrix.yaml"
     matrix.write_text(shipped.read_text() + "\nbad:\n  image: x\n")
