@@ -218,7 +218,11 @@ def place_for_trials() -> Iterator[Place]:
                 place.seen.append(f"{event} {arguments!r:.200}")
 
         sys.addaudithook(hook)
-        yield place
+        before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the interpreter's own files are no trial's
+        try:
+            yield place
+        finally:
+            sys.dont_write_bytecode = before
 
 
 def attempt(arguments: Sequence[str], environment: Mapping[str, str], place: Place) -> tuple[str, str]:
