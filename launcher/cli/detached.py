@@ -24,6 +24,7 @@ from launcher.cli.command import tell
 from launcher.core.errors import LauncherError
 from launcher.core.publish import private_opener, write_json
 from launcher.core.redact import names_a_secret
+from launcher.core.state import state_directory
 from launcher.core.stop import signals_come_after
 from launcher.core.terminal import say, trusted
 from launcher.remote.commands import STARTED, own_argv
@@ -83,12 +84,15 @@ def start(name: str, words: Sequence[str], log: Path, state: Path, arguments: ar
 
     Where things are is the same for it as for the command with these ``arguments``.
     """
+    from launcher.remote.tidying import remember
+
     given = {f"--{key.replace('_', '-')}": getattr(arguments, key, None) for key in _PLACES}
     places = [word for flag, value in given.items() if value for word in (flag, str(value))]
     argv = [*words, "--state", str(state), *places]
     before = log.stat().st_size if log.exists() else 0
-    # What this driver needs stays as long as its run or sweep has not ended (`launcher.remote.tidying`).
-    write_json(log.parent / STARTED, {"argv": own_argv(*argv)})
+    # What this driver needs stays as long as its run or sweep has not ended.
+    write_json(log.parent / STARTED, {"argv": (whole := own_argv(*argv))})
+    remember(state_directory(os.environ), state, whole)
     secrets = {key: value for key, value in os.environ.items() if names_a_secret(key)}
     environment = {key: value for key, value in os.environ.items() if key not in secrets and key != "LAUNCHER_ON"}
     with open(log, "ab", opener=private_opener) as output:

@@ -145,7 +145,8 @@ def show_tidied(value: Tidied, terminal: Terminal) -> Iterator[str]:
     does = "removed" if value.applied else "would remove"
     yield from (f"{does} {one_line(name)}" for name in value.versions)
     yield from (f"{does} files that were sent: {one_line(name)[:12]}" for name in value.bundles)
-    yield f"{count_of(len(value.kept), 'version is', 'versions are')} kept"
+    asked = ", ".join(map(one_line, value.states))
+    yield f"{count_of(len(value.kept), 'version is', 'versions are')} kept; runs and sweeps of {asked} were asked"
 
 
 gc = Command(Tidied, collected, show_tidied)

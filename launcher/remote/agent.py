@@ -70,12 +70,13 @@ class Look(msgspec.Struct, frozen=True):
 
 class Tidied(msgspec.Struct, frozen=True):
     """What nobody needs on a login node, removed if ``applied``: versions of the launcher, and bundles of files that
-    were sent there; and the versions that are ``kept``."""
+    were sent there; and the versions that are ``kept``. ``states`` are the state directories whose runs were asked."""
 
     applied: bool
     versions: tuple[str, ...]
     bundles: tuple[str, ...]
     kept: tuple[str, ...]
+    states: tuple[str, ...] = ()
 
 
 def look(state: Path) -> Look:

@@ -2,20 +2,22 @@
 
 A driver without a terminal leaves beside its record where its files and its launcher are (`started.json`, of
 `launcher.cli.detached`), and a run's plan names its own: what a run or sweep that has not ended names stays, however
-old it is.
+old it is. Runs may lie in other state directories (``--state``): a driver that starts in one leaves a link to it in the
+one that is looked at.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from launcher.core.errors import LauncherError, RemoteError
-from launcher.core.publish import remove_tree
+from launcher.core.publish import make_private, remove_tree
 from launcher.core.reading import read_file
 from launcher.remote.agent import Tidied
 from launcher.remote.far_install import Refused, directory_of, versions
@@ -26,6 +28,7 @@ from launcher.sweep.schema import Began, Left
 DAY = 86400.0
 """Seconds for which what was sent stays once it was asked for; then what a cut connection left is nobody's."""
 _LARGEST = 64 << 20
+_OTHERS = "other-states"
 _NAMED = re.compile(rb'/(?:bundles|versions)/([^/"\s]+)')
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -37,13 +40,29 @@ def tidy(state: Path, directory: str, apply: bool = False) -> Tidied:
         there = directory_of({"directory": directory})
     except Refused as error:
         raise RemoteError(str(error.args[0]), hint=str(error.args[1])) from error
-    bundles, keep = state / "bundles", needed(state)
+    bundles, states = state / "bundles", (state, *others(state))
+    keep = {name for one in states for name in needed(one)}
     gone, unasked = unneeded_versions(there, keep), unneeded_bundles(bundles, keep)
     if apply:
         remove(bundles, unasked)
         remove(there, gone)
     kept = tuple(name for name in versions(there) if name not in gone)
-    return Tidied(apply, tuple(gone), tuple(unasked), kept)
+    return Tidied(apply, tuple(gone), tuple(unasked), kept, tuple(map(str, states)))
+
+
+def remember(state: Path, other: Path, argv: Sequence[str]) -> None:
+    """Have `tidy` of ``state`` ask the runs of another state directory, too, where a driver with ``argv``, which needs
+    something that is tidied, begins. Raises OSError."""
+    if other != state and any(_NAMED.search(os.fsencode(word)) for word in argv):
+        make_private(state / _OTHERS)
+        with contextlib.suppress(FileExistsError):
+            (state / _OTHERS / hashlib.sha256(os.fsencode(other)).hexdigest()[:16]).symlink_to(other)
+
+
+def others(state: Path) -> list[Path]:
+    """The other state directories that drivers named, and that are there."""
+    links = sorted((state / _OTHERS).iterdir()) if (state / _OTHERS).is_dir() else []
+    return [link.readlink() for link in links if link.is_symlink() and link.is_dir()]
 
 
 def needed(state: Path) -> set[str]:

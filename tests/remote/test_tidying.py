@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.cli import detached
 from launcher.remote import tidying
 from launcher.remote.commands import STARTED
 from launcher.run.fields import RunFields
@@ -69,7 +71,7 @@ def test_bundles_that_nobody_needs_go_after_a_day(tmp_path: Path) -> None:
         started(sweep(state, f"o{number}", *ends), over[-1])
     unneeded = sorted([".part", old, ended, *over])
     for apply in (False, True):
-        assert tidying.tidy(state, str(there), apply) == tidying.Tidied(apply, (), tuple(unneeded), ())
+        assert tidying.tidy(state, str(there), apply) == tidying.Tidied(apply, (), tuple(unneeded), (), (str(state),))
     left = {path.name for path in (state / "bundles").iterdir()}
     assert left == {new, planned, resumed, damaged, *kept}
 
@@ -87,6 +89,28 @@ def test_versions_that_a_run_needs_stay_beside_the_newest_two(tmp_path: Path) ->
     assert set(found.versions) == {"of-an-ended", ".half"}
     assert set(found.kept) == {"newest", "second", "of-a-run", "of-a-sweep"}
     assert {path.name for path in there.iterdir()} == set(found.kept)
+
+
+def test_what_runs_of_another_state_directory_need_stays(tmp_path: Path) -> None:
+    state, other, gone = (tmp_path / name for name in ("state", "other", "gone"))
+    needed, old = bundle(state, "needed"), bundle(state, "old")
+    started(run(other, "r", "running"), needed)
+    argv = json.loads((other / "runs/r" / STARTED).read_text())["argv"]
+    for place, words in ((other, argv), (other, argv), (gone, argv), (state, argv), (tmp_path, ["launcher", "x"])):
+        tidying.remember(state, place, words)
+    found = tidying.tidy(state, str(tmp_path / "there"), apply=True)
+    assert (found.bundles, found.states) == ((old,), (str(state), str(other)))
+    assert (state / "bundles" / needed).is_dir()
+    RunRecord.load(other / "runs", "r").update(state="failed")
+    assert tidying.tidy(state, str(tmp_path / "there")).bundles == (needed,)
+
+
+def test_a_driver_in_another_state_directory_leaves_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAUNCHER_STATE", str(tmp_path / "state"))
+    record = run(tmp_path / "other", "r", "running")
+    sent = argparse.Namespace(workspace="/x/bundles/b/workspace")
+    driver = detached.start("r", ["schema"], record / "log", tmp_path / "other", sent)
+    assert driver.child.wait(60) is not None and tidying.others(tmp_path / "state") == [tmp_path / "other"]
 
 
 def test_what_cannot_be_read_of_a_run_that_goes_on_keeps_everything(tmp_path: Path) -> None:
