@@ -8,6 +8,6 @@ nobody drives.
 
 Modules with a single importer: verdict.py decides from what is known, and writes nothing. What failed first by the
 logs comes from log_lines.py (lines as they are meant), log_failure.py (one log, by the words of log_words.yaml) and
-failures.py (all). prepare.py, endings.py, log_view.py and job_requests.py are the loop's threads, which share nothing
-with it but what they are given.
+failures.py (all). prepare.py and threads.py are the loop's threads, which share nothing with it but what they are
+given.
 """

@@ -27,12 +27,11 @@ from launcher.result.summary import Used, summary
 from launcher.result.validate import Point
 from launcher.run.fields import Verdict
 from launcher.run.image_usage import unmark
-from launcher.run.job_requests import BY_USER
 from launcher.run.kind import JobKind, Run
 from launcher.run.log_lines import tail
 from launcher.run.record import LARGEST_KEPT, RecordedError, RecordedJob, RunRecord
 from launcher.run.verdict import verdict
-from launcher.slurm.client import JobState, Phase
+from launcher.slurm.client import BY_USER, JobState, Phase
 
 if TYPE_CHECKING:  # runs that end well have no use for it
     from launcher.run.log_failure import Failure

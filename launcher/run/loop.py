@@ -1,8 +1,8 @@
 """The loop: brings any number of runs to their ends, in one thread, with one poller for all jobs.
 
 Nothing that may take long is done in the loop, so that it asks about all jobs, releases and ends them in time: runs are
-prepared in threads (an import can take half an hour), brought to their ends in threads (`endings`), and their logs
-shown in one (`log_view`). The loop itself runs in the caller's thread, which is the one that signals reach. Which run
+prepared in threads (an import can take half an hour), brought to their ends in others, and their logs are shown in one
+(`threads`). The loop itself runs in the caller's thread, which is the one that signals reach. Which run
 comes next, and when its job may be submitted, a `Feed` says: the runs of one command, or a sweep.
 """
 
@@ -20,13 +20,11 @@ from typing import Protocol
 
 from launcher.core.errors import Cancelled
 from launcher.core.stop import Stop
-from launcher.run import finish, job_requests
-from launcher.run.endings import Endings, left_under_way
+from launcher.run import finish, threads
 from launcher.run.finish import Outcome
-from launcher.run.job_requests import EndRequests, Releases
 from launcher.run.kind import LOOK, Run
-from launcher.run.log_view import LogView, ShowLog
 from launcher.run.prepare import Gate, Preparation, prepare_in_thread
+from launcher.run.threads import Endings, EndRequests, LogView, Releases, ShowLog, left_under_way
 from launcher.slurm.client import JobKey, JobState, Scheduler
 from launcher.slurm.poller import JobChange, JobPoller, Pace, end_jobs
 
@@ -168,7 +166,7 @@ class _Loop:
                 self._stop.wait(self._pace.rest)
         except BaseException:
             for run in self._watched.values():
-                job_requests.request_end(run)
+                threads.request_end(run)
             raise
         finally:
             self._requests.close()
@@ -194,7 +192,7 @@ class _Loop:
         for run in self._watched.values():
             if run.id not in self._let_go_of and run.record.asked_to_end():
                 self._let_go_of.add(run.id)
-                threading.Thread(target=job_requests.request_end, args=(run,), daemon=True, name="cancel one").start()
+                threading.Thread(target=threads.request_end, args=(run,), daemon=True, name="cancel one").start()
 
     def _prepare_next(self) -> None:
         preparing = self._requests.preparing
@@ -229,7 +227,7 @@ class _Loop:
         self._feed.submitted(run)
         if self._pace.release_at_once:
             with _despite_full_disk(run):
-                if job_requests.should_release(run, None):
+                if threads.should_release(run, None):
                     self._releases.ask(job)
 
     def _forget_preparation(self, run: Run) -> None:
@@ -242,7 +240,7 @@ class _Loop:
         for job, error in self._releases.taken():
             if job in self._watched:
                 with _despite_full_disk(self._watched[job]):
-                    job_requests.note_release(self._watched[job], error)
+                    threads.note_release(self._watched[job], error)
         if answer is None:
             return
         for change in answer.changes:
@@ -253,7 +251,7 @@ class _Loop:
         for job, run in self._watched.items():
             if job in answer.states and self._releases.may_ask(job, answer.began):
                 with _despite_full_disk(run):
-                    if job_requests.should_release(run, answer.states[job]):
+                    if threads.should_release(run, answer.states[job]):
                         self._releases.ask(job)
 
     def _take_change(self, change: JobChange) -> None:
@@ -274,13 +272,13 @@ class _Loop:
             if (job := run.record.job_key) is not None:  # another process submitted it, and nobody watches it yet
                 self._watched[job] = run
         for job, error in self._requests.wait().items():
-            job_requests.note_request(self._watched[job], error)
+            threads.note_request(self._watched[job], error)
         began = time.monotonic()
-        self._abandon_preparations(began + job_requests.CANCEL_BOUND, why)
+        self._abandon_preparations(began + threads.CANCEL_BOUND, why)
         for run in [*self._watched.values(), *(run for run in rest if run.record.job_key is None)]:
             self._endings.begin(run, why)
-        states = end_jobs(self._scheduler, list(self._watched), bound=job_requests.CANCEL_BOUND)
-        self._await_endings(began + job_requests.CANCEL_BOUND, why)
+        states = end_jobs(self._scheduler, list(self._watched), bound=threads.CANCEL_BOUND)
+        self._await_endings(began + threads.CANCEL_BOUND, why)
         for job, state in states.items():
             run = self._watched[job]
             if run not in self._endings.under_way:
@@ -313,7 +311,7 @@ class _Loop:
                     run.record.event("warning", text)
             self._forget_preparation(run)
             self._requests.submission_is_over(run)
-            job_requests.request_end(run)
+            threads.request_end(run)
             if isinstance(answer, JobKey):
                 self._watched[answer] = run
             else:
@@ -323,7 +321,7 @@ class _Loop:
         """Leave jobs and records as they are: submissions come to their end, ends that are under way have a moment."""
         for gate in self._gates.values():
             gate.shut(Cancelled("its driver left before its job was submitted"))
-        preparing, until = self._requests.preparing, time.monotonic() + job_requests.CANCEL_BOUND
+        preparing, until = self._requests.preparing, time.monotonic() + threads.CANCEL_BOUND
         while preparing and (time.monotonic() < until or any(_submits(run) for run in preparing.values())):
             with contextlib.suppress(Empty):
                 run, answer = self._prepared.get(timeout=REST)

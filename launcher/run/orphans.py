@@ -19,10 +19,10 @@ from launcher.core.rights import user_name
 from launcher.core.waiting import within
 from launcher.image.enroot import import_comment
 from launcher.run import finish
-from launcher.run.job_requests import end_unrecorded
 from launcher.run.kind import Run
 from launcher.run.listing import UnreadableRecord, records
 from launcher.run.record import RecordedJob, RunRecord
+from launcher.run.threads import end_unrecorded
 from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, SchedulerUnreachable, jobs_with_token, unknown
 from launcher.slurm.poller import end_jobs
 

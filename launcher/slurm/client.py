@@ -52,6 +52,9 @@ LOST = "LOST"
 """Our own word, not one of Slurm's: the job's log says that it has ended, and Slurm, asked for long enough, does not.
 This is no success, whatever the log says: only Slurm can tell a time limit, a dead node or a cancel."""
 
+BY_USER, BY_ADMIN = "JobHeldUser", "JobHeldAdmin"
+"""The reasons why a held job waits."""
+
 MAY_BE_REQUEUED = frozenset({"BOOT_FAIL", "NODE_FAIL", "PREEMPTED"})
 """Ends after which Slurm itself may put a requeueable job back into the queue.
 

@@ -9,9 +9,9 @@ import pytest
 from msgspec import structs
 
 from launcher.plan.plan import Plan
-from launcher.run.job_requests import note_release, should_release
 from launcher.run.kind import Run
 from launcher.run.record import RecordedJob, RunRecord
+from launcher.run.threads import note_release, should_release
 from launcher.slurm.client import JobState, Phase, SchedulerUnreachable, unknown
 from launcher.srtctl.planned import SrtctlJob
 from tests.plans import with_job

@@ -14,7 +14,7 @@ import pytest
 
 from launcher.core.errors import Cancelled, ImageError, JobError, LauncherError
 from launcher.core.stop import Stop
-from launcher.run import finish, job_requests, loop, prepare
+from launcher.run import finish, loop, prepare, threads
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
 from launcher.run.loop import Limits, run_all
@@ -248,7 +248,7 @@ def test_a_job_that_does_not_end_is_cancelled_again() -> None:
 
 
 def test_a_scheduler_that_hangs_does_not_hold_up_the_stop(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_requests, "CANCEL_BOUND", 0.3)
+    monkeypatch.setattr(threads, "CANCEL_BOUND", 0.3)
     jobs, stop, release = runs.jobs, threading.Event(), threading.Event()
     jobs.states = {"0": RUNNING}
     jobs.cancel = lambda wanted: release.wait(60) and None  # type: ignore[method-assign]
@@ -305,7 +305,7 @@ def test_a_submission_is_looked_after_while_the_loop_is_busy(runs: Runs, monkeyp
         jobs.states["1"] = DONE
         looked.wait(30)
 
-    monkeypatch.setattr(job_requests, "end_unrecorded", end_unrecorded)
+    monkeypatch.setattr(threads, "end_unrecorded", end_unrecorded)
     monkeypatch.setattr(finish, "finish", slow)
     runs.drive([runs.add(1), runs.add(2, submit)], stop, max_jobs=2)
     assert looked.is_set() and submitting.is_set()
@@ -390,7 +390,7 @@ def test_a_job_that_failed_ends_the_others_before_its_logs_are_packed(
 
 
 def test_asked_to_stop_it_does_not_wait_for_an_end_that_takes_long(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_requests, "CANCEL_BOUND", 0.3)
+    monkeypatch.setattr(threads, "CANCEL_BOUND", 0.3)
     stop, hangs = threading.Event(), threading.Event()
 
     def slow(run: Run, state: JobState) -> Outcome:

@@ -21,7 +21,7 @@ import pytest
 
 from launcher.core.errors import Cancelled, LauncherError
 from launcher.core.stop import Stop
-from launcher.run import job_requests
+from launcher.run import threads
 from launcher.slurm.client import JobState, Phase
 from launcher.sweep import driver as driving
 from launcher.sweep import slots
@@ -456,7 +456,7 @@ def test_stop_leaves_a_run_that_waits_for_late_results_to_a_later_driver(
 
     with monkeypatch.context() as patch:
         patch.setattr(EmulatedKind, "collect", waiting)
-        patch.setattr(job_requests, "CANCEL_BOUND", 0.3)
+        patch.setattr(threads, "CANCEL_BOUND", 0.3)
         driven = Driven(tmp_path, row(1, 4))
         until(late.is_set)
         driven.ask("stop")

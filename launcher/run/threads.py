@@ -1,12 +1,15 @@
-"""Requests about jobs to the scheduler, in threads of their own: to end them, and to release those that we hold.
+"""What the loop has done in threads of their own: jobs are released and ended, logs shown, runs brought to their ends.
 
-Neither a Slurm that hangs nor a loop that is busy (packing logs of a gigabyte, writing to a terminal that nobody reads,
-waiting for a disk) may delay the request to end jobs: GitHub leaves a cancelled step ten seconds.
+Requests: neither a Slurm that hangs nor a loop that is busy (writing to a terminal that nobody reads, waiting for a
+disk) may delay the request to end jobs: GitHub leaves a cancelled step ten seconds. Jobs are submitted held, and
+released once the run's record has the job's id. Whoever drives the run releases the job, also where the launcher that
+submitted it was killed: the record says ``held`` from the same write that gives the job's id. A crash of slurmctld can
+lose the release of its last seconds, so the release is repeated until squeue no longer shows the hold.
 
-Jobs are submitted held, and released once the run's record has the job's id. Whoever drives the run releases the job,
-also where the launcher that submitted it was killed: the record says ``held`` from the same write that gives the job's
-id. A crash of slurmctld can lose the release of its last seconds, so the release is repeated until squeue no longer
-shows the hold.
+Logs: a job may write faster than anybody can read, and a reader may stand still. In each round a bounded part of each
+log is read, and what nobody could keep up with is left out, and said to be.
+
+Ends: results may come a minute late, logs may have a gigabyte, and Slurm may not answer.
 """
 
 from __future__ import annotations
@@ -14,16 +17,21 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
-from launcher.core.errors import LauncherError, as_error
+from launcher.core.errors import Cancelled, LauncherError, ResultError, as_error
 from launcher.core.stop import Stop
 from launcher.core.waiting import begin
+from launcher.run import finish
+from launcher.run.finish import Outcome
 from launcher.run.kind import Run
-from launcher.slurm.client import JobKey, JobState, Phase, Scheduler
+from launcher.run.verdict import verdict
+from launcher.slurm.client import BY_ADMIN, BY_USER, JobKey, JobState, Phase, Scheduler
+from launcher.slurm.logs import LogFollower
 
 CANCEL_BOUND = 5.0
 """Seconds to see cancelled jobs gone, and for a run in preparation to stop: GitHub leaves 10 s in all."""
@@ -32,9 +40,6 @@ LOOK_FOR_UNRECORDED = 0.4
 """Seconds between two looks for a job that is being submitted while we are asked to stop."""
 
 _LOOK_FOR_STOP = 0.5
-
-BY_USER, BY_ADMIN = "JobHeldUser", "JobHeldAdmin"
-"""Slurm's reasons why a held job waits."""
 
 
 class EndRequests:
@@ -198,3 +203,144 @@ def note_release(run: Run, error: LauncherError | None = None) -> None:
         run.record.event("job", f"job {job.id} released{' again' if job.released else ''}", job=job.id)
     else:
         run.record.event("warning", f"job {job.id} is still held: {error}", job=job.id)
+
+
+ShowLog = Callable[[str, Sequence[str]], None]
+"""Takes (run id, lines): new lines of a run's job log. It may wait for a reader."""
+
+READS = 8
+"""Reads of a round, of a mebibyte each at most (`launcher.slurm.logs.READ_AT_ONCE`), shared by all logs."""
+
+LAST = 16 << 20
+"""Bytes that are still shown of a log that has ended; of more, only the end."""
+
+
+class LogView:
+    """Follows the logs of runs and shows them every ``tick`` seconds. Without ``show`` it does nothing."""
+
+    def __init__(self, show: ShowLog | None, tick: float) -> None:
+        self._show = show
+        self._tick = tick
+        self._followed: dict[str, tuple[Run, LogFollower]] = {}
+        self._ended: set[str] = set()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._show_on, daemon=True, name="logs")
+
+    def follow(self, run: Run) -> None:
+        """Show the log of this run's job from here on."""
+        if self._show is not None and run.record.job is not None:
+            self._followed[run.id] = run, LogFollower(Path(run.record.job.log))
+            if not self._thread.is_alive():
+                self._thread.start()
+
+    def end(self, run: Run) -> None:
+        """The log of this run has ended: show the rest, and follow it no more."""
+        self._ended.add(run.id)
+
+    def close(self, seconds: float) -> None:
+        """Show what is left of logs that have ended, for so many ``seconds`` at most."""
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+
+    def _show_on(self) -> None:
+        over = False
+        while not over:
+            over = self._over.wait(self._tick)
+            for run, follower in list(self._followed.values()):
+                ended = run.id in self._ended
+                try:
+                    if ended:
+                        self._show_last(run, follower)
+                    elif not over:
+                        self._show_new(run, follower, max(1, READS // len(self._followed)))
+                except Exception as fault:  # noqa: BLE001  # whatever is wrong with the viewer, the job goes on
+                    run.record.event("warning", f"the log is shown no more: {type(fault).__name__}: {fault}")
+                    ended = True
+                if ended:
+                    follower.close()
+                    del self._followed[run.id]
+
+    def _show_new(self, run: Run, follower: LogFollower, reads: int, most: int | None = None) -> None:
+        assert self._show is not None
+        if left_out := follower.catch_up(most):
+            self._show(run.id, left_out)
+        for _ in range(reads):
+            lines = follower.read_new()
+            if not lines and not follower.behind:
+                return
+            self._show(run.id, lines)
+
+    def _show_last(self, run: Run, follower: LogFollower) -> None:
+        assert self._show is not None
+        self._show_new(run, follower, LAST >> 20, LAST)
+        self._show(run.id, follower.flush())
+
+
+End = JobState | LauncherError
+"""How a run came to its end: its job ended so; or this went wrong, and the job, if there is one, has to be ended. Of
+Cancelled jobs the end was asked for already."""
+
+
+class Endings:
+    """Ends of runs that are under way, and those that were brought about. Its methods are for one thread."""
+
+    def __init__(self) -> None:
+        self.under_way: dict[Run, Future[Outcome]] = {}
+        self.failed = False
+        """Whether an end is known to be none of success, be it under way or over."""
+
+    def begin(self, run: Run, end: End) -> None:
+        """Have the run end so."""
+        self.under_way[run] = begin(partial(_end, run, end), "end")
+        if not run.record.asked_to_end():  # a run that a person cancelled is no failure
+            self.failed = self.failed or isinstance(end, LauncherError) or not end.succeeded
+
+    def taken(self, seconds: float = 0.0) -> Iterator[tuple[Run, Outcome]]:
+        """The outcomes that are there since the last call; where there is none yet, the first within ``seconds``."""
+        wait(self.under_way.values(), seconds, FIRST_COMPLETED)
+        for run in [run for run, end in self.under_way.items() if end.done()]:
+            outcome = self.under_way.pop(run).result()
+            self.failed = self.failed or outcome.state == "failed"
+            yield run, outcome
+
+
+def _end(run: Run, end: End) -> Outcome:
+    try:
+        if not isinstance(end, LauncherError):
+            return finish.finish(run, end)
+        if not isinstance(end, Cancelled):
+            request_end(run)
+        return _end_early(run, end)
+    except Cancelled as why:  # stopped while waiting for results to appear
+        return _end_early(run, why)
+    except BaseException as fault:  # noqa: BLE001  # one run's end must not end the others
+        return _unwritten_end(run, fault)
+
+
+def _end_early(run: Run, error: LauncherError) -> Outcome:
+    stop = run.services.stop
+    if isinstance(error, Cancelled) and stop.requested():
+        error = stop.reason()  # a program that was ended for it cannot say which signal came, hence the exit code
+    try:
+        return finish.end_early(run, error)
+    except Exception as fault:  # noqa: BLE001  # as above
+        return _unwritten_end(run, fault, error)
+
+
+def left_under_way(run: Run, why: Cancelled) -> Outcome:
+    """The outcome of a run whose job has ended, and whose end we cannot wait for: its record stays as it is."""
+    run.record.event("warning", f"left while its results were collected; `launcher collect {run.id}` does it again")
+    return Outcome(run.id, "cancelled", error=why, verdict=verdict(why))
+
+
+def _unwritten_end(run: Run, fault: BaseException, error: LauncherError | None = None) -> Outcome:
+    """The outcome of a run whose end could not be written down. ``error`` is why it ended, where that was known."""
+    if isinstance(fault, OSError):
+        message = f"results or records cannot be written: {fault.strerror}"
+        trouble: LauncherError = ResultError(message, where=str(fault.filename))
+    else:
+        trouble = as_error(fault, f"run {run.id}")
+    run.record.event("error", str(trouble))
+    why = error or trouble
+    return Outcome(run.id, "cancelled" if isinstance(why, Cancelled) else "failed", error=why, verdict=verdict(why))
