@@ -17,8 +17,6 @@ from launcher.cli.status import summary_of
 from launcher.core.errors import ConfigError, ResultError
 from launcher.core.lines import Line, Terminal, count_of
 from launcher.core.state import state_directory
-from launcher.result import aggregates
-from launcher.result.row_fields import is_row
 from launcher.result.summary import table_lines
 from launcher.result.summary_file import Summary
 from launcher.run.naming import run_named, source_named
@@ -119,6 +117,7 @@ def _aggregate(names: Sequence[str], state: Path, arguments: argparse.Namespace)
 def _of_job(workspace: Path) -> Aggregates:
     """What the workflow's step "Process result" does, by the variables of the job."""
     from launcher.benchmark.benchmark import AGENTIC
+    from launcher.result import aggregates
 
     if not (stem := os.environ.get("RESULT_FILENAME")):
         raise ConfigError("RESULT_FILENAME is not set", where="environment")
@@ -134,6 +133,7 @@ def _of_job(workspace: Path) -> Aggregates:
 
 def _of_run(runs: Path, name: str) -> Aggregates:
     """The aggregates of a run again, from its collected results."""
+    from launcher.result import aggregates
     from launcher.run.record import RunRecord
 
     record = RunRecord.load(runs, name)
@@ -149,7 +149,9 @@ def _of_run(runs: Path, name: str) -> Aggregates:
 
 def _collected(directory: Path, output: Path, problems: list[str]) -> list[Aggregates]:
     """The rows of a directory of artifacts in two lists, as the workflow has them: benchmarks and evaluations."""
+    from launcher.result import aggregates
     from launcher.result.evaluation_rows import evaluation_rows
+    from launcher.result.row_fields import is_row
 
     rows = []
     for path in sorted(directory.rglob("*.json")):
