@@ -112,14 +112,14 @@ def run(
     # with enroot 4.1.2), and because Ctrl-C in a terminal must reach the launcher, which decides what to stop.
     began = time.monotonic()
     words = tuple(os.fspath(a) for a in argv)
-    child: subprocess.Popen[str] | None = None
-    try:
-        with _standard_input(input) as stdin, signals_come_after():
+    with contextlib.ExitStack() as put_off:
+        put_off.enter_context(signals_come_after())
+        try:
             child = subprocess.Popen(
                 words,
                 cwd=cwd,
                 env=dict(env) if env is not None else None,
-                stdin=stdin,
+                stdin=put_off.enter_context(_standard_input(input)),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
@@ -127,26 +127,23 @@ def run(
                 text=True,
                 errors="replace",
             )
+        except (FileNotFoundError, PermissionError) as error:
+            code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+            no_directory = code == NOT_FOUND and cwd is not None and not Path(cwd).is_dir()
+            why = f"no such directory: {cwd}" if no_directory else f"{words[0]}: {error.strerror}"
+            return Completed(words, code, "", why, 0.0)
         _WAITED_FOR[child.pid] = Waited(words, began, timeout)
-        out, err = _communicate(child, began + timeout, should_stop)
-    except (FileNotFoundError, PermissionError) as error:
-        if child is not None:
-            raise
-        code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
-        no_directory = code == NOT_FOUND and cwd is not None and not Path(cwd).is_dir()
-        why = f"no such directory: {cwd}" if no_directory else f"{words[0]}: {error.strerror}"
-        return Completed(words, code, "", why, 0.0)
-    except subprocess.TimeoutExpired:
-        assert child is not None
-        out, err = _end_group(child)
-        return Completed(words, None, out, err, time.monotonic() - began)
-    except BaseException:
-        if child is not None:
+        try:
+            put_off.close()  # a signal that came while it was started is handled here, where it is known
+            out, err = _communicate(child, began + timeout, should_stop)
+        except subprocess.TimeoutExpired:
+            out, err = _end_group(child)
+            return Completed(words, None, out, err, time.monotonic() - began)
+        except BaseException:
             _end_group(child)
-        raise
-    finally:
-        if child is not None:
-            _WAITED_FOR.pop(child.pid, None)
+            raise
+        finally:
+            del _WAITED_FOR[child.pid]
     return Completed(words, child.returncode, out, err, time.monotonic() - began)
 
 
