@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from launcher.core.errors import Cancelled, LauncherError
@@ -27,9 +28,11 @@ _SCHEDULERS = {
 _NODES = {"NODE_FAIL": "a node failed", "BOOT_FAIL": "a node did not boot"}
 _FAILED_NODE = re.compile(r"\bsrun: error: Node failure on ([A-Za-z0-9_.,\[\]-]{1,200})")
 """What srun says of the nodes that failed. The node after slurmstepd's ``ON`` is the one that it runs on."""
-_OUT_OF_MEMORY = "OUT_OF_MEMORY"
-_EXCEEDED = re.compile(r"[Ee]xceeded (?:job |step )?memory limit")
-"""What slurmstepd says where limits are kept by sampling: Slurm then calls the step cancelled, and the job failed."""
+
+_BY_SLURM = r"(?:slurmstepd\S*|srun): (?:error: )?(?:.*(?:{}))"
+_MEMORY_LIMIT, _SAMPLED = (
+    re.compile(_BY_SLURM.format("|".join(LOG_WORDS[words]))) for words in ("memory limit", "memory limit by sampling")
+)
 
 END_OF_LIMIT = 90.0
 """Seconds before a job's end in which its logs tell what the limit itself did: Slurm sends SIGTERM, and SIGKILL after
@@ -86,8 +89,10 @@ def _by_slurm(job: JobState, failures: Sequence[Failure]) -> Verdict | None:
         of = f", one of {job.nodes}" if named != job.nodes and job.nodes else ""
         where = f" on {named}{of}" if named else ""
         return Verdict("node", f"{_NODES[job.word]}{where}{since} ({job.word})")
-    said = next((f for f in failures if _EXCEEDED.search(f.text)), None)
-    if said is not None or job.word == _OUT_OF_MEMORY or (job.derived is not None and job.derived[1] == 125):
+    failed = job.word == LOST and job.exit_code != (0, 0)  # then its logs tell more than that it was lost
+    by_word = job.word in _SCHEDULERS and not failed
+    said = _memory_limit(failures, _SAMPLED if by_word else _MEMORY_LIMIT)
+    if said is not None or job.out_of_memory:
         said = said or next(
             (f for f in failures if re.search(r"\b(?:oom|OOM)|[Oo]ut [Oo]f [Mm]emory|Killed", f.text)), None
         )
@@ -96,8 +101,7 @@ def _by_slurm(job: JobState, failures: Sequence[Failure]) -> Verdict | None:
         return Verdict(
             layer, f"the memory limit of the job was reached{where}{since} ({job.describe()}){_quoted(said)}"
         )
-    failed = job.word == LOST and job.exit_code != (0, 0)  # then its logs tell more than that it was lost
-    if job.word in _SCHEDULERS and not failed:
+    if by_word:
         before = None
         if job.word == "TIMEOUT":
             causes = [f for f in failures if f.standing == "cause" and f.source != "slurm"]
@@ -107,6 +111,15 @@ def _by_slurm(job: JobState, failures: Sequence[Failure]) -> Verdict | None:
         return Verdict("scheduler", f"{_SCHEDULERS[job.word]}{where}{since} ({job.describe()}){said_before}")
     if job.exit_code is not None and job.exit_code[1] == 53:
         return Verdict("node", f"the job's output file or directory could not be opened{where}")
+    return None
+
+
+def _memory_limit(failures: Sequence[Failure], words: re.Pattern[str]) -> Failure | None:
+    """What Slurm itself says of a memory limit, in or around a failure: that comes after the program's own words."""
+    for f in (failure for failure in failures if failure.standing != "survived"):
+        for file, text in ((f.file, f.text), *((f.process or f.file, line) for line in (f.last, *f.lines))):
+            if words.match(text.lstrip("0123456789: ")):  # srun puts the task before each line
+                return replace(f, file=file, text=cut(text))
     return None
 
 

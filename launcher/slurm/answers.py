@@ -13,7 +13,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from launcher.slurm.client import SAME_SECONDS, SUCCESS, JobKey, JobState, Phase, bare_word, phase_of
+from launcher.slurm.client import (
+    OUT_OF_MEMORY,
+    OUT_OF_MEMORY_CODE,
+    SAME_SECONDS,
+    SUCCESS,
+    JobKey,
+    JobState,
+    Phase,
+    bare_word,
+    phase_of,
+)
 
 SACCT_FIELDS = "JobIDRaw,State,ExitCode,DerivedExitCode,Submit,Start,End,NodeList,Reason,Comment"
 """What accounting is asked of jobs and of their steps. The comment is last: it is free text, and may hold the
@@ -211,12 +221,19 @@ def may_be_copied(step: Record, state: JobState) -> bool:
 
 def with_codes(state: JobState, steps: Sequence[Record]) -> JobState:
     """A state with what its steps' records add. Steps that were cancelled failed for nobody: jobs end theirs so."""
-    failed = [step for step in steps if step.state.word in ("FAILED", "OUT_OF_MEMORY")]
+    failed = [step for step in steps if step.state.word in ("FAILED", OUT_OF_MEMORY)]
     codes = {step.step: step.state.exit_code for step in failed if step.state.exit_code is not None}
     script = codes.pop("batch", None)
     if state.word == "FAILED":
         return replace(state, exit_code=script or state.exit_code)
     return replace(state, derived=max([*codes.values(), state.derived or (0, 0)]))
+
+
+def with_memory_limit(state: JobState, steps: Sequence[Record]) -> JobState:
+    """A state that says so where the memory limit ended a step. The job's derived code is its highest one, and hides
+    that behind any exit code of another step."""
+    ended = any(step.state.word == OUT_OF_MEMORY for step in of_this_job(steps, state))
+    return replace(state, derived=OUT_OF_MEMORY_CODE) if ended and state.phase is Phase.TERMINAL else state
 
 
 def with_shown_codes(state: JobState, shown: JobState, steps: Sequence[Record]) -> JobState:

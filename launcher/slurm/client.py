@@ -159,13 +159,19 @@ class JobState:
         return self.phase is Phase.TERMINAL and self.word == SUCCESS and self.exit_code == (0, 0)
 
     @property
+    def out_of_memory(self) -> bool:
+        """Whether Slurm says that the memory limit ended the job, or a step of it."""
+        codes = (code for code in (self.exit_code, self.derived) if code is not None)
+        return self.word == OUT_OF_MEMORY or any(signal == OUT_OF_MEMORY_CODE[1] for _, signal in codes)
+
+    @property
     def failed_step(self) -> str:
         """How a step of the job failed, whether or not the job then failed; "" when no step is known to have failed. A
         signal alone is no failure: steps are ended so on purpose."""
         if self.phase is not Phase.TERMINAL or self.derived is None:
             return ""
         status, signal = self.derived
-        if signal == _OUT_OF_MEMORY:
+        if signal == OUT_OF_MEMORY_CODE[1]:
             return "a step of it ran out of memory"
         return f"a step of it ended with exit code {status}" if status else ""
 
@@ -228,8 +234,9 @@ _WAITED = _words("BeginTime Dependency JobHeldAdmin JobHeldUser Priority")
 _NO_FILES = 53
 """Slurm's exit code 0:53: seen with 22.05 for an --output that cannot be written and a --chdir that is not there."""
 
-_OUT_OF_MEMORY = 125
-"""The signal that sacct shows for a step that the memory limit ended (OUT_OF_MEMORY, 0:125)."""
+OUT_OF_MEMORY = "OUT_OF_MEMORY"
+OUT_OF_MEMORY_CODE = (0, 125)
+"""What sacct shows for a step that the memory limit ended."""
 
 
 def unknown(reason: str, source: str = "") -> JobState:

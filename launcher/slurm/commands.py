@@ -26,6 +26,7 @@ from launcher.slurm.answers import (
     scontrol_records,
     where_it_ran,
     with_codes,
+    with_memory_limit,
     with_shown_codes,
 )
 from launcher.slurm.client import (
@@ -153,7 +154,7 @@ class SlurmCommands:
         for job, answer in self._show([*untold, *left, *([] if queue.error else copied)]).items():
             if (shown := answer.state(job)) is not None and shown.word == found[job].word:
                 found[job] = with_shown_codes(found[job], shown, accounts.steps.get(job.id, ()))
-        return found
+        return {job: with_memory_limit(state, accounts.steps.get(job.id, ())) for job, state in found.items()}
 
     def find(self, token: str) -> list[JobKey]:
         """Look for the token in the comments that squeue and sacct show, of jobs since yesterday.

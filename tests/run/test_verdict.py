@@ -112,6 +112,62 @@ def test_a_node_failure_is_no_servers_fault_though_servers_complain() -> None:
     assert verdict(ENDED, ended("NODE_FAIL"), [failure("RuntimeError: peer is gone")]).layer == "node"
 
 
+SLURM_SAYS = [
+    "slurmstepd-node01: error: Detected 1 oom-kill event(s) in StepId=7.0. Some of your processes may have been killed "
+    "by the cgroup out-of-memory handler.",
+    "slurmstepd: error: Detected 2284 oom-kill event(s) in step 7.batch cgroup. Some of your processes may have been "
+    "killed by the cgroup out-of-memory handler.",
+    "slurmstepd: error: Detected 50 oom-kill event(s). Some of your processes may have been killed by the cgroup "
+    "out-of-memory handler.",
+    "slurmstepd-node01: error: Detected 1 oom_kill event in StepId=7.18. Some of the step tasks have been OOM Killed.",
+    "slurmstepd: error: Exceeded job memory limit",
+    "slurmstepd: Exceeded step memory limit at some point.",
+    "slurmstepd-node01: error: StepId=7.2 exceeded memory limit (328347648 > 83886080), being killed",
+    "slurmstepd: error: Job 7 exceeded virtual memory limit (328347648 > 83886080), being killed",
+    "srun: error: node01: task 0: Out Of Memory",
+    "srun: error: node01: tasks 0,2-3: Out Of Memory",
+    "0: slurmstepd-n1: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have been OOM Killed.",
+]
+PROGRAMS_SAY = [
+    "RuntimeError: slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0, says the page on memory",
+    "ERROR pod exceeded memory limit (2 GiB > 1 GiB)",
+    "RuntimeError: Exceeded step memory limit of the scheduler's planner",
+    "ERROR Detected 3 out-of-memory events in the KV cache",
+    "ERROR gpu0: task 0: Out Of Memory",
+    "slurmstepd-node01: error: execve(): bash: No such file or directory",
+    "srun: error: node01: task 0: Killed",
+]
+
+
+@pytest.mark.parametrize(("line", "limit"), [*((x, True) for x in SLURM_SAYS), *((x, False) for x in PROGRAMS_SAY)])
+def test_what_slurm_itself_says_of_memory_is_the_limit_whatever_else_was_seen_of_the_end(
+    line: str, limit: bool, tmp_path: Path
+) -> None:
+    """The job is one that failed: accounting may have no more of a step by then. The line stands behind the program's
+    own words, before srun's, or alone."""
+    words = {
+        "behind": f"2026-11-21 10:00:00 ERROR worker is gone\n{line}\n",
+        "before": f"{line}\nsrun: error: node01: task 0: Exited with exit code 137\n",
+        "alone": f"{line}\n",
+    }
+    for place, text in words.items():
+        logs = tmp_path / place
+        logs.mkdir()
+        (logs / "node01_decode_w0.out").write_text(text)
+        end = "2026-11-21 10:00:01 [ERROR] Critical process 'decode_0_node01' exited with code 137\n"
+        (logs / "sweep_7.log").write_text(end)
+        said = verdict(ENDED, ended("FAILED"), first_failures(logs, seconds=5)).text
+        assert ("the memory limit of the job was reached" in said) == limit, (place, said)
+        assert not limit or ("node01_decode_w0.out: " in said and line[3:40] in said), (place, said)
+
+
+def test_a_time_limit_stays_one_though_a_step_had_run_out_of_memory() -> None:
+    told = failure(SLURM_SAYS[0])
+    assert verdict(ENDED, ended("TIMEOUT"), [told]).layer == "scheduler"
+    assert verdict(ENDED, ended("CANCELLED"), [told]).layer == "scheduler"
+    assert verdict(ENDED, ended("CANCELLED"), [failure(SLURM_SAYS[4])]).layer == "server", "Slurm cancels it for that"
+
+
 def test_a_success_has_no_layer() -> None:
     assert verdict(None, ended("COMPLETED", (0, 0))).layer == ""
 

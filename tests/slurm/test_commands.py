@@ -152,6 +152,27 @@ def test_a_step_tells_what_the_record_of_its_job_lacks(step: tuple[str, str], de
     assert runner.programs() == ["squeue", "sacct"]
 
 
+@pytest.mark.parametrize(
+    ("step", "derived"),
+    [
+        ("batch|OUT_OF_MEMORY|0:125", (0, 125)),
+        ("extern|OUT_OF_MEMORY|0:125", (0, 125)),
+        ("1|OUT_OF_MEMORY|0:125", (0, 125)),
+        ("1|OUT_OF_MEMORY|137:0", (0, 125)),
+        ("1|FAILED|9:0", (3, 0)),
+    ],
+)
+def test_a_step_that_the_memory_limit_ended_is_told_whatever_others_ended_with(
+    step: str, derived: tuple[int, int]
+) -> None:
+    of_job = SACCT.replace("|0:0|", "|3:0|")  # its derived code is the highest one, and 3:0 is above 0:125
+    state, runner = poll(
+        FAILED, squeue=SQUEUE, sacct=of_job + f"2.0|FAILED|3:0|||1795289084||||\n2.{step}|||1795289084||||\n"
+    )
+    assert state.word == "FAILED" and state.exit_code == (3, 0) and state.out_of_memory == (derived == (0, 125))
+    assert runner.programs() == ["squeue", "sacct"]
+
+
 def test_a_step_that_seems_to_run_after_its_job_is_waited_for() -> None:
     answers = iter([STEPS.format("RUNNING", "0:0"), STEPS.format("RUNNING", "0:0"), STEPS.format("FAILED", "5:0")])
     waits: list[float] = []
