@@ -23,8 +23,8 @@ from launcher.core.errors import ConfigError, closest
 from launcher.core.lines import count_of
 from launcher.core.shipped import shipped
 from launcher.core.state import state_directory
-from launcher.plan.derive import Context, Resolved, check_run_id, run_key
-from launcher.plan.plan import SRTCTL, Plan
+from launcher.plan.derive import Context, Resolved, run_key
+from launcher.plan.plan import SRTCTL, Plan, check_run_id
 from launcher.runner.container_schema import CONTAINER, DOCKER
 from launcher.runner.container_schema import KINDS as OF_SEVERAL_NODES
 from launcher.runner.file import RunnerFile

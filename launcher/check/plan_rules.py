@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 
-from launcher.benchmark.benchmark import Benchmark, Role
+from launcher.benchmark.benchmark import Benchmark, Role, agentic_result_name, fixed_result_name
 from launcher.benchmark.environment import unknown_settings
 from launcher.benchmark.fields import WHERE
-from launcher.benchmark.result_names import agentic_result_name, fixed_result_name
 from launcher.check import recipe_rules
 from launcher.check.inputs import Found, Rule, Subject, rule
 from launcher.check.schema_validation import Schema

@@ -20,7 +20,7 @@ from launcher.core.errors import ConfigError, Wrong, suggest
 from launcher.core.terminal import say, styled
 from launcher.core.yaml_source import SourceLocation
 from launcher.plan.plan import Plan
-from launcher.plan.secrets import refuse_secrets
+from launcher.plan.refusing import refuse_secrets
 from launcher.project import Project
 
 if TYPE_CHECKING:  # only who selects something has use for these

@@ -257,8 +257,7 @@ class Console:
 
     def outcomes(self, runs: Path, outcomes: Sequence[Outcome]) -> None:
         """Show how runs ended: the table of results, each error once, where records are, and what to try next."""
-        from launcher.result.summary import table_lines
-        from launcher.result.summary_file import read_document
+        from launcher.result.summary_file import read_document, table_lines
 
         if self._how.as_json:
             for outcome in outcomes:

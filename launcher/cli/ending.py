@@ -19,8 +19,7 @@ from launcher.cli.common import open_project
 from launcher.core.errors import ConfigError, JobError, LauncherError, Wrong, as_error
 from launcher.core.github import GitHub
 from launcher.core.lines import count_of
-from launcher.plan.derive import check_run_id
-from launcher.plan.plan import Plan
+from launcher.plan.plan import Plan, check_run_id
 from launcher.project import Project
 from launcher.run import finish
 from launcher.run.listing import UnreadableRecord, records

@@ -271,7 +271,7 @@ def _event(run_id: str, event: Mapping[str, Any]) -> Event | None:
 def _show_end(there: There, run_id: str, end: End, console: Console) -> int:
     from launcher.cli.console import outcome_value
     from launcher.core.lines import Terminal, print_lines
-    from launcher.result.summary import table_lines
+    from launcher.result.summary_file import table_lines
     from launcher.run.finish import Outcome
 
     if end.state == "left":

@@ -17,8 +17,7 @@ from launcher.cli.status import summary_of
 from launcher.core.errors import ConfigError, ResultError
 from launcher.core.lines import Line, Terminal, count_of
 from launcher.core.state import state_directory
-from launcher.result.summary import table_lines
-from launcher.result.summary_file import Summary
+from launcher.result.summary_file import Summary, table_lines
 from launcher.run.naming import run_named, source_named
 
 

@@ -22,7 +22,7 @@ from launcher.core.stop import Stop, stop_on_signals
 from launcher.core.terminal import say
 from launcher.plan.job_environment import require_passed
 from launcher.plan.plan import Plan
-from launcher.plan.secrets import refuse_secrets
+from launcher.plan.refusing import refuse, refuse_secrets
 from launcher.project import Project, new_run_id
 from launcher.run import finish
 from launcher.run.finish import Outcome
@@ -30,7 +30,6 @@ from launcher.run.kind import Run
 from launcher.run.log_lines import progress
 from launcher.run.loop import Limits, run_all
 from launcher.run.naming import load_named
-from launcher.run.prepare import refuse
 from launcher.run.record import RunRecord
 from launcher.services import open_run, open_services, pace_of
 

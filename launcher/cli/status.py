@@ -134,8 +134,7 @@ def _view(record: RunRecord) -> RunView:
 
 def summary_of(directory: Path) -> tuple[dict[str, Any] | None, str | None]:
     """The summary of the run in a directory, None where it has none; and why it cannot be read, or makes no table."""
-    from launcher.result.summary import table_lines
-    from launcher.result.summary_file import read_document
+    from launcher.result.summary_file import read_document, table_lines
 
     try:
         summary = read_document(directory)
@@ -216,7 +215,7 @@ def _details(one: RunView, terminal: Terminal) -> Iterator[str]:
         pairs += [("verdict", one.verdict), ("evidence", one.evidence)]
     yield from fields([*pairs, ("record", one.record)], terminal.width)
     if one.summary is not None:
-        from launcher.result.summary import table_lines
+        from launcher.result.summary_file import table_lines
 
         yield ""
         yield from table_lines([one.summary], terminal.width)

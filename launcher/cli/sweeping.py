@@ -28,8 +28,8 @@ from launcher.core.lines import Terminal, count_of
 from launcher.core.process import run as run_program
 from launcher.core.terminal import one_line, say
 from launcher.plan.plan import Plan
+from launcher.plan.refusing import refuse
 from launcher.project import Project
-from launcher.run.prepare import refuse
 from launcher.sweep import ledger as ledgers
 from launcher.sweep.attempts import Records, history
 from launcher.sweep.estimate import Estimate, estimates, expected

@@ -26,7 +26,7 @@ from launcher.core.redact import redact
 from launcher.core.terminal import StandardOutput, say
 from launcher.doctor import step
 from launcher.plan.plan import SRTCTL
-from launcher.plan.secrets import refuse_secrets
+from launcher.plan.refusing import refuse_secrets
 from launcher.rehearsal.shadow import NoNamespace, differences, record
 from launcher.services import stand_in_programs
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.benchmark.result_names import agentic_result_name
+from launcher.benchmark.benchmark import agentic_result_name
 from launcher.container.planned import FACTS, LABEL, LOG, SCRIPT, MultinodeJob
 from launcher.container.script_kind import ScriptKind, end_containers, meet_nodes
 from launcher.core.lines import count_of

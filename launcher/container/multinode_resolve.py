@@ -29,9 +29,8 @@ from launcher.core.lines import count_of
 from launcher.core.yaml_source import Document
 from launcher.image.reference import PlannedImage, Reference
 from launcher.plan import derive
-from launcher.plan.derive import AppliedRules, Context
+from launcher.plan.derive import AppliedRules, Context, names_passed
 from launcher.plan.expected import expected_results, result_stem
-from launcher.plan.job_environment import names_passed
 from launcher.plan.plan import Expected, Holds
 from launcher.runner.container_schema import Extra, Multinode
 from launcher.runner.container_schema import Role as RoleRule

@@ -25,9 +25,8 @@ from launcher.core import slurm_notation
 from launcher.core.errors import ConfigError
 from launcher.image.reference import PlannedImage, Reference
 from launcher.plan import derive
-from launcher.plan.derive import AppliedRules, Context
+from launcher.plan.derive import AppliedRules, Context, names_passed
 from launcher.plan.expected import expected_results, result_stem
-from launcher.plan.job_environment import names_passed
 from launcher.plan.plan import Expected, Holds, ModelCache
 from launcher.runner.container_schema import Container, Port
 from launcher.runner.file import RunnerFile, fill_in

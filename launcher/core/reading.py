@@ -5,7 +5,6 @@ A pipe of a file's name would hold the reader for ever, a device or a file of ma
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import io
@@ -81,13 +80,6 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def written(path: Path) -> float | None:
-    """When a file was last written, in Unix seconds; None where that cannot be learnt."""
-    with contextlib.suppress(OSError):
-        return path.stat().st_mtime
-    return None
 
 
 _BUILT: set[Any] = set()

@@ -64,6 +64,10 @@ class Stop:
             raise self.reason()
 
 
+NEVER = Stop.never()
+"""The request to stop that never comes."""
+
+
 class StopEvent:
     """An event that a signal handler may set; it stays set.
 

@@ -22,7 +22,7 @@ import xxhash
 from launcher.core.errors import ModelError
 from launcher.core.reading import built, open_regular, read_file
 from launcher.core.rights import next_step
-from launcher.core.stop import Stop
+from launcher.core.stop import NEVER, Stop
 from launcher.model.weights import why_unreadable, wrong_size
 
 MANIFEST_NAME = ".complete.json"
@@ -118,7 +118,7 @@ class Manifest:
         *,
         workers: int = 8,
         advance: Callable[[str, int, int], None] = lambda path, size, count: None,
-        stop: Stop = Stop.never(),
+        stop: Stop = NEVER,
     ) -> list[str]:
         """How the directory differs from the manifest, by content: every byte is read and hashed.
 
@@ -175,7 +175,7 @@ def read_range(descriptor: int, offset: int, length: int, buffer: memoryview) ->
 
 
 def hash_file(
-    path: Path, part_size: int, *, tell: Callable[[int], None] = lambda count: None, stop: Stop = Stop.never()
+    path: Path, part_size: int, *, tell: Callable[[int], None] = lambda count: None, stop: Stop = NEVER
 ) -> str:
     """The hash of a file; ``tell`` is told how much more was read. Raises OSError, Cancelled."""
     digests = []

@@ -36,7 +36,7 @@ from launcher.core.process import CommandRunner, ProcessIdentity, run
 from launcher.core.publish import make_private, write_json
 from launcher.core.reading import read_json
 from launcher.core.slurm_notation import node_names
-from launcher.core.stop import Stop, stop_on_signals
+from launcher.core.stop import NEVER, Stop, stop_on_signals
 from launcher.model.source import source_of
 from launcher.model.stage import stage
 from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, unknown
@@ -187,7 +187,7 @@ def stage_on_nodes(
     scheduler: Callable[[], Scheduler],
     run: CommandRunner = run,
     log: Callable[[str], None] = lambda text: None,
-    stop: Stop = Stop.never(),
+    stop: Stop = NEVER,
 ) -> list[NodeResult]:
     """Do the task on every node; one result a node, in the nodes' order. A node that did not answer has failed.
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from launcher.core.errors import ConfigError, ModelError
 from launcher.core.lines import count_of
 from launcher.core.retry import asked_pause
-from launcher.core.stop import Stop
+from launcher.core.stop import NEVER, Stop
 from launcher.model.manifest import MANIFEST_NAME, WORK_DIRECTORY, Manifest, read_range
 from launcher.model.weights import why_unreadable
 
@@ -88,7 +88,7 @@ class Source(Protocol):
     def open(self, file: SourceFile) -> Reader: ...
 
 
-def source_of(given: str, *, stop: Stop = Stop.never()) -> Source:
+def source_of(given: str, *, stop: Stop = NEVER) -> Source:
     """The source that a person names: a directory, or ``hf:ORGANISATION/NAME[@REVISION]``.
 
     A busy hub is waited for, until ``stop`` comes. Raises ModelError, ConfigError, Cancelled.
@@ -159,7 +159,7 @@ class HubSource:
     part_size: int | None = None
 
     def __init__(
-        self, repository: str, revision: str | None = None, *, stop: Stop = Stop.never(), attempts: int = ATTEMPTS
+        self, repository: str, revision: str | None = None, *, stop: Stop = NEVER, attempts: int = ATTEMPTS
     ) -> None:
         self._attempts = attempts
         try:
@@ -293,7 +293,7 @@ def _hopeless(error: Exception) -> str | None:
     return None
 
 
-def pinned_files(given: str, names: Iterable[str], *, stop: Stop = Stop.never()) -> dict[str, bytes]:
+def pinned_files(given: str, names: Iterable[str], *, stop: Stop = NEVER) -> dict[str, bytes]:
     """Small files of ``hf:ORGANISATION/NAME@COMMIT``, those of ``names`` that are there, by name.
 
     The hub is asked twice at most, since what is learnt only confirms. Raises ModelError, ConfigError, Cancelled.

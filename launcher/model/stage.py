@@ -29,7 +29,7 @@ from launcher.core.leftovers import size_of
 from launcher.core.process import CommandRunner, run
 from launcher.core.publish import fsync, stamp, write_json
 from launcher.core.rights import make_directories, next_step
-from launcher.core.stop import Stop
+from launcher.core.stop import NEVER, Stop
 from launcher.model.checkpoint import examine
 from launcher.model.copy import WORKERS, Copier, LayOut, NoProgress, Progress
 from launcher.model.destination import existing_manifest, lock_path, remove_work_directory, staging_directory
@@ -70,7 +70,7 @@ def stage(
     workers: int = WORKERS,
     progress: Progress = NoProgress(),
     log: Callable[[str], None] = lambda text: None,
-    stop: Stop = Stop.never(),
+    stop: Stop = NEVER,
     lay_out: LayOut | None = None,
 ) -> Staged:
     """Have the checkpoint of ``source`` at ``destination``, whole. Idempotent: what is there costs one stat a file.
@@ -108,7 +108,7 @@ def stage(
             return Staged(how, winner or staged, copier.copied, copier.resumed, time.monotonic() - began)
 
 
-def adopt(destination: Path, *, progress: Progress = NoProgress(), stop: Stop = Stop.never()) -> Manifest:
+def adopt(destination: Path, *, progress: Progress = NoProgress(), stop: Stop = NEVER) -> Manifest:
     """Write the manifest of a checkpoint that is there already, after looking at it and reading all of it.
 
     Raises ModelError when it is not whole, Cancelled.

@@ -13,11 +13,11 @@ from typing import Any
 import msgspec
 
 from launcher.benchmark.benchmark import Benchmark
+from launcher.benchmark.contracts import SECRETS
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
 from launcher.image.reference import PlannedImage, Reference, squash_name
 from launcher.plan.expected import held_against, result_stem
-from launcher.plan.job_environment import names_passed
 from launcher.plan.plan import Expected, Holds, ModelCache, Plan, PlannedModel, SchedulerPlan, WorkspacePlan
 from launcher.runner.cluster_schema import Storage
 from launcher.runner.file import Applied, RunnerFile, applies, fill_in
@@ -275,13 +275,6 @@ def run_key(benchmark: Benchmark, runner_name: str, run: str, attempt: str) -> s
     return f"{run}-{attempt}-{digest.hexdigest()[:12]}"
 
 
-def check_run_id(run_id: str) -> str:
-    """The id itself, if it can be a directory's name and a job's comment. Raises ConfigError when not."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}", run_id):
-        raise ConfigError(f"{run_id!r} cannot be a run's id", hint="letters, digits, '.', '_' and '-', at most 120")
-    return run_id
-
-
 def local_locks(storage: Sequence[Storage]) -> dict[str, bool]:
     """Of each file system whether its locks are each host's own; nothing where none are."""
     found = {one.path: one.locks == "local" for one in storage}
@@ -323,3 +316,8 @@ def whole_plan(
         local_locks=local_locks(runner.storage),
         details=details,
     )
+
+
+def names_passed(host: Mapping[str, str], pass_environment: Sequence[str]) -> tuple[str, ...]:
+    """The names that a plan passes to its job: secrets, and those that the runner file lists, where they are set."""
+    return tuple(dict.fromkeys(name for name in (*SECRETS, *pass_environment) if host.get(name)))

@@ -20,11 +20,6 @@ KEPT = (
 """Variables of the host that every job gets, ``*`` for any ending: programs need them."""
 
 
-def names_passed(host: Mapping[str, str], pass_environment: Sequence[str]) -> tuple[str, ...]:
-    """The names that a plan passes to its job: secrets, and those that the runner file lists, where they are set."""
-    return tuple(dict.fromkeys(name for name in (*SECRETS, *pass_environment) if host.get(name)))
-
-
 def from_host(host: Mapping[str, str], kept: Sequence[str], passes: Collection[str] | None) -> dict[str, str]:
     """The part of the host's environment that a job gets. ``kept`` are names or globs; ``passes`` is the plan's list,
     None in plans of earlier versions, which listed nothing."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -326,3 +327,10 @@ def _with_lists(value: Any) -> Any:
 
 
 _HOLDERS = (dict, list, tuple)
+
+
+def check_run_id(run_id: str) -> str:
+    """The id itself, if it can be a directory's name and a job's comment. Raises ConfigError when not."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}", run_id):
+        raise ConfigError(f"{run_id!r} cannot be a run's id", hint="letters, digits, '.', '_' and '-', at most 120")
+    return run_id

@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from launcher.benchmark.result_names import agentic_result_name
+from launcher.benchmark.benchmark import agentic_result_name
 from launcher.core import process
 from launcher.core.errors import ConfigError, LauncherError, suggest
 from launcher.rehearsal import results

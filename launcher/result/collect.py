@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from launcher.benchmark.result_names import agentic_result_name, fixed_result_name, is_counted
+from launcher.benchmark.benchmark import agentic_result_name, fixed_result_name, is_counted
 from launcher.core.errors import ResultError
 from launcher.core.publish import NAME_MAX, publish_new, temporary_name
 from launcher.core.reading import sha256_of

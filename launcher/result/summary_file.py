@@ -1,7 +1,9 @@
-"""`summary.json` read again, by reports, sweeps and tables: of this version or an older one, whole or damaged."""
+"""`summary.json` read again, by reports and sweeps: of this version or an older one, whole or damaged; and such
+documents of many runs as a table for a terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -9,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from launcher.core.errors import ResultError
+from launcher.core.lines import Line, table
 from launcher.core.reading import built, read_file
 
 Kind = TypeVar("Kind")
@@ -98,3 +101,77 @@ def _read(directory: Path | str, kind: type[Kind]) -> Kind | None:
         return None
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ResultError(f"its summary cannot be read: {error}", where=str(directory)) from None
+
+
+REHEARSAL = "REHEARSAL: nothing was served and nothing was measured; the numbers are made up."
+_HEAD = ("runner", "benchmark", "configuration", "topology")
+_COLUMNS = (*_HEAD, "ISL/OSL", "conc", "tok/s", "tok/s/GPU", "TTFT ms", "TPOT ms", "ITL ms", "state")
+_NUMBERS = (("total_throughput", 0), ("throughput_per_gpu", 1), ("ttft_median_ms", 1), ("tpot_median_ms", 2),
+            ("itl_median_ms", 2))  # fmt: skip
+_SCORES = (*_HEAD, "task", "conc", "score", "least", "samples", "state")
+_MISSING = "-"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One point: its cells as text, whether it is a good one, and whether it is a rehearsal."""
+
+    cells: tuple[str, ...]
+    good: bool
+    rehearsal: bool
+
+
+def rows(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """One row for each concurrency asked for, in the order given; a run that asked for none has one row for its state.
+
+    Latencies are medians. ``state`` is ``ok``, or what is wrong with the point or with the job.
+    """
+    found = []
+    for summary in summaries:
+        benchmark, job = summary["benchmark"], summary["job"]
+        lengths = f"{benchmark['isl']}/{benchmark['osl']}" if benchmark["isl"] else str(benchmark["scenario"])
+        ended = "" if job["state"] == "COMPLETED" else ", no job" if job["id"] is None else f", job {job['state']}"
+        for point in summary["points"] or [{"state": "ok" if not summary["problems"] else "failed"}]:
+            numbers = (_number(point.get(key), digits) for key, digits in _NUMBERS)
+            cells = (lengths, str(point.get("concurrency", _MISSING)), *numbers)
+            found.append(_row(summary, cells, f"{point['state']}{ended}", good=point["state"] == "ok" and not ended))
+    return found
+
+
+def score_rows(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """One row for each task that was evaluated, or was to be; a score below the least one is not good."""
+    found = []
+    for summary in summaries:
+        for one in summary.get("evaluations") or ():
+            score, least = one.get("score"), one.get("threshold")
+            low = score is not None and least is not None and score < least
+            state = "too low" if low and not one.get("reason") else str(one["state"])
+            state = f"{state}: {one['reason']}" if one.get("reason") else state
+            at = _MISSING if one.get("concurrency") is None else str(one["concurrency"])
+            numbers = (_number(score, 4), _number(least, 2), _number(one.get("n_eff"), 0))
+            cells = (str(one.get("task") or _MISSING), at, *numbers)
+            found.append(_row(summary, cells, state, good=one["state"] == "ok" and not low))
+    return found
+
+
+def _row(summary: Mapping[str, Any], cells: Sequence[str], state: str, *, good: bool) -> Row:
+    of = summary["benchmark"]
+    method = [of["spec_decoding"]] if of["spec_decoding"] != "none" else []
+    head = (summary["runner"], of["exp_name"], " ".join([of["framework"], of["precision"], *method]), of["topology"])
+    rehearsal = bool(summary["rehearsal"])
+    return Row((*map(str, head), *cells, f"REHEARSAL, {state}" if rehearsal else state), good, rehearsal)
+
+
+def table_lines(summaries: Sequence[Mapping[str, Any]], width: int | None) -> list[Line]:
+    """The tables of points and of scores for a terminal of so many columns; in one line a row where it is none."""
+    points, scores = rows(summaries), score_rows(summaries)
+    lines = [Line(REHEARSAL, "yellow")] if any(row.rehearsal for row in points) else []
+    for columns, found in ((_COLUMNS, points), (_SCORES, scores)):
+        styles = ["yellow" if row.rehearsal and row.good else "green" if row.good else "red" for row in found]
+        lines += [Line("")] if found is scores and scores else []
+        lines += table(columns, [row.cells for row in found], width, styles) if found else []
+    return lines
+
+
+def _number(value: Any, digits: int) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, int | float) else _MISSING

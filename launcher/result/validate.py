@@ -6,12 +6,12 @@ both throughputs, divides every key ending in ``ms`` by 1000, and 1000 by every 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.core.reading import written
 from launcher.plan.plan import Expected
 from launcher.result import contradictions
 from launcher.result.contradictions import MARK, Window
@@ -193,7 +193,7 @@ def _fixed_point(path: Path, name: FileName, document: Document, expected: Expec
             for which in ("median", "p99")
         },
         duration_s=numbers.get("duration"),
-        ended=numbers.get("benchmark_end_time_unix") or written(path),
+        ended=numbers.get("benchmark_end_time_unix") or _written(path),
         rehearsal=bool(document.value("rehearsal")),
         doubts=tuple(doubts),
     )
@@ -243,7 +243,7 @@ def _agentic_point(
         e2el_median_ms=e2el,
         e2e_norm_intvty_p90=_within(metrics, "latency", "e2e_norm_intvty", "p90"),
         duration_s=duration,
-        ended=written(path),
+        ended=_written(path),
         rehearsal=bool(parts.get("rehearsal")),
         doubts=(*doubts, *contradictions.doubts_of_time(duration, None, expected, window)),
     )
@@ -253,3 +253,10 @@ def _within(metrics: Any, *keys: str) -> float | None:
     for key in keys:
         metrics = metrics.get(key) if isinstance(metrics, dict) else None
     return None if metrics is None else finite(".".join(keys), metrics)
+
+
+def _written(path: Path) -> float | None:
+    """When a file was last written, in Unix seconds; None where that cannot be learnt."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime
+    return None

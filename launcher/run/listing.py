@@ -11,7 +11,7 @@ from pathlib import Path
 from launcher.core.errors import ConfigError
 from launcher.core.reading import read_file
 from launcher.core.rights import words_of
-from launcher.plan.derive import check_run_id
+from launcher.plan.plan import check_run_id
 from launcher.run.fields import LARGEST, RecordedJob, RunFields, owner_in, read_fields
 from launcher.run.record import RunRecord, locked, without_record
 

@@ -32,8 +32,7 @@ from launcher.image.store import ensure_image
 from launcher.model.checkpoint import CheckpointReport, examine
 from launcher.model.fingerprint import CONFIGS, fingerprint_of_files
 from launcher.model.serving import nearest_sibling, require, suggestion
-from launcher.plan.plan import Plan
-from launcher.plan.secrets import refuse_secrets
+from launcher.plan.refusing import refuse, refuse_secrets
 from launcher.run.image_usage import mark_used_by
 from launcher.run.kind import LOOK, Prepared, Run, copy_workspace
 from launcher.run.record import RecordedJob
@@ -168,19 +167,6 @@ def _have_images(run: Run) -> None:
     used = {str(image["planned"]): str(image["squash"]) for image in facts if image["planned"] != image["squash"]}
     if used:  # a refreshed image lies elsewhere than planned
         run.replan(plan.with_squash(used))
-
-
-def refuse(plan: Plan, accepted: Sequence[str] = ()) -> None:
-    """Raise ConfigError when the plan has errors among its findings whose rules nobody accepted, or holds a secret."""
-    refuse_secrets(plan)
-    bad = [f for f in plan.errors if f.rule not in accepted]
-    if bad:
-        listed = "\n".join(f"  {f.where}: {f.message} [{f.rule}]" for f in bad)
-        raise ConfigError(
-            f"the plan would fail or mismeasure:\n{listed}",
-            where=f"run {plan.run_key}",
-            hint="fix it, or go on with --accept RULE",
-        )
 
 
 def _check_model(run: Run) -> dict[str, Any]:

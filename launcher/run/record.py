@@ -35,8 +35,7 @@ from launcher.core.publish import (
 from launcher.core.reading import read_file
 from launcher.core.redact import redact, redact_bytes
 from launcher.core.rights import user_name, words_of
-from launcher.plan.derive import check_run_id
-from launcher.plan.plan import Plan
+from launcher.plan.plan import Plan, check_run_id
 from launcher.result.logs import LOGS
 from launcher.run.fields import ENDED as ENDED
 from launcher.run.fields import LARGEST, read_fields

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace as change
 
-from launcher.benchmark.benchmark import Benchmark
-from launcher.benchmark.result_names import agentic_result_name
+from launcher.benchmark.benchmark import Benchmark, agentic_result_name
 from launcher.core.errors import ConfigError, ResultError
 from launcher.core.publish import write_text
 from launcher.core.reading import sha256_of

@@ -15,9 +15,8 @@ from launcher.core.errors import ConfigError
 from launcher.core.slurm_notation import limit_seconds
 from launcher.image.reference import PlannedImage, names_an_image
 from launcher.plan import derive
-from launcher.plan.derive import AppliedRules, Context
+from launcher.plan.derive import AppliedRules, Context, names_passed
 from launcher.plan.expected import expected_results, result_stem
-from launcher.plan.job_environment import names_passed
 from launcher.plan.plan import Expected, Holds
 from launcher.runner.file import RunnerFile, fill_in
 from launcher.runner.schema import Edit, LaneRule

@@ -164,7 +164,7 @@ def with_cause(seen: Facts, first: Facts) -> Facts:
 
 def _kept(path: str, directory: str) -> bool:
     """Whether a result whose job's tree `launcher cleanup` removed is with its run's record, under its other name there
-    (`launcher.benchmark.result_names`)."""
+    (`launcher.benchmark.benchmark`)."""
     end = Path(path).name.replace("results_concurrency_", "_conc")
     try:
         names = [one.name for one in Path(directory, "results").iterdir()]

@@ -12,9 +12,9 @@ from launcher.core.errors import ConfigError
 from launcher.core.stop import Stop
 from launcher.image.squash import Sidecar
 from launcher.plan.plan import Plan
+from launcher.plan.refusing import refuse
 from launcher.project import Project
 from launcher.run.kind import Run, Services
-from launcher.run.prepare import refuse
 from launcher.run.record import Listener, RunRecord
 from launcher.services import open_services, open_tools
 from launcher.sweep.decide import Start

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from launcher.core.errors import ConfigError
-from launcher.plan.job_environment import KEPT, from_host, left_out, names_passed, require_passed
+from launcher.plan.derive import names_passed
+from launcher.plan.job_environment import KEPT, from_host, left_out, require_passed
 from launcher.plan.plan import Plan
-from launcher.plan.secrets import refuse_secrets
+from launcher.plan.refusing import refuse_secrets
 from launcher.srtctl.kind import job_environment
 from launcher.srtctl.planned import SrtctlJob
 from tests.run.runs import plan_on

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from launcher.result.collect import Collected
-from launcher.result.summary import REHEARSAL, rows, score_rows, table_lines
-from launcher.result.summary_file import Evaluation
+from launcher.result.summary_file import REHEARSAL, Evaluation, rows, score_rows, table_lines
 from tests.result.test_summary import BENCHMARK, GOOD, USED, a_plan, made
 
 MISSING = ("-",) * 5

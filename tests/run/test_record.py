@@ -16,8 +16,7 @@ import pytest
 
 from launcher.core.errors import ConfigError
 from launcher.core.process import ProcessIdentity
-from launcher.plan.derive import check_run_id
-from launcher.plan.plan import Plan
+from launcher.plan.plan import Plan, check_run_id
 from launcher.run import finish
 from launcher.run.listing import records
 from launcher.run.record import RecordedJob, RunFields, RunRecord

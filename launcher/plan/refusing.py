@@ -1,8 +1,9 @@
-"""Secrets and plans: a plan is stored, shown and sent, so it names a secret and never holds its value."""
+"""What keeps a plan from being run: findings that nobody accepted, and secrets. A plan is stored, shown and sent, so it
+names a secret and never holds its value."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +15,19 @@ _VARIABLES = ("settings", "options", "env", "environment", "exports")
 """Keys of a plan, and of the recipe in it, below which names of variables are keys; ``…_environment`` too."""
 
 _OTHER_SCALARS = frozenset({int, float, bool, type(None)})
+
+
+def refuse(plan: Plan, accepted: Sequence[str] = ()) -> None:
+    """Raise ConfigError when the plan has errors among its findings whose rules nobody accepted, or holds a secret."""
+    refuse_secrets(plan)
+    bad = [f for f in plan.errors if f.rule not in accepted]
+    if bad:
+        listed = "\n".join(f"  {f.where}: {f.message} [{f.rule}]" for f in bad)
+        raise ConfigError(
+            f"the plan would fail or mismeasure:\n{listed}",
+            where=f"run {plan.run_key}",
+            hint="fix it, or go on with --accept RULE",
+        )
 
 
 def refuse_secrets(plan: Plan) -> None:
