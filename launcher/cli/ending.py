@@ -34,7 +34,7 @@ from launcher.run.orphans import (
     find_orphans,
     orphans_of_job_name,
     runs_of_job,
-    told_elsewhere,
+    told_left_alone,
 )
 from launcher.run.record import RunRecord
 from launcher.runner.file import fill_in
@@ -83,7 +83,7 @@ def _cleaned_everywhere(project: Project) -> Iterator[Told]:
     left, elsewhere = find_orphans(project.runs, unreadable)
     yield from _ended(_ends(project, [record.id for record in left], _BY_CLEANUP, unreadable=unreadable))
     for record in elsewhere:
-        yield Told(told_elsewhere(record), record.id)
+        yield Told(told_left_alone(record), record.id)
     yield Told(f"{count_of(len(left), 'run was', 'runs were')} left behind" if left else "no run was left behind")
     if unreadable:
         yield Told(f"{count_of(len(unreadable), 'record')} cannot be read: {', '.join(one.id for one in unreadable)}")
@@ -203,7 +203,7 @@ def _cleaned_of_job(project: Project) -> Iterator[Told]:
             ends[str(key)] = partial(end_lost, key, SlurmCommands())
     yield from _ended(ends)
     for record in elsewhere:
-        yield Told(told_elsewhere(record), record.id)
+        yield Told(told_left_alone(record), record.id)
     if not (ends or elsewhere):
         run_id = project.run_id_from_environment()
         yield Told(f"run {run_id} has no record: it never began, and no job of {job.runner_name} is left", run_id)
@@ -251,7 +251,7 @@ def _end_unreadable(project: Project, lost: UnreadableRecord, tell: Tell) -> Non
     if driven is False:
         end_unreadable(lost, schedulers_for(project, lost), tell)
     elif driven is None:
-        tell(told_elsewhere(lost.record))
+        tell(told_left_alone(lost.record))
     else:
         tell(f"run {lost.id}: {lost.error}; a launcher drives it")
 
@@ -281,7 +281,7 @@ def collect(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
 def _collected(project: Project, record: RunRecord) -> str:
     """Collect a run's results; its state then. Raises LauncherError."""
     if record.owned_by_another:
-        raise ConfigError("another launcher drives this run, and will collect", where=f"run {record.id}")
+        raise record.driven_error()
     run = open_run(project, record)
     record.take()
     try:
@@ -311,7 +311,7 @@ def end_leftovers(project: Project, plan: Plan, github: GitHub, tell: Tell) -> N
     left, elsewhere = orphans_of_job_name(project.runs, plan.job_name, unreadable)
     _remove_old_trees(project, plan.job_name)
     for record in elsewhere:
-        github.warning(told_elsewhere(record), title="launcher: left behind")
+        github.warning(told_left_alone(record), title="launcher: left behind")
     for record in left:
         github.warning(f"run {record.id} was left behind by an earlier job of this runner; ending it")
     ours = [lost for lost in unreadable if lost.job_name == plan.job_name]

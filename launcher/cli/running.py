@@ -123,8 +123,7 @@ def resume(arguments: argparse.Namespace) -> int:
             tell(f"run {record.id} has succeeded already")
             continue
         if record.owned_by_another:
-            hint = f"launcher logs -f {record.id}"
-            raise ConfigError("another launcher drives this run", where=f"run {record.id}", hint=hint)
+            raise record.driven_error()
         plan = record.plan
         if record.job is None:  # else the job has what it needs
             require_passed(plan.passes, project.environ)

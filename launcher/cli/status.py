@@ -28,14 +28,16 @@ from launcher.slurm.logs import LogFollower
 
 @dataclass(frozen=True)
 class RunLine:
-    """A run among others. ``short`` is the shortest form of its id; ``driven`` whether somebody drives it; ``text``
-    why it ended as it did, or how its job stands. Times in seconds since the epoch."""
+    """A run among others. ``short`` is the shortest form of its id; ``driven`` whether somebody drives it, ``stopped``
+    the pid of who does so and is stopped; ``text`` why it ended as it did, or how its job stands. Times in seconds
+    since the epoch."""
 
     id: str
     short: str = ""
     runner: str = ""
     state: str = UNREADABLE
     driven: bool = False
+    stopped: int | None = None
     created: float | None = None
     ended: float | None = None
     exit_code: int | None = None
@@ -99,6 +101,7 @@ def _line(record: RunRecord, short: str) -> RunLine:
     verdict, driven = of.verdict, not of.has_ended and record.owned_by_another
     names = ("id", "runner", "state", "ended", "exit_code", "job", "error")
     kept: dict[str, Any] = {name: getattr(of, name) for name in names}
+    kept["stopped"] = record.stopped_driver if driven else None
     return RunLine(**kept, short=short, driven=driven, created=of.created or None, verdict=verdict, text=_text(of))
 
 
@@ -189,6 +192,8 @@ _WIDE = 120
 
 def _state(line: RunLine) -> str:
     over = line.state in ("succeeded", "failed", "cancelled", UNREADABLE)
+    if line.stopped is not None and not over:
+        return f"{line.state} (its launcher is stopped: kill -CONT {line.stopped})"
     return line.state if over or line.driven else f"{line.state} (nobody drives it)"
 
 

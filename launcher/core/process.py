@@ -269,6 +269,10 @@ class ProcessIdentity:
             return None
         return started == self.started
 
+    def stopped(self) -> bool:
+        """Whether it is here and was stopped (SIGSTOP, Ctrl-Z): it lives, holds what it holds, and does nothing."""
+        return self.alive() is True and (_stat(self.pid) or [""])[0] in ("T", "t")
+
 
 def host_label() -> str:
     """How this host and PID namespace are called in names of files: a pid beside it means a process of these."""
@@ -311,8 +315,13 @@ def _namespace_of(mine: int) -> str:
 def _started(pid: int) -> str | None:
     """When the process began, in clock ticks after boot (proc(5), stat, field 22); "" for one that has ended and is
     not reaped yet; None when it is not seen."""
+    fields = _stat(pid)
+    return None if fields is None else "" if fields[0] in "ZX" else fields[19]
+
+
+def _stat(pid: int) -> list[str] | None:
+    """What proc(5) has in a process's stat from its state on (field 3); None where it is not seen."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return "" if fields[0] in "ZX" else fields[19]

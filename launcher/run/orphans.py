@@ -48,12 +48,14 @@ _LOG = re.compile(r"^ *StdOut=(\S+)", re.MULTILINE)
 def find_orphans(
     runs: Path, unreadable: list[UnreadableRecord] | None = None
 ) -> tuple[list[RunRecord], list[RunRecord]]:
-    """Runs that nobody drives and that may hold a job; and those of which that cannot be told from here.
+    """Runs that nobody drives and that may hold a job; and those that are left alone: of which that cannot be told from
+    here, and those whose driver is stopped.
 
     Those whose record cannot be read are added to ``unreadable``.
     """
     found = [(record, record.abandoned) for record in records(runs, unreadable)]
-    return [r for r, abandoned in found if abandoned], [r for r, abandoned in found if abandoned is None]
+    alone = [r for r, abandoned in found if abandoned is None or (abandoned is False and r.stopped_driver is not None)]
+    return [r for r, abandoned in found if abandoned], alone
 
 
 def orphans_of_job_name(
@@ -117,8 +119,14 @@ def runs_of_job(runs: Path, environ: Mapping[str, str]) -> list[RunRecord]:
     return [record for record in records(runs) if is_ours(record)]
 
 
-def told_elsewhere(record: RunRecord) -> str:
-    """What to say of a run of which only another machine or container can tell whether it is driven."""
+def told_left_alone(record: RunRecord) -> str:
+    """What to say of a run whose driver is stopped, or of which only another machine or container can tell whether it
+    is driven."""
+    if (pid := record.stopped_driver) is not None:
+        return (
+            f"run {record.id}: its launcher (pid {pid}) is stopped and holds the run: `kill -CONT {pid}` has it go on, "
+            f"`launcher cleanup {record.id}` ends its job"
+        )
     host = record.fields.owner.host if record.fields.owner else "its own host"
     return (
         f"run {record.id}: only its own machine or container ({host}) can tell whether it is driven; "

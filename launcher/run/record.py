@@ -279,11 +279,16 @@ class RunRecord:
         if self._held is None:
             self._held = locked(self.directory / "driver.lock")
         if self._held is None or self.owned_by_another:
-            hint = f"launcher logs -f {self.id}"
-            raise ConfigError("another launcher drives this run", where=f"run {self.id}", hint=hint)
+            raise self.driven_error()
         self.reload()
         if self.fields.owner != (me := ProcessIdentity.mine()):
             self.update(owner=me)
+
+    def driven_error(self) -> ConfigError:
+        """The error of who wants a run that another launcher drives."""
+        pid = self.stopped_driver
+        hint = f"launcher logs -f {self.id}" if pid is None else f"it is stopped: kill -CONT {pid}"
+        return ConfigError("another launcher drives this run", where=f"run {self.id}", hint=hint)
 
     def let_go(self) -> None:
         """Drive the run no more: another process may take it."""
@@ -317,6 +322,12 @@ class RunRecord:
         """Whether another launcher process that still lives drives this run, as far as this host can tell."""
         owner = self.fields.owner
         return owner is not None and owner.alive() is True and owner != ProcessIdentity.mine()
+
+    @property
+    def stopped_driver(self) -> int | None:
+        """The pid of the launcher that drives the run, if it was stopped: until it goes on, nobody can take the run."""
+        owner = self.fields.owner
+        return owner.pid if owner is not None and self.owned_by_another and owner.stopped() else None
 
     @property
     def abandoned(self) -> bool | None:

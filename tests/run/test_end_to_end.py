@@ -134,6 +134,13 @@ def test_a_driven_run_is_left_alone_and_can_be_followed_and_cancelled(user: Laun
     wait_until(lambda: log.is_file() and log.stat().st_size)
     assert user.launcher("cleanup") == "no run was left behind\n"
     assert "another launcher drives this run" in user.launcher("resume", "r", code=2)
+    process.send_signal(signal.SIGSTOP)
+    woken = f"kill -CONT {process.pid}"
+    wait_until(lambda: f"running (its launcher is stopped: {woken})" in user.launcher("status"))
+    said = user.launcher("cleanup")
+    assert f"its launcher (pid {process.pid}) is stopped" in said and "no run was left behind" in said
+    assert f"it is stopped: {woken}" in user.launcher("resume", "r", code=2)
+    process.send_signal(signal.SIGCONT)
     user.launcher("cancel", "r")
     out, _ = process.communicate(timeout=HANG)
     assert process.returncode == 6, out
