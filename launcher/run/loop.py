@@ -13,13 +13,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from launcher.core.errors import Cancelled
+from launcher.core.errors import Cancelled, LauncherError
 from launcher.core.stop import Stop
+from launcher.core.waiting import begin
 from launcher.run import finish, threads
 from launcher.run.finish import Outcome
 from launcher.run.kind import LOOK, Run
@@ -298,7 +301,7 @@ class _Loop:
         for gate in self._gates.values():
             gate.shut(why)
         self._requests.make()
-        preparing = self._requests.preparing
+        preparing, asked = self._requests.preparing, dict[Run, Future[None]]()
         while preparing:
             try:
                 run, answer = self._prepared.get(timeout=max(0.0, until - time.monotonic()))
@@ -311,11 +314,14 @@ class _Loop:
                     run.record.event("warning", text)
             self._forget_preparation(run)
             self._requests.submission_is_over(run)
-            threads.request_end(run)
+            asked[run] = begin(partial(threads.request_end, run), "cancel")
             if isinstance(answer, JobKey):
                 self._watched[answer] = run
             else:
                 self._endings.begin(run, answer)
+        wait(asked.values(), max(1.0, until - time.monotonic()))
+        for run in (run for run, request in asked.items() if not request.done()):
+            threads.note_request(run, LauncherError("no answer yet"))
 
     def _leave(self) -> None:
         """Leave jobs and records as they are: submissions come to their end, ends that are under way have a moment."""

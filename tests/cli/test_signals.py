@@ -26,7 +26,7 @@ def wait_for(path: Path) -> str:
 
 
 def is_gone(pid: int) -> bool:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + HANG
     while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3]:
         if time.monotonic() > deadline:
             return False

@@ -83,7 +83,7 @@ def terminal() -> Iterator[tuple[Any, bytearray]]:
     reader.start()
     with os.fdopen(theirs, "w", encoding="utf-8") as stream:
         yield stream, sent
-    reader.join(10)
+    reader.join(60)
     os.close(ours)
 
 

@@ -158,7 +158,7 @@ def test_a_red_look_ends_the_job_before_an_engine_starts(
 def test_the_login_node_leaves_once_the_nodes_have_looked(cluster: Cluster) -> None:
     thread = attended(cluster)
     cluster.run()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive() and "locks=hold with the login node" in (cluster.own / "facts.txt").read_text()
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -37,19 +36,24 @@ def test_a_time_out_ends_the_whole_group(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     script = f"sleep 60 & echo $! > {pid_file}; wait"
     began = time.monotonic()
-    done = run(["sh", "-c", script], timeout=0.5)
-    assert done.timed_out
+    for timeout in (0.5, 5.0, 25.0):  # a busy machine may need longer for the shell's start
+        done = run(["sh", "-c", script], timeout=timeout)
+        assert done.timed_out
+        if pid_file.is_file() and pid_file.read_text():
+            break
     assert time.monotonic() - began < 50
     assert not _alive(int(pid_file.read_text()))
 
 
 def test_asked_to_stop_it_ends_the_program_and_raises(tmp_path: Path) -> None:
-    stop = threading.Event()
-    threading.Timer(0.3, stop.set).start()
     pid_file = tmp_path / "pid"
+
+    def begun() -> bool:
+        return pid_file.is_file() and bool(pid_file.read_text())
+
     began = time.monotonic()
     with pytest.raises(Cancelled, match=r"^stopped while this ran: sh -c echo"):
-        stoppable(stop.is_set)(["sh", "-c", f"echo $$ > {pid_file}; exec sleep 60"], timeout=60)
+        stoppable(begun)(["sh", "-c", f"echo $$ > {pid_file}; exec sleep 60"], timeout=60)
     assert time.monotonic() - began < 50
     assert not _alive(int(pid_file.read_text()))
 

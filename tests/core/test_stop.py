@@ -110,15 +110,14 @@ def test_the_event_is_an_event() -> None:
     event.set()
     event.set()
     for thread in waiting:
-        thread.join(2)
+        thread.join(60)
         assert not thread.is_alive()
     assert event.wait(0) and event.is_set()
 
 
 STORM = """
 import os, sys, time
-end = time.monotonic() + 0.8
-while time.monotonic() < end:
+while os.getppid() == int(sys.argv[1]):
     os.kill(int(sys.argv[1]), 15)
     time.sleep(0.0005)
 """
@@ -129,20 +128,18 @@ from launcher.core.stop import stop_on_signals
 
 signal.signal(signal.SIGTERM, lambda number, frame: None)  # between two blocks
 storm = subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid())])
-waits = 0
-while storm.poll() is None:
+for _ in range(500):
     with stop_on_signals() as stop:
-        assert stop.wait(2) or storm.poll() is not None, "a signal was lost"
-    waits += 1
-print(waits)
+        assert stop.wait(60), "a signal was lost"
+storm.kill()
+storm.wait()
 """
 
 
 def test_a_storm_of_signals_neither_blocks_nor_is_lost() -> None:
     """Every wait in a storm of signals ends by one of them, wherever within the wait the handler runs."""
-    done = subprocess.run([sys.executable, "-c", SHELTER, STORM], capture_output=True, text=True, timeout=20)
+    done = subprocess.run([sys.executable, "-c", SHELTER, STORM], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) > 100
 
 
 @pytest.mark.parametrize("line", range(1, 6))

@@ -117,7 +117,7 @@ def trial(kind: Kind, people: People, chance: random.Random) -> tuple[str, str |
     given(people.alice, root / "tmp", 0o1777)
     final, watched = kind.final(root), Watched()
     with people.alice.start(*kind.words(people.alice, root, True), LAUNCHER_REHEARSAL_ENROOT="slow=0.8") as first:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while len(os.listdir(kind.directory(root))) == 0 and time.monotonic() < deadline:
             time.sleep(0.002)  # until it has begun
         with people.bob.start(*kind.words(people.bob, root, False)) as second:

@@ -185,7 +185,7 @@ def test_a_hanging_job_hangs_until_it_is_ended(job_run: JobRun, tmp_path: Path) 
     time.sleep(0.3)
     assert job.poll() is None and list(job_run.results()) == [4]
     job.send_signal(signal.SIGTERM)
-    assert job.wait(5) == -signal.SIGTERM
+    assert job.wait(60) == -signal.SIGTERM
 
 
 def test_a_job_may_start_before_its_configuration_is_there(tmp_path: Path) -> None:
@@ -201,4 +201,4 @@ def test_a_job_may_start_before_its_configuration_is_there(tmp_path: Path) -> No
     partial = tmp_path / "7/partial"
     partial.write_text(yaml.safe_dump(document))
     partial.rename(tmp_path / "7/config_x.yaml")
-    assert job.wait(10) == 0
+    assert job.wait(60) == 0

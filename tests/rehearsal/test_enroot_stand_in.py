@@ -159,7 +159,7 @@ def test_it_writes_straight_to_the_name_and_the_superblock_last(tmp_path: Path, 
             time.sleep(0.01)
         assert output.read_bytes()[:96] == bytes(96)
         child.send_signal(sent)
-        code = child.wait(10)
+        code = child.wait(60)
     if sent == signal.SIGTERM:
         assert (code, output.exists(), list(temporary.iterdir())) == (143, False, [])
     else:

@@ -165,7 +165,7 @@ def test_asked_to_stop_it_cancels_every_job_and_begins_no_other(runs: Runs) -> N
 def test_a_job_that_appears_while_stopping_is_cancelled_too(runs: Runs) -> None:
     jobs, stop, gate = runs.jobs, threading.Event(), threading.Event()
     jobs.states = {"0": RUNNING}
-    run = runs.add(0, lambda: gate.wait(5) and None)
+    run = runs.add(0, lambda: gate.wait(60) and None)
     threading.Timer(0.1, stop.set).start()
     threading.Timer(0.4, gate.set).start()
     outcomes = runs.drive([run], stop)
@@ -247,18 +247,23 @@ def test_a_job_that_does_not_end_is_cancelled_again() -> None:
     assert set(asked) == {"0"} and len(asked) >= 2
 
 
-def test_a_scheduler_that_hangs_does_not_hold_up_the_stop(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("when", ["the job runs", "the run is prepared"])
+def test_a_scheduler_that_hangs_does_not_hold_up_the_stop(
+    when: str, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(threads, "CANCEL_BOUND", 0.3)
     jobs, stop, release = runs.jobs, threading.Event(), threading.Event()
     jobs.states = {"0": RUNNING}
-    jobs.cancel = lambda wanted: release.wait(60) and None  # type: ignore[method-assign]
-    run = runs.add(0)
-    threading.Timer(0.2, stop.set).start()
+    jobs.cancel = lambda wanted: release.wait(600) and None  # type: ignore[method-assign]
+    run = runs.add(0, (lambda: None) if when == "the job runs" else lambda: stop.set() or time.sleep(0.2))
+    if when == "the job runs":
+        ask = jobs.poll
+        jobs.poll = lambda wanted: stop.set() or ask(wanted)  # type: ignore[method-assign,func-returns-value]
     outcomes = runs.drive([run], stop)
     assert not release.is_set(), "scancel still hangs"
     release.set()
     assert outcomes[0].state == "cancelled"
-    assert any("no answer within" in event for event in events(run.record))
+    assert any("failed: no answer" in event for event in events(run.record))
 
 
 def test_a_stop_is_acted_on_while_the_loop_is_busy_with_another_run(

@@ -85,7 +85,7 @@ def _stopped(path: Path) -> str | None:
                 return f"not had: {held.owner}"
             os.kill(child.pid, signal.SIGCONT)
             lost.get()  # the one that woke knows, and lets go of what is not its own any more
-            child.join(10)
+            child.join(60)
             if lock.lost:
                 return "the one that woke took the lock away from its new owner"
     finally:
