@@ -21,14 +21,16 @@ from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
 from types import FunctionType
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from launcher.cli.parsers import texts
 from launcher.core.errors import LauncherError, Wrong
-from launcher.core.leftovers import Leftover
 from launcher.core.lines import Line, Terminal, count_of, folded, print_lines
 from launcher.core.redact import redact
 from launcher.core.terminal import say
+
+if TYPE_CHECKING:
+    from launcher.core.leftovers import Leftover
 
 Value = TypeVar("Value")
 

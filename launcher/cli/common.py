@@ -18,14 +18,14 @@ from launcher.benchmark.benchmark import FIXED, Benchmark, Role, max_model_len
 from launcher.cli.command import refused_lines
 from launcher.core.errors import ConfigError, Wrong, suggest
 from launcher.core.terminal import say, styled
-from launcher.core.yaml_source import SourceLocation
-from launcher.plan.plan import Plan
 from launcher.plan.refusing import refuse_secrets
 from launcher.project import Project
 
 if TYPE_CHECKING:  # only who selects something has use for these
     from launcher.benchmark.expand import Selection
     from launcher.check.inputs import Chosen
+    from launcher.core.yaml_source import SourceLocation
+    from launcher.plan.plan import Plan
     from launcher.srtctl.facts import RoleFacts
 
 

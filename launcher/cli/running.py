@@ -29,7 +29,6 @@ from launcher.run.finish import Outcome
 from launcher.run.kind import Run
 from launcher.run.log_lines import progress
 from launcher.run.loop import Limits, run_all
-from launcher.run.naming import load_named
 from launcher.run.record import RunRecord
 from launcher.services import open_run, open_services, pace_of
 
@@ -115,6 +114,8 @@ def print_planned(plan: Plan) -> None:
 @Streams
 def resume(arguments: argparse.Namespace) -> int:
     """Continue runs where they stopped, in this process."""
+    from launcher.run.naming import load_named
+
     project = open_project(arguments, look=True)
     recorded: list[tuple[RunRecord, Plan]] = []
     for name in dict.fromkeys(arguments.runs):

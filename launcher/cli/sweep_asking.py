@@ -18,8 +18,8 @@ from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.leftovers import size_of
 from launcher.core.lines import count_of
 from launcher.core.publish import remove_tree
-from launcher.core.retry import until
 from launcher.core.rights import user_name
+from launcher.core.waiting import until
 from launcher.project import Project
 from launcher.sweep import ledger as ledgers
 from launcher.sweep.ledger import Ledger

@@ -22,8 +22,7 @@ from typing import Literal
 from launcher.core.errors import ImageError
 from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, Completed
 from launcher.core.publish import storing
-from launcher.core.retry import telling
-from launcher.core.waiting import begin
+from launcher.core.waiting import begin, telling
 from launcher.image.reference import HUB, Fault, PlannedImage, Reference, fault_table
 from launcher.image.squash import temporary_beside
 
@@ -108,8 +107,17 @@ class Enroot:
             reraise=True,
         )
         timeout += self.node_patience
+        deadline = time.monotonic() + timeout
         try:
-            output, done = attempts(self._attempt, uri, squash, timeout, time.monotonic() + timeout, files)
+            for attempt in attempts:
+                with attempt:
+                    files.close()  # what the attempt before left
+                    # Each has a name of its own: on a node that Slurm has given up, the last one may still write.
+                    output = files.enter_context(temporary_beside(squash))
+                    argv = [*self.command, "import", "-o", str(output), uri]
+                    with contextlib.nullcontext() if self.is_on_node else storing(output):
+                        done = self.run(argv, timeout=max(1.0, deadline - time.monotonic()), env=self.environment)
+                    self._judge(done, uri, timeout)
         finally:
             told = version.result()
         for line in done.stderr.splitlines():
@@ -118,15 +126,8 @@ class Enroot:
         said = re.match(r"\d+\.\d+(\.\d+)?\S*", done.stdout)
         return output, told or (said.group() if said else None)
 
-    def _attempt(
-        self, uri: str, squash: Path, timeout: float, deadline: float, files: contextlib.ExitStack
-    ) -> tuple[Path, Completed]:
-        files.close()  # what the attempt before left
-        # Each has a name of its own: on a node that Slurm has given up, the enroot of the last one may still write.
-        output = files.enter_context(temporary_beside(squash))
-        argv = [*self.command, "import", "-o", str(output), uri]
-        with contextlib.nullcontext() if self.is_on_node else storing(output):
-            done = self.run(argv, timeout=max(1.0, deadline - time.monotonic()), env=self.environment)
+    def _judge(self, done: Completed, uri: str, timeout: float) -> None:
+        """Raise ImageError for an import that failed: _MayPass when another attempt may do better."""
         if done.timed_out:
             hint = "give it more time (images.import-timeout in the runner file), or find out what is slow:\n"
             raise ImageError(f"enroot import of {uri} did not end within {timeout:g} s", hint=hint + done.tail())
@@ -134,7 +135,6 @@ class Enroot:
             fault = with_account(diagnose(done), Reference.parse(uri), self.environment)
             message = f"enroot import of {uri} failed: {fault.what}"
             raise (_MayPass if fault.may_pass else ImageError)(message, hint=fault.hint)
-        return output, done
 
     def _query(self, *words: str) -> str | None:
         """What enroot answers a question; None when it fails, and on a node."""

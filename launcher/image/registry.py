@@ -25,7 +25,7 @@ import msgspec
 
 from launcher.core.errors import ImageError
 from launcher.core.reading import built
-from launcher.core.retry import asked_pause, error_of, telling
+from launcher.core.waiting import asked_pause, error_of, telling
 from launcher.image.enroot import FAULTS, MadeByCommand, fault_of_status, unlike, with_account
 from launcher.image.reference import Fault, Reference, fault_table
 from launcher.image.requests import INDEXES, MANIFESTS, Requests

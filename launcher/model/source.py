@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 from launcher.core.errors import ConfigError, ModelError
 from launcher.core.lines import count_of
-from launcher.core.retry import asked_pause
 from launcher.core.stop import NEVER, Stop
+from launcher.core.waiting import asked_pause
 from launcher.model.manifest import MANIFEST_NAME, WORK_DIRECTORY, Manifest, read_range
 from launcher.model.weights import why_unreadable
 

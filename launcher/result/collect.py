@@ -15,20 +15,22 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from launcher.benchmark.benchmark import agentic_result_name, fixed_result_name, is_counted
 from launcher.core.errors import ResultError
 from launcher.core.publish import NAME_MAX, publish_new, temporary_name
 from launcher.core.reading import sha256_of
-from launcher.core.retry import until
 from launcher.core.terminal import one_line
+from launcher.core.waiting import until
 from launcher.plan.plan import Expected
 from launcher.result.contradictions import Window
 from launcher.result.document import Unusable
 from launcher.result.logs import log_files
-from launcher.result.summary_file import Evaluation
 from launcher.result.validate import FileName, Point, read_agentic_result, read_result
+
+if TYPE_CHECKING:
+    from launcher.result.summary_file import Evaluation
 
 _RETRY_INTERVAL = 5.0
 

@@ -9,7 +9,6 @@ from launcher.core.errors import ConfigError
 from launcher.core.rights import words_of
 from launcher.image import usage
 from launcher.image.usage import ImageUse
-from launcher.run.listing import UnreadableRecord, records
 from launcher.run.record import RunRecord
 
 _UNKNOWN = "runs that cannot be listed"
@@ -21,6 +20,8 @@ def images_in_use(runs: Path, directories: Sequence[Path] = ()) -> dict[str, lis
     Where the runs cannot be listed, every image of ``directories`` may be in use. A run whose record cannot be read may
     live: it uses the images of its plan, and where that cannot be read either, every image.
     """
+    from launcher.run.listing import UnreadableRecord, records
+
     found: dict[str, list[str]] = {}
     unreadable: list[UnreadableRecord] = []
     try:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from launcher.core.errors import JobError
 from launcher.core.process import CommandRunner, Completed, clean_environment, run
-from launcher.core.retry import until
+from launcher.core.waiting import until
 from launcher.slurm.answers import (
     SACCT_FIELDS,
     SQUEUE_FORMAT,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from launcher.core.errors import JobsExist
-from launcher.core.retry import until
+from launcher.core.waiting import until
 from launcher.slurm.client import JobKey, Phase, Scheduler, SchedulerUnreachable, jobs_with_token
 
 PAUSES = (5.0, 5.0)

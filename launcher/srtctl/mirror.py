@@ -14,8 +14,8 @@ from launcher.core.errors import CheckoutError
 from launcher.core.lease import Lock
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import publishing_directory, require_writable
-from launcher.core.retry import until
 from launcher.core.rights import make_directories, own_name
+from launcher.core.waiting import until
 
 NETWORK_TIMEOUT = 900.0
 """Seconds for one clone or fetch; srt-slurm with all its refs is 16 MB."""
