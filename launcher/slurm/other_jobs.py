@@ -12,7 +12,6 @@ from functools import lru_cache
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.process import NOT_FOUND, CommandRunner, clean_environment, run
 from launcher.slurm.client import JobKey, JobState, Scheduler, SchedulerUnreachable
-from launcher.slurm.commands import SlurmCommands
 
 VARIABLE = "SLURM_CLUSTERS"
 """By it every client of Slurm asks and ends jobs of another cluster, as by ``--clusters``."""
@@ -83,6 +82,12 @@ def _clean(environ: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in clean_environment(environ).items() if not k.startswith("SQUEUE_")}
 
 
+def _by_commands(cluster: str) -> Scheduler:
+    from launcher.slurm.commands import SlurmCommands  # who submits without Slurm has no use for it
+
+    return SlurmCommands(cluster=cluster)
+
+
 class ByCluster:
     """A Scheduler that looks for a job on every cluster, and asks about it and ends it on its own: another one has
     other jobs under its id. What names no cluster is ``here``'s."""
@@ -90,7 +95,7 @@ class ByCluster:
     def __init__(
         self,
         here: Scheduler,
-        there: Callable[[str], Scheduler] = lambda cluster: SlurmCommands(cluster=cluster),
+        there: Callable[[str], Scheduler] = _by_commands,
         others: Callable[[], Sequence[str] | None] = lambda: other_clusters(os.environ),
     ) -> None:
         self.name, self.here = here.name, here
