@@ -421,9 +421,9 @@ def test_an_interrupt_here_cancels_the_run_there(done: str, site: Site, monkeypa
         assert process.stdout is not None
         said = ""
         for line in process.stdout:
-            said += line
-            if "RUNNING" in line:
+            if "RUNNING" in line and "RUNNING" not in said:
                 os.killpg(process.pid, signal.SIGINT)
+            said += line
         assert process.wait(60) == 130, said
     assert said.count("cancelling stopped on local") == 1
     assert RunRecord.load(site.far / "runs", "stopped").fields.state == "cancelled"

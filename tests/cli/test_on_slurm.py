@@ -81,7 +81,7 @@ def test_a_sweep_is_taken_over_once_the_lease_of_a_login_node_that_is_gone_is_ov
         sshd(tmp_path / "two", program=hosts[1]) as second,
     ):
         go_there(first, monkeypatch)
-        monkeypatch.setenv("LAUNCHER_REHEARSAL_SECONDS", "1")
+        monkeypatch.setenv("LAUNCHER_REHEARSAL_SECONDS", "8")  # its driver asks how it stands every 5 s
         words = ("-k", KEY, "--seq", "1k1k", "--conc", "16", "--topology", "1P1D*", "--max-jobs", "1")
         words += ("--lease", "5", "--name", "gone")
         assert main(["--on", "one-machine", "sweep", "start", *words, "--runner", "one-machine", "--detach"]) == 0
@@ -92,7 +92,7 @@ def test_a_sweep_is_taken_over_once_the_lease_of_a_login_node_that_is_gone_is_ov
         os.kill(owner.pid, signal.SIGKILL)
         first.server.process.kill()
         go_there(Site(first.root, second), monkeypatch)
-        monkeypatch.setenv("LAUNCHER_REHEARSAL_SECONDS", "1")  # what runs get from here, a resume gives them too
+        monkeypatch.setenv("LAUNCHER_REHEARSAL_SECONDS", "8")  # what runs get from here, a resume gives them too
         resume = ["--on", "one-machine", "sweep", "resume", "gone"]
         assert main(resume) == 2, "who cannot be proven gone is left in peace"
         assert "another launcher drives this sweep" in capsys.readouterr().err

@@ -33,7 +33,7 @@ from launcher.cli import main as launcher
 from launcher.core.shipped import shipped
 from tests.run.driving import LauncherUser, github_environment
 
-SECONDS, MEGABYTES = 10.0, 500
+SECONDS, MEGABYTES = 60.0, 500
 RECIPES = "benchmarks/multi_node/srt-slurm-recipes"
 
 NASTY = (
