@@ -260,13 +260,13 @@ def trials(traced: TracedStaging, chosen: list[Point]) -> Iterator[tuple[Point, 
 @contextlib.contextmanager
 def traced_staging(directory: str | None = None) -> Iterator[TracedStaging]:
     """A place, gone afterwards: on the disk, unless a directory is named."""
-    before = copying.PART_SIZE, staging.LOCK_WAIT
-    copying.PART_SIZE, staging.LOCK_WAIT = PART, 5.0
+    before = vars(copying)["PART_SIZE"], staging.LOCK_WAIT
+    vars(copying)["PART_SIZE"], staging.LOCK_WAIT = PART, 5.0
     try:
         with tempfile.TemporaryDirectory(prefix="launcher-faults-", dir=directory) as root:
             yield TracedStaging(Path(root))
     finally:
-        copying.PART_SIZE, staging.LOCK_WAIT = before
+        vars(copying)["PART_SIZE"], staging.LOCK_WAIT = before
 
 
 def sample(every: list[Point], count: int | None) -> list[Point]:

@@ -23,7 +23,7 @@ from launcher.model import copy as copying
 from launcher.model import stage as staging
 from launcher.model.checkpoint import examine
 from launcher.model.destination import leftovers, lock_path, remove_leftovers, staging_directories
-from launcher.model.manifest import MANIFEST_NAME, PART_SIZE, WORK_DIRECTORY, Manifest, hash_file, hash_of_parts
+from launcher.model.manifest import BUFFER, MANIFEST_NAME, PART_SIZE, WORK_DIRECTORY, Manifest, hash_file, hash_of_parts
 from launcher.model.source import DirectorySource, SourceFile
 from launcher.model.stage import adopt, stage
 from tests.model.checkpoints import checkpoint
@@ -84,7 +84,7 @@ def test_the_hash_of_many_parts(tmp_path: Path) -> None:
     assert hash_file(tmp_path / "f", 10) == xxhash.xxh3_128(b"0123456789").hexdigest()
 
 
-@pytest.mark.parametrize("buffer", [copying.BUFFER, 48, 7])
+@pytest.mark.parametrize("buffer", [BUFFER, 48, 7])
 def test_parts_of_a_file_come_in_any_order(
     source: Path, destination: Path, monkeypatch: pytest.MonkeyPatch, buffer: int
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from launcher.cli import detached
 from launcher.remote import tidying
+from launcher.remote.agent import Tidied
 from launcher.remote.commands import STARTED
 from launcher.run.fields import RunFields
 from launcher.run.record import RunRecord
@@ -71,7 +72,7 @@ def test_bundles_that_nobody_needs_go_after_a_day(tmp_path: Path) -> None:
         started(sweep(state, f"o{number}", *ends), over[-1])
     unneeded = sorted([".part", old, ended, *over])
     for apply in (False, True):
-        assert tidying.tidy(state, str(there), apply) == tidying.Tidied(apply, (), tuple(unneeded), (), (str(state),))
+        assert tidying.tidy(state, str(there), apply) == Tidied(apply, (), tuple(unneeded), (), (str(state),))
     left = {path.name for path in (state / "bundles").iterdir()}
     assert left == {new, planned, resumed, damaged, *kept}
 

@@ -70,11 +70,11 @@ def test_points_are_compared_by_identity_and_what_is_missing_is_said() -> None:
     before = [point(4, 100.0, run="1"), point(8, 100.0), point(16, 100.0)]
     after = [point(4, 90.0, run="2"), point(8, 100.0, state="missing", reason="lost")]
     held = {one.metric.name: one for one in map(Threshold.parse, ("tput_per_gpu:-5%", "p99_e2el:+5%"))}
-    sides = [
+    now, base = (
         Gathered(points, {run: Run(id=run, images=(Image(reference=image),))})
         for points, run, image in ((after, "2", "b"), (before, "1", "a"))
-    ]
-    found = list(compare(*sides, held, {}))
+    )
+    found = list(compare(now, base, held, {}))
     four, eight, sixteen = (one for _, one in found)
     assert (four.answer, four.differs, four.samples) == ("worse", ("image: a → b",), (1, 1))
     assert (eight.answer, eight.reason) == ("not comparable", "not ok in this run: lost")

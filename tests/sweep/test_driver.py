@@ -22,6 +22,7 @@ import pytest
 from launcher.core.errors import Cancelled, LauncherError
 from launcher.core.stop import Stop
 from launcher.run import threads
+from launcher.runner.cluster_schema import Limits
 from launcher.slurm.client import JobState, Phase
 from launcher.sweep import driver as driving
 from launcher.sweep import slots
@@ -235,7 +236,7 @@ def test_records_that_cannot_be_made_leave_their_jobs_to_a_later_driver(
 def test_clock_steps_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Order is by line; waits are by a clock that does not step."""
     now, steps = time.time, iter([0.0, 86400.0, -86400.0, 3600.0] * 10_000)
-    monkeypatch.setattr(driving.time, "time", lambda: now() + next(steps))
+    monkeypatch.setattr(time, "time", lambda: now() + next(steps))
     make_sweep(tmp_path, "s", [row(n, 4, END_FIRST="PREEMPTED") for n in range(1, 4)], Policy(retries=9))
     drive(tmp_path, "s")
     seen = Seen(tmp_path)
@@ -340,7 +341,6 @@ def test_a_start_that_the_disk_does_not_take_is_tried_again_and_the_loop_goes_on
 def test_room_that_cannot_be_taken_is_said_once_and_no_job_is_ended_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from launcher.runner.cluster_schema import Limits
     from launcher.sweep.slots import Rooms
 
     monkeypatch.setattr(slots, "ROOM_AGAIN", 0.1)
@@ -358,7 +358,6 @@ def test_room_that_cannot_be_taken_is_said_once_and_no_job_is_ended_for_it(
 
 
 def test_a_slot_of_which_nothing_could_be_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from launcher.runner.cluster_schema import Limits
     from launcher.sweep.slots import Rooms
 
     rooms = Rooms(tmp_path, {"r": Limits(max_nodes=4)}, lambda run: False)
@@ -490,7 +489,7 @@ def test_runners_of_one_sweep_have_limits_of_their_own(tmp_path: Path) -> None:
     sweep = Ledger.load(tmp_path / "state/sweeps", "one").sweep
     policy = Policy(max_jobs=9)
     Ledger.create(tmp_path / "state/sweeps", msgspec.structs.replace(sweep, id="s", jobs=tuple(jobs), policy=policy))
-    limits = {"one": slots.Limits(max_jobs=1), "two": slots.Limits(max_nodes=4)}  # each job has two nodes
+    limits = {"one": Limits(max_jobs=1), "two": Limits(max_nodes=4)}  # each job has two nodes
     drive(tmp_path, "s", limits=limits)
     seen = Seen(tmp_path)
     assert seen.words == {"ok": 6}
