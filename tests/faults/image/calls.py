@@ -105,7 +105,8 @@ def state(final: Path, before: bytes | None) -> tuple[str, str | None]:
     try:
         inspect(final)
     except MissingImage:
-        return "missing", None if before is None else "what was there is gone"
+        # A torn one is set aside before the whole one takes its name: between these two nothing is there.
+        return "missing", "a whole file is gone" if before == OLD else None
     except DamagedImage:
         return "as before", None if final.read_bytes() == before else "torn"
     whole_before = before == OLD
