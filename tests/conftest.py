@@ -10,6 +10,7 @@ import random
 import socket
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,9 @@ def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmClu
 def pytest_configure() -> None:
     """Refuse an environment whose launcher is that of another directory, as of one that was copied: what tests import
     and what they start would be two."""
-    installed = json.loads(importlib.metadata.distribution("launcher").read_text("direct_url.json") or "{}").get("url")
+    # Not of the whole path: a build leaves launcher.egg-info in the tree, which says nothing of that.
+    found = importlib.metadata.distributions(name="launcher", path=[sysconfig.get_path("purelib")])
+    installed = next((json.loads(one.read_text("direct_url.json") or "{}").get("url") for one in found), None)
     if installed != (here := Path(__file__).resolve().parents[1].as_uri()):
         raise pytest.UsageError(f"{sys.prefix} has the launcher of {installed}, and not {here}: scripts/setup dev")
 

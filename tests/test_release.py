@@ -173,7 +173,8 @@ def test_a_runner_host_is_installed_upgraded_and_rolled_back(release: tuple[Path
     assert "first" in launcher(current, "status", home=tmp_path)
     deadline = time.monotonic() + 600
     while "succeeded" not in (shown := launcher(current, "status", "goes-on", home=tmp_path)):
-        assert time.monotonic() < deadline, shown
+        said = (tmp_path / "state/runs/goes-on/driver.log").read_text(encoding="utf-8")
+        assert time.monotonic() < deadline, shown + said
         time.sleep(0.5)
 
     back = f"ln -sfn {__version__} launcher/next && mv -T launcher/next launcher/current"

@@ -54,7 +54,7 @@ def imports(user: LauncherUser, name: str, states: str = "R,PD,CG") -> list[list
     return [line.split("|") for line in said.splitlines()]
 
 
-def until(what: Callable[[], object], seconds: float = 20) -> None:
+def until(what: Callable[[], object], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "not in time"
@@ -125,7 +125,7 @@ def test_a_launcher_that_goes_leaves_no_job(user: LauncherUser, how: signal.Sign
     assert limit == "1:00:00"
     process.send_signal(how)
     process.communicate(timeout=30)
-    until(lambda: not ours("R,PD"), 8)
+    until(lambda: not ours("R,PD"))
     assert not list((user.state / "squash").glob("*.sqsh"))
 
 
