@@ -7,23 +7,16 @@ own because a job has the environment of who submits it: variables, secrets amon
 from __future__ import annotations
 
 import functools
-import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from launcher.core.errors import LauncherError
 
-BYTECODE = ("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
-"""Variables of the workflow's contract that are for the benchmark: with them each Python here would compile all it
-imports, which costs a second each time."""
 
-
-def run_script(path: str, bytecode: Mapping[str, str]) -> None:
+def run_script(path: str) -> None:
     """The job: bash runs the script. Raises SystemExit with its exit code."""
-    environment = {**os.environ, **bytecode}
-    with subprocess.Popen(["bash", path], stdin=subprocess.DEVNULL, env=environment) as script:
+    with subprocess.Popen(["bash", path], stdin=subprocess.DEVNULL) as script:
         try:
             code = script.wait()
         except SystemExit:
@@ -41,8 +34,7 @@ def main(arguments: list[str]) -> int:
 
     jobs, name, token, log, seconds, script = arguments
     limit = float(seconds) if seconds else None
-    bytecode = {name: os.environ.pop(name) for name in BYTECODE if name in os.environ}
-    run = functools.partial(job_of, script, bytecode)
+    run = functools.partial(job_of, script)
     try:
         job = submit(Path(jobs), run, name=name, token=token, log=Path(log), time_limit=limit)
     except LauncherError as error:

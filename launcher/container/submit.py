@@ -77,7 +77,7 @@ def sbatch_argv(allocation: PlannedAllocation, token: str, root: Path, log: Path
 def embedded_argv(plan: Plan, jobs: Path, log: Path, script: Path) -> list[str]:
     """The embedded scheduler's submission, as a program of its own: its environment becomes the job's."""
     limit = limit_seconds(plan.scheduler.time_limit)
-    # The job's PYTHONPYCACHEPREFIX is not for this program: see `launcher.container.embedded.BYTECODE`.
+    # The job's PYTHONPYCACHEPREFIX is not for this program, which would compile all that it imports.
     program = [sys.executable, "-X", "pycache_prefix=", "-m", "launcher.container.embedded"]
     return [*program, str(jobs), plan.job_name, plan.run_key, str(log), str(limit or ""), str(script)]
 

@@ -30,7 +30,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
@@ -53,6 +53,9 @@ LOOK = 0.1
 """Seconds between two looks of a supervisor: at its job, and for a free slot."""
 
 _SUPERVISOR = (sys.executable, "-c", "from launcher.slurm.local import supervise; supervise()")
+_BYTECODE = ("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
+"""Variables that workflows set for the benchmark's Python. The job's function has them; the supervisor and submitit's
+two processes do not: each would compile all that it imports, 2 s of CPU together."""
 _SUBMITTER_PATIENCE = 30.0
 _TEN_YEARS = 10 * 365 * 24 * 60  # minutes; submitit wants a limit, and does not say when it kills a job for it
 
@@ -106,8 +109,8 @@ def submit(
 
     try:
         job_dir = _new_job_dir(directory)
-        # The empty tuple is for the arguments that jobs of earlier launchers have.
-        publish.write_bytes(job_dir / "call.pkl", cloudpickle.dumps((function, ())))
+        own = {variable: os.environ[variable] for variable in _BYTECODE if variable in os.environ}
+        publish.write_bytes(job_dir / "call.pkl", cloudpickle.dumps((_call, (function, own))))
         with (job_dir / "keeper.log").open("ab") as log_file:
             supervisor = subprocess.Popen(
                 [*_SUPERVISOR, os.fspath(job_dir.absolute())],
@@ -115,6 +118,7 @@ def submit(
                 stdout=log_file,
                 stderr=log_file,
                 start_new_session=True,
+                env={variable: value for variable, value in os.environ.items() if variable not in own},
             )
         # Nobody here wants to know its exit code, but while this process lives it has to be waited for.
         threading.Thread(target=supervisor.wait, daemon=True, name=f"supervisor of {job_dir.name}").start()
@@ -365,6 +369,11 @@ def perform(directory: str) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
     return 0
+
+
+def _call(function: Callable[[], object], variables: Mapping[str, str]) -> None:
+    os.environ.update(variables)
+    function()
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

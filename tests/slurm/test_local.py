@@ -103,6 +103,20 @@ def test_failures_keep_their_exit_code_and_reason(tmp_path: Path) -> None:
     assert "without a result" in state.describe()
 
 
+def compiled_where() -> None:
+    assert sys.pycache_prefix is None and not sys.dont_write_bytecode
+    print([os.environ.get(variable) for variable in local._BYTECODE])
+
+
+def test_where_the_benchmark_compiles_is_not_where_we_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What workflows set for the benchmark's Python is there for the job, and no Python that leads to it has it."""
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+    monkeypatch.setenv("PYTHONPYCACHEPREFIX", "/tmp/elsewhere")
+    key = start(tmp_path, compiled_where)
+    assert end_of(tmp_path, key).succeeded
+    assert (tmp_path / "1.log").read_text() == "[None, '/tmp/elsewhere']\n"
+
+
 def leave_a_child(place: str) -> None:
     child = subprocess.Popen(["sleep", "60"])
     (Path(place) / "child").write_text(str(child.pid))
