@@ -252,7 +252,8 @@ def batch_script(job: Job) -> str:
         *(f"{key}={value}" if value else key for key, value in job.directives.items()),
     ]
     package = shlex.quote(str(Path(launcher.__file__).parents[1]))
-    engine = shlex.join([sys.executable, "-m", "launcher.rehearsal.engine_stand_in"])
+    # The workflow's PYTHONPYCACHEPREFIX, which the job has, would have it compile all that it imports.
+    engine = shlex.join([sys.executable, "-X", "pycache_prefix=", "-m", "launcher.rehearsal.engine_stand_in"])
     return "\n".join(
         [
             "#!/bin/bash",
