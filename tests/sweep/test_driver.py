@@ -267,10 +267,12 @@ def test_a_finished_sweep_starts_nothing(tmp_path: Path) -> None:
 
 def test_fail_fast_with_cancel_ends_what_runs(tmp_path: Path) -> None:
     """hydra #2551: some want to stop at once."""
-    rows = [row(1, 4, END="FAILED", SECONDS="1"), row(2, 4, SECONDS="600"), row(3, 4)]
+    rows = [row(1, 4, END="FAILED", SECONDS="1"), row(2, 4, SECONDS="600"), row(3, 4, SECONDS="600")]
     driven = Driven(tmp_path, *rows, max_jobs=2, order="given", fail_fast="1", fail_fast_cancel=True)
     seen = driven.wait()
-    assert [point.state for point in seen.points] == ["failed", "cancelled", "not started"]
+    assert [point.state for point in seen.points[:2]] == ["failed", "cancelled"]
+    # It may have begun while the results of the first one were looked for.
+    assert seen.points[2].state in ("not started", "cancelled")
     assert overview(seen.state, seen.records.facts, 0.0).exit_code == 6
 
 
