@@ -55,7 +55,7 @@ LOOK = 0.1
 _SUPERVISOR = (sys.executable, "-c", "from launcher.slurm.local import supervise; supervise()")
 _BYTECODE = ("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
 """Variables that workflows set for the benchmark's Python. The job's function has them; the supervisor and submitit's
-two processes do not: each would compile all that it imports, 2 s of CPU together."""
+two processes do not: each would compile all that it imports, 1.7 s of CPU together."""
 _SUBMITTER_PATIENCE = 30.0
 _TEN_YEARS = 10 * 365 * 24 * 60  # minutes; submitit wants a limit, and does not say when it kills a job for it
 
