@@ -169,7 +169,7 @@ def tell_refused(refused: Sequence[ConfigError], others: int) -> int:
 
 def _from_recipe(arguments: argparse.Namespace, project: Project) -> Benchmark:
     """A benchmark out of a recipe alone: it measures what the recipe says."""
-    from launcher.srtctl.facts import facts
+    from launcher.srtctl.facts import recipe_facts
     from launcher.srtctl.recipe import variants
 
     if arguments.recipe.endswith(".sh"):
@@ -185,7 +185,7 @@ def _from_recipe(arguments: argparse.Namespace, project: Project) -> Benchmark:
     if len(found) != 1:
         names = ", ".join(v.selector or "" for v in found)
         raise ConfigError(f"{arguments.recipe} has {len(found)} variants", where="--recipe", hint=f"name one: {names}")
-    seen = facts(found[0].document)
+    seen = recipe_facts(found[0].document)
     # Attribute → the flag that gives it, and its value by flag or recipe.
     needed = {
         "model": ("--model ID", arguments.model),

@@ -10,7 +10,7 @@ from typing import Any
 from msgspec.structs import replace as change
 
 from launcher.benchmark.benchmark import Benchmark
-from launcher.container.multinode_words import Nodes, filled_whole, words_of
+from launcher.container.multinode_placeholders import Nodes, fill_placeholders, placeholder_values
 from launcher.container.planned import (
     ContainerOptions,
     MultinodeJob,
@@ -106,7 +106,7 @@ class MultinodePlanner:
             used = count_of(len(lane.roles), "role uses one", "roles use one each")
             message = f"the row asks for {count_of(nodes.all, 'node')}, and {used}"
             raise ConfigError(message, where=benchmark.source)
-        words = words_of(benchmark, nodes)
+        words = placeholder_values(benchmark, nodes)
         # The workspace is filled in where the job works.
         words |= {"workspace": "{workspace}", "logs": f"{{workspace}}/{lane.logs}", "login": self._login}
         words["state"] = context.state
@@ -194,7 +194,7 @@ class _Given:
 
     def fill(self, text: str) -> str:
         """A text of the runner file with its names filled in. Raises ConfigError."""
-        return filled_whole(text, self.words, self.benchmark)
+        return fill_placeholders(text, self.words, self.benchmark)
 
 
 def _container(given: _Given, role: RoleRule | None, image: str) -> NodeContainer:

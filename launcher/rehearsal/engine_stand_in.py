@@ -32,7 +32,7 @@ from launcher.core.errors import ConfigError, LauncherError, suggest
 from launcher.rehearsal import results
 from launcher.rehearsal.results import Topology
 from launcher.rehearsal.srtctl_contract import MARK, load_cluster, resolve, shipped
-from launcher.srtctl.facts import facts
+from launcher.srtctl.facts import recipe_facts
 
 RULE = "=" * 42
 CONFIG_WAIT = 20.0
@@ -125,7 +125,7 @@ class _Orchestrator:
             _log("WARNING", warning)
         self.text = config.read_text()
         self.document = resolve(yaml.safe_load(self.text), cluster)
-        self.facts = facts(self.document)
+        self.facts = recipe_facts(self.document)
         self.faults = faults(environ)
         self.seconds = float(environ.get("LAUNCHER_REHEARSAL_SECONDS") or 0.3)
         self.per_node = self.facts.gpus_per_node or 4

@@ -31,7 +31,7 @@ from launcher.check.srtctl_schema import Schemas
 from launcher.core.publish import write_text
 from launcher.core.reading import built
 from launcher.srtctl import recipe
-from launcher.srtctl.facts import facts as recipe_facts
+from launcher.srtctl.facts import recipe_facts
 
 LOCAL_JOBS = "LAUNCHER_LOCAL_JOBS"
 """This variable names the jobs directory of the embedded scheduler; without it jobs go to Slurm."""

@@ -1,7 +1,7 @@
 """The schema of lanes that run scripts in containers: `lanes[].container` and `lanes[].multinode` of a runner file.
 
 In texts of lanes of several nodes ``{workspace}`` is the checkout, ``{logs}`` the directory of `logs`, ``$JOB`` the
-job's id, ``$HOME`` the user's home directory; further names are listed in launcher/container/multinode_words.py.
+job's id, ``$HOME`` the user's home directory; further names are listed in launcher/container/multinode_placeholders.py.
 """
 
 from __future__ import annotations

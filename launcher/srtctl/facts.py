@@ -143,7 +143,7 @@ class RecipeFacts(msgspec.Struct, frozen=True):
         return names.pop() if len(names) == 1 else None
 
 
-def facts(document: Mapping[str, Any]) -> RecipeFacts:
+def recipe_facts(document: Mapping[str, Any]) -> RecipeFacts:
     """Read the facts of one resolved recipe (a variant's document, not a file of the ``base:`` form).
 
     Raises ConfigError for concurrencies that srtctl could not read either.

@@ -12,7 +12,7 @@ import msgspec
 
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Document
-from launcher.srtctl.facts import RecipeFacts, facts
+from launcher.srtctl.facts import RecipeFacts, recipe_facts
 from launcher.srtctl.recipe import Variant, family_member, split_selector, variants
 
 OVERLAY = "benchmarks/multi_node/srt-slurm-recipes"
@@ -46,9 +46,9 @@ class FoundRecipe:
 
     @cached_property
     def facts(self) -> RecipeFacts | None:
-        """What the first variant says; None where the selector gives none. Raises ConfigError as `facts.facts` does."""
+        """The facts of the first variant; None when the selector picks none. Raises ConfigError: see `recipe_facts`."""
         found, _ = self.variants
-        return facts(found[0].document) if found else None
+        return recipe_facts(found[0].document) if found else None
 
 
 class SetupScript(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ from launcher.benchmark.matrix import load_matrix
 from launcher.container.planned import ContainerJob, MultinodeJob
 from launcher.core.yaml_source import Document
 from launcher.project import Project
-from launcher.srtctl.facts import RecipeFacts, facts
+from launcher.srtctl.facts import RecipeFacts, recipe_facts
 from launcher.srtctl.recipe import Variant, dump, family_member, split_selector, variants
 from tests.shared import SHARED, needs_shared
 
@@ -90,7 +90,7 @@ class TestAgainstRecords:
         if theirs.get("sbatch_directives") == {"exclude": "b300-018"}:  # the runner file's matter
             theirs.pop("sbatch_directives")
         assert strip(has) == theirs
-        assert facts(has).container == recorded["environment"]["IMAGE"]
+        assert recipe_facts(has).container == recorded["environment"]["IMAGE"]
 
     @pytest.mark.parametrize(
         ("directory", "later"),
@@ -166,7 +166,7 @@ class TestNames:
     @pytest.mark.parametrize("path", FAMILIES)
     def test_name_and_content_agree(self, path: str) -> None:
         for selector, variant in family(path).items():
-            has = facts(variant.document)
+            has = recipe_facts(variant.document)
             parts = selector.removeprefix("override_").removeprefix("disagg-gb200-").split("-")
             assert has.prefill is not None and has.decode is not None
             assert parts[0] == f"{has.prefill.workers}p{has.decode.workers}d", selector
@@ -184,7 +184,7 @@ class TestNames:
     def test_the_whole_ladder_is_there(self, path: str) -> None:
         for name, concurrencies in LADDER[path].items():
             document = family(path)[f"override_disagg-gb200-{name}"].document
-            has = facts(document)
+            has = recipe_facts(document)
             assert has.concurrencies == concurrencies, name
             assert (has.container, has.model_path, has.time_limit) == (PERFORMANCE, "minimax-m3-mxfp8", "8:00:00")
             health = document["health_check"]
@@ -204,7 +204,7 @@ class TestNames:
 
     def test_the_dep8_recipe_of_b200(self) -> None:
         document = answered(f"{B200}/8k1k/2p1d-dep2-dep8-8k1k.yaml")
-        has = facts(document)
+        has = recipe_facts(document)
         assert has.container == "vllm/vllm-openai:nightly-69715823df89b11ee684b84066390cbb9092d5c1"
         assert (has.model_path, has.concurrencies, has.nodes) == ("nvidia/MiniMax-M3-NVFP4", (2048,), 2)
         assert document["dynamo"]["version"] == "1.3.0.dev20260614"
@@ -271,7 +271,7 @@ class TestMatrix:
             path, selector = split_selector(self.config_file(row))
             assert selector is not None
             document = family(path)[selector].document
-            has = facts(document)
+            has = recipe_facts(document)
             where = f"{key}: {selector}"
             assert (point["isl"], point["osl"]) == (has.isl, has.osl), where
             assert tuple(row["conc-list"]) == has.concurrencies, where
@@ -301,7 +301,7 @@ class TestMatrix:
 
     def facts_of(self, data: Mapping[str, Any]) -> RecipeFacts:
         path, selector = split_selector(self.config_file(data))
-        return facts(family(path)[str(selector)].document)
+        return recipe_facts(family(path)[str(selector)].document)
 
 
 def test_rows_of_two_nodes_of_this_machine_have_every_kind(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import yaml
 from launcher.benchmark.benchmark import Role
 from launcher.core.errors import ConfigError
 from launcher.core.yaml_source import Document
-from launcher.srtctl.facts import RecipeFacts, facts
+from launcher.srtctl.facts import RecipeFacts, recipe_facts
 from launcher.srtctl.recipe import split_selector, variants
 from tests.shared import SHARED, needs_shared
 
@@ -20,7 +20,7 @@ OVERLAY = Path("benchmarks/multi_node/srt-slurm-recipes")
 
 
 def of(text: str) -> RecipeFacts:
-    return facts(yaml.safe_load(text))
+    return recipe_facts(yaml.safe_load(text))
 
 
 def engine(kind: str, role: str, flags: str, workers: int = 1) -> Role | None:
@@ -212,7 +212,7 @@ class TestRealRecipes:
         files = [*(SHARED / "inferencex" / "benchmarks").rglob("*.yaml"), *(SHARED / "srt-slurm").rglob("*.yaml")]
         documents = [v.document for f in files for v in variants(Document.read(f, strict=False).mapping())]
         began = time.process_time()
-        found = [facts(document) for document in documents]
+        found = [recipe_facts(document) for document in documents]
         assert time.process_time() - began < 0.3
         assert all(f.model_path and f.container and f.precision and f.nodes and f.roles for f in found)
         assert sum(f.concurrencies is None for f in found) == sum(f.benchmark_type == "custom" for f in found)
@@ -266,7 +266,7 @@ def _recipe(shared: Path, config_file: str) -> RecipeFacts | None:
     inner = path.removeprefix("recipes/").removeprefix(f"{OVERLAY}/")
     trees = [shared / "inferencex" / OVERLAY / inner, *(t / path for t in (shared / "srt-slurm").iterdir())]
     file = next((f for f in trees if f.is_file()), None)
-    return facts(variants(Document.read(file, strict=False).mapping(), selector)[0].document) if file else None
+    return recipe_facts(variants(Document.read(file, strict=False).mapping(), selector)[0].document) if file else None
 
 
 def _role(row: dict[str, Any]) -> Role:

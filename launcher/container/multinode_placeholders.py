@@ -41,7 +41,7 @@ def _count(benchmark: Benchmark, setting: str, otherwise: int | None) -> int:
     return int(text)
 
 
-def words_of(benchmark: Benchmark, nodes: Nodes) -> dict[str, str]:
+def placeholder_values(benchmark: Benchmark, nodes: Nodes) -> dict[str, str]:
     """What each name stands for. Raises ConfigError for a benchmark that lacks a side."""
     words = {
         "model": benchmark.exp_name.partition("_")[0],
@@ -82,7 +82,7 @@ def _workers(benchmark: Benchmark, side: str, role: Role) -> int:
     return _count(benchmark, f"{side.upper()}_WORKERS", max(1, role.workers))
 
 
-def filled_whole(text: str, words: Mapping[str, str], benchmark: Benchmark) -> str:
+def fill_placeholders(text: str, words: Mapping[str, str], benchmark: Benchmark) -> str:
     """A text with its names filled in. Raises ConfigError for one that has no value for this row."""
     if left := [name for name in re.findall(r"\{([a-z-]+)\}", text) if name not in words]:
         message = f"{{{left[0]}}} has no value for this row: its nodes cannot be shared evenly by its workers"
