@@ -126,7 +126,7 @@ def _texts(name: str, text: str) -> list[str]:
     raise unexpected_value(name, text, "a JSON list of KEY=VALUE texts")
 
 
-def wrong_variables(environ: Mapping[str, str]) -> Iterator[ConfigError]:
+def variable_errors(environ: Mapping[str, str]) -> Iterator[ConfigError]:
     """Everything that is wrong with the variables of a job, where `benchmark_from_environment` stops at the first."""
 
     def wrong(fields: Iterable[Field], needed: Iterable[Field], job: str = "GitHub") -> Iterator[ConfigError]:

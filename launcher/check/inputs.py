@@ -184,14 +184,14 @@ class Project(Protocol):
 SCRIPTED = ("tilert", "llmd-*", "*-disagg")
 """Frameworks whose rows of several nodes run scripts of the workspace in containers."""
 
-Chosen = tuple[Benchmark, SourceLocation | str]
+PlacedBenchmark = tuple[Benchmark, SourceLocation | str]
 """A benchmark and the place of its row."""
 
 
-def everything(project: Project, matrix_files: Sequence[str] = ()) -> CheckInput:
+def gather_everything(project: Project, matrix_files: Sequence[str] = ()) -> CheckInput:
     """All rows, recipe files at hand and runner files, and what of them cannot be read."""
     matrix = project.matrix(matrix_files)
-    inside: list[Chosen] = []
+    inside: list[PlacedBenchmark] = []
     outside: dict[str, list[SourceLocation | str]] = defaultdict(list)
     without_scripts = _labels_without_scripts(project)
     broken_rows: list[ConfigError] = []
@@ -202,7 +202,7 @@ def everything(project: Project, matrix_files: Sequence[str] = ()) -> CheckInput
             inside.append((entry.benchmark, entry.place))
     broken_files: list[ConfigError] = []
     broken_recipes: list[ConfigError] = []
-    given = selected(project, inside, None)
+    given = gather_selected(project, inside, None)
     return dataclasses.replace(
         given,
         evaluations=[
@@ -245,16 +245,18 @@ def _lacks_scripts(benchmark: Benchmark, without: set[tuple[bool, str]]) -> str:
     return f"rows of {'several nodes' if several else 'one node'}, whose scripts are not in the workspace,"
 
 
-def of_runner(project: Project, runner: str, matrix_files: Sequence[str] = ()) -> CheckInput:
+def gather_for_runner(project: Project, runner: str, matrix_files: Sequence[str] = ()) -> CheckInput:
     """A runner, and the rows whose label it serves."""
     labels = project.fleet.get(runner).runner.labels
     broken: list[ConfigError] = []
     entries = _entries(project.matrix(matrix_files), Selection(evals="none", runners=labels), broken) if labels else ()
     rows = [(e.benchmark, e.place) for e in entries]
-    return dataclasses.replace(selected(project, rows, runner), broken_rows=broken)
+    return dataclasses.replace(gather_selected(project, rows, runner), broken_rows=broken)
 
 
-def selected(project: Project, chosen: Iterable[Chosen], runner: str | None, narrow: bool = False) -> CheckInput:
+def gather_selected(
+    project: Project, chosen: Iterable[PlacedBenchmark], runner: str | None, narrow: bool = False
+) -> CheckInput:
     """The rows that were selected, and the runner files that serve them; on ``runner`` when it is given.
 
     ``narrow`` says that concurrencies were chosen by hand, so that recipes are to run just those.
@@ -272,7 +274,7 @@ def selected(project: Project, chosen: Iterable[Chosen], runner: str | None, nar
 
 
 def _rows(
-    project: Project, chosen: Iterable[Chosen], files: Sequence[RunnerFile], runner: str | None, narrow: bool
+    project: Project, chosen: Iterable[PlacedBenchmark], files: Sequence[RunnerFile], runner: str | None, narrow: bool
 ) -> Iterator[Row]:
     """A row for every cluster that serves its label: a job may land on any of them."""
     by_label: dict[str, list[RunnerFile]] = defaultdict(list)

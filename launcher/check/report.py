@@ -85,7 +85,7 @@ class Roots:
         return path.as_posix()
 
 
-def github(found: Iterable[Finding], roots: Roots) -> Iterator[str]:
+def github_annotations(found: Iterable[Finding], roots: Roots) -> Iterator[str]:
     """Workflow commands. GitHub shows ten of a kind in a step's summary, and all in its log."""
     from launcher.core.github import annotation
 
@@ -95,7 +95,7 @@ def github(found: Iterable[Finding], roots: Roots) -> Iterator[str]:
         yield annotation(kind, one.text, file=file, line=one.line, title=one.rule)
 
 
-def sarif(found: Sequence[Finding], roots: Roots) -> str:
+def sarif_log(found: Sequence[Finding], roots: Roots) -> str:
     """A SARIF log of one run, with the rules that found something."""
     from urllib.parse import quote
 

@@ -77,9 +77,9 @@ def _check(arguments: argparse.Namespace) -> Checked:
     found = [one for one in found if not wanted or one.rule in wanted]
     output = None
     if arguments.format == "sarif":
-        output = report.sarif(found, roots)
+        output = report.sarif_log(found, roots)
     elif arguments.format == "github":
-        output = "\n".join(report.github(found, roots))
+        output = "\n".join(report.github_annotations(found, roots))
     return Checked(
         tuple(FindingLine(one.rule, one.severity, one.text, one.where, one.rows) for one in found),
         len(given.rows),
@@ -163,11 +163,11 @@ def _gathered(arguments: argparse.Namespace, project: Project) -> CheckInput:
     if any(getattr(arguments, name) for name in names):
         broken: list[ConfigError] = []
         rows = chosen(arguments, project, broken)
-        given = inputs.selected(project, rows, arguments.runner, bool(arguments.conc))
+        given = inputs.gather_selected(project, rows, arguments.runner, bool(arguments.conc))
         return dataclasses.replace(given, broken_rows=broken)
     if arguments.runner:
-        return inputs.of_runner(project, arguments.runner, arguments.matrix)
-    return inputs.everything(project, arguments.matrix)
+        return inputs.gather_for_runner(project, arguments.runner, arguments.matrix)
+    return inputs.gather_everything(project, arguments.matrix)
 
 
 def _explain(rule: str) -> str:

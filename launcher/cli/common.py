@@ -23,7 +23,7 @@ from launcher.project import Project
 
 if TYPE_CHECKING:  # only who selects something has use for these
     from launcher.benchmark.expand import Selection
-    from launcher.check.inputs import Chosen
+    from launcher.check.inputs import PlacedBenchmark
     from launcher.core.yaml_source import SourceLocation
     from launcher.plan.plan import Plan
     from launcher.srtctl.facts import RoleFacts
@@ -97,7 +97,7 @@ def filters(arguments: argparse.Namespace, **more: Any) -> Selection:
     )
 
 
-def chosen(arguments: argparse.Namespace, project: Project, refused: list[ConfigError]) -> list[Chosen]:
+def chosen(arguments: argparse.Namespace, project: Project, refused: list[ConfigError]) -> list[PlacedBenchmark]:
     """The benchmarks that the flags select, each with its place: rows of a matrix, or the one of a recipe.
 
     What is selected and cannot be understood is added to ``refused``. Raises ConfigError when nothing is selected.
@@ -108,7 +108,7 @@ def chosen(arguments: argparse.Namespace, project: Project, refused: list[Config
         raise ConfigError("no benchmark is selected", hint="-k KEY (globs are taken), or --recipe FILE")
     selection = filters(arguments, evals="only" if arguments.evals else "none")
     matrix = project.matrix(arguments.matrix, keys=arguments.key)
-    found: list[Chosen] = [(e.benchmark, e.place) for e in matrix.entries(selection, refused)]
+    found: list[PlacedBenchmark] = [(e.benchmark, e.place) for e in matrix.entries(selection, refused)]
     return of_topology(found, arguments.topology, lambda one: one[0].topology, "entry")
 
 

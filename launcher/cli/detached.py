@@ -84,7 +84,7 @@ def start(name: str, words: Sequence[str], log: Path, state: Path, arguments: ar
 
     Where things are is the same for it as for the command with these ``arguments``.
     """
-    from launcher.remote.tidying import remember
+    from launcher.remote.tidying import register_state
 
     given = {f"--{key.replace('_', '-')}": getattr(arguments, key, None) for key in _PLACES}
     places = [word for flag, value in given.items() if value for word in (flag, str(value))]
@@ -92,7 +92,7 @@ def start(name: str, words: Sequence[str], log: Path, state: Path, arguments: ar
     before = log.stat().st_size if log.exists() else 0
     # What this driver needs stays as long as its run or sweep has not ended.
     write_json(log.parent / STARTED, {"argv": (whole := own_argv(*argv))})
-    remember(state_directory(os.environ), state, whole)
+    register_state(state_directory(os.environ), state, whole)
     secrets = {key: value for key, value in os.environ.items() if names_a_secret(key)}
     environment = {key: value for key, value in os.environ.items() if key not in secrets and key != "LAUNCHER_ON"}
     with open(log, "ab", opener=private_opener) as output:

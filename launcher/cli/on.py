@@ -100,7 +100,7 @@ class There:
             for file in self.node.project.fleet.readable():
                 self.passed |= set(file.runner.pass_environment)
         files = bundle.pack(local_files(self.arguments, self.node.project.workspace))
-        self.places = self.places_in(bundle.put(self.session, files))
+        self.places = self.places_in(bundle.send_bundle(self.session, files))
         return files
 
     def places_in(self, directory: str) -> dict[str, Any]:

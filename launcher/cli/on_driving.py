@@ -30,9 +30,9 @@ from launcher.core.reading import read_json
 from launcher.core.terminal import one_line, printable, say
 from launcher.project import new_run_id
 from launcher.remote import bundle
-from launcher.remote.agent import Look
-from launcher.remote.following import End, News
-from launcher.remote.messages import raised, typed
+from launcher.remote.agent import HostInfo
+from launcher.remote.following import RunEnd, RunUpdate
+from launcher.remote.messages import received_error, typed
 from launcher.run.record import Event
 
 if TYPE_CHECKING:
@@ -152,11 +152,11 @@ def _compared(there: There) -> list[Plan]:
     files = there.send_files()
     with tempfile.TemporaryDirectory(prefix="launcher-") as made:
         # Planned here from a copy of what was sent, so that nothing but the place of that copy differs.
-        return _compared_in(there, str(bundle.unpacked(Path(made), files)))
+        return _compared_in(there, str(bundle.unpack_bundle(Path(made), files)))
 
 
 def _compared_in(there: There, copy: str) -> list[Plan]:
-    arguments, seen = there.arguments, there.session.request("look", Look, state=there.arguments.state)
+    arguments, seen = there.arguments, there.session.request("look", HostInfo, state=there.arguments.state)
     environment = {**seen.environment, **{name: os.environ[name] for name in there.passed if os.environ.get(name)}}
     here = type(arguments)(**{**vars(arguments), **there.places_in(copy), "state": None})
     project = dataclasses.replace(open_project(here), environ=environment, state=Path(seen.state))
@@ -236,9 +236,9 @@ def _follow(there: There, run_id: str, signals: Signals) -> int:
         with console.watching():
             while end is None:
                 try:
-                    news = typed(next(stream), News, host)
+                    news = typed(next(stream), RunUpdate, host)
                 except StopIteration as stopped:
-                    end = typed(stopped.value, End, host)
+                    end = typed(stopped.value, RunEnd, host)
                     break
                 for event in news.events:
                     if (shown := _event(run_id, event)) is not None:
@@ -268,7 +268,7 @@ def _event(run_id: str, event: Mapping[str, Any]) -> Event | None:
     return Event(event["time"], run_id, str(event.get("kind", "")), printable(str(event.get("text", ""))), data)
 
 
-def _show_end(there: There, run_id: str, end: End, console: Console) -> int:
+def _show_end(there: There, run_id: str, end: RunEnd, console: Console) -> int:
     from launcher.cli.console import outcome_value
     from launcher.core.lines import Terminal, print_lines
     from launcher.result.summary_file import table_lines
@@ -278,7 +278,7 @@ def _show_end(there: There, run_id: str, end: End, console: Console) -> int:
         hint = f"launcher resume {run_id}"
         raise LauncherError("nobody drives the run any more, and it has not ended", where=f"run {run_id}", hint=hint)
     code = end.exit if 0 <= end.exit < 256 else 1
-    error = raised(end.error, there.name) if end.error else None
+    error = received_error(end.error, there.name) if end.error else None
     if error is not None:
         error.exit_code = code
     if wants_json(there.arguments):

@@ -20,7 +20,7 @@ from launcher.cli.command import Command, Tell, Told, show_told
 from launcher.core.errors import ConfigError, RemoteError, Wrong
 from launcher.core.lines import Terminal, count_of, table
 from launcher.core.terminal import one_line, say, trusted
-from launcher.remote.agent import Agent, Look, Tidied
+from launcher.remote.agent import Agent, HostInfo, Tidied
 
 if TYPE_CHECKING:
     from launcher.project import Project
@@ -73,15 +73,15 @@ listing = Command(list[LoginLine], listed, show_list, aside=lambda value: [] if 
 def installed(arguments: argparse.Namespace, tell: Tell) -> Told:
     """This version there, whole; at no cost if it is."""
     from launcher.core.process import run
-    from launcher.remote.install import packed, version_name, wheels_for
+    from launcher.remote.install import pack_wheels, version_name, wheels_for
 
     with connected(arguments, arguments.name) as node:
         wheels = Path(arguments.wheels) if arguments.wheels else None
-        seen = node.installer.look()
+        seen = node.installer.describe_node()
         files = wheels_for(seen, cache=node.project.state / "wheels", run=run, wheels=wheels)
         node.naming.join()
         name = version_name(files)
-        new = name not in seen.versions and node.installer.install(name, packed(files))
+        new = name not in seen.versions and node.installer.install(name, pack_wheels(files))
         node.remember(name)
     return Told(f"{arguments.name}: launcher {name} {'is installed' if new else 'was there'}")
 
@@ -108,13 +108,13 @@ class NodeView:
 def examined(arguments: argparse.Namespace, tell: Tell) -> NodeView:
     """What a login node has, and whether this launcher runs there."""
     with connected(arguments, arguments.name) as node:
-        seen = node.installer.look()
+        seen = node.installer.describe_node()
         python = ".".join(map(str, seen.python))
         view = NodeView(arguments.name, " ".join(seen.libc), seen.machine, python, seen.free)
         try:
             began = time.time()
             with node.session() as session:
-                there = session.request("look", Look)
+                there = session.request("look", HostInfo)
                 ahead = session.greeting.time - (began + time.time()) / 2
         except RemoteError as error:
             return replace(view, wrong=(Wrong.by(error),))
@@ -211,7 +211,7 @@ class LoginNode:
             except RemoteError as error:
                 if error.hint is None or "remote install" not in error.hint:
                     raise
-        versions = self.installer.look().versions
+        versions = self.installer.describe_node().versions
         found = [name for name in versions if name.startswith(ours)]
         if not found:
             what = f"launcher {__version__} is not installed there"
@@ -220,7 +220,7 @@ class LoginNode:
             elif versions:
                 what += f", but {', '.join(one_line(name) for name in versions[-3:])}"
             raise RemoteError(what, where=self.name, hint=f"launcher remote install {self.name}")
-        session = self._spoken(self.installer.begin(found[-1]))
+        session = self._spoken(self.installer.start_agent(found[-1]))
         self.remember(found[-1])
         return session
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO, cast
 
 from launcher import __version__
-from launcher.benchmark.environment import wrong_variables
+from launcher.benchmark.environment import variable_errors
 from launcher.cli.command import Command, Tell
 from launcher.cli.common import open_project
 from launcher.cli.planning import PlanView, plan_lines, view_of
@@ -41,7 +41,7 @@ def print_workflow(arguments: argparse.Namespace) -> int:
 def check_environment(arguments: argparse.Namespace) -> int:
     """Say everything that this step lacks; exit 2 when it lacks something. Nothing is held, and nothing is left."""
     project = open_project(arguments, look=True)
-    variables = list(wrong_variables(os.environ))
+    variables = list(variable_errors(os.environ))
     wrong: list[LauncherError] = [*step.of_github(os.environ, __version__), *variables]
     plan = None
     try:

@@ -37,18 +37,18 @@ from launcher.remote.messages import (
     Lines,
     decode,
     encode,
-    error_of,
+    error_fields,
     yield_all,
 )
 
 METHODS = {
-    "look": "agent:look",
-    "put": "bundle:take",
+    "look": "agent:describe_host",
+    "put": "bundle:receive_part",
     "tidy": "tidying:tidy",
-    "ask": "commands:ask",
+    "ask": "commands:run_command",
     "follow": "following:follow",
-    "list": "fetching:listed",
-    "send": "fetching:sent",
+    "list": "fetching:list_files",
+    "send": "fetching:send_files",
 }
 """What can be asked: functions of this room, of the state directory and of what the request says by name. Their value
 is the result; a generator gives events before it. Each is imported when it is asked for."""
@@ -58,7 +58,7 @@ _PROGRAMS = ("sbatch", "squeue", "sacct", "enroot", "git", "uv")
 _LONGEST_VALUE = 4096
 
 
-class Look(msgspec.Struct, frozen=True):
+class HostInfo(msgspec.Struct, frozen=True):
     """What a machine is: which programs are on PATH, where its state is, and the variables that a plan may depend on:
     none that is a secret."""
 
@@ -79,14 +79,14 @@ class Tidied(msgspec.Struct, frozen=True):
     states: tuple[str, ...] = ()
 
 
-def look(state: Path) -> Look:
+def describe_host(state: Path) -> HostInfo:
     """What this machine is."""
     told = {
         name: value
         for name, value in os.environ.items()
         if not names_a_secret(name) and len(value) < _LONGEST_VALUE and redact(value, os.environ) == value
     }
-    return Look(__version__, {name: shutil.which(name) for name in _PROGRAMS}, str(state), told)
+    return HostInfo(__version__, {name: shutil.which(name) for name in _PROGRAMS}, str(state), told)
 
 
 class Agent:
@@ -151,7 +151,7 @@ class Agent:
                     self._credited.notify_all()
         elif len(self._credits) >= _MOST_REQUESTS or not isinstance(method, str) or method not in METHODS:
             why = "too many requests at once" if method in METHODS else f"no method {method!r}"
-            self._send({"id": number, "error": error_of(RemoteError(why))})
+            self._send({"id": number, "error": error_fields(RemoteError(why))})
         else:
             self._credits[number] = WINDOW
             params = message.get("params")
@@ -168,7 +168,7 @@ class Agent:
                     result = yield_all(events, lambda event: self._event(number, event))
             self._send({"id": number, "result": result})
         except Exception as error:  # noqa: BLE001 - one request's trouble ends no other, and is told to its asker
-            self._send({"id": number, "error": error_of(error)})
+            self._send({"id": number, "error": error_fields(error)})
         finally:
             self._credits.pop(number, None)
 

@@ -71,7 +71,7 @@ def _files(place: Path) -> Iterator[tuple[Path, str]]:
                 yield path, path.relative_to(place).as_posix()
 
 
-def put(session: Session, bundle: Bundle) -> str:
+def send_bundle(session: Session, bundle: Bundle) -> str:
     """Have the bundle there; the path of its directory. Raises RemoteError."""
     place = session.request("put", str, digest=bundle.digest)
     for at in range(0, len(bundle.content), PART) if not place else ():
@@ -81,7 +81,7 @@ def put(session: Session, bundle: Bundle) -> str:
     return place
 
 
-def unpacked(directory: Path, bundle: Bundle) -> Path:
+def unpack_bundle(directory: Path, bundle: Bundle) -> Path:
     """The bundle below ``directory``, unpacked there unless it was; its own directory."""
     final = directory / bundle.digest
     if not final.is_dir():
@@ -93,8 +93,8 @@ def unpacked(directory: Path, bundle: Bundle) -> Path:
     return final
 
 
-def take(state: Path, digest: str, offset: int = 0, data: str = "", last: bool = False) -> str:
-    """The far side of `put`, a part or the question: the path of the bundle once it is whole, else "". Raises
+def receive_part(state: Path, digest: str, offset: int = 0, data: str = "", last: bool = False) -> str:
+    """The far side of `send_bundle`, a part or the question: the path of the bundle once it is whole, else "". Raises
     RemoteError."""
     directory = state / "bundles"
     if not _DIGEST.fullmatch(digest):
@@ -119,7 +119,7 @@ def take(state: Path, digest: str, offset: int = 0, data: str = "", last: bool =
         content = part.read_bytes()
         if hashlib.sha256(content).hexdigest() != digest:
             raise RemoteError("the bundle arrived changed", hint="try again")
-        return str(unpacked(directory, Bundle(digest, content)))
+        return str(unpack_bundle(directory, Bundle(digest, content)))
     finally:
         if not kept:
             part.unlink(missing_ok=True)
@@ -129,7 +129,7 @@ def _unpack(content: bytes, directory: Path) -> None:
     """Write a bundle's files. Raises RemoteError for whatever is no plain file below the directory."""
     with tarfile.open(fileobj=io.BytesIO(gzip.decompress(content))) as tar:
         for member in tar:
-            path = inside(directory, member.name)
+            path = path_below(directory, member.name)
             if not member.isreg() or (file := tar.extractfile(member)) is None:
                 raise RemoteError(f"a bundle holds what is no file: {one_line(member.name)[:200]}")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def _unpack(content: bytes, directory: Path) -> None:
             path.chmod(member.mode & 0o700)
 
 
-def inside(directory: Path, name: object) -> Path:
+def path_below(directory: Path, name: object) -> Path:
     """A path below a directory, by a name that another side gives. Raises RemoteError where it would lead elsewhere."""
     path = PurePosixPath(str(name))
     plain = str(name) == path.as_posix() and str(name).isprintable() and len(str(name)) < 1000

@@ -26,7 +26,7 @@ _ITS_OWN = 255
 class OpenSSHPipe:
     def __init__(self, argv: list[str], host: str) -> None:
         self._host = host
-        self._complaints: collections.deque[bytes] = collections.deque(maxlen=200)
+        self._stderr: collections.deque[bytes] = collections.deque(maxlen=200)
         try:
             # A session of its own would take the terminal away, at which ssh asks for codes. But a Ctrl-C comes to ssh
             # too, and would end the connection by which we cancel: a signal that is blocked here is blocked there.
@@ -36,13 +36,13 @@ class OpenSSHPipe:
                 )
         except OSError as error:
             raise RemoteError(f"{argv[0]} cannot be started: {error.strerror}", where=host) from error
-        threading.Thread(target=self._read_complaints, daemon=True).start()
+        threading.Thread(target=self._read_stderr, daemon=True).start()
 
-    def _read_complaints(self) -> None:
+    def _read_stderr(self) -> None:
         assert self._child.stderr is not None
         with contextlib.suppress(OSError, ValueError):
             while part := self._child.stderr.read(4096):
-                self._complaints.append(part)
+                self._stderr.append(part)
 
     def send(self, data: bytes) -> None:
         assert self._child.stdin is not None
@@ -71,8 +71,8 @@ class OpenSSHPipe:
             return None if code in (_ITS_OWN, None) or code < 0 else code
         return None
 
-    def complaints(self) -> str:
-        return b"".join(self._complaints).decode(errors="replace").strip()[-4000:]
+    def stderr_tail(self) -> str:
+        return b"".join(self._stderr).decode(errors="replace").strip()[-4000:]
 
     def close(self) -> None:
         self.finish()

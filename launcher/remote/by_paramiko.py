@@ -47,14 +47,14 @@ class ParamikoPipe:
     def __init__(self, channel: paramiko.Channel, host: str) -> None:
         self._channel = channel
         self._host = host
-        self._complaints: collections.deque[bytes] = collections.deque(maxlen=16)
+        self._stderr: collections.deque[bytes] = collections.deque(maxlen=16)
         # What is not read fills the window and stops the program.
-        threading.Thread(target=self._read_complaints, daemon=True).start()
+        threading.Thread(target=self._read_stderr, daemon=True).start()
 
-    def _read_complaints(self) -> None:
+    def _read_stderr(self) -> None:
         with contextlib.suppress(OSError):
             while part := self._channel.recv_stderr(4096):
-                self._complaints.append(part)
+                self._stderr.append(part)
 
     def send(self, data: bytes) -> None:
         self._channel.settimeout(_SENDING)
@@ -80,8 +80,8 @@ class ParamikoPipe:
             return None
         return None if self._channel.exit_status == -1 else self._channel.exit_status
 
-    def complaints(self) -> str:
-        return b"".join(self._complaints).decode(errors="replace").strip()
+    def stderr_tail(self) -> str:
+        return b"".join(self._stderr).decode(errors="replace").strip()
 
     def close(self) -> None:
         with contextlib.suppress(Exception):

@@ -33,7 +33,7 @@ def own_argv(*words: str) -> list[str]:
     return [sys.executable, *isolated, "-m", "launcher", *words]
 
 
-def ask(state: Path, **request: Any) -> Generator[Any, None, Any]:
+def run_command(state: Path, **request: Any) -> Generator[Any, None, Any]:
     """Run a command, as `launcher.cli.detached.command` reads it. Events: ``{"said": text}`` of standard error, and
     bytes of standard output, which are a zlib stream together; the value is the exit code."""
     child = subprocess.Popen(

@@ -19,7 +19,7 @@ import msgspec
 from launcher.core.errors import ConfigError, RemoteError
 from launcher.core.publish import fsync, make_private, private_opener
 from launcher.core.reading import open_regular
-from launcher.remote.bundle import MOST_FILES, inside
+from launcher.remote.bundle import MOST_FILES, path_below
 from launcher.remote.messages import typed
 from launcher.remote.session import Session
 
@@ -36,7 +36,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     size: Annotated[int, msgspec.Meta(ge=0)]
 
 
-def listed(state: Path, name: str) -> Generator[Any, None, Any]:
+def list_files(state: Path, name: str) -> Generator[Any, None, Any]:
     """The far side: the files of a run or sweep, as events of some entries each; the value is its place in the state
     directory. Raises ConfigError when there is none of that name."""
     place = next((f"{kind}/{name}" for kind in ("runs", "sweeps") if (state / kind / name).is_dir()), None)
@@ -62,13 +62,13 @@ def _files(directory: Path) -> Iterator[Path]:
                 yield path
 
 
-def sent(state: Path, place: str, wanted: list[Any]) -> Generator[Any, None, Any]:
+def send_files(state: Path, place: str, wanted: list[Any]) -> Generator[Any, None, Any]:
     """The far side: of files, ``[path, offset, size]`` each, the bytes from there on, and then the SHA-256 of all
     ``size`` bytes. Raises RemoteError, OSError."""
-    root = inside(state, place)
+    root = path_below(state, place)
     for name, offset, size in wanted:
         at, digest = 0, hashlib.sha256()
-        with open_regular(inside(root, name), follow=False) as file:
+        with open_regular(path_below(root, name), follow=False) as file:
             while at < int(size):
                 part = file.read(min(PART, (int(size) if at >= int(offset) else int(offset)) - at))
                 if not part:
@@ -95,12 +95,12 @@ def fetch(
         except StopIteration as end:
             if end.value not in (f"runs/{name}", f"sweeps/{name}"):
                 raise RemoteError("it names another place than that of this run", where=name) from None
-            place = inside(directory, end.value)
+            place = path_below(directory, end.value)
             break
         if len(entries) > MOST_FILES:
             raise RemoteError(f"it has more than {MOST_FILES} files", where=name)
     make_private(place)
-    here = {entry: _here(inside(place, entry.path), entry.size) for entry in entries}
+    here = {entry: _here(path_below(place, entry.path), entry.size) for entry in entries}
     size = sum(entry.size for entry in entries)
     lacking, free = size - sum(count for _, count in here.values()), shutil.disk_usage(place).free
     if lacking > free:
@@ -110,7 +110,7 @@ def fetch(
         source = session.stream("send", place=place.relative_to(directory).as_posix(), wanted=wanted)
         again = dict[Entry, tuple[Path, int]]()
         for entry, (file, count) in here.items():
-            final, digest = inside(place, entry.path), hashlib.sha256()
+            final, digest = path_below(place, entry.path), hashlib.sha256()
             for more in _receive(source, file, count, entry, digest):
                 lacking -= more
                 tell(size - lacking, size)

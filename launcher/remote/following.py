@@ -29,7 +29,7 @@ ALONE = 20.0
 """Seconds that a run may have no driver: one that is just being started, or taken over."""
 
 
-class News(msgspec.Struct, frozen=True):
+class RunUpdate(msgspec.Struct, frozen=True):
     """What is new of a run: its events, its log's lines, and both files' offsets for the next time."""
 
     events: list[dict[str, Any]]
@@ -37,7 +37,7 @@ class News(msgspec.Struct, frozen=True):
     at: tuple[int, int]
 
 
-class End(msgspec.Struct, frozen=True):
+class RunEnd(msgspec.Struct, frozen=True):
     """How a run ended, as its record has it: ``error`` as a message carries it. A ``state`` of ``left`` is of one that
     nobody drives and that has not ended."""
 
@@ -51,9 +51,9 @@ class End(msgspec.Struct, frozen=True):
 
 def follow(
     state: Path, run: str, at: Sequence[int] = (0, 0), *, sleep: Callable[[float], None] = time.sleep
-) -> Generator[News, None, End]:
-    """`News` whenever there is something; the value is its `End`, also of a run that nobody drives. Raises ConfigError
-    when there is no such run."""
+) -> Generator[RunUpdate, None, RunEnd]:
+    """Yields a `RunUpdate` whenever a run's files have grown; returns its `RunEnd`, also when nobody drives the run any
+    more. Raises ConfigError when there is no such run."""
     record, (events, log) = RunRecord.load(state / "runs", run), at
     alone = 0.0
     while True:
@@ -72,9 +72,9 @@ def follow(
             if (events, log) == (told, logged):
                 break
             events, log = told, logged
-            yield News(list(_events(new)), shown, (events, log))
+            yield RunUpdate(list(_events(new)), shown, (events, log))
         if over:
-            return _end_of(record)
+            return _run_end(record)
         sleep(EACH)
 
 
@@ -103,7 +103,7 @@ def _events(lines: list[str]) -> Iterator[dict[str, Any]]:
             yield event
 
 
-def _end_of(record: RunRecord) -> End:
+def _run_end(record: RunRecord) -> RunEnd:
     fields, error = record.fields, record.fields.error
     code = fields.exit_code if fields.exit_code is not None else 1  # none: its driver was killed at the last moment
     told = None
@@ -113,4 +113,6 @@ def _end_of(record: RunRecord) -> End:
     with contextlib.suppress(ResultError):
         summary = read_document(record.directory)
     verdict = str(fields.verdict) if fields.verdict is not None else ""
-    return End(fields.state if record.fields.has_ended else "left", code, told, verdict, summary, str(record.directory))
+    return RunEnd(
+        fields.state if record.fields.has_ended else "left", code, told, verdict, summary, str(record.directory)
+    )

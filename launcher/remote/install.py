@@ -73,10 +73,10 @@ class Installer:
 
     @property
     def open(self) -> bool:
-        """Whether something was asked, and can go on (`begin`)."""
+        """Whether something was asked, and can go on (`start_agent`)."""
         return self._pipe is not None
 
-    def look(self) -> Node:
+    def describe_node(self) -> Node:
         """Raises RemoteError, also where there is no Python."""
         said = self._ask({"what": "look"})
         try:
@@ -98,7 +98,7 @@ class Installer:
         body = {"size": len(wheels.content), "sha256": wheels.digest}
         return bool(self._ask({**request, **body}, wheels.content).get("new"))
 
-    def begin(self, version: str) -> Pipe:
+    def start_agent(self, version: str) -> Pipe:
         """Have the agent of a version go on where what was asked here ends: nobody is let in a second time."""
         self._ask({"what": "begin", "name": version})
         assert self._pipe is not None
@@ -153,7 +153,7 @@ class Installer:
             late.cancel()
         if came >= LONGEST:
             raise RemoteError("it says much, and does not answer", where=self._host)
-        complaint = one_line(pipe.complaints()[-500:])
+        complaint = one_line(pipe.stderr_tail()[-500:])
         if pipe.status() in (126, 127):
             hint = "name one that is 3.10 or newer: login.python"
             raise RemoteError(f"there is no {self._python}: {complaint}", where=self._host, hint=hint)
@@ -199,7 +199,7 @@ def version_name(wheels: Sequence[Path]) -> str:
     return f"{content_name()}-{digest.hexdigest()[:8]}"
 
 
-def packed(wheels: Sequence[Path]) -> Bundle:
+def pack_wheels(wheels: Sequence[Path]) -> Bundle:
     """The wheels, with the launcher's own, as they are sent."""
     return pack({**{file.name: file for file in wheels}, f"launcher-{__version__}-py3-none-any.whl": own_wheel()})
 

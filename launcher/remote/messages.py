@@ -122,14 +122,14 @@ def typed(value: Any, kind: type[T], where: str) -> T:
         raise RemoteError(f"it answers in another way than ours: {one_line(error)[:500]}", where=where) from error
 
 
-def error_of(error: BaseException) -> dict[str, Any]:
+def error_fields(error: BaseException) -> dict[str, Any]:
     """An error as a message carries it."""
     known = as_error(error)
     fields = {"layer": known.layer, "message": known.message, "where": known.where, "hint": known.hint}
     return {"type": type(error).__name__, **fields, "exit": known.exit_code}
 
 
-def raised(error: Any, host: str) -> LauncherError:
+def received_error(error: Any, host: str) -> LauncherError:
     """The error of a message, to be raised here: whatever it holds is data."""
     fields = error if isinstance(error, dict) else {"message": "an error without words"}
 

@@ -20,7 +20,7 @@ class Pipe(Protocol):
     def status(self) -> int | None:
         """The program's exit code once its output has ended; None when that is unknown, which says nothing of it."""
 
-    def complaints(self) -> str:
+    def stderr_tail(self) -> str:
         """The end of what the program wrote to standard error."""
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ from launcher.remote.messages import (
     T,
     decode,
     encode,
-    raised,
+    received_error,
     typed,
     yield_all,
 )
@@ -104,7 +104,7 @@ class Session:
                 if isinstance(message, LauncherError):
                     raise message
                 if "error" in message:
-                    raise raised(message["error"], self._host)
+                    raise received_error(message["error"], self._host)
                 if "result" in message:
                     return message["result"]
                 yield message.get("event")
@@ -190,7 +190,7 @@ class Session:
 
     def _ended(self, greeted: bool) -> RemoteError:
         code = self._pipe.status()
-        said = one_line(self._pipe.complaints()[-1000:] or self._said_before[-1000:].decode(errors="replace"))
+        said = one_line(self._pipe.stderr_tail()[-1000:] or self._said_before[-1000:].decode(errors="replace"))
         if greeted:
             return RemoteError("the connection has gone", where=self._host, hint="what was started there goes on")
         if code in _NOT_THERE:

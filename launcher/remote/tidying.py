@@ -40,8 +40,8 @@ def tidy(state: Path, directory: str, apply: bool = False) -> Tidied:
         there = directory_of({"directory": directory})
     except Refused as error:
         raise RemoteError(str(error.args[0]), hint=str(error.args[1])) from error
-    bundles, states = state / "bundles", (state, *others(state))
-    keep = {name for one in states for name in needed(one)}
+    bundles, states = state / "bundles", (state, *other_states(state))
+    keep = {name for one in states for name in needed_names(one)}
     gone, unasked = unneeded_versions(there, keep), unneeded_bundles(bundles, keep)
     if apply:
         remove(bundles, unasked)
@@ -50,7 +50,7 @@ def tidy(state: Path, directory: str, apply: bool = False) -> Tidied:
     return Tidied(apply, tuple(gone), tuple(unasked), kept, tuple(map(str, states)))
 
 
-def remember(state: Path, other: Path, argv: Sequence[str]) -> None:
+def register_state(state: Path, other: Path, argv: Sequence[str]) -> None:
     """Have `tidy` of ``state`` ask the runs of another state directory, too, where a driver with ``argv``, which needs
     something that is tidied, begins. Raises OSError."""
     if other != state and any(_NAMED.search(os.fsencode(word)) for word in argv):
@@ -59,13 +59,13 @@ def remember(state: Path, other: Path, argv: Sequence[str]) -> None:
             (state / _OTHERS / hashlib.sha256(os.fsencode(other)).hexdigest()[:16]).symlink_to(other)
 
 
-def others(state: Path) -> list[Path]:
+def other_states(state: Path) -> list[Path]:
     """The other state directories that drivers named, and that are there."""
     links = sorted((state / _OTHERS).iterdir()) if (state / _OTHERS).is_dir() else []
     return [link.readlink() for link in links if link.is_symlink() and link.is_dir()]
 
 
-def needed(state: Path) -> set[str]:
+def needed_names(state: Path) -> set[str]:
     """Names of the bundles and versions that a run or sweep names which has not ended, or cannot be read. Raises
     OSError for a file of one that cannot be read: what it names is then not known."""
     named = set[str]()

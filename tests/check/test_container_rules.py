@@ -205,7 +205,7 @@ def test_rows_of_one_node_are_left_out_where_only_a_checkout_would_have_their_sc
     """Those whose scripts come with the launcher are looked at everywhere."""
     (tmp_path / "t-master.yaml").write_text(MATRIX)
     project = Project.open({"HOME": "/root"}, workspace=str(tmp_path))
-    everything = inputs.everything(project, [str(tmp_path / "t-master.yaml")])
+    everything = inputs.gather_everything(project, [str(tmp_path / "t-master.yaml")])
     assert [row.benchmark.runner for row in everything.rows] == ["local"]
     ((what, places),) = everything.outside.items()
     assert what.startswith("rows of one node, whose scripts are not in the workspace") and len(places) == 2
@@ -254,7 +254,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> CheckInput:
     tree = judge().make_tree.make(tmp_path_factory.mktemp("rules") / "InferenceX")
     project = Project.open({"HOME": "/root"}, workspace=str(tree))
     masters = [str(tree / "configs" / f"{name}-master.yaml") for name in ("nvidia", "amd")]
-    everything = inputs.everything(project, masters)
+    everything = inputs.gather_everything(project, masters)
     rows, evaluations = (
         [row for row in rows if not row.benchmark.multinode] for rows in (everything.rows, everything.evaluations)
     )

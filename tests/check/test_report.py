@@ -56,13 +56,13 @@ def test_an_anchor_brings_two_keys_to_one_line() -> None:
 
 def test_annotations_are_escaped_and_relative_to_the_repository() -> None:
     found = [finding(place=SourceLocation(RECIPE, "model"), message="50% of\n::error::x")]
-    assert list(report.github(found, ROOTS)) == [
+    assert list(report.github_annotations(found, ROOTS)) == [
         "::warning file=recipes/a b.yaml,line=1,title=precision::50%25 of%0A::error::x"
     ]
     note = finding(rule="outside", severity="note", place="--recipe")
-    assert list(report.github([note], ROOTS)) == ["::notice title=outside::m"]
+    assert list(report.github_annotations([note], ROOTS)) == ["::notice title=outside::m"]
     comma = finding(place="/ws/a,b:c.yaml:3")
-    assert "file=a%2Cb%3Ac.yaml,line=3" in next(report.github([comma], ROOTS))
+    assert "file=a%2Cb%3Ac.yaml,line=3" in next(report.github_annotations([comma], ROOTS))
 
 
 def test_sarif_names_rules_levels_and_places() -> None:
@@ -71,7 +71,7 @@ def test_sarif_names_rules_levels_and_places() -> None:
         finding(rule="outside", severity="note", place="nowhere"),
         finding(place="/elsewhere/ä.yaml:3"),
     ]
-    log = json.loads(report.sarif(found, ROOTS))
+    log = json.loads(report.sarif_log(found, ROOTS))
     (run,) = log["runs"]
     assert log["version"] == "2.1.0" and log["$schema"].endswith("sarif-schema-2.1.0.json")
     assert [rule["id"] for rule in run["tool"]["driver"]["rules"]] == ["precision", "outside"]

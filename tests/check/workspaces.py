@@ -135,7 +135,7 @@ class CheckedWorkspace:
             srt_slurm=str(self.root / trees) if trees else None,
             recipes=str(self.root / recipes) if recipes else None,
         )
-        given = inputs.everything(project, [str(self.root / "configs/t-master.yaml")])
+        given = inputs.gather_everything(project, [str(self.root / "configs/t-master.yaml")])
         found = check_everything(dataclasses.replace(given, today=today, has_commit=has_commit))
         # what is shipped with the launcher is looked at beside the workspace, and is not its subject
         return [one for one in found if one.file.startswith(str(self.root))]

@@ -230,7 +230,7 @@ def test_what_is_sent_holds_trees_scripts_and_the_commit(tmp_path: Path) -> None
     (tmp_path / "space/.git/packed-refs").write_text(f"{'5' * 40} refs/heads/main")
     words = ["check", "--workspace", str(tmp_path / "space"), "--srt-slurm", str(tmp_path / "trees")]
     packed = bundle.pack(on.local_files(parser().parse_args(words), tmp_path / "space"))
-    there = bundle.unpacked(tmp_path / "there", packed)
+    there = bundle.unpack_bundle(tmp_path / "there", packed)
     assert head_commit(there / "workspace") == "5" * 40
     found = {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()}
     scripts = {f"workspace/{name}" for name in ("configs/a", "benchmarks/run.sh", "utils/serve.py", ".git/HEAD")}

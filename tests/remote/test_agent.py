@@ -24,7 +24,7 @@ import pytest
 from launcher.cli.arguments import parser
 from launcher.core.errors import ConfigError, LauncherError, RemoteError
 from launcher.remote import bundle, fetching
-from launcher.remote.agent import Look
+from launcher.remote.agent import HostInfo
 from launcher.remote.by_openssh import OpenSSHPipe
 from launcher.remote.messages import LONGEST, Lines
 from launcher.remote.session import Session
@@ -62,7 +62,7 @@ def asked(session: Session, *words: str, secrets: dict[str, str] | None = None) 
 
 
 def test_a_machine_describes_itself_without_its_secrets(session: Session, there: Path) -> None:
-    seen = session.request("look", Look)
+    seen = session.request("look", HostInfo)
     assert seen.state == str(there) and seen.environment["HOME"] == str(there)
     assert "do-not-tell-it" not in str(seen)
 
@@ -84,7 +84,7 @@ class TestBundles:
         (tmp_path / "big").write_bytes(os.urandom(2 * bundle.PART))
         made = bundle.pack({"runners": tmp_path / "runners", "matrix/0.yaml": tmp_path / "big"})
         assert made == bundle.pack({"matrix/0.yaml": tmp_path / "big", "runners": tmp_path / "runners"})
-        place = Path(bundle.put(session, made))
+        place = Path(bundle.send_bundle(session, made))
         assert (place / "runners/deep/a.yaml").read_text() == "a" and not (place / "runners/.git").exists()
         assert (place / "matrix/0.yaml").read_bytes() == (tmp_path / "big").read_bytes()
         assert place.stat().st_mode & 0o77 == 0 and [path.name for path in place.parent.iterdir()] == [made.digest]
@@ -102,7 +102,7 @@ class TestBundles:
         digest = hashlib.sha256(content).hexdigest()
         directory = there / "refused"
         with pytest.raises(RemoteError, match=r"leaves its directory|no file"):
-            bundle.take(directory, digest, 0, base64.b64encode(content).decode(), True)
+            bundle.receive_part(directory, digest, 0, base64.b64encode(content).decode(), True)
         assert not list((directory / "bundles").iterdir()) and not (there / "evil").exists()
 
     def test_a_bundle_that_arrives_changed_is_none(self, session: Session) -> None:
@@ -300,7 +300,7 @@ number = json.loads(sys.stdin.buffer.readline())["id"]
 def test_a_hostile_far_side_ends_in_one_clear_error(then: str, message: str) -> None:
     pipe = OpenSSHPipe([sys.executable, "-c", HOSTILE + then], "there")
     with Session(pipe, "there") as session, pytest.raises(LauncherError, match=message) as raised:
-        session.request("look", Look)
+        session.request("look", HostInfo)
     assert raised.value.exit_code in (1, 8) and str(raised.value).startswith("there: ")
 
 

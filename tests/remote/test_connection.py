@@ -14,7 +14,7 @@ import pytest
 
 from launcher.core.errors import ConfigError, RemoteError
 from launcher.core.process import run
-from launcher.remote.agent import Look
+from launcher.remote.agent import HostInfo
 from launcher.remote.by_openssh import OpenSSHOpener
 from launcher.remote.by_paramiko import ParamikoOpener
 from launcher.remote.destination import Destination, resolve
@@ -56,7 +56,7 @@ def test_both_ways_carry_the_same_session(opener: Opener) -> None:
     with Session(opener.open(AGENT), "login") as session:
         assert session.greeting.version
         assert session.greeting.python == sys.version.split()[0]
-        assert session.request("look", Look).version == session.greeting.version
+        assert session.request("look", HostInfo).version == session.greeting.version
         with pytest.raises(Exception, match="no method 'none'"):
             session.request("none", str)
 
@@ -70,7 +70,7 @@ def test_a_command_that_is_not_there_is_an_installation_that_is_missing(opener: 
 def test_what_a_login_shell_prints_is_skipped_up_to_a_bound(opener: Opener) -> None:
     banner = f"{sys.executable} -c 'print(\"motd \" * 200, flush=True)'"
     with Session(opener.open(f"{banner}; {AGENT}"), "login") as session:
-        assert session.request("look", Look).state
+        assert session.request("look", HostInfo).state
     with pytest.raises(RemoteError, match=r"before us|bytes"):
         Session(opener.open(f"yes | head -c 3000000; {AGENT}"), "login")
 
@@ -96,7 +96,7 @@ def test_a_connection_that_is_cut_is_noticed_and_says_what_goes_on(server: Serve
             os.kill(child, signal.SIGKILL)
         with pytest.raises(RemoteError, match="gone") as raised:
             while time.monotonic() - began < 60:
-                session.request("look", Look)
+                session.request("look", HostInfo)
         assert raised.value.hint == "what was started there goes on" or "connection" in raised.value.message
     opener.close()
 
@@ -181,7 +181,7 @@ def test_a_jump_checks_both_keys_and_lets_in_at_both(server: Server, tmp_path: P
         assert [hop.port for hop in where.hops] == [server.port, behind.port]
         opener = by_paramiko(where)
         with Session(opener.open(AGENT), "behind") as session:
-            assert session.request("look", Look).state
+            assert session.request("look", HostInfo).state
         opener.close()
         behind.know("# nobody")
         with pytest.raises(RemoteError, match="not known"):

@@ -24,7 +24,7 @@ from launcher.remote import install, tidying
 from launcher.remote.bundle import Bundle
 from launcher.remote.by_openssh import OpenSSHOpener
 from launcher.remote.destination import resolve
-from launcher.remote.install import Installer, Node, packed, version_name, wheels_for
+from launcher.remote.install import Installer, Node, pack_wheels, version_name, wheels_for
 from launcher.remote.session import Session
 from tests.remote.servers import sshd
 
@@ -66,12 +66,12 @@ def installer(opener: OpenSSHOpener, tmp_path: Path) -> Installer:
 
 
 def test_a_version_is_installed_once_and_answers(installer: Installer, opener: OpenSSHOpener, wheels: Path) -> None:
-    node = installer.look()
+    node = installer.describe_node()
     assert (node.python, node.machine, node.versions) == (sys.version_info[:3], platform.machine(), ())
     files = wheels_for(node, cache=Path("/nonexistent"), run=run, wheels=wheels)
-    name, made = version_name(files), packed(files)
+    name, made = version_name(files), pack_wheels(files)
     assert installer.install(name, made)
-    assert installer.look().versions == (name,)
+    assert installer.describe_node().versions == (name,)
     began = time.monotonic()
     assert not installer.install(name, made)
     assert time.monotonic() - began < 60
@@ -84,7 +84,7 @@ def test_a_version_is_installed_once_and_answers(installer: Installer, opener: O
     place = Path(installer.directory) / "versions"
     assert tidying.unneeded_versions(place, set(), newest=0) == [name]
     assert not tidying.unneeded_versions(place, {name}, newest=0)
-    with Session(installer.begin(name), "login"):  # where it was asked; and one that runs stays
+    with Session(installer.start_agent(name), "login"):  # where it was asked; and one that runs stays
         assert not installer.open and not tidying.unneeded_versions(place, set(), newest=0)
 
 
@@ -124,7 +124,7 @@ def test_what_does_not_work_is_never_a_version(
 ) -> None:
     with pytest.raises(RemoteError, match=message):
         installer.install(BROKEN, made)
-    assert installer.look().versions == ()
+    assert installer.describe_node().versions == ()
     assert [path.name for path in (tmp_path / "there/versions").iterdir()] == [".lock"]
     assert not (tmp_path / "evil").exists()
 
@@ -149,15 +149,15 @@ def test_a_connection_that_ends_early_leaves_nothing(
     with pytest.raises(RemoteError, match="too early"):
         installer.install(BROKEN, broken(os.urandom(400_000)))
     monkeypatch.undo()
-    assert installer.look().versions == ()
+    assert installer.describe_node().versions == ()
 
 
 def test_two_at_once_install_one(opener: OpenSSHOpener, wheels: Path, tmp_path: Path) -> None:
     installers = [
         Installer(opener, "login", directory=str(tmp_path / "there"), python=sys.executable) for _ in range(2)
     ]
-    files = wheels_for(installers[0].look(), cache=Path("/nonexistent"), run=run, wheels=wheels)
-    name, made = version_name(files), packed(files)
+    files = wheels_for(installers[0].describe_node(), cache=Path("/nonexistent"), run=run, wheels=wheels)
+    name, made = version_name(files), pack_wheels(files)
     new: list[bool] = []
     threads = [threading.Thread(target=lambda i=i: new.append(i.install(name, made))) for i in installers]  # type: ignore[misc]
     for thread in threads:
@@ -165,20 +165,20 @@ def test_two_at_once_install_one(opener: OpenSSHOpener, wheels: Path, tmp_path: 
     for thread in threads:
         thread.join(300)
     assert len(new) == 2
-    assert installers[0].look().versions == (name,)
+    assert installers[0].describe_node().versions == (name,)
 
 
 def test_a_directory_that_others_can_write_is_refused(installer: Installer, tmp_path: Path) -> None:
-    installer.look()
+    installer.describe_node()
     (tmp_path / "there").chmod(0o777)
     with pytest.raises(RemoteError, match="written by others") as raised:
-        installer.look()
+        installer.describe_node()
     assert "chmod go-w" in str(raised.value)
 
 
 def test_no_python_there_is_said(opener: OpenSSHOpener) -> None:
     with pytest.raises(RemoteError, match="there is no /nonexistent/python3") as raised:
-        Installer(opener, "login", python="/nonexistent/python3").look()
+        Installer(opener, "login", python="/nonexistent/python3").describe_node()
     assert "login.python" in str(raised.value)
 
 

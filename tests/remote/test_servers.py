@@ -15,7 +15,7 @@ from launcher.cli import main, remote
 from launcher.core.errors import LauncherError, RemoteError
 from launcher.core.process import run
 from launcher.remote import bundle
-from launcher.remote.agent import Look
+from launcher.remote.agent import HostInfo
 from launcher.remote.by_paramiko import ParamikoOpener
 from launcher.remote.destination import resolve
 from launcher.remote.opener import Prompt
@@ -44,11 +44,11 @@ def one_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def test_one_session_behind_a_slow_shell_that_talks_is_enough(one_session: Site) -> None:
     opener = reached(one_session.server)
     with Session(opener.open(one_session.agent), "login") as session:
-        assert session.request("look", Look).state == str(one_session.far)
+        assert session.request("look", HostInfo).state == str(one_session.far)
         with pytest.raises(RemoteError, match="no session") as raised:
             opener.open("true")
         assert "MaxSessions" in str(raised.value)
-        assert session.request("look", Look).state, "and the session goes on"
+        assert session.request("look", HostInfo).state, "and the session goes on"
     opener.close()
 
 
@@ -142,7 +142,7 @@ def test_a_disk_that_is_full_there_is_said_and_leaves_nothing(
         opener = reached(full.server)
         with Session(opener.open(full.agent), "login") as session:
             with pytest.raises(LauncherError, match="No space left"):
-                bundle.put(session, bundle.pack({"runners": tmp_path / "files"}))
+                bundle.send_bundle(session, bundle.pack({"runners": tmp_path / "files"}))
             assert not [path for path in small_disk.rglob("*") if path.is_file()]
         opener.close()
         for name, value in full.variables.items():
@@ -159,7 +159,7 @@ def test_requests_do_not_wait_for_each_other(one_session: Site) -> None:
         one_session.server.configure("late", port=port)
         opener = reached(one_session.server, name="late")
         with Session(opener.open(one_session.agent), "late") as session:
-            session.request("look", Look)
+            session.request("look", HostInfo)
             began = time.monotonic()
             streams = [session.stream("put", digest="0" * 64) for _ in range(20)]
             threads = [threading.Thread(target=lambda s=s: list(s)) for s in streams]  # type: ignore[misc]

@@ -98,7 +98,7 @@ def test_what_runs_of_another_state_directory_need_stays(tmp_path: Path) -> None
     started(run(other, "r", "running"), needed)
     argv = json.loads((other / "runs/r" / STARTED).read_text())["argv"]
     for place, words in ((other, argv), (other, argv), (gone, argv), (state, argv), (tmp_path, ["launcher", "x"])):
-        tidying.remember(state, place, words)
+        tidying.register_state(state, place, words)
     found = tidying.tidy(state, str(tmp_path / "there"), apply=True)
     assert (found.bundles, found.states) == ((old,), (str(state), str(other)))
     assert (state / "bundles" / needed).is_dir()
@@ -111,7 +111,7 @@ def test_a_driver_in_another_state_directory_leaves_its_name(tmp_path: Path, mon
     record = run(tmp_path / "other", "r", "running")
     sent = argparse.Namespace(workspace="/x/bundles/b/workspace")
     driver = detached.start("r", ["schema"], record / "log", tmp_path / "other", sent)
-    assert driver.child.wait(60) is not None and tidying.others(tmp_path / "state") == [tmp_path / "other"]
+    assert driver.child.wait(60) is not None and tidying.other_states(tmp_path / "state") == [tmp_path / "other"]
 
 
 def test_what_cannot_be_read_of_a_run_that_goes_on_keeps_everything(tmp_path: Path) -> None:
