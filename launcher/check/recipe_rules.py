@@ -13,7 +13,7 @@ from launcher.core.errors import closest, suggest
 from launcher.core.finding import Severity
 from launcher.core.slurm_notation import limit_seconds
 from launcher.core.yaml_source import SourceLocation
-from launcher.image.reference import names_an_image
+from launcher.image.reference import is_image_reference
 from launcher.srtctl.facts import ContainerUse, RecipeFacts
 from launcher.srtctl.planned import SrtctlResolved
 
@@ -233,7 +233,7 @@ def _is_engine(use: ContainerUse) -> bool:
 @recipe_rule("image-mismatch", "error", "the recipe runs another image than the row publishes")
 def image_mismatch(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
     for use in _unresolved(s, f):
-        if _is_engine(use) and names_an_image(use.alias):
+        if _is_engine(use) and is_image_reference(use.alias):
             message = f"the recipe runs {use.alias}, and the matrix publishes its numbers as {s.rules.benchmark.image}"
             yield message, s.place(*use.paths[0])
 
@@ -241,7 +241,7 @@ def image_mismatch(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
 @recipe_rule("container-unresolved", "error", "a container name of the recipe is no image that the run stages")
 def container_unresolved(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
     for use in _unresolved(s, f):
-        if _is_engine(use) and names_an_image(use.alias):
+        if _is_engine(use) and is_image_reference(use.alias):
             continue
         path, near = use.paths[0], closest(use.alias, s.containers)
         what, who = (
@@ -255,7 +255,7 @@ def container_unresolved(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
 def image_spelling(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
     for use in f.container_aliases:
         name = use.alias
-        if _is_engine(use) and name in s.containers and names_an_image(name) and name != s.rules.benchmark.image:
+        if _is_engine(use) and name in s.containers and is_image_reference(name) and name != s.rules.benchmark.image:
             message = (
                 f"the recipe spells the row's image {s.rules.benchmark.image} as {name}, which only this launcher finds"
             )
@@ -271,7 +271,7 @@ def alias_version(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
     for use in f.container_aliases:
         image = s.rules.benchmark.image if _is_engine(use) else helpers.get(use.alias, "")
         said, tag = _VERSION.findall(use.alias), image.partition("@")[0].rpartition(":")[2]
-        if use.alias not in s.containers or names_an_image(use.alias) or not said:
+        if use.alias not in s.containers or is_image_reference(use.alias) or not said:
             continue
         # A tag without a version (`latest`, a digest alone) may be any; a nightly build is no release.
         has = _VERSION.findall(tag)

@@ -89,9 +89,9 @@ def _cleaned_everywhere(project: Project) -> Iterator[Told]:
         yield Told(f"{count_of(len(unreadable), 'record')} cannot be read: {', '.join(one.id for one in unreadable)}")
     _remove_old_trees(project)
     _remove_collected(project, records(project.runs))
-    from launcher.model.nodes import reap  # no run stages on nodes: only here
+    from launcher.model.nodes import end_orphaned_jobs  # no run stages on nodes: only here
 
-    yield from _ended({"stagings": lambda tell: reap(project.state, SlurmCommands, tell)})
+    yield from _ended({"stagings": lambda tell: end_orphaned_jobs(project.state, SlurmCommands, tell)})
 
 
 _BY_CLEANUP = "launcher cleanup"

@@ -20,7 +20,7 @@ from launcher.core.errors import ConfigError, ImageError
 from launcher.core.lines import Line, Terminal, count_of, folded, table
 from launcher.image import inventory
 from launcher.image.inventory import Image, ImageDirectory
-from launcher.image.probe import Probed, between_nodes, between_processes, file_system
+from launcher.image.probe import LockProbe, describe_file_system, probe_nodes, probe_processes
 from launcher.image.reference import Reference
 from launcher.plan import derive
 from launcher.run.image_usage import images_in_use, is_run_over
@@ -164,7 +164,7 @@ class Locks:
     directory: str
     file_system: str
     notes: tuple[str, ...]
-    probes: tuple[Probed, ...]
+    probes: tuple[LockProbe, ...]
 
 
 def show_locks(value: Locks, terminal: Terminal) -> Iterator[str]:
@@ -182,10 +182,10 @@ def show_locks(value: Locks, terminal: Terminal) -> Iterator[str]:
 def locks(arguments: argparse.Namespace, tell: Tell) -> Locks:
     """What was found between two processes of this host, and between two nodes where there is Slurm."""
     directory = Path(arguments.directory).resolve()
-    found, said = [between_processes(directory)], []
+    found, said = [probe_processes(directory)], []
     options = [f"--{name}={value}" for name in ("partition", "account") if (value := getattr(arguments, name))]
     try:
-        found += [] if arguments.no_nodes else [between_nodes(directory, options)]
+        found += [] if arguments.no_nodes else [probe_nodes(directory, options)]
     except ImageError as error:
         said.append(f"between nodes: {error.message}")
-    return Locks(str(directory), file_system(directory), tuple(said), tuple(found))
+    return Locks(str(directory), describe_file_system(directory), tuple(said), tuple(found))

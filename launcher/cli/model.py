@@ -25,7 +25,7 @@ from launcher.model.checkpoint import examine
 from launcher.model.destination import leftovers, remove_leftovers
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, Manifest
 from launcher.model.nodes import NodeResult
-from launcher.model.serving import nearest_sibling, right_sibling, suggestion
+from launcher.model.serving import matching_sibling, nearest_sibling, sibling_hint
 from launcher.runner.file import RunnerFile, describe_when
 
 
@@ -168,7 +168,7 @@ def _layouts(arguments: argparse.Namespace, destination: Path) -> list[tuple[int
 
 def _staged_on_nodes(arguments: argparse.Namespace, tell: Tell) -> Sequence[NodeResult]:
     from launcher.core.process import stoppable
-    from launcher.model.nodes import Allocation, NodeTask, reap, stage_on_nodes
+    from launcher.model.nodes import Allocation, NodeTask, end_orphaned_jobs, stage_on_nodes
     from launcher.slurm.commands import SlurmCommands
 
     if arguments.source is None:
@@ -185,7 +185,7 @@ def _staged_on_nodes(arguments: argparse.Namespace, tell: Tell) -> Sequence[Node
     task = NodeTask(arguments.source, arguments.destination, arguments.workers)
     state = open_project(arguments).state
     with stop_on_signals() as stop:
-        reap(state, SlurmCommands, tell)
+        end_orphaned_jobs(state, SlurmCommands, tell)
         run = stoppable(stop.requested)
         return stage_on_nodes(task, where, run=run, state=state, scheduler=SlurmCommands, log=tell, stop=stop)
 
@@ -226,7 +226,7 @@ def verify(arguments: argparse.Namespace, tell: Tell) -> Compared:
     path = Path(arguments.path)
     manifest = Manifest.read(path)
     if manifest is None:
-        hint = suggestion(nearest_sibling(path), f"`launcher model stage {path}` reads it and writes one")
+        hint = sibling_hint(nearest_sibling(path), f"`launcher model stage {path}` reads it and writes one")
         raise ModelError(f"there is no {MANIFEST_NAME}", where=str(path), hint=hint)
     if not arguments.deep:
         found = manifest.differences(path)
@@ -303,8 +303,8 @@ def _checked(path: Path, note: str, precision: str | None) -> Checkpoint:
     report = examine(path, precision=precision, mounted=())
     better = None
     if not report.whole or report.identity == "mismatch":
-        if right := right_sibling(report.path, precision):
-            better = suggestion(right, "")
+        if right := matching_sibling(report.path, precision):
+            better = sibling_hint(right, "")
         elif near := nearest_sibling(report.path):
             other = examine(near, precision=precision)
             why = other.problems[0] if other.problems else other.identity_reason

@@ -27,7 +27,7 @@ from launcher.core.terminal import StandardOutput, say
 from launcher.doctor import step
 from launcher.plan.plan import SRTCTL
 from launcher.plan.refusing import refuse_secrets
-from launcher.rehearsal.shadow import NoNamespace, differences, record
+from launcher.rehearsal.shadow import NoNamespace, plan_differences, record_launcher
 from launcher.services import stand_in_programs
 
 
@@ -109,7 +109,7 @@ def shadow(arguments: argparse.Namespace, tell: Tell) -> Shadow:
         return Shadow(view, "bash clones srt-slurm and has srtctl submit, which is compared by no stub")
     script = project.workspace / "runners" / f"launch_{prefix}.sh"
     try:
-        bash = record(script, plan, project.environ, run)
+        bash = record_launcher(script, plan, project.environ, run)
     except NoNamespace as error:
         return Shadow(view, error.message)
-    return Shadow(view, None, script.name, len(bash.containers), tuple(differences(plan, bash, project.environ)))
+    return Shadow(view, None, script.name, len(bash.containers), tuple(plan_differences(plan, bash, project.environ)))

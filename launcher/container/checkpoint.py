@@ -15,7 +15,14 @@ from pathlib import Path
 from launcher.core.errors import ModelError, ResultError
 from launcher.core.reading import open_regular, read_file
 from launcher.model.fingerprint import CONFIGS, contradictions, fingerprint_of, read_configs
-from launcher.model.weights import HEADER_LIMIT, DamagedFile, Header, declared, header_of, identity
+from launcher.model.weights import (
+    HEADER_LIMIT,
+    DamagedFile,
+    Header,
+    compare_precision,
+    declared_quantisation,
+    parse_header,
+)
 from launcher.plan.plan import PlannedModel
 
 HEADERS = "headers.gz"
@@ -48,13 +55,13 @@ def refuse_another_checkpoint(model: PlannedModel, own: Path) -> None:
         headers = {str(number): header for number, header in enumerate(_headers(own / HEADERS))}
     except (ModelError, DamagedFile, OSError, EOFError, zlib.error) as error:
         raise ResultError(f"what the job kept of its checkpoint is damaged: {error}", where=str(own)) from None
-    found = declared(config, beside)
+    found = declared_quantisation(config, beside)
     said = fingerprint_of(config, found, headers)
     wrong = contradictions(
         {k: v for k, v in model.fingerprint.items() if k in ("quantisation", "weights")}, said, "the runner file"
     )
     stored = sum((Counter(header.bytes_by_dtype) for header in headers.values()), Counter[str]())
-    same, why = identity(model.precision, found, stored)
+    same, why = compare_precision(model.precision, found, stored)
     if same == "mismatch" and why is not None:
         wrong.append(why)
     if wrong:
@@ -76,4 +83,4 @@ def _headers(path: Path) -> Iterator[Header]:
             left -= length
             if length > HEADER_LIMIT or left < 0 or len(raw := stream.read(length)) != length:
                 raise DamagedFile("a header is longer than one can be, or cut off")
-            yield header_of(raw)
+            yield parse_header(raw)

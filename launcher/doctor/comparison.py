@@ -29,7 +29,7 @@ from launcher.doctor.facts import (
     known,
     statements,
 )
-from launcher.image.probe import Probed
+from launcher.image.probe import LockProbe
 from launcher.plan.preflight import ROOM
 from launcher.runner.cluster_schema import Storage
 from launcher.runner.file import RunnerFile
@@ -241,7 +241,7 @@ def _compare_import(said: Statement, tried: Imported) -> str:
     return tried.say
 
 
-def _compare_locks(said: Statement, probed: Probed) -> str:
+def _compare_locks(said: Statement, probed: LockProbe) -> str:
     late = "" if probed.clocks < 5 else f"; the clocks differ by {probed.clocks:g} s"
     found = f"{probed.where}: flock {probed.flock}, owner file {probed.owner_file}{late}"
     if not probed.one_at_a_time:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from launcher.core.errors import suggest
 from launcher.core.mounts import is_network
 from launcher.core.yaml_source import Key
-from launcher.image.probe import Probed
+from launcher.image.probe import LockProbe
 from launcher.runner.file import RunnerFile
 
 Side = Literal["login", "compute"]
@@ -306,7 +306,7 @@ class ClusterFacts:
     partition_name: str | None = None
     """The partition that was asked about; None for the default one."""
     submissions: Mapping[str, SubmissionCheck] = field(default_factory=dict)
-    locks: Fact[Probed] | None = None
+    locks: Fact[LockProbe] | None = None
     refs: Mapping[str, Fact[Mapping[str, str]]] = field(default_factory=dict)
     imports: Fact[Imported] | None = None
     stand_ins: tuple[str, ...] = ()

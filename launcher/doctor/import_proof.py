@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 
 from launcher.core.errors import ImageError
 from launcher.core.process import clean_environment, run
-from launcher.image.enroot import diagnose, own_directories
+from launcher.image.enroot import diagnose, directory_variables
 from launcher.image.squash import check_lists, inspect
 
 LIMIT = 60.0
@@ -100,7 +100,7 @@ def prove(directory: Path, options: str = "", command: tuple[str, ...] = ("enroo
     directory.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with TemporaryDirectory(prefix="launcher-doctor-", dir=directory) as place, registry() as address:
-        own = {**own_directories(place), "ENROOT_ALLOW_HTTP": "y", "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
+        own = {**directory_variables(place), "ENROOT_ALLOW_HTTP": "y", "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
         Path(own["TMPDIR"]).mkdir(parents=True)
         if options:
             own["ENROOT_SQUASH_OPTIONS"] = options

@@ -41,7 +41,7 @@ from launcher.doctor.facts import (
 )
 from launcher.doctor.programs import TIMEOUT, ask, no_answer
 from launcher.image import probe
-from launcher.image.probe import Probed
+from launcher.image.probe import LockProbe
 from launcher.runner.file import RunnerFile
 
 SCRIPT_TIMEOUT = 60.0
@@ -144,13 +144,13 @@ def _srun_options(file: RunnerFile, slurm: SlurmFacts) -> tuple[list[str], ...]:
     return (words, *([*words, form] for form in forms[:1] + forms[-1:]))
 
 
-def _locks(run: CommandRunner, path: str, facts: ClusterFacts) -> Fact[Probed]:
+def _locks(run: CommandRunner, path: str, facts: ClusterFacts) -> Fact[LockProbe]:
     """Whether locks hold in the image directory between two processes here."""
     seen = facts.login.directory(path)
     if isinstance(seen, Unknown) or not seen.writable:
         return Unknown("the image directory cannot be written from here")
     try:
-        return probe.between_processes(Path(seen.at), run)
+        return probe.probe_processes(Path(seen.at), run)
     except ImageError as error:
         return Unknown(error.message)
 

@@ -26,7 +26,7 @@ from launcher.core.waiting import begin, telling
 from launcher.image.reference import HUB, Fault, PlannedImage, Reference, fault_table
 from launcher.image.squash import temporary_beside
 
-ATTEMPTS = 4
+MAX_ATTEMPTS = 4
 NODE_PATIENCE = 1800
 """Seconds that the job of an import may wait for a node. Slurm itself ends it then, whatever became of us."""
 
@@ -44,9 +44,7 @@ _ON_NODE = (
 SIGKILL, so what an ended one left is removed a day later, by the next import there; none lasts so long."""
 
 FAULTS = "enroot_faults.yaml"
-_QUERY_TIMEOUT = 60.0
 _LONGEST_SCRIPT = 1 << 20
-_WRONG_ARCHITECTURE = "Image architecture doesn't match"
 _NODE_FAILED = re.compile(r"^srun: error: Node failure on \S+", re.MULTILINE)
 """srun's exit code is 0 then (Slurm 22.05)."""
 
@@ -100,10 +98,10 @@ class Enroot:
         version = begin(lambda: self._query("version"))  # it takes 30 ms, which the import need not wait for
         attempts = Retrying(
             retry=retry_if_exception_type(_MayPass),
-            stop=stop_after_attempt(ATTEMPTS),
+            stop=stop_after_attempt(MAX_ATTEMPTS),
             wait=wait_exponential(multiplier=5, max=60) + wait_random(0, 3),
             sleep=self.sleep,
-            before_sleep=telling(self.log, f" of {ATTEMPTS}"),
+            before_sleep=telling(self.log, f" of {MAX_ATTEMPTS}"),
             reraise=True,
         )
         timeout += self.node_patience
@@ -121,7 +119,7 @@ class Enroot:
         finally:
             told = version.result()
         for line in done.stderr.splitlines():
-            if _WRONG_ARCHITECTURE in line:
+            if "Image architecture doesn't match" in line:
                 note(line)
         said = re.match(r"\d+\.\d+(\.\d+)?\S*", done.stdout)
         return output, told or (said.group() if said else None)
@@ -132,7 +130,7 @@ class Enroot:
             hint = "give it more time (images.import-timeout in the runner file), or find out what is slow:\n"
             raise ImageError(f"enroot import of {uri} did not end within {timeout:g} s", hint=hint + done.tail())
         if not done.ok or _NODE_FAILED.search(done.stderr):
-            fault = with_account(diagnose(done), Reference.parse(uri), self.environment)
+            fault = with_account_hint(diagnose(done), Reference.parse(uri), self.environment)
             message = f"enroot import of {uri} failed: {fault.what}"
             raise (_MayPass if fault.may_pass else ImageError)(message, hint=fault.hint)
 
@@ -140,7 +138,7 @@ class Enroot:
         """What enroot answers a question; None when it fails, and on a node."""
         if self.is_on_node:
             return None
-        done = self.run([*self.command, *words], timeout=_QUERY_TIMEOUT, env=self.environment)
+        done = self.run([*self.command, *words], timeout=60.0, env=self.environment)
         return done.stdout.strip() or None if done.ok else None
 
 
@@ -193,7 +191,7 @@ class ImportPolicy:
         if not self.is_on_node(image):
             return enroot
         own = f"{image.temporary or '/tmp'}/{_PREFIX}{self.token}"
-        environment = {**enroot.environment, _OWN: own, **own_directories(own)}  # it makes all, but the first two
+        environment = {**enroot.environment, _OWN: own, **directory_variables(own)}  # it makes all, but the first two
         return replace(enroot, environment=environment, command=self.node_command(image), node_patience=NODE_PATIENCE)
 
 
@@ -202,7 +200,7 @@ def import_comment(token: str) -> str:
     return f"{token}-import"
 
 
-def own_directories(place: Path | str) -> dict[str, str]:
+def directory_variables(place: Path | str) -> dict[str, str]:
     """The settings by which an enroot has all its temporaries below ``place``, and says in English what we read."""
     paths = {f"ENROOT_{name}_PATH": f"{place}/{name.lower()}" for name in ("TEMP", "CACHE", "DATA", "RUNTIME")}
     return {**paths, "TMPDIR": f"{place}/temp", "LC_ALL": "C"}  # GNU parallel, which enroot runs, buffers in TMPDIR
@@ -248,11 +246,11 @@ class Credentials:
     place: str = ""
 
 
-class MadeByCommand(ImageError):
+class PasswordFromCommand(ImageError):
     """The password is the output of a command (``$(…)``), which enroot runs in a shell and we do not."""
 
 
-def configuration(environ: Mapping[str, str]) -> Path:
+def configuration_directory(environ: Mapping[str, str]) -> Path:
     """The directory of enroot's own configuration: enroot is a bash script, in which its prefix is written.
 
     Where no enroot can be read (it is on the nodes only, or is a program of another kind): ENROOT_SYSCONF_PATH, what
@@ -279,7 +277,7 @@ def setting(name: str, environ: Mapping[str, str]) -> str | None:
     """
     if environ.get(name):
         return environ[name]
-    place = configuration(environ)
+    place = configuration_directory(environ)
     for path in (place / "enroot.conf", *sorted(place.glob("enroot.conf.d/*.conf"))):
         with contextlib.suppress(OSError, UnicodeDecodeError):
             for said in re.findall(rf"^[ \t]*{name}[ \t=]+(.+?)[ \t]*$", path.read_text(), re.MULTILINE):
@@ -317,10 +315,12 @@ def credentials(host: str, environ: Mapping[str, str]) -> Credentials | None:
         return found
     if variable := re.fullmatch(r"\$(\w+)|\$\{(\w+)\}", found.password):
         return replace(found, password=environ.get(variable[1] or variable[2], ""))
-    raise MadeByCommand(f"the password for {host} is made by a command, which only enroot runs", where=found.place)
+    raise PasswordFromCommand(
+        f"the password for {host} is made by a command, which only enroot runs", where=found.place
+    )
 
 
-def with_account(fault: Fault, reference: Reference, environ: Mapping[str, str], realm: str = "") -> Fault:
+def with_account_hint(fault: Fault, reference: Reference, environ: Mapping[str, str], realm: str = "") -> Fault:
     """The fault; of an account that the registry refused with the line of the file to correct, or to add.
 
     ``realm`` is the host that gives the registry's tokens, if that is known: enroot takes the line of that host.
@@ -336,13 +336,13 @@ def with_account(fault: Fault, reference: Reference, environ: Mapping[str, str],
     return replace(fault, hint=f"{fault.hint}, or {hint}")
 
 
-def has_line(host: str, environ: Mapping[str, str]) -> bool:
+def has_login_line(host: str, environ: Mapping[str, str]) -> bool:
     """Whether the file has a line ``machine HOST login …``: without one enroot asks that registry as nobody."""
     line = rf"^\s*machine\s+{re.escape(host.partition(':')[0])}\s+login\s+\S"
     return re.search(line, _file_of_credentials(environ), re.MULTILINE) is not None
 
 
-def unlike(host: str, environ: Mapping[str, str]) -> str | None:
+def why_enroot_differs(host: str, environ: Mapping[str, str]) -> str | None:
     """Why enroot may ask a registry in another way than we do; None when nothing is known of that."""
     config = setting("ENROOT_CONFIG_PATH", environ) or ""
     if re.search(r"[$`]", config):

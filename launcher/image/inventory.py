@@ -1,7 +1,7 @@
 """What lies in an image directory: images and whether they are whole, who uses them, and what nobody needs any more.
 
 An image is removed when no live run has it and nobody used it for longer than `GRACE`. What killed imports left is
-removed when its process is dead, or, where that was on another host, when it did not change for `GRACE_OF_PARTS`.
+removed when its process is dead, or, where that was on another host, when it did not change for `TEMPORARY_GRACE`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from launcher.image.usage import IsOver, assume_alive
 GRACE = 30 * 86400.0
 """Seconds for which an unused image is kept."""
 
-GRACE_OF_PARTS = 2 * 86400.0
+TEMPORARY_GRACE = 2 * 86400.0
 """Seconds after which the process of a temporary that does not change is taken for dead, on whatever host it ran."""
 
 _SUFFIX = ".sqsh"
@@ -65,7 +65,7 @@ class ImageDirectory:
     users: Mapping[str, Sequence[str]] = field(default_factory=dict)
     is_over: IsOver = assume_alive
     grace: float = GRACE
-    parts: float = GRACE_OF_PARTS
+    parts: float = TEMPORARY_GRACE
 
     def images(self) -> list[Image]:
         """The images by name. Raises ImageError when the directory cannot be read."""
@@ -91,10 +91,10 @@ class ImageDirectory:
         for path, is_dead in self._entries().items():
             if why := self._why_leftover(path, is_dead):
                 gone.append(Leftover.of(path, why))
-        for squash in usage.marked(self.path):
+        for squash in usage.images_with_marks(self.path):
             with contextlib.suppress(OSError):
-                for use in usage.marks(squash):
-                    if why := usage.stale(use, self._now, self.is_over):
+                for use in usage.read_marks(squash):
+                    if why := usage.stale_reason(use, self._now, self.is_over):
                         gone.append(Leftover.of(use.path, f"a mark of {use}: {why}"))
         return gone
 
@@ -121,7 +121,7 @@ class ImageDirectory:
                 return f"cannot be removed: {words_of(error, path)}"
         kept = remove(path)
         if path.parent.parent.name == usage.DIRECTORY:  # a mark
-            usage.tidy(path.parents[2] / path.parent.name)
+            usage.remove_empty_directories(path.parents[2] / path.parent.name)
         return kept
 
     def _remove_image(self, item: Leftover) -> bool:
@@ -140,13 +140,13 @@ class ImageDirectory:
                 return False
             aside.unlink()
             sidecar_path(path).unlink(missing_ok=True)
-            usage.tidy(path)
+            usage.remove_empty_directories(path)
         return True
 
     def _marked(self, squash: Path, known: Sequence[str] = ()) -> tuple[str, ...]:
         """Live runs that marked the image, without those that are ``known`` already."""
         try:
-            uses = [use for use in usage.marks(squash) if not usage.stale(use, self._now, self.is_over)]
+            uses = [use for use in usage.read_marks(squash) if not usage.stale_reason(use, self._now, self.is_over)]
         except OSError as error:
             return (f"marks that cannot be read ({error.strerror})",)
         return tuple(str(use) for use in uses if use.run not in known)

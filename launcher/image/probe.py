@@ -27,7 +27,7 @@ from launcher.core.lease import Lock, LockPace, read_owner
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import write_json
 
-HOLDS, NO_OP = "holds", "is granted to both: a no-op"
+HOLDS, GRANTED_TO_BOTH = "holds", "is granted to both: a no-op"
 _WAIT = 30.0
 _PACE = LockPace(beat=0.3, poll=0.05)
 _REFUSED = "refused"
@@ -36,7 +36,7 @@ _KINDS: dict[str, Callable[[IO[bytes], int], Any]] = {"flock": fcntl.flock, "loc
 
 
 @dataclass(frozen=True)
-class Probed:
+class LockProbe:
     """What two processes found. Each kind of lock ``holds``, is a no-op, or failed in the words of the system.
 
     ``heartbeat`` is after how many seconds a heartbeat of the owner was seen, None for never; ``clocks`` is by how many
@@ -56,18 +56,18 @@ class Probed:
         return HOLDS in (self.flock, self.owner_file)
 
 
-def between_processes(directory: Path, runner: CommandRunner = run) -> Probed:
+def probe_processes(directory: Path, runner: CommandRunner = run) -> LockProbe:
     """Try it with two processes of this host. Raises ImageError when the directory cannot be used."""
     return _probe(directory, runner, ([], "0"), ([], "1"))
 
 
-def between_nodes(directory: Path, options: Sequence[str], runner: CommandRunner = run) -> Probed:
+def probe_nodes(directory: Path, options: Sequence[str], runner: CommandRunner = run) -> LockProbe:
     """Try it with two nodes by srun; ``options`` are srun's. Raises ImageError when there are none, too."""
     two = ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--time=5", "--job-name=launcher-doctor", *options]
     return _probe(directory, runner, (two, ""))
 
 
-def _probe(directory: Path, runner: CommandRunner, *starts: tuple[list[str], str]) -> Probed:
+def _probe(directory: Path, runner: CommandRunner, *starts: tuple[list[str], str]) -> LockProbe:
     """Start the processes together, each by a command before its own and a rank, which srun gives where it is empty."""
     place = directory / f".launcher-locks-{secrets.token_hex(4)}"
     try:
@@ -91,11 +91,11 @@ def _probe(directory: Path, runner: CommandRunner, *starts: tuple[list[str], str
     for answer in done:
         for line in answer.stdout.splitlines():
             if line.startswith("{"):
-                return Probed(**json.loads(line))
+                return LockProbe(**json.loads(line))
     raise ImageError(f"the locks could not be tried: {min(done, key=lambda answer: answer.ok)}", where=str(directory))
 
 
-def file_system(directory: Path) -> str:
+def describe_file_system(directory: Path) -> str:
     """What the directory lies on, as mounted: type, source, mount point, options; ``unknown`` when findmnt fails."""
     columns = "FSTYPE,SOURCE,TARGET,OPTIONS"
     done = run(["findmnt", "--noheadings", "--raw", f"--output={columns}", f"--target={directory}"], timeout=_WAIT)
@@ -122,7 +122,7 @@ def _take(place: Path) -> None:
     write_json(place / "released", {})
 
 
-def _ask(place: Path) -> Probed:
+def _ask(place: Path) -> LockProbe:
     """Rank 1: try every lock while the other process has it, and once more when it was released."""
     taken = _await(place / "taken")
     first = taken["said"]
@@ -135,7 +135,7 @@ def _ask(place: Path) -> Probed:
     with contextlib.ExitStack() as held:
         after = _attempt(place, held, wait=5.0)
     names = sorted({str(taken["name"]), _NAME})
-    return Probed(
+    return LockProbe(
         where=" and ".join(names) if len(names) == 2 else f"two processes of {names[0]}",
         heartbeat=heartbeat,
         clocks=round(abs(_skew(place / "clock-1") - taken["skew"]), 2),
@@ -176,7 +176,7 @@ def _judge(first: str, during: str, after: str) -> str:
     if first:
         return f"does not work: {first}"
     if not during:
-        return NO_OP
+        return GRANTED_TO_BOTH
     if during != _REFUSED:
         return f"does not work for the second: {during}"
     return HOLDS if not after else "holds, and was not granted after its release"

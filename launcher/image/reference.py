@@ -152,7 +152,7 @@ class PlannedImage:
         return where if data is None else document.location([*keys, *(_path_to(data, self.reference) or ())])
 
 
-def names_an_image(name: str) -> bool:
+def is_image_reference(name: str) -> bool:
     """Whether a container name is an image reference and no alias: an alias has neither a slash nor a colon."""
     return "/" in name or ":" in name
 

@@ -26,12 +26,12 @@ import msgspec
 from launcher.core.errors import ImageError
 from launcher.core.reading import built
 from launcher.core.waiting import asked_pause, error_of, telling
-from launcher.image.enroot import FAULTS, MadeByCommand, fault_of_status, unlike, with_account
+from launcher.image.enroot import FAULTS, PasswordFromCommand, fault_of_status, why_enroot_differs, with_account_hint
 from launcher.image.reference import Fault, Reference, fault_table
 from launcher.image.requests import INDEXES, MANIFESTS, Requests
 from launcher.image.squash import Sidecar
 
-ATTEMPTS = 4
+MAX_ATTEMPTS = 4
 PATIENCE = 300.0
 """Seconds that a registry may make us wait (``Retry-After``) in all."""
 
@@ -49,7 +49,7 @@ class _MayPass(ImageError):
     """Another request may be answered: after ``pause`` seconds, if the registry said so, and at most ``attempts``."""
 
     pause: float | None = None
-    attempts = ATTEMPTS
+    attempts = MAX_ATTEMPTS
 
 
 class _NoAnswer(_MayPass, Unreachable):
@@ -136,7 +136,7 @@ class Registry:
     log: Callable[[str], None] = lambda message: None
     sleep: Callable[[float], None] = time.sleep
     timeout: float = 10.0
-    attempts: int = ATTEMPTS
+    attempts: int = MAX_ATTEMPTS
     _looks: int = field(default=0, init=False)
 
     def manifest(self) -> Manifest:
@@ -258,7 +258,7 @@ class Registry:
             return float(2 ** (state.attempt_number - 1) if asked is None else asked)
 
         def stop(state: RetryCallState) -> bool:
-            attempts = min(self.attempts, getattr(error_of(state), "attempts", ATTEMPTS))
+            attempts = min(self.attempts, getattr(error_of(state), "attempts", MAX_ATTEMPTS))
             return state.attempt_number >= attempts or time.monotonic() + state.upcoming_sleep > deadline
 
         attempts = Retrying(
@@ -275,7 +275,7 @@ class Registry:
         registry = self.reference.registry
         try:
             content, headers = self._requests.send(url, method)
-        except MadeByCommand as error:
+        except PasswordFromCommand as error:
             raise Unreachable(f"{registry} was not asked: {error.message}") from None
         except urllib.error.HTTPError as error:
             raise self._status(error) from None
@@ -297,9 +297,9 @@ class Registry:
 
     def _status(self, error: urllib.error.HTTPError) -> ImageError:
         of = self.reference
-        fault = with_account(fault_of_status(error.code), of, self.environ, self._requests.realm)
+        fault = with_account_hint(fault_of_status(error.code), of, self.environ, self._requests.realm)
         message = f"{of.registry}: {of.repository}:{of.version}: {fault.what}"
-        if error.code in (401, 403, 404) and (why := unlike(of.host, self.environ)):
+        if error.code in (401, 403, 404) and (why := why_enroot_differs(of.host, self.environ)):
             return Unreachable(f"{message}, and enroot may be answered otherwise: {why}", hint=fault.hint)
         if not fault.may_pass:
             return ImageError(message, hint=fault.hint)

@@ -19,7 +19,7 @@ from email.message import Message
 from functools import cached_property
 from typing import Any
 
-from launcher.image.enroot import allows_http, credentials, has_line, setting
+from launcher.image.enroot import allows_http, credentials, has_login_line, setting
 from launcher.image.reference import Reference
 
 INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
@@ -102,7 +102,7 @@ class Requests:
         place = urllib.parse.urlsplit(realm)
         self.realm = place.netloc if is_bearer else ""
         # enroot has a user only by a line for the registry itself; curl then takes the line of whichever host it asks.
-        login = has_line(self.reference.host, self.environ)
+        login = has_login_line(self.reference.host, self.environ)
         if is_bearer and place.scheme in {"https", self.scheme}:
             query = {"scope": f"repository:{self.reference.repository}:pull", **said}
             separator = "&" if place.query else "?"

@@ -161,7 +161,7 @@ class Sidecar:
     bytes, ``mtime_ns`` and ``superblock_time`` (seconds) from the epoch; ``seconds`` is what the import took.
     ``how`` is ``imported``, or ``adopted`` for a file that somebody else made. ``hash`` is of all content (see
     `file_hash`), ``options`` are those of mksquashfs. ``changed_ns`` is the file's ctime when the hash was known to be
-    right. The record's own mtime is when the image was last used (see `note_use`).
+    right. The record's own mtime is when the image was last used (see `record_use`).
     """
 
     reference: str
@@ -249,7 +249,7 @@ def sidecar_path(squash: Path) -> Path:
     return squash.with_name(f"{squash.name}.json")
 
 
-def note_use(squash: Path) -> None:
+def record_use(squash: Path) -> None:
     """Note that the image is used now, as the mtime of its record. Records of other users cannot be touched."""
     path = sidecar_path(squash)
     with contextlib.suppress(OSError):
@@ -269,7 +269,7 @@ def file_hash(path: Path) -> str:
     return f"xxh3-128:{value.hexdigest()}"
 
 
-def believed(squash: Path, known: Sidecar, block: Superblock) -> tuple[Sidecar, str]:
+def check_recorded_hash(squash: Path, known: Sidecar, block: Superblock) -> tuple[Sidecar, str]:
     """The record of a file that fits it, after a look at all content where the file was touched since; and a fact.
 
     The fact is empty when nothing is to be said. Raises ImageError for another content than the recorded one, OSError.

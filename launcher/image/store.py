@@ -33,7 +33,7 @@ from launcher.core.publish import (
 )
 from launcher.core.rights import cannot_remove, make_directories, next_step
 from launcher.core.waiting import begin, within
-from launcher.image.enroot import Enroot, ImportPolicy, own_directories
+from launcher.image.enroot import Enroot, ImportPolicy, directory_variables
 from launcher.image.reference import PlannedImage, Reference, refreshed_name
 from launcher.image.squash import (
     DamagedImage,
@@ -41,17 +41,17 @@ from launcher.image.squash import (
     MissingImage,
     Sidecar,
     Superblock,
-    believed,
     check_lists,
+    check_recorded_hash,
     file_hash,
     inspect,
-    note_use,
+    record_use,
 )
 
 if TYPE_CHECKING:  # urllib is for those who import
     from launcher.image.registry import Manifest, Registry
 
-TAG_PATIENCE = 2.0
+TAG_TIMEOUT = 2.0
 """Seconds that a registry has to say what a tag names now, where that changes nothing."""
 
 NFS_VISIBLE_AFTER = 60
@@ -120,7 +120,7 @@ class Placement:
         """Have the image at ``image.squash``, whole; with ``moved_tag: refresh`` perhaps beside it.
 
         A whole file costs a stat, a read of 96 bytes and the record beside it: no lock and no process. What its tag
-        names now is asked of the registry, at the cost of `TAG_PATIENCE` seconds at most where ``image.moved_tag`` is
+        names now is asked of the registry, at the cost of `TAG_TIMEOUT` seconds at most where ``image.moved_tag`` is
         ``keep``. Otherwise it is imported under the lock, or without it when that is not to be had. Raises ImageError.
         """
         began = time.monotonic()
@@ -141,13 +141,13 @@ class Placement:
         """Ask what the image's tag names now, and do what ``image.moved_tag`` says if that is another image."""
         rule, bound = self.image.moved_tag, math.inf
         if rule == "keep":  # the answer changes nothing, so that it is not waited for long
-            bound = TAG_PATIENCE
+            bound = TAG_TIMEOUT
             registry = replace(registry, log=lambda message: None, timeout=bound, attempts=1)
         try:
             asked = partial(registry.check_tag, found.squash, found.sidecar)
             fact, moved_to = within(asked, bound, lambda seconds: None)
         except TimeoutError:
-            fact, moved_to = f"the registry did not say within {TAG_PATIENCE:g} s what the tag names now", None
+            fact, moved_to = f"the registry did not say within {TAG_TIMEOUT:g} s what the tag names now", None
         if moved_to and rule == "fail":
             hint = f"name the digest in place of the tag, or set images.moved-tag to keep or refresh; {self.image.uri}"
             raise ImageError(fact, hint=hint)
@@ -222,10 +222,10 @@ class Placement:
             known = known or Sidecar.read(squash)  # it was written, and the lock given back, after the first look
             if known is not None and known.fits(block):
                 self._contradict(known)
-                known, fact = believed(squash, known, block)
+                known, fact = check_recorded_hash(squash, known, block)
                 if fact:
                     self._note(fact)
-                note_use(squash)
+                record_use(squash)
                 return ImageRecord(squash, "hit", known)
             listing = check_lists(squash, self.enroot.run) if known is not None else None
         except (MissingImage, DamagedImage) as error:
@@ -358,7 +358,7 @@ def _private_directory(parent: str | None, on_node: bool) -> Iterator[tuple[Path
     private = temporary_name(place / "enroot")
     private.mkdir(mode=0o700)
     try:
-        own = own_directories(private)
+        own = directory_variables(private)
         Path(own["TMPDIR"]).mkdir()
         yield private, own
     finally:

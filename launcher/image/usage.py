@@ -18,9 +18,9 @@ from pathlib import Path
 
 from launcher.core.reading import read_file
 from launcher.core.rights import make_directories, share, user_name
-from launcher.image.squash import note_use
+from launcher.image.squash import record_use
 
-LONGEST = 21 * 86400.0
+LONGEST_RUN = 21 * 86400.0
 """Seconds after which the run of a mark is taken for over. No partition that we know of lets a job run for more than 14
 days."""
 
@@ -53,7 +53,7 @@ def assume_alive(use: ImageUse) -> bool:
     return False
 
 
-def mark(squash: Path, run: str, record: Path) -> OSError | None:
+def add_mark(squash: Path, run: str, record: Path) -> OSError | None:
     """Mark that a run uses an image, which need not be there yet. Returns the error when no mark can be made."""
     host = socket.gethostname()
     path = _marks(squash) / f"{run}@{host}~{_of(record)}"
@@ -67,14 +67,14 @@ def mark(squash: Path, run: str, record: Path) -> OSError | None:
     return None
 
 
-def release(directory: Path, run: str, record: Path) -> None:
+def remove_marks(directory: Path, run: str, record: Path) -> None:
     """Remove the marks of a run that is settled, whichever host made them. This counts as a use of the image."""
-    for squash in marked(directory):
+    for squash in images_with_marks(directory):
         with contextlib.suppress(OSError):
             for path in _marks(squash).glob(f"{glob.escape(run)}@*~{_of(record)}"):
                 path.unlink()
-                note_use(squash)
-        tidy(squash)
+                record_use(squash)
+        remove_empty_directories(squash)
 
 
 def _of(record: Path) -> str:
@@ -82,7 +82,7 @@ def _of(record: Path) -> str:
     return hashlib.sha256(str(record.absolute()).encode()).hexdigest()[:8]
 
 
-def marks(squash: Path) -> list[ImageUse]:
+def read_marks(squash: Path) -> list[ImageUse]:
     """All marks of an image, oldest first. Raises OSError when there are marks that cannot be listed."""
     try:
         paths = list(_marks(squash).iterdir())
@@ -99,11 +99,11 @@ def marks(squash: Path) -> list[ImageUse]:
     return sorted(found, key=lambda use: use.since)
 
 
-def stale(use: ImageUse, now: float, is_over: IsOver) -> str | None:
+def stale_reason(use: ImageUse, now: float, is_over: IsOver) -> str | None:
     """Why a mark does not count; None when its run is neither proven to be over, nor older than any run can be."""
     if is_over(use):
         return "its run is over"
-    return f"its run is older than {LONGEST / 86400:.0f} days" if now - use.since > LONGEST else None
+    return f"its run is older than {LONGEST_RUN / 86400:.0f} days" if now - use.since > LONGEST_RUN else None
 
 
 def last_use(squash: Path) -> float:
@@ -114,7 +114,7 @@ def last_use(squash: Path) -> float:
         return 0.0
 
 
-def marked(directory: Path) -> list[Path]:
+def images_with_marks(directory: Path) -> list[Path]:
     """The squash files of a directory that have marks, or had some; they may be gone."""
     try:
         return sorted(directory / path.name for path in (directory / DIRECTORY).iterdir())
@@ -122,7 +122,7 @@ def marked(directory: Path) -> list[Path]:
         return []
 
 
-def tidy(squash: Path) -> None:
+def remove_empty_directories(squash: Path) -> None:
     """Remove the place of an image's marks, if both it and the image are gone."""
     for directory in () if squash.exists() else (_marks(squash), _marks(squash).parent):
         with contextlib.suppress(OSError):

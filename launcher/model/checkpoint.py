@@ -29,8 +29,8 @@ from launcher.model.weights import (
     DamagedFile,
     Header,
     Identity,
-    declared,
-    identity,
+    compare_precision,
+    declared_quantisation,
     open_regular,
     read_header,
     why_unreadable,
@@ -127,8 +127,8 @@ def examine(
     if mounted is not None:
         examination.check_links(mounted)
     by_dtype = sum((Counter(header.bytes_by_dtype) for header in headers.values()), Counter[str]())
-    found = declared(config, examination.beside())
-    same, why = identity(precision, found, by_dtype)
+    found = declared_quantisation(config, examination.beside())
+    same, why = compare_precision(precision, found, by_dtype)
     report = CheckpointReport(
         path=path,
         whole=not examination.problems,

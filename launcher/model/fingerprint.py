@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.core.errors import ModelError
-from launcher.model.weights import Header, Quantisation, declared, identity, text_models
+from launcher.model.weights import Header, Quantisation, compare_precision, declared_quantisation, text_models
 
 Fingerprint = Mapping[str, str | int | float]
 
@@ -55,7 +55,7 @@ CONFIGS = ("config.json", "hf_quant_config.json")
 def fingerprint_of_files(files: Mapping[str, bytes]) -> dict[str, str | int | float]:
     """The fingerprint by the content of `CONFIGS`, as a repository has them. Raises ModelError."""
     config, beside = read_configs(files)
-    return fingerprint_of(config, declared(config, beside))
+    return fingerprint_of(config, declared_quantisation(config, beside))
 
 
 def read_configs(files: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -77,7 +77,7 @@ def contradictions(wanted: Fingerprint, found: Fingerprint, source: str) -> list
         there = found.get(key, "not said")
         if key == "quantisation" and there != value and there != "not said":
             formats = frozenset(str(there).split("+"))
-            if identity(str(value), Quantisation(formats, str(there)), {})[0] == "match":
+            if compare_precision(str(value), Quantisation(formats, str(there)), {})[0] == "match":
                 continue
         if key == "weights" and there != value:
             said.append(f"the tensors have other names, types or shapes than by {source}")

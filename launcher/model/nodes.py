@@ -1,8 +1,9 @@
 """Staging to node-local storage: which nodes, what each of them does, and what it says of the result.
 
 `python -m launcher.model.nodes TASK` is what a step of a running job starts on each node. For a job of our own submitit
-writes the batch script, ships `on_node` to every node and brings the results back; the job's state comes from Slurm, by
-our own client. Both run this package as it is installed here, so the compute nodes have to see it at the same path.
+writes the batch script, ships `stage_on_this_node` to every node and brings the results back; the job's state comes
+from Slurm, by our own client. Both run this package as it is installed here, so the compute nodes have to see it at the
+same path.
 
     <state>/stagings/<token>/              of submitit: batch script, function, and per node a result and logs
     <state>/stagings/<token>/owner.json    which process staged
@@ -123,8 +124,8 @@ class NodeTask:
 class NodeResult:
     """What became of a node's copy.
 
-    ``how`` is as in `launcher.model.stage.Staged`; ``unknown`` when the node said nothing, because it died, was cut off
-    or ran out of time. ``error`` says what went wrong. ``copied`` is in bytes.
+    ``how`` is as in `launcher.model.stage.StagingResult`; it is ``unknown`` when the node did not answer, because it
+    died, was cut off or ran out of time. ``error`` says what went wrong. ``copied`` is in bytes.
     """
 
     node: str
@@ -146,7 +147,7 @@ def path_on_this_node(path: str) -> str:
     return path.replace("{node}", this_node())
 
 
-def on_node(task: NodeTask) -> dict[str, Any]:
+def stage_on_this_node(task: NodeTask) -> dict[str, Any]:
     """Do a node's task, in a process for this alone; the `NodeResult` as a mapping. What goes wrong is in it.
 
     SIGTERM stops the copy, and so does SIGUSR2, which Slurm sends before the time limit because submitit asks for it.
@@ -240,7 +241,7 @@ class _OwnJob:
             answers, silence = self._results(), "; ".join(filter(None, reasons))
             return [answers.get(node) or NodeResult(node, error=silence) for node in nodes]
         finally:
-            if ended or end_job(token, scheduler, log):
+            if ended or end_staging_job(token, scheduler, log):
                 shutil.rmtree(self._folder, ignore_errors=True)
 
     def _submit_in_thread(self, stop: Stop) -> str:
@@ -290,7 +291,7 @@ class _OwnJob:
                 additional_parameters={"no-kill": True, "no-requeue": True},
                 srun_args=["--kill-on-bad-exit=0", "--no-kill", "--wait=0"],
             )
-            return str(executor.submit(on_node, self._task).job_id)
+            return str(executor.submit(stage_on_this_node, self._task).job_id)
         except (FailedJobError, FailedSubmissionError, RuntimeError, OSError) as error:
             raise SubmissionError(f"the job that stages cannot be submitted: {error}") from error
 
@@ -334,7 +335,7 @@ class _OwnJob:
         return next((line.strip() for line in reversed(logs.splitlines()) if "error" in line.lower()), "")
 
 
-def reap(state: Path, scheduler: Callable[[], Scheduler], log: Callable[[str], None]) -> int:
+def end_orphaned_jobs(state: Path, scheduler: Callable[[], Scheduler], log: Callable[[str], None]) -> int:
     """End the jobs of stagings whose launcher on this host is dead; return how many there were.
 
     ``scheduler`` is opened only when there is a job to ask about. Raises SchedulerUnreachable.
@@ -345,12 +346,12 @@ def reap(state: Path, scheduler: Callable[[], Scheduler], log: Callable[[str], N
         if owner is not None and owner.process.alive() is False:
             found += 1
             log(f"{owner.token}: pid {owner.process.pid}, which staged on nodes, is dead")
-            if end_job(owner.token, scheduler(), log):
+            if end_staging_job(owner.token, scheduler(), log):
                 shutil.rmtree(folder, ignore_errors=True)
     return found
 
 
-def end_job(token: str, scheduler: Scheduler, log: Callable[[str], None]) -> bool:
+def end_staging_job(token: str, scheduler: Scheduler, log: Callable[[str], None]) -> bool:
     """End the job that carries the token, if there is one, and see it gone; False when it was not in time.
 
     Raises SchedulerUnreachable.
@@ -366,6 +367,6 @@ def end_job(token: str, scheduler: Scheduler, log: Callable[[str], None]) -> boo
 
 
 if __name__ == "__main__":
-    answer = on_node(NodeTask(**json.loads(sys.argv[1])))
+    answer = stage_on_this_node(NodeTask(**json.loads(sys.argv[1])))
     sys.stdout.write(_MARK + json.dumps(answer) + "\n")
     sys.exit(0 if answer["ok"] else ModelError.exit_code)

@@ -14,7 +14,7 @@ from launcher.model.checkpoint import CheckpointReport, examine
 _SUFFIX = re.compile(r"[-_.](nvfp4|mxfp4|mxfp8|fp4|fp8|int4|int8|bf16|awq|gptq|v\d+)$", re.IGNORECASE)
 
 
-def require(
+def require_servable(
     report: CheckpointReport, *, precision: str | None = None, accept_stand_in: bool = False
 ) -> CheckpointReport:
     """Return the report when the checkpoint may be served; raise ModelError when it may not.
@@ -36,7 +36,9 @@ def require(
     if not report.whole:
         more = f"; and {len(report.problems) - 10} more" if len(report.problems) > 10 else ""
         message = f"the checkpoint is not whole: {'; '.join(report.problems[:10])}{more}"
-    raise ModelError(message, where=str(report.path), hint=suggestion(right_sibling(report.path, precision), otherwise))
+    raise ModelError(
+        message, where=str(report.path), hint=sibling_hint(matching_sibling(report.path, precision), otherwise)
+    )
 
 
 def _closed(path: Path) -> Path | None:
@@ -47,7 +49,7 @@ def _closed(path: Path) -> Path | None:
         return path if isinstance(error, PermissionError) else None
 
 
-def suggestion(near: Path | None, otherwise: str) -> str:
+def sibling_hint(near: Path | None, otherwise: str) -> str:
     """A hint that names a checkpoint beside a wrong one, if there is one."""
     return f"there is {near}: is that the one?" if near else otherwise
 
@@ -62,7 +64,7 @@ def nearest_sibling(path: Path) -> Path | None:
     return None if os.access(path, os.X_OK) else next(iter(_similar(path)), None)
 
 
-def right_sibling(path: Path, precision: str | None) -> Path | None:
+def matching_sibling(path: Path, precision: str | None) -> Path | None:
     """The checkpoint beside a wrong one that would be right: whole, and by its own files of the ``precision``.
 
     Its name differs only as `nearest_sibling` says, and it is a suggestion too.

@@ -49,7 +49,7 @@ LOCK_WAIT = 6 * 3600.0
 
 
 @dataclass(frozen=True)
-class Staged:
+class StagingResult:
     """The outcome of a staging.
 
     ``how`` is ``staged`` (by us, now), ``there`` (it was there already) or ``lost`` (another process published first,
@@ -72,7 +72,7 @@ def stage(
     log: Callable[[str], None] = lambda text: None,
     stop: Stop = NEVER,
     lay_out: LayOut | None = None,
-) -> Staged:
+) -> StagingResult:
     """Have the checkpoint of ``source`` at ``destination``, whole. Idempotent: what is there costs one stat a file.
 
     ``lay_out`` is as for `Copier`, `striping` on Lustre. Raises ModelError, Cancelled; what was copied until then stays
@@ -83,7 +83,7 @@ def stage(
     _refuse(source, destination)
     with _explained("staging", destination):
         if found := existing_manifest(destination, source):
-            return Staged("there", found)
+            return StagingResult("there", found)
         make_directories(destination.parent)
         with Lock(
             lock_path(destination),
@@ -97,7 +97,7 @@ def stage(
             if held.owner:
                 raise ModelError(f"still being staged by {held.owner}", where=str(destination))
             if found := existing_manifest(destination, source):
-                return Staged("there", found)
+                return StagingResult("there", found)
             directory = staging_directory(source, destination, adopt=held.acquired, log=log)
             copier = Copier(source, directory, workers=workers, progress=progress, stop=stop, lay_out=lay_out)
             staged = _fill(copier)
@@ -105,7 +105,7 @@ def stage(
             if winner:
                 log(f"{destination} was published by another process meanwhile; its copy is kept")
             how: Literal["staged", "lost"] = "lost" if winner else "staged"
-            return Staged(how, winner or staged, copier.copied, copier.resumed, time.monotonic() - began)
+            return StagingResult(how, winner or staged, copier.copied, copier.resumed, time.monotonic() - began)
 
 
 def adopt(destination: Path, *, progress: Progress = NoProgress(), stop: Stop = NEVER) -> Manifest:

@@ -133,7 +133,7 @@ def open_regular(path: Path) -> Iterator[tuple[int, int]]:
         head = os.pread(descriptor, 64, 0).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
         if instead := next((what for begin, what in _INSTEAD if head.startswith(begin)), None):
             raise DamagedFile(instead)
-        if written(descriptor, 0, status.st_size) == 0:
+        if written_bytes(descriptor, 0, status.st_size) == 0:
             raise DamagedFile(f"one hole: none of its {status.st_size} bytes was ever written")
         yield descriptor, status.st_size
     except OSError as error:
@@ -154,17 +154,17 @@ def read_header(path: Path) -> Header:
         if 8 + length > size:
             raise DamagedFile(f"truncated within its header ({size} bytes)")
         raw = os.pread(descriptor, length, 8)
-        there, data = written(descriptor, 8 + length, size), size - 8 - length
+        there, data = written_bytes(descriptor, 8 + length, size), size - 8 - length
         if there < data / 2:  # a copy may leave out zeros, of which weights have few
             raise DamagedFile(f"hollow: of {data} bytes of weights {data - there} were never written")
         if data > _SAMPLED_ABOVE:
             places = (8 + length + data * i // _SAMPLES for i in range(_SAMPLES))
             if not any(any(os.pread(descriptor, _SAMPLE, place)) for place in places):
                 raise DamagedFile(f"hollow: zeros at all of {_SAMPLES} places of its {data} bytes of weights")
-    return header_of(raw, size)
+    return parse_header(raw, size)
 
 
-def header_of(raw: bytes, size: int | None = None) -> Header:
+def parse_header(raw: bytes, size: int | None = None) -> Header:
     """What a header's JSON says; ``size`` is the file's, None when it was checked elsewhere. Raises DamagedFile."""
     try:
         entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
@@ -193,7 +193,7 @@ def header_of(raw: bytes, size: int | None = None) -> Header:
     return Header(expected, frozenset(tensors), by_dtype, layout.hexdigest())
 
 
-def written(descriptor: int, begin: int, end: int) -> int:
+def written_bytes(descriptor: int, begin: int, end: int) -> int:
     """How many bytes of a range of a file were ever written, as far as its file system tells; else all of them."""
     total, at = 0, begin
     try:
@@ -233,7 +233,7 @@ class Quantisation:
     experts: str | None = None
 
 
-def declared(config: Mapping[str, Any], hf_quant_config: Mapping[str, Any] | None = None) -> Quantisation:
+def declared_quantisation(config: Mapping[str, Any], hf_quant_config: Mapping[str, Any] | None = None) -> Quantisation:
     """What `config.json` declares of the weights, and modelopt's `hf_quant_config.json` where there is one."""
     models = text_models(config)
     keys = ("quantization_config", "compression_config")
@@ -264,7 +264,9 @@ def text_models(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [config, *(part for key in _TEXT_MODELS if isinstance(part := config.get(key), dict))]
 
 
-def identity(asked: str | None, found: Quantisation, bytes_by_dtype: Mapping[str, int]) -> tuple[Identity, str | None]:
+def compare_precision(
+    asked: str | None, found: Quantisation, bytes_by_dtype: Mapping[str, int]
+) -> tuple[Identity, str | None]:
     """Whether the weights are of the precision ``asked`` for (``fp4 fp8 bf16 int4``, or a format by its own name).
 
     Returns the identity and, unless it is a match, the reason. When a checkpoint has several formats, that of the

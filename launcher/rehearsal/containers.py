@@ -109,7 +109,7 @@ _CARRY = (SET_CARRIED, SET_CARRIED_AT_LOGIN, READ_CARRIED)
 """What containers are started with that set the variables before the script begins."""
 
 
-def carried(commands: str) -> dict[str, str]:
+def variables_set_by(commands: str) -> dict[str, str]:
     """The variables that commands of bash (``export NAME=…``) set."""
     argv = ["env", "-i", "bash", "-c", 'eval "$1"; exec env -0', "bash", commands]
     said = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=60, check=True).stdout
@@ -117,7 +117,7 @@ def carried(commands: str) -> dict[str, str]:
     return {name: value for name, value in found.items() if name not in ("PWD", "SHLVL", "_")}
 
 
-def mounts_of(listed: Sequence[str]) -> dict[str, str]:
+def parse_mounts(listed: Sequence[str]) -> dict[str, str]:
     """Target → source of ``SOURCE:TARGET[:ro]``. Raises Refused for another form."""
     found = {}
     for mount in listed:

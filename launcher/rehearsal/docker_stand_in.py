@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.process import ProcessIdentity
-from launcher.rehearsal.containers import Container, Parser, Refused, carried, mounts_of
+from launcher.rehearsal.containers import Container, Parser, Refused, parse_mounts, variables_set_by
 
 DAEMON = 125
 """The exit code of `run` for what is not the script's."""
@@ -89,12 +89,12 @@ class Engine:
             raise Refused("a rehearsal runs containers with --rm, --name and --entrypoint", DAEMON)
         if self._image(given.image) is None:
             raise Refused(f"Unable to find image '{given.image}' locally", DAEMON)
-        mounts = mounts_of(given.volume)
+        mounts = parse_mounts(given.volume)
         passed = {name: environ[name] for name in given.env if name in environ}
         if valued := [name for name in given.env if "=" in name]:
             raise Refused(f"--env {valued[0].partition('=')[0]} with a value: it would be seen in an argv", DAEMON)
         if given.interactive:  # where variables come by standard input
-            passed |= carried(sys.stdin.read())
+            passed |= variables_set_by(sys.stdin.read())
         container = Container(mounts, given.workdir, {"HOME": "/root", **passed}, self.programs)
         for source in mounts.values():
             Path(source).mkdir(parents=True, exist_ok=True)  # as docker does for one that is not there

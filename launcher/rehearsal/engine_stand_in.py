@@ -5,9 +5,9 @@ It is started as ``python -m launcher.rehearsal.engine_stand_in OUTPUT_DIR [CONF
 real one has (recorded with srt-slurm c88ef731). It starts no server: results come from `launcher.rehearsal.results`
 and say so.
 
-Environment: LAUNCHER_REHEARSAL_SECONDS (each concurrency takes that long, 0.3), LAUNCHER_REHEARSAL_FAULTS (`faults`),
-and what real jobs read: SLURM_JOB_ID, SLURM_JOB_NODELIST, EVAL_ONLY, RUN_EVAL, EVAL_CONC, INFMAX_WORKSPACE,
-RESULT_FILENAME.
+Environment: LAUNCHER_REHEARSAL_SECONDS (the time of each concurrency, 0.3), LAUNCHER_REHEARSAL_FAULTS
+(`requested_faults`), and what real jobs read: SLURM_JOB_ID, SLURM_JOB_NODELIST, EVAL_ONLY, RUN_EVAL, EVAL_CONC,
+INFMAX_WORKSPACE, RESULT_FILENAME.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from launcher.core import process
 from launcher.core.errors import ConfigError, LauncherError, suggest
 from launcher.rehearsal import results
 from launcher.rehearsal.results import Topology
-from launcher.rehearsal.srtctl_contract import MARK, load_cluster, resolve, shipped
+from launcher.rehearsal.srtctl_contract import MARK, load_cluster, resolve, stand_in_data
 from launcher.srtctl.facts import recipe_facts
 
 RULE = "=" * 42
@@ -41,10 +41,10 @@ CONFIG_WAIT = 20.0
 FAULTS = "LAUNCHER_REHEARSAL_FAULTS"
 
 
-def faults(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+def requested_faults(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """The faults asked for, name to value ("" without one). Raises ConfigError for one that stand_ins.yaml lacks."""
     asked = (os.environ if environ is None else environ).get(FAULTS, "")
-    known = shipped().faults
+    known = stand_in_data().faults
     found: dict[str, str] = {}
     for item in filter(None, (part.strip() for part in asked.split(","))):
         name, _, value = item.partition("=")
@@ -126,7 +126,7 @@ class _Orchestrator:
         self.text = config.read_text()
         self.document = resolve(yaml.safe_load(self.text), cluster)
         self.facts = recipe_facts(self.document)
-        self.faults = faults(environ)
+        self.faults = requested_faults(environ)
         self.seconds = float(environ.get("LAUNCHER_REHEARSAL_SECONDS") or 0.3)
         self.per_node = self.facts.gpus_per_node or 4
         sides = self._sides()
@@ -244,7 +244,7 @@ class _Orchestrator:
                 name = f"results_concurrency_{concurrency}_gpus_{(nodes or 1) * self.per_node}.json"
             path = self.logs / f"sa-bench_isl_{isl}_osl_{osl}" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(results.as_written(document, self.faults, last=last))
+        path.write_text(results.result_text(document, self.faults, last=last))
 
     def _evaluate(self) -> None:
         asked = re.findall(r"\d+", self.environ.get("EVAL_CONC", ""))

@@ -5,7 +5,8 @@ name. The server answers on its port, and serves no model; the client asks it on
 `launcher.rehearsal.results`. What they leave says that it is a rehearsal's.
 
 Environment: LAUNCHER_REHEARSAL_SECONDS (the time of a measurement, 0.3), LAUNCHER_REHEARSAL_FAULTS
-(`launcher.rehearsal.engine_stand_in.faults`), and of the workflow's contract GPU_COUNT, CONC, RUN_EVAL's variables.
+(`launcher.rehearsal.engine_stand_in.requested_faults`), and from the workflow GPU_COUNT, CONC and the variables of
+RUN_EVAL.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def measure(words: Sequence[str], environ: Mapping[str, str]) -> int:
     )
     if "partial-results" not in faults:
         path = Path(given.result_dir, f"{given.result_filename}.json")
-        path.write_text(results.as_written({**document, "backend": given.backend}, faults))
+        path.write_text(results.result_text({**document, "backend": given.backend}, faults))
     _say(f"rehearsal: concurrency {concurrency}: nothing was measured, and the numbers are made up")
     return int(faults.get("exit") or 0)
 
@@ -119,9 +120,9 @@ PROGRAMS: Mapping[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
 def _faults(environ: Mapping[str, str]) -> Mapping[str, str]:
     if not environ.get("LAUNCHER_REHEARSAL_FAULTS"):
         return {}
-    from launcher.rehearsal.engine_stand_in import faults  # the engine's other half costs half a second
+    from launcher.rehearsal.engine_stand_in import requested_faults  # the engine's other half costs half a second
 
-    return faults(environ)
+    return requested_faults(environ)
 
 
 def _answers(port: int) -> bool:

@@ -31,7 +31,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.rehearsal.srtctl_contract import MARK, shipped
+from launcher.rehearsal.srtctl_contract import MARK, stand_in_data
 
 PREFILL_RATE = 16000.0
 """Input tokens that one GPU prefills in a second."""
@@ -61,7 +61,7 @@ class Topology:
 
 
 @dataclass(frozen=True)
-class Means:
+class MeanValues:
     """Mean values of one concurrency: requests a second, and seconds."""
 
     throughput: float
@@ -70,7 +70,7 @@ class Means:
     e2el: float
 
 
-def solve(topology: Topology, *, users: int, input_tokens: float, output_tokens: float) -> Means:
+def solve(topology: Topology, *, users: int, input_tokens: float, output_tokens: float) -> MeanValues:
     """The means for ``users`` requests in flight. All arguments must be at least 1."""
     rate = PREFILL_RATE * topology.prefill_gpus / (2 if topology.aggregated else 1)
     service = input_tokens / rate
@@ -79,12 +79,12 @@ def solve(topology: Topology, *, users: int, input_tokens: float, output_tokens:
     step1 = 0.0004 / topology.decode_gpus
     others = (users - 1) / users
 
-    def at(throughput: float) -> Means:
+    def at(throughput: float) -> MeanValues:
         queue = throughput * demand / (1 - others * throughput * demand)
         prefill = demand * (1 + others * queue) + service - demand
         left = topology.decode_workers - throughput * output_tokens * step1
         step = step0 + step1 * max(1.0, throughput * output_tokens * step0 / left)
-        return Means(throughput, prefill + step, step, prefill + output_tokens * step)
+        return MeanValues(throughput, prefill + step, step, prefill + output_tokens * step)
 
     low, high = 0.0, min(1 / demand, topology.decode_workers / (output_tokens * step1)) * (1 - 1e-12)
     for _ in range(100):
@@ -179,8 +179,8 @@ def _spread(name: str, seconds: Sequence[float]) -> dict[str, float]:
     }
 
 
-def as_written(document: Mapping[str, Any], faults: Mapping[str, str], *, last: bool = True) -> str:
-    """A result as the job writes it: with the faults (`engine_stand_in.faults`) that change it, some the last alone."""
+def result_text(document: Mapping[str, Any], faults: Mapping[str, str], *, last: bool = True) -> str:
+    """The text of a result file, changed by the requested ``faults``; some of them change only the ``last`` file."""
     changes: dict[str, Any] = {"total_output_tokens": 0, "output_throughput": 0.0} if "zero-tokens" in faults else {}
     if last and "nan" in faults:
         changes |= {"mean_ttft_ms": math.nan, "num_requests_successful": math.nan}
@@ -231,14 +231,15 @@ def eval_documents(environ: Mapping[str, str], concurrencies: Sequence[int], mod
     files: dict[str, Any] = {}
     for concurrency in concurrencies:
         suffix = f"_conc{concurrency}" if several else ""
-        files[f"results_{stamp}{suffix}.json"] = {**shipped().lm_eval, "model_name": model, **MARK}
+        files[f"results_{stamp}{suffix}.json"] = {**stand_in_data().lm_eval, "model_name": model, **MARK}
         files[f"samples_gsm8k_{stamp}{suffix}.jsonl"] = {"doc_id": 0, "exact_match": 1.0, **MARK}
-    said = {key: environ.get(variable) or default for key, (variable, default) in shipped().meta_env.words.items()}
-    numbers = {key: environ.get(variable, "") for key, variable in shipped().meta_env.numbers.items()}
-    flags = {key: environ.get(variable, "").lower() for key, variable in shipped().meta_env.flags.items()}
+    meta_env = stand_in_data().meta_env
+    words = {key: environ.get(variable) or default for key, (variable, default) in meta_env.words.items()}
+    numbers = {key: environ.get(variable, "") for key, variable in meta_env.numbers.items()}
+    flags = {key: environ.get(variable, "").lower() for key, variable in meta_env.flags.items()}
     lists = {"eval_concs": [*concurrencies], "completed_eval_concs": [*concurrencies], "failed_eval_concs": []}
     files["meta_env.json"] = {
-        **said,
+        **words,
         **{key: int(text) if text.isdecimal() else 1 for key, text in numbers.items()},
         **{key: text in ("1", "true", "yes", "on") for key, text in flags.items()},
         "conc": concurrencies[0],

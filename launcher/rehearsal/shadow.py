@@ -42,14 +42,14 @@ class NoNamespace(LauncherError):
 
 
 @dataclass
-class Meaning:
+class LauncherActions:
     """What is done: what is asked of Slurm, and each container."""
 
     allocation: dict[str, Any] = field(default_factory=dict)
     containers: list[dict[str, Any]] = field(default_factory=list)
 
 
-def record(script: Path, plan: Plan, environ: Mapping[str, str], run: CommandRunner) -> Meaning:
+def record_launcher(script: Path, plan: Plan, environ: Mapping[str, str], run: CommandRunner) -> LauncherActions:
     """Run the bash launcher of the plan's workspace where it can do nothing.
 
     Raises NoNamespace, and ConfigError when there is no such launcher.
@@ -61,7 +61,7 @@ def record(script: Path, plan: Plan, environ: Mapping[str, str], run: CommandRun
         words = [str(Path(__file__).with_name("shadow.sh")), str(script), plan.workspace.path, calls]
         argv = [*us, "bash", *words, plan.model.path or "", *(image.squash for image in plan.images)]
         done = run(argv, timeout=SECONDS, env=dict(environ))
-        found = meaning(list(_calls(Path(calls))))
+        found = actions_of(list(_calls(Path(calls))))
         if done.returncode == NO_NAMESPACE or (not found.containers and "unshare:" in done.stderr):
             raise NoNamespace(f"no namespace for the bash launcher: {done.stderr.strip()[:200]}")
         return found
@@ -74,9 +74,9 @@ def _calls(directory: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
         yield words, dict(pair.split("=", 1) for pair in pairs if "=" in pair)
 
 
-def meaning(calls: Sequence[tuple[Sequence[str], Mapping[str, str]]]) -> Meaning:
+def actions_of(calls: Sequence[tuple[Sequence[str], Mapping[str, str]]]) -> LauncherActions:
     """What recorded calls come to."""
-    found = Meaning()
+    found = LauncherActions()
     for (program, *words), environ in calls:
         if program in ("salloc", "sbatch") and not found.allocation:
             found.allocation = _allocation(_options(words))
@@ -166,7 +166,7 @@ def _script(words: Sequence[str]) -> str | None:
     return found[-1] if found else None
 
 
-def differences(plan: Plan, bash: Meaning, environ: Mapping[str, str]) -> list[str]:
+def plan_differences(plan: Plan, bash: LauncherActions, environ: Mapping[str, str]) -> list[str]:
     """Where a plan means something else than what was recorded, a line each. Names of containers are each launcher's
     own, and so is what docker is told to do with a container at its end."""
     value, out = plan.as_dict(), list[str]()

@@ -55,7 +55,7 @@ class MetaEnv(msgspec.Struct):
     flags: dict[str, str]
 
 
-class Shipped(msgspec.Struct):
+class StandInData(msgspec.Struct):
     """The facts and texts of stand_ins.yaml, which says what each is."""
 
     cluster: dict[str, str]
@@ -67,9 +67,9 @@ class Shipped(msgspec.Struct):
 
 
 @cache
-def shipped() -> Shipped:
+def stand_in_data() -> StandInData:
     """What the stand-ins are made of."""
-    return msgspec.yaml.decode(Path(__file__).with_name("stand_ins.yaml").read_bytes(), type=built(Shipped))
+    return msgspec.yaml.decode(Path(__file__).with_name("stand_ins.yaml").read_bytes(), type=built(StandInData))
 
 
 class Refused(ValueError):
@@ -89,13 +89,13 @@ def load_cluster(environ: Mapping[str, str], cwd: Path) -> tuple[dict[str, Any],
         document = yaml.safe_load(found.read_text())
     except yaml.YAMLError as error:
         return {}, f"Failed to load or validate srtslurm.yaml: {error}"
-    wrong = complaints(document, shipped().cluster)
+    wrong = schema_errors(document, stand_in_data().cluster)
     if wrong:
         return {}, f"Failed to load or validate srtslurm.yaml: {wrong}"
     return {k: v for k, v in document.items() if v is not None}, None
 
 
-def complaints(document: Any, fields: Mapping[str, str]) -> dict[str, Any]:
+def schema_errors(document: Any, fields: Mapping[str, str]) -> dict[str, Any]:
     """The errors of marshmallow about a mapping of fields and their types, by field; {} for a valid one."""
     if not isinstance(document, Mapping):
         return {"_schema": ["Invalid input type."]}
@@ -120,14 +120,14 @@ def _complaint(value: Any, kind: Type) -> Any:
     return [_COMPLAINTS[kind.kind]] if kind.kind in _COMPLAINTS and not accepts(kind, value) else None
 
 
-def recipe_complaints(document: Mapping[str, Any]) -> dict[str, Any]:
+def recipe_errors(document: Mapping[str, Any]) -> dict[str, Any]:
     """The schema's errors about one resolved recipe, as far as the schema is kept here."""
     schema = Schemas().get(RECORDED, None)
     assert schema is not None
     fields = schema.classes[ROOT]
-    wrong = complaints(document, fields)
+    wrong = schema_errors(document, fields)
     for name in ("model", "resources", "slurm"):
-        if name in document and (said := complaints(document[name], schema.classes[parse(fields[name]).of[0]])):
+        if name in document and (said := schema_errors(document[name], schema.classes[parse(fields[name]).of[0]])):
             wrong[name] = said
     backend = document.get("backend")
     kind = backend.get("type", "sglang") if isinstance(backend, Mapping) else "sglang"

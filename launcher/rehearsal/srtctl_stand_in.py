@@ -8,7 +8,7 @@ are sweeps, identity checks, recipes from a directory or from standard input, ``
 subcommands, and the words about files and selectors that the launcher refuses before it submits.
 
 Its jobs are real ones: of `sbatch`, or of the embedded scheduler when LAUNCHER_LOCAL_JOBS names its directory. They run
-`launcher.rehearsal.engine_stand_in`. LAUNCHER_REHEARSAL_FAULTS asks for failures (`faults`).
+`launcher.rehearsal.engine_stand_in`. LAUNCHER_REHEARSAL_FAULTS asks for failures (`requested_faults`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from launcher.core import process
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.slurm_notation import limit_seconds
 from launcher.rehearsal import srtctl_contract as contract
-from launcher.rehearsal.engine_stand_in import faults, run_embedded
+from launcher.rehearsal.engine_stand_in import requested_faults, run_embedded
 from launcher.rehearsal.srtctl_contract import LOCAL_JOBS, Job, Refused
 from launcher.slurm.local import submit
 from launcher.srtctl import recipe
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; 2 for a wrong command line is raised as SystemExit by argparse."""
     from rich.console import Console
 
-    wrong = faults()
+    wrong = requested_faults()
     arguments = _parser(wrong).parse_args(argv)
     json_mode = bool(getattr(arguments, "json_output", False))
     console = Console(file=sys.stderr) if json_mode else Console()
@@ -108,7 +108,7 @@ class _Command:
             resolved = contract.resolve(raw, self.cluster)
             if "sweep" in raw and plain:
                 raise Refused("sweeps are not rehearsed")
-            if said := contract.recipe_complaints(resolved):
+            if said := contract.recipe_errors(resolved):
                 raise Refused(f"Invalid config in {path}: {said}" if plain else str(said))
             if plain:
                 _log("INFO", f"Loaded config: {resolved['name']}")

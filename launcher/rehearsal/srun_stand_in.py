@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from launcher.container.planned import SCRIPT
-from launcher.rehearsal.containers import Container, Parser, Refused, mounts_of
+from launcher.rehearsal.containers import Container, Parser, Refused, parse_mounts
 
 VALUES = (
     *("container-image", "container-mounts", "container-workdir", "nodelist"),
@@ -43,7 +43,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
             raise SystemExit(_on_nodes(given, environ))
         if not Path(given.container_image).is_file():
             raise Refused(f"slurmstepd: error: pyxis: couldn't open container image {given.container_image}")
-        mounts = mounts_of([mount for mount in (given.container_mounts or "").split(",") if mount])
+        mounts = parse_mounts([mount for mount in (given.container_mounts or "").split(",") if mount])
         if missing := [source for source in mounts.values() if not Path(source).exists()]:
             raise Refused(f"slurmstepd: error: pyxis: couldn't mount {missing[0]}: No such file or directory")
         container = Container(mounts, given.container_workdir, environ, programs)

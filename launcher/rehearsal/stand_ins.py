@@ -21,7 +21,7 @@ from launcher.core.publish import fsync, publishing, publishing_directory
 from launcher.model.checkpoint import REHEARSAL_KEY, examine
 from launcher.plan.plan import SRTCTL, Plan
 from launcher.rehearsal.image_stand_in import PROGRAMS
-from launcher.rehearsal.srtctl_contract import LOCAL_JOBS, shipped
+from launcher.rehearsal.srtctl_contract import LOCAL_JOBS, stand_in_data
 from launcher.run.kind import Tools
 from launcher.srtctl.planned import SrtctlJob
 
@@ -35,10 +35,10 @@ TOOLS = {
 }
 """By program: the module of this room that it starts, with its first arguments."""
 
-WITHOUT_SLURM = {"srun": ("srun_stand_in", IMAGE)}
+PROGRAMS_WITHOUT_SLURM = {"srun": ("srun_stand_in", IMAGE)}
 """More of them, where there is no Slurm: a real one has its own srun."""
 
-OF_NODES = {
+NODE_PROGRAMS = {
     "ip": "echo '1.1.1.1 dev lo src 127.0.0.1 uid 0'",
     "hostname": 'echo "${SLURMD_NODENAME:-$(uname -n)}"',
     "nvidia-smi": "for gpu in 0 1 2 3 4 5 6 7; do echo '0, 100000'; done",
@@ -57,7 +57,7 @@ class StandIns(Tools):
     @classmethod
     def below(cls, state: Path, scheduler_kind: str, environ: Mapping[str, str]) -> StandIns:
         """Make the programs, and have them found first."""
-        return cls(environment(state, scheduler_kind, environ), stand_ins=True, registries=REGISTRIES)
+        return cls(stand_in_environment(state, scheduler_kind, environ), stand_ins=True, registries=REGISTRIES)
 
     def make_inputs(self, plan: Plan) -> None:
         """Make the plan's checkpoint, and the repository in the place of srt-slurm. Raises LauncherError."""
@@ -68,7 +68,7 @@ class StandIns(Tools):
             ensure_repository(Path(SrtctlJob.of(plan).srt_slurm.repository).parent)
 
 
-def environment(state: Path, scheduler_kind: str, environ: Mapping[str, str]) -> dict[str, str]:
+def stand_in_environment(state: Path, scheduler_kind: str, environ: Mapping[str, str]) -> dict[str, str]:
     """The variables by which a run's programs find the stand-ins, and that tell these what to do; ``state`` is the
     launcher's own directory.
 
@@ -79,8 +79,8 @@ def environment(state: Path, scheduler_kind: str, environ: Mapping[str, str]) ->
     asked = {name: value for name, value in environ.items() if name.startswith("LAUNCHER_REHEARSAL_")}
     if scheduler_kind != "local":
         return {**asked, "PATH": path}
-    nodes = tools_directory(root / "bin-without-slurm", WITHOUT_SLURM)
-    for name, text in OF_NODES.items():
+    nodes = tools_directory(root / "bin-without-slurm", PROGRAMS_WITHOUT_SLURM)
+    for name, text in NODE_PROGRAMS.items():
         _make_program(nodes / name, f"#!/bin/sh\n# {name}_stand_in: of a rehearsal\n{text}\n")
     path = f"{nodes}{os.pathsep}{path}"
     return {**asked, "PATH": path, LOCAL_JOBS: str(state / "jobs")}
@@ -155,9 +155,9 @@ def ensure_repository(directory: Path) -> Path:
 
 
 def _make_repository(directory: Path) -> None:
-    fields = "".join(f"    {name}: {kind} | None = None\n" for name, kind in shipped().cluster.items())
+    fields = "".join(f"    {name}: {kind} | None = None\n" for name, kind in stand_in_data().cluster.items())
     schema = f'"""The keys of srtslurm.yaml."""\n\n\nclass ClusterConfig:\n{fields}'
-    for name, text in {**shipped().repository, "src/srtctl/core/schema.py": schema}.items():
+    for name, text in {**stand_in_data().repository, "src/srtctl/core/schema.py": schema}.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -183,11 +183,11 @@ def _make_repository(directory: Path) -> None:
 def ensure_model(directory: Path, precision: str) -> Path:
     """Have a tiny whole checkpoint of ``precision`` (``bf16 fp8 fp4 int4``) at ``directory``, and return the directory.
 
-    One that is there already is used. Its config.json says that it is for rehearsals, and
-    `launcher.model.serving.require` refuses it in other runs. Raises ModelError for another precision, and when
-    something else is at ``directory``, which is never touched.
+    An existing one is used. Its config.json says that it is for rehearsals, so that other runs refuse it
+    (`launcher.model.serving.require_servable`). Raises ModelError for an unknown precision, and when something else is
+    at ``directory``, which is never touched.
     """
-    known = shipped().checkpoint["weights"]
+    known = stand_in_data().checkpoint["weights"]
     if precision not in known:
         raise ModelError(f"no rehearsal checkpoint of precision {precision!r}: there are {', '.join(known)}")
 
@@ -211,7 +211,7 @@ def ensure_model(directory: Path, precision: str) -> Path:
 
 
 def _write_model(directory: Path, precision: str) -> None:
-    facts = shipped().checkpoint
+    facts = stand_in_data().checkpoint
     dtype, width = facts["weights"][precision]
     config = {REHEARSAL_KEY: True, **facts["documents"]["config.json"]}
     if facts["quantization"][precision]:

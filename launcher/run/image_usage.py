@@ -56,7 +56,7 @@ def mark_used_by(record: RunRecord) -> Callable[[Path], None]:
     """
 
     def mark(squash: Path) -> None:
-        if error := usage.mark(squash, record.id, record.directory):
+        if error := usage.add_mark(squash, record.id, record.directory):
             why = f"{words_of(error, squash.parent)}; gc of others may remove it"
             record.event("note", f"{squash.name} cannot be marked as used by this run: {why}")
 
@@ -67,7 +67,7 @@ def unmark(record: RunRecord) -> None:
     """Remove the marks of a run that is settled; those of another run stay."""
     if record.fields.settled:
         for directory in {Path(squash).parent for squash in _images_of(record) or ()}:
-            usage.release(directory, record.id, record.directory)
+            usage.remove_marks(directory, record.id, record.directory)
 
 
 def is_run_over(use: ImageUse) -> bool:

@@ -31,7 +31,7 @@ from launcher.image.enroot import ImportPolicy
 from launcher.image.store import ensure_image
 from launcher.model.checkpoint import CheckpointReport, examine
 from launcher.model.fingerprint import CONFIGS, fingerprint_of_files
-from launcher.model.serving import nearest_sibling, require, suggestion
+from launcher.model.serving import nearest_sibling, require_servable, sibling_hint
 from launcher.plan.refusing import refuse, refuse_secrets
 from launcher.run.image_usage import mark_used_by
 from launcher.run.kind import LOOK, Prepared, Run, copy_workspace
@@ -188,7 +188,7 @@ def _check_model(run: Run) -> dict[str, Any]:
         return {"path": planned.path, "checked": False, "why": "the benchmark's script downloads it"}
     staged = _stage_model(run, path)
     if not path.is_dir():
-        hint = suggestion(nearest_sibling(path), "stage it, or correct the path in the runner file")
+        hint = sibling_hint(nearest_sibling(path), "stage it, or correct the path in the runner file")
         raise ModelError("the checkpoint is not there", where=planned.path, hint=hint)
     report = examine(path, precision=planned.precision, mounted=planned.mounted)
     unasked = ""
@@ -202,7 +202,7 @@ def _check_model(run: Run) -> dict[str, Any]:
         and planned.pinned
     ):
         report, unasked = _compared_with_hub(report, planned.pinned, run)
-    report = require(report, precision=planned.precision, accept_stand_in=run.services.tools.stand_ins)
+    report = require_servable(report, precision=planned.precision, accept_stand_in=run.services.tools.stand_ins)
     identity = report.identity + (f" ({report.identity_reason})" if report.identity_reason is not None else "")
     run.log(f"model {path}: whole, {report.shards} shards, {report.quantisation}; declared one: {identity}")
     if report.known_by:

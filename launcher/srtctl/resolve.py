@@ -13,7 +13,7 @@ from launcher.benchmark.benchmark import Benchmark
 from launcher.benchmark.environment import environment_of
 from launcher.core.errors import ConfigError
 from launcher.core.slurm_notation import limit_seconds
-from launcher.image.reference import PlannedImage, names_an_image
+from launcher.image.reference import PlannedImage, is_image_reference
 from launcher.plan import derive
 from launcher.plan.derive import AppliedRules, Context, names_passed
 from launcher.plan.expected import expected_results, result_stem
@@ -143,7 +143,7 @@ class SrtctlPlanner:
             found, _ = recipe.variants
             model = found[0].document.get("model") if found else None
             runs = model.get("container") if isinstance(model, dict) else None
-            if not isinstance(runs, str) or not names_an_image(runs) or derive.is_image(runs, benchmark.image):
+            if not isinstance(runs, str) or not is_image_reference(runs) or derive.is_image(runs, benchmark.image):
                 return recipe, first
             first = first or recipe
         return first, None

@@ -109,13 +109,13 @@ def make(root: Path, points: int) -> None:
     program = programs / "srtctl"
     program.write_text(SRTCTL.replace("TEMPLATES", str(templates)))
     program.chmod(0o755)
-    environment = stand_ins.environment
+    environment = stand_ins.stand_in_environment
 
     def with_ours(*given: Any) -> dict[str, str]:
         found = environment(*given)
         return {**found, "PATH": f"{programs}{os.pathsep}{found['PATH']}"}
 
-    stand_ins.environment = with_ours
+    stand_ins.stand_in_environment = with_ours
 
 
 def real(root: Path, points: int, jobs: int, at_once: int = 4) -> dict[str, Any]:

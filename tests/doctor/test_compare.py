@@ -12,7 +12,7 @@ from launcher.core.yaml_source import Document
 from launcher.doctor import scheduling
 from launcher.doctor.comparison import Claim, compare, notes
 from launcher.doctor.facts import ClusterFacts, Host, Looked, Unknown
-from launcher.image.probe import NO_OP, Probed
+from launcher.image.probe import GRANTED_TO_BOTH, LockProbe
 from launcher.runner.file import RunnerFile
 from tests.doctor.stand_ins import LOCAL, LUSTRE, cluster, facts, node, refused, seen, taken
 
@@ -57,8 +57,8 @@ def file(text: str = TEXT) -> RunnerFile:
     return RunnerFile(Document("x.yaml", text))
 
 
-def probed(where: str, flock: str) -> Probed:
-    return Probed(where, flock, flock, "is not seen", None, 0.0)
+def probed(where: str, flock: str) -> LockProbe:
+    return LockProbe(where, flock, flock, "is not seen", None, 0.0)
 
 
 def whole(of: RunnerFile, **changes: Any) -> ClusterFacts:
@@ -280,7 +280,9 @@ def test_nothing_is_asked_about_programs_that_a_stand_in_replaces() -> None:
 
 def test_locks_that_do_not_hold_differ() -> None:
     claims = [
-        c for c in compare(file(), whole(file(), locks=probed("two hosts", NO_OP)), str) if c.key == "images.lock"
+        c
+        for c in compare(file(), whole(file(), locks=probed("two hosts", GRANTED_TO_BOTH)), str)
+        if c.key == "images.lock"
     ]
     assert [c.verdict for c in claims] == ["differ"]
 

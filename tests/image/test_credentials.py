@@ -10,7 +10,7 @@ import pytest
 
 from launcher.core.errors import ImageError
 from launcher.core.process import Completed
-from launcher.image.enroot import credentials, diagnose, with_account
+from launcher.image.enroot import credentials, diagnose, with_account_hint
 from launcher.image.reference import Fault, Reference
 from launcher.image.registry import Registry, Unreachable
 from tests.image.docker_registry import INSTALLED, real_registry
@@ -24,7 +24,9 @@ def environ(tmp_path: Path, *lines: str) -> dict[str, str]:
 
 def account_line(registry: str, given: dict[str, str], realm: str = "") -> str:
     """What a refusal by the registry says of its account."""
-    before, _, said = with_account(Fault("401", "x"), Reference(registry, "a/b"), given, realm).hint.partition(", or ")
+    before, _, said = with_account_hint(Fault("401", "x"), Reference(registry, "a/b"), given, realm).hint.partition(
+        ", or "
+    )
     assert before == "x"
     return said
 

@@ -17,8 +17,7 @@ from launcher.image.enroot import ImportPolicy
 from launcher.image.reference import PlannedImage
 from launcher.image.store import ensure_image
 from launcher.plan.derive import Context, planned_image
-from launcher.rehearsal.stand_ins import REGISTRIES
-from launcher.rehearsal.stand_ins import environment as environment_of_stand_ins
+from launcher.rehearsal.stand_ins import REGISTRIES, stand_in_environment
 from launcher.runner.schema import Images
 from tests.commands import ScriptedCommands
 from tests.image.support import until
@@ -64,7 +63,7 @@ def test_a_compute_node_is_asked_for_processors_and_no_gpu(tmp_path: Path) -> No
 
 def test_an_import_on_a_node_leaves_nothing_there(tmp_path: Path) -> None:
     """With an srun that is here, and the rehearsal's enroot."""
-    tools = environment_of_stand_ins(tmp_path, "slurm", os.environ)
+    tools = stand_in_environment(tmp_path, "slurm", os.environ)
     directory = Path(tools["PATH"].partition(os.pathsep)[0])
     srun = directory / "srun"
     srun.write_text('#!/bin/sh\nwhile [ "$1" != sh ]; do shift; done\nexec "$@"\n')

@@ -22,8 +22,7 @@ from launcher.image.reference import PlannedImage
 from launcher.image.squash import ImageRecord
 from launcher.image.store import ensure_image
 from launcher.plan.derive import Context, planned_image
-from launcher.rehearsal.stand_ins import REGISTRIES
-from launcher.rehearsal.stand_ins import environment as environment_of_stand_ins
+from launcher.rehearsal.stand_ins import REGISTRIES, stand_in_environment
 from launcher.runner.schema import Images
 from tests.conftest import SlurmCluster
 from tests.run.driving import ONE, LauncherUser
@@ -74,7 +73,7 @@ def ensuring(user: LauncherUser, said: list[str], monkeypatch: pytest.MonkeyPatc
     """A function that has an image by jobs of a name, and does not sleep."""
     for name, value in {**user.extra, **more}.items():
         monkeypatch.setenv(name, value)
-    environment = {**clean_environment(os.environ), **environment_of_stand_ins(user.state, "slurm", os.environ)}
+    environment = {**clean_environment(os.environ), **stand_in_environment(user.state, "slurm", os.environ)}
 
     def ensure(image: PlannedImage, job_name: str) -> ImageRecord:
         policy = ImportPolicy("slurm", "batch", "benchmark", job_name, job_name, REGISTRIES, make_directory=True)

@@ -11,7 +11,7 @@ import pytest
 from launcher.cli import main
 from launcher.core.errors import ImageError
 from launcher.core.process import run
-from launcher.image.probe import HOLDS, NO_OP, between_nodes, between_processes, file_system
+from launcher.image.probe import GRANTED_TO_BOTH, HOLDS, describe_file_system, probe_nodes, probe_processes
 from tests.commands import ScriptedCommands
 
 REFUSED = (1, "srun: error: invalid partition")
@@ -26,7 +26,7 @@ def spoiled(inject: str) -> ScriptedCommands:
 
 
 def test_locks_hold_between_processes_of_a_local_file_system(tmp_path: Path) -> None:
-    found = between_processes(tmp_path)
+    found = probe_processes(tmp_path)
     assert (found.flock, found.lockf, found.owner_file) == (HOLDS, HOLDS, HOLDS)
     assert found.heartbeat is not None and found.heartbeat < 5
     assert found.one_at_a_time
@@ -36,37 +36,40 @@ def test_locks_hold_between_processes_of_a_local_file_system(tmp_path: Path) -> 
 @needs_strace
 @pytest.mark.parametrize(
     ("inject", "flock", "one"),
-    [("flock:retval=0", NO_OP, True), ("flock:error=ENOSYS", "does not work: Function not implemented", True)],
+    [
+        ("flock:retval=0", GRANTED_TO_BOTH, True),
+        ("flock:error=ENOSYS", "does not work: Function not implemented", True),
+    ],
 )
 def test_a_flock_that_is_none_is_told(tmp_path: Path, inject: str, flock: str, one: bool) -> None:
-    found = between_processes(tmp_path, spoiled(inject))
+    found = probe_processes(tmp_path, spoiled(inject))
     assert (found.flock, found.owner_file, found.one_at_a_time) == (flock, HOLDS, one)
 
 
 @needs_strace
 @pytest.mark.parametrize("calls", ["link,linkat", "link,linkat,renameat2"])
 def test_an_owner_file_holds_without_links(tmp_path: Path, calls: str) -> None:
-    found = between_processes(tmp_path, spoiled(f"{calls}:error=EINVAL"))
+    found = probe_processes(tmp_path, spoiled(f"{calls}:error=EINVAL"))
     assert (found.flock, found.owner_file, found.one_at_a_time) == (HOLDS, HOLDS, True)
     assert found.heartbeat is not None
 
 
 def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="No such file"):
-        between_processes(tmp_path / "none")
+        probe_processes(tmp_path / "none")
 
 
 def test_nodes_that_are_not_given_are_said(tmp_path: Path) -> None:
     runner = ScriptedCommands(srun=REFUSED)
     with pytest.raises(ImageError, match="invalid partition"):
-        between_nodes(tmp_path, ["--partition=x"], runner)
+        probe_nodes(tmp_path, ["--partition=x"], runner)
     assert all(call[:4] == ("srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1") for call in runner.calls)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_file_system_is_named(tmp_path: Path) -> None:
-    assert file_system(Path("/proc/self")).startswith("proc from ")
-    assert " on " in file_system(tmp_path)
+    assert describe_file_system(Path("/proc/self")).startswith("proc from ")
+    assert " on " in describe_file_system(tmp_path)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

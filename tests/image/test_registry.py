@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.core.errors import ImageError
-from launcher.image.enroot import MadeByCommand, allows_http, credentials, credentials_file
+from launcher.image.enroot import PasswordFromCommand, allows_http, credentials, credentials_file
 from launcher.image.reference import Reference
 from launcher.image.registry import Registry, Unreachable
 from launcher.image.squash import Sidecar
@@ -186,7 +186,7 @@ def test_the_file_of_credentials_is_enroots(tmp_path: Path) -> None:
     other = credentials("other.io", environ)
     assert other is not None and other.password == "word"
     assert credentials("io", environ) is None
-    with pytest.raises(MadeByCommand):
+    with pytest.raises(PasswordFromCommand):
         credentials("gcr.io", environ)
 
 

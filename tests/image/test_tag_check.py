@@ -73,7 +73,7 @@ def test_a_hit_costs_one_question(served: FakeRegistry, wanted: PlannedImage) ->
 def test_a_kept_image_does_not_wait_for_its_registry(
     served: FakeRegistry, wanted: PlannedImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "TAG_PATIENCE", 0.2)
+    monkeypatch.setattr(store, "TAG_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and says nothing
         reference = f"127.0.0.1:{silent.getsockname()[1]}/a/b:1"
         small_image(wanted.squash_path)

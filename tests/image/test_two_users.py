@@ -99,7 +99,7 @@ def test_gc_goes_on_after_what_only_its_owner_may_remove(people: People, shared:
     for path in (unused, orphan):
         os.utime(path, (old, old))
     people.alice.do(
-        "from launcher.image.usage import mark\nmark(Path(sys.argv[1]), 'r', Path('/r'))", images / "e.sqsh"
+        "from launcher.image.usage import add_mark\nadd_mark(Path(sys.argv[1]), 'r', Path('/r'))", images / "e.sqsh"
     )
     (mark,) = (images / ".uses/e.sqsh").iterdir()
     for path in (mark, mark.parent):
@@ -118,13 +118,13 @@ def test_gc_goes_on_after_what_only_its_owner_may_remove(people: People, shared:
 def test_marks_of_both_keep_an_image_whatever_their_umask(people: People, shared: Path) -> None:
     images = given(people.alice, shared / "images", 0o777)
     given(people.alice, small_image(images / "x.sqsh"), 0o644)
-    code = "from launcher.image.usage import mark\nprint(mark(Path(sys.argv[1]), 'r', Path(sys.argv[2])))"
+    code = "from launcher.image.usage import add_mark\nprint(add_mark(Path(sys.argv[1]), 'r', Path(sys.argv[2])))"
     for person in (people.alice, people.bob):
         assert person.do(code, images / "x.sqsh", person.home / "r", umask=0o077) == "None\n"
     listed = people.bob.launcher("image", "list", "--directory", images, "--json", "--state", people.bob.home)
     (found,) = json.loads(listed)
     assert len(found["live_runs"]) == 2
-    release = "from launcher.image.usage import release\nrelease(Path(sys.argv[1]), 'r', Path(sys.argv[2]))"
+    release = "from launcher.image.usage import remove_marks\nremove_marks(Path(sys.argv[1]), 'r', Path(sys.argv[2]))"
     for person in (people.bob, people.alice):
         person.do(release, images, person.home / "r")
     assert list((images / ".uses/x.sqsh").iterdir()) == []

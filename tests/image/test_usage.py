@@ -55,16 +55,16 @@ def gone(squash: Path) -> list[str]:
 
 def test_a_mark_of_anybody_keeps_an_image_until_it_is_released(squash: Path, tmp_path: Path) -> None:
     assert gone(squash) == ["x.sqsh"]
-    assert usage.mark(squash, "r1", tmp_path / "theirs/r1") is None
-    assert usage.mark(squash, "r1", tmp_path / "another/r1") is None
+    assert usage.add_mark(squash, "r1", tmp_path / "theirs/r1") is None
+    assert usage.add_mark(squash, "r1", tmp_path / "another/r1") is None
     forgotten(squash, 20)
     assert gone(squash) == []
     (image,) = ImageDirectory(squash.parent).images()
     assert [name.partition("@")[0] for name in image.users] == ["r1", "r1"]
-    usage.release(squash.parent, "r1", tmp_path / "theirs/r1")
+    usage.remove_marks(squash.parent, "r1", tmp_path / "theirs/r1")
     (image,) = ImageDirectory(squash.parent).images()
     assert len(image.users) == 1, "a run of the same name is another one's"
-    usage.release(squash.parent, "r1", tmp_path / "another/r1")
+    usage.remove_marks(squash.parent, "r1", tmp_path / "another/r1")
     assert ImageDirectory(squash.parent).images()[0].users == ()
     assert gone(squash) == [], "its use has just ended"
     forgotten(squash)
@@ -73,7 +73,7 @@ def test_a_mark_of_anybody_keeps_an_image_until_it_is_released(squash: Path, tmp
 
 
 def test_a_mark_that_was_torn_counts_and_one_that_is_too_old_does_not(squash: Path, tmp_path: Path) -> None:
-    usage.mark(squash, "r1", tmp_path / "runs/r1")
+    usage.add_mark(squash, "r1", tmp_path / "runs/r1")
     (mark,) = (squash.parent / ".uses/x.sqsh").iterdir()
     mark.write_bytes(b'{"run": ')
     forgotten(squash, 20)
@@ -120,16 +120,16 @@ def test_a_run_that_comes_between_a_look_and_the_removal_keeps_its_image(
     """The run marks first and looks then. It looked while the image was there; so its mark is seen."""
     (item,) = ImageDirectory(squash.parent).garbage()
     content, asked = squash.read_bytes(), 0
-    marks = usage.marks
+    marks = usage.read_marks
 
     def comes(path: Path) -> list[usage.ImageUse]:
         nonlocal asked
         found, asked = marks(path), asked + 1
         if asked == 1:
-            usage.mark(squash, "r1", tmp_path / "runs/r1")
+            usage.add_mark(squash, "r1", tmp_path / "runs/r1")
         return found
 
-    monkeypatch.setattr(usage, "marks", comes)
+    monkeypatch.setattr(usage, "read_marks", comes)
     assert ImageDirectory(squash.parent).remove(item) is not None
     assert asked == 2
     assert squash.read_bytes() == content

@@ -11,7 +11,7 @@ import pytest
 
 from launcher.core.errors import ModelError
 from launcher.model.checkpoint import REHEARSAL_KEY, CheckpointReport, examine
-from launcher.model.serving import nearest_sibling, require, right_sibling
+from launcher.model.serving import matching_sibling, nearest_sibling, require_servable
 from launcher.model.weights import LFS_POINTER
 from tests.model.checkpoints import checkpoint, put, safetensors
 
@@ -41,7 +41,7 @@ def test_a_whole_checkpoint(model: Path) -> None:
         bytes=size,
         shards=3,
     )
-    assert require(examine(model, precision="bf16")).whole
+    assert require_servable(examine(model, precision="bf16")).whole
 
 
 def test_a_single_file_needs_no_index(model: Path) -> None:
@@ -171,7 +171,7 @@ def test_another_checkpoint_under_the_same_name(tmp_path: Path) -> None:
     report = examine(model, precision="fp8")
     assert (report.whole, report.identity) == (True, "mismatch")
     with pytest.raises(ModelError, match=r"another checkpoint.*fp8 was asked for, and the weights are nvfp4") as raised:
-        require(report)
+        require_servable(report)
     assert raised.value.where == str(model)
 
 
@@ -182,7 +182,7 @@ def test_a_config_that_lies_about_the_weights(tmp_path: Path) -> None:
 
 def test_an_unknown_identity_passes_and_is_said(model: Path) -> None:
     put(model, "config.json", {"quantization_config": {"quant_method": "exl9"}})
-    report = require(examine(model, precision="fp4"))
+    report = require_servable(examine(model, precision="fp4"))
     assert report.identity == "unknown"
     assert report.identity_reason is not None
     assert report.as_dict()["identity"] == "unknown"
@@ -201,7 +201,7 @@ def test_many_problems_are_shown_in_part(tmp_path: Path) -> None:
     for path in list(model.glob("*.safetensors"))[:-1]:
         path.unlink()
     with pytest.raises(ModelError) as raised:
-        require(examine(model, precision="bf16"))
+        require_servable(examine(model, precision="bf16"))
     assert raised.value.exit_code == 4
     assert "model-000" in str(raised.value) and "and 19 more" in str(raised.value)
 
@@ -210,16 +210,16 @@ def test_a_checkpoint_for_rehearsals_serves_nothing_else(model: Path) -> None:
     put(model, "config.json", {REHEARSAL_KEY: True, "torch_dtype": "bfloat16"})
     report = examine(model, precision="bf16")
     assert report.rehearsal
-    assert require(report, accept_stand_in=True) == report
+    assert require_servable(report, accept_stand_in=True) == report
     with pytest.raises(ModelError, match="rehearsals"):
-        require(report)
+        require_servable(report)
 
 
 def test_a_directory_that_is_not_there(model: Path) -> None:
     report = examine(model.with_name("minimax-m3"), precision="fp4")
     assert (report.whole, report.identity, report.problems) == (False, "unknown", ("no such directory",))
     with pytest.raises(ModelError, match=r"no such directory\n  hint: there is .*/MiniMax-M3: is that the one"):
-        require(report)
+        require_servable(report)
 
 
 def test_a_path_that_cannot_be_read(model: Path, tmp_path: Path) -> None:
@@ -269,13 +269,13 @@ def test_a_wrong_one_names_the_right_one_beside_it(tmp_path: Path) -> None:
         dtype="U8",
     )
     with pytest.raises(ModelError, match="another checkpoint") as wrong:
-        require(examine(requantised, precision="bf16"), precision="bf16")
+        require_servable(examine(requantised, precision="bf16"), precision="bf16")
     assert wrong.value.hint == f"there is {base}: is that the one?"
     lower = tmp_path / "deepseek-v4-pro"
     lower.mkdir()
     put(lower, "config.json", {"model_type": "x"})
     with pytest.raises(ModelError, match="not whole") as stub:
-        require(examine(lower, precision="bf16"), precision="bf16")
+        require_servable(examine(lower, precision="bf16"), precision="bf16")
     assert stub.value.hint == f"there is {base}: is that the one?"
-    assert right_sibling(lower, "fp4") == requantised
-    assert right_sibling(tmp_path / "other", "bf16") is None
+    assert matching_sibling(lower, "fp4") == requantised
+    assert matching_sibling(tmp_path / "other", "bf16") is None

@@ -18,7 +18,16 @@ import pytest
 from launcher.core.process import Completed, run
 from launcher.core.stop import Stop
 from launcher.model.manifest import Manifest
-from launcher.model.nodes import DIRECTORY, Allocation, NodeResult, NodeTask, on_node, reap, stage_on_nodes, this_node
+from launcher.model.nodes import (
+    DIRECTORY,
+    Allocation,
+    NodeResult,
+    NodeTask,
+    end_orphaned_jobs,
+    stage_on_nodes,
+    stage_on_this_node,
+    this_node,
+)
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.poller import Pace
 from tests.commands import ScriptedCommands
@@ -237,7 +246,7 @@ def test_a_launcher_that_is_stopped_leaves_no_job(
         _, said = child.communicate(timeout=60)
     if number == signal.SIGKILL:
         assert len(node_directories.left()) == 2  # a job and its directory
-        assert reap(state, SlurmCommands, node_directories.said.append) == 1
+        assert end_orphaned_jobs(state, SlurmCommands, node_directories.said.append) == 1
     else:
         assert child.returncode == 128 + number, said
     assert node_directories.left() == []
@@ -307,6 +316,6 @@ def test_a_nodes_task_answers_when_slurm_asks_it_to_stop(
 
     monkeypatch.setattr("launcher.model.nodes.stage", asked_to_stop)
     before = signal.getsignal(number)
-    answer = on_node(NodeTask(str(checkpoint(tmp_path / "M")), "/nvme/M"))
+    answer = stage_on_this_node(NodeTask(str(checkpoint(tmp_path / "M")), "/nvme/M"))
     assert (answer["ok"], answer["path"], answer["error"]) == (False, "/nvme/M", f"stopped by {number.name}")
     assert signal.getsignal(number) == before

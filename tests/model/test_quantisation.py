@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.model.weights import declared, identity
+from launcher.model.weights import compare_precision, declared_quantisation
 
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "fmt": "e4m3", "activation_scheme": "dynamic"}
 
@@ -160,39 +160,40 @@ KNOWN: list[tuple[str, dict[str, Any], dict[str, str]]] = [
     ],
 )
 def test_known_checkpoints(config: dict[str, Any], asked: str, answer: str) -> None:
-    found, why = identity(asked, declared(config), {})
+    found, why = compare_precision(asked, declared_quantisation(config), {})
     assert found == answer
     assert (why is None) == (found == "match")
 
 
 def test_modelopt_may_say_it_beside_the_config_only() -> None:
     beside = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "group_size": 16}}
-    assert identity("fp4", declared({"torch_dtype": "bfloat16"}, beside), {})[0] == "match"
-    assert declared({}, beside).text == "nvfp4 by modelopt"
+    assert compare_precision("fp4", declared_quantisation({"torch_dtype": "bfloat16"}, beside), {})[0] == "match"
+    assert declared_quantisation({}, beside).text == "nvfp4 by modelopt"
 
 
 def test_two_files_that_contradict_each_other_are_unknown() -> None:
-    found = declared({"quantization_config": FP8}, {"quantization": {"quant_algo": "NVFP4"}})
-    assert identity("fp8", found, {})[0] == identity("fp4", found, {})[0] == "unknown"
+    found = declared_quantisation({"quantization_config": FP8}, {"quantization": {"quant_algo": "NVFP4"}})
+    assert compare_precision("fp8", found, {})[0] == compare_precision("fp4", found, {})[0] == "unknown"
     assert "fp8" in found.text and "nvfp4" in found.text
 
 
 @pytest.mark.parametrize("asked", [None, "", "fp3", "w4a8"])
 def test_a_precision_that_nobody_knows_is_never_a_match(asked: str | None) -> None:
-    assert identity(asked, declared({"torch_dtype": "bfloat16"}), {})[0] == "unknown"
+    assert compare_precision(asked, declared_quantisation({"torch_dtype": "bfloat16"}), {})[0] == "unknown"
 
 
 def test_the_precision_asked_for_may_be_in_capitals() -> None:
-    assert identity("FP8", declared({"quantization_config": FP8}), {})[0] == "match"
+    assert compare_precision("FP8", declared_quantisation({"quantization_config": FP8}), {})[0] == "match"
 
 
 def test_what_is_stored_overrules_what_is_declared() -> None:
-    nvfp4, plain = declared({"quantization_config": {"quant_algo": "NVFP4"}}), declared({"torch_dtype": "bfloat16"})
-    assert identity("fp4", nvfp4, {"BF16": 1000, "F32": 4})[0] == "mismatch"
-    assert identity("fp4", nvfp4, {"BF16": 1000, "U8": 4})[0] == "match"
-    assert identity("bf16", plain, {"BF16": 10, "F8_E4M3": 1000})[0] == "unknown"
-    assert identity("bf16", plain, {"BF16": 1000, "I64": 8})[0] == "match"
-    assert identity("fp4", nvfp4, {"BF16": 10, "U8": 1000})[0] == "match"
+    nvfp4 = declared_quantisation({"quantization_config": {"quant_algo": "NVFP4"}})
+    plain = declared_quantisation({"torch_dtype": "bfloat16"})
+    assert compare_precision("fp4", nvfp4, {"BF16": 1000, "F32": 4})[0] == "mismatch"
+    assert compare_precision("fp4", nvfp4, {"BF16": 1000, "U8": 4})[0] == "match"
+    assert compare_precision("bf16", plain, {"BF16": 10, "F8_E4M3": 1000})[0] == "unknown"
+    assert compare_precision("bf16", plain, {"BF16": 1000, "I64": 8})[0] == "match"
+    assert compare_precision("fp4", nvfp4, {"BF16": 10, "U8": 1000})[0] == "match"
 
 
 KEYS = [
@@ -221,6 +222,6 @@ QUANTISATION = st.dictionaries(st.sampled_from(KEYS), ODD, max_size=5)
     quantisation=QUANTISATION, beside=QUANTISATION, more=st.dictionaries(st.sampled_from([*KEYS, "text_config"]), ODD)
 )
 def test_no_declaration_is_too_odd_for_an_answer(quantisation: Any, beside: Any, more: dict[str, Any]) -> None:
-    found = declared({**more, "quantization_config": quantisation}, {"quantization": beside})
+    found = declared_quantisation({**more, "quantization_config": quantisation}, {"quantization": beside})
     for asked in ("fp4", "fp8", "bf16", "int4"):
-        assert identity(asked, found, {})[0] in ("match", "mismatch", "unknown")
+        assert compare_precision(asked, found, {})[0] in ("match", "mismatch", "unknown")

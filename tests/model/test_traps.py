@@ -20,10 +20,10 @@ from launcher.core.errors import ConfigError, ModelError
 from launcher.model.checkpoint import examine
 from launcher.model.fingerprint import fingerprint_of_files
 from launcher.model.manifest import MANIFEST_NAME
-from launcher.model.serving import require
+from launcher.model.serving import require_servable
 from launcher.model.source import HubSource, pinned_files, source_of
 from launcher.model.stage import adopt, stage
-from launcher.model.weights import declared, identity
+from launcher.model.weights import compare_precision, declared_quantisation
 from tests.model.checkpoints import checkpoint, put, safetensors
 from tests.model.hub_server import REPOSITORY, SHA, Hub, hub
 
@@ -205,7 +205,7 @@ def test_what_only_looks_right_is_refused_with_its_cause(
     said = capsys.readouterr().out
     assert re.search(words, said), said
     with pytest.raises(ModelError, match=words) as caught:
-        require(examine(model, precision="bf16", mounted=()), precision="bf16")
+        require_servable(examine(model, precision="bf16", mounted=()), precision="bf16")
     assert caught.value.exit_code == 4
 
 
@@ -359,7 +359,7 @@ FORMS: list[tuple[str, dict[str, Any], dict[str, str]]] = [
     ],
 )
 def test_forms_of_quantisation(config: dict[str, Any], asked: str, answer: str) -> None:
-    assert identity(asked, declared({"quantization_config": config}), {})[0] == answer
+    assert compare_precision(asked, declared_quantisation({"quantization_config": config}), {})[0] == answer
 
 
 def test_layers_of_a_mixed_one_may_stand_in_another_file(tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ def test_what_a_runner_file_declares_is_compared(model: Path) -> None:
     assert (right.identity, right.known_by) == ("match", ("x.yaml",))
     wrong = report.compared({"hidden_size": 4096, "num_hidden_layers": 61, "n_routed_experts": 256}, "x.yaml")
     with pytest.raises(ModelError, match=r"layers is 32, and 61 by x\.yaml; n_routed_experts is not said, and"):
-        require(wrong)
+        require_servable(wrong)
 
 
 @pytest.fixture

@@ -82,9 +82,9 @@ def test_a_checkpoint_that_this_user_may_not_read(people: People, source: Path, 
     whose = f"{closed} is owned by {people.alice.name}, mode 0{mode(closed)}"
     said = people.bob.launcher("model", "check", model, ends=0 if what == MANIFEST_NAME else 4)
     assert whose in said
-    require = "from launcher.model.checkpoint import examine\nfrom launcher.model.serving import require\n"
+    imports = "from launcher.model.checkpoint import examine\nfrom launcher.model.serving import require_servable\n"
     said = people.bob.do(
-        f"{require}require(examine(Path(sys.argv[1]), precision=None))", model, ends=what != MANIFEST_NAME
+        f"{imports}require_servable(examine(Path(sys.argv[1]), precision=None))", model, ends=what != MANIFEST_NAME
     )
     assert what == MANIFEST_NAME or f"hint: {whose}: its owner, or root, lets {people.bob.name} in" in said
     said = stage(people.bob, source, model, ends=0 if what == "shard" else 4)

@@ -9,7 +9,7 @@ import pytest
 
 from launcher.core.errors import ModelError
 from launcher.model.checkpoint import examine
-from launcher.model.serving import require
+from launcher.model.serving import require_servable
 from launcher.rehearsal.stand_ins import ensure_model
 from tests.model.checkpoints import checkpoint
 
@@ -23,9 +23,9 @@ def test_it_is_whole_and_the_one_asked_for(tmp_path: Path, precision: str) -> No
     report = examine(ensure_model(tmp_path / "models" / "tiny", precision), precision=precision)
     assert (report.problems, report.doubts, report.identity, report.shards) == ((), (), "match", 2)
     assert report.bytes < 10_000
-    assert require(report, accept_stand_in=True).rehearsal
+    assert require_servable(report, accept_stand_in=True).rehearsal
     with pytest.raises(ModelError, match="rehearsals"):
-        require(report)
+        require_servable(report)
     assert names(tmp_path / "models") == ["tiny"]
 
 
@@ -60,5 +60,5 @@ def test_several_at_once_make_one(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         made = [pool.submit(ensure_model, tmp_path / "tiny", "fp4") for _ in range(8)]
     assert {each.result() for each in made} == {tmp_path / "tiny"}
-    require(examine(tmp_path / "tiny", precision="fp4"), accept_stand_in=True)
+    require_servable(examine(tmp_path / "tiny", precision="fp4"), accept_stand_in=True)
     assert names(tmp_path) == ["tiny"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.rehearsal.stand_ins import WITHOUT_SLURM, tools_directory
+from launcher.rehearsal.stand_ins import PROGRAMS_WITHOUT_SLURM, tools_directory
 
 PASSES = ("MODEL", "UNSET", "RESULT_DIR", "HF_HUB_CACHE", "LINES")
 REFERENCE = "org/image:tag"
@@ -25,7 +25,7 @@ class Host:
 
     def __post_init__(self) -> None:
         self.bin = tools_directory(self.root / "bin")
-        self.srun = tools_directory(self.root / "without slurm", WITHOUT_SLURM) / "srun"
+        self.srun = tools_directory(self.root / "without slurm", PROGRAMS_WITHOUT_SLURM) / "srun"
         self.workspace = self.root / "work space"
         self.workspace.mkdir()
         self.image = self.root / "image.sqsh"

@@ -15,8 +15,8 @@ import yaml
 from launcher.core.errors import JobsExist, SubmissionError
 from launcher.core.process import clean_environment, run
 from launcher.rehearsal import stand_ins
-from launcher.rehearsal.srtctl_contract import complaints, shipped
-from launcher.rehearsal.stand_ins import StandIns, environment, tools_directory
+from launcher.rehearsal.srtctl_contract import schema_errors, stand_in_data
+from launcher.rehearsal.stand_ins import StandIns, stand_in_environment, tools_directory
 from launcher.result.validate import Point, read_result
 from launcher.run.kind import Submitted
 from launcher.slurm.client import JobKey, Phase
@@ -69,14 +69,14 @@ def test_a_git_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_tree_declares_the_keys_that_the_stand_in_checks(tmp_path: Path) -> None:
-    assert known_keys(stand_ins.ensure_repository(tmp_path)) == set(shipped().cluster)
+    assert known_keys(stand_ins.ensure_repository(tmp_path)) == set(stand_in_data().cluster)
 
 
 def test_srtslurm_yaml_is_judged_field_by_field() -> None:
     right = {"cluster": "c", "gpus_per_node": "4", "use_het_jobs": "no", "telemetry": {"a": [1]}, "containers": {}}
-    assert complaints(right, shipped().cluster) == {}
+    assert schema_errors(right, stand_in_data().cluster) == {}
     wrong = {"cluster": 1, "use_het_jobs": "maybe", "telemetry": 1, "containers": {"a": 1}, "bogus": None}
-    assert complaints({**wrong, "default_health_check": {"a": 1, "b": "x"}}, shipped().cluster) == {
+    assert schema_errors({**wrong, "default_health_check": {"a": 1, "b": "x"}}, stand_in_data().cluster) == {
         "cluster": ["Not a valid string."],
         "use_het_jobs": ["Not a valid boolean."],
         "default_health_check": {"b": {"value": ["Not a valid integer."]}},
@@ -98,12 +98,12 @@ def test_the_programs_start(tmp_path: Path) -> None:
 
 def test_the_environment_names_the_jobs_of_the_embedded_scheduler_only(tmp_path: Path) -> None:
     path = f"{tmp_path}/rehearsal/bin:/usr/bin"
-    assert environment(tmp_path, "slurm", {"PATH": "/usr/bin"}) == {"PATH": path}
+    assert stand_in_environment(tmp_path, "slurm", {"PATH": "/usr/bin"}) == {"PATH": path}
     local = {
         "PATH": f"{tmp_path}/rehearsal/bin-without-slurm:{path}",
         "LAUNCHER_LOCAL_JOBS": str(tmp_path / "jobs"),
     }
-    assert environment(tmp_path, "local", {"PATH": "/usr/bin"}) == local
+    assert stand_in_environment(tmp_path, "local", {"PATH": "/usr/bin"}) == local
 
 
 def test_only_jobs_of_srtctl_get_its_repository(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ class PreparedTree:
         self.root = root
         self.jobs = root / "jobs"
         self.environ = clean_environment(os.environ) | {
-            **environment(root, "local", os.environ),
+            **stand_in_environment(root, "local", os.environ),
             "LAUNCHER_REHEARSAL_SECONDS": "0.01",
             "RUNNER_NAME": "local_0",
         }
