@@ -135,30 +135,32 @@ def run_command(
         if carry_out is None and (arguments.on or os.environ.get("LAUNCHER_ON")):
             from launcher.cli import on
 
-            if (name := on.name_of_place(arguments)) is not None:
+            if (name := on.login_node_name(arguments)) is not None:
                 arguments.on = name  # printed commands name it
-                return on.there(arguments, name)
+                return on.run_on_node(arguments, name)
         command = getattr(importlib.import_module(f"launcher.cli.{module}"), function)
         if callable(command):
             return int(command(arguments) or 0)
-        from launcher.cli.command import run_command as answer_and_show
+        if carry_out is not None:
+            return carry_out(command, arguments)
+        from launcher.cli.command import log_to_stderr, show_answer
 
-        return (carry_out or answer_and_show)(command, arguments)
+        return show_answer(command, command.answer(arguments, log_to_stderr), arguments)
     except LauncherError as error:
-        return _complain(error, arguments)
+        return _print_error(error, arguments)
     except BrokenPipeError:
         raise
     except OSError as error:  # a full disk, a directory that is not ours: whatever was being written or read
-        return _complain(as_error(error), arguments)
+        return _print_error(as_error(error), arguments)
 
 
-def _complain(error: LauncherError, arguments: argparse.Namespace) -> int:
+def _print_error(error: LauncherError, arguments: argparse.Namespace) -> int:
     """Print an error (what, where, what next), as an annotation too where GitHub reads along; return its exit code."""
-    from launcher.cli.command import Pasting, annotate
+    from launcher.cli.command import CommandRewriter, annotate
     from launcher.core.errors import Wrong
     from launcher.core.redact import redact
 
-    print(f"launcher: {error.layer}: {Pasting(arguments)(redact(str(error), os.environ))}", file=sys.stderr)
+    print(f"launcher: {error.layer}: {CommandRewriter(arguments)(redact(str(error), os.environ))}", file=sys.stderr)
     if not getattr(arguments, "annotated", False):  # GitHub reads both streams
         annotate([Wrong.by(error)], sys.stderr if getattr(arguments, "json", False) else sys.stdout)
     return error.exit_code

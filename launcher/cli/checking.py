@@ -16,8 +16,8 @@ from pathlib import Path
 from launcher.check import inputs, report
 from launcher.check.inputs import CheckInput, Row
 from launcher.check.report import RULES, Baseline, Roots, baseline_text, check_everything
-from launcher.cli.command import Command, Tell
-from launcher.cli.common import chosen, known_rule, open_project
+from launcher.cli.command import Command, Log
+from launcher.cli.common import open_project, require_rule, selected_benchmarks
 from launcher.core import publish
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
@@ -57,7 +57,7 @@ class Checked:
 def _check(arguments: argparse.Namespace) -> Checked:
     if arguments.explain is not None:
         return Checked(output=_explain(arguments.explain))
-    wanted = {known_rule(rule, "--rule") for rule in arguments.rule}
+    wanted = {require_rule(rule, "--rule") for rule in arguments.rule}
     project = open_project(arguments)
     roots = Roots([*filter(None, (project.workspace, project.srt_slurm)), shipped("runners").parent, Path.cwd()])
     commits = functools.cache(lambda: Commits(project.caches))  # looked for once a row asks, and by no GitHub job
@@ -134,12 +134,12 @@ def _counted(numbers: Mapping[str, int]) -> str:
     Command,
     Checked,
     show=show,
-    aside=aside,
-    code=lambda value: int(any(one.severity == "error" for one in value.findings)),
-    document=lambda value: value.findings,
-    form=list[FindingLine],
+    stderr_lines=aside,
+    exit_code=lambda value: int(any(one.severity == "error" for one in value.findings)),
+    to_json=lambda value: value.findings,
+    json_type=list[FindingLine],
 )
-def check(arguments: argparse.Namespace, tell: Tell) -> Checked:
+def check(arguments: argparse.Namespace, log: Log) -> Checked:
     """What would fail or mismeasure."""
     # A quarter of the time would go into looking for garbage among documents that all stay until the end.
     collecting = gc.isenabled()
@@ -162,7 +162,7 @@ def _gathered(arguments: argparse.Namespace, project: Project) -> CheckInput:
     names = ("key", "framework", "precision", "seq", "scenario", "conc", "topology", "evals", "recipe")
     if any(getattr(arguments, name) for name in names):
         broken: list[ConfigError] = []
-        rows = chosen(arguments, project, broken)
+        rows = selected_benchmarks(arguments, project, broken)
         given = inputs.gather_selected(project, rows, arguments.runner, bool(arguments.conc))
         return dataclasses.replace(given, broken_rows=broken)
     if arguments.runner:
@@ -173,7 +173,7 @@ def _gathered(arguments: argparse.Namespace, project: Project) -> CheckInput:
 def _explain(rule: str) -> str:
     """A rule's page, or a line for each rule."""
     if rule:
-        return (shipped("docs/rules") / f"{known_rule(rule, '--explain')}.md").read_text(encoding="utf-8")
+        return (shipped("docs/rules") / f"{require_rule(rule, '--explain')}.md").read_text(encoding="utf-8")
     return "\n".join(f"{one.id} {one.severity} {one.title}" for one in sorted(RULES.values(), key=lambda one: one.id))
 
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO, cast
 
-from launcher.cli.command import tell
+from launcher.cli.command import log_to_stderr
 from launcher.cli.common import open_project
 from launcher.cli.ending import end_leftovers
 from launcher.cli.planning import plan_lines, view_of
 from launcher.cli.running import drive, exit_code, print_planned
-from launcher.cli.streaming import Streams
+from launcher.cli.streaming import StreamingCommand
 from launcher.core.errors import ConfigError
 from launcher.core.github import GitHub
 from launcher.core.lines import Terminal, print_lines
@@ -25,7 +25,7 @@ from launcher.run import orphans
 from launcher.run.finish import Outcome
 
 
-@Streams
+@StreamingCommand
 def ci(arguments: argparse.Namespace) -> int:
     """Run what this GitHub job's environment asks for; results go where the workflow looks."""
     project = open_project(arguments, look=True)
@@ -44,7 +44,7 @@ def ci(arguments: argparse.Namespace) -> int:
             _announce(github, plan, project)
             github.output("run-id", plan.run_key)
             _for_later_steps(github, plan)
-            end_leftovers(project, plan, github, tell if arguments.json else say)
+            end_leftovers(project, plan, github, log_to_stderr if arguments.json else say)
             outcomes = drive(project, plan, arguments, github, orphans.identity(project.environ))
         except ConfigError as error:
             github.error(str(error), title="launcher: configuration")

@@ -1,8 +1,8 @@
-"""A command that shows something, as a value: who answers and who shows need not be the same process.
+"""A command whose answer is a value, which another process may show than the one that made it.
 
-`Command.answer` does what is asked and gives a value, or an iterator of values for what goes on (``logs -f``); it
-prints nothing. `Command.show` makes lines of a value and of the terminal's width, and looks at nothing else. So the
-value is what ``--json`` prints, what `launcher schema` describes, and what travels when the command runs elsewhere.
+`Command.answer` does the work and returns a value, or an iterator of values while something goes on (``logs -f``); it
+prints nothing. `Command.show` makes lines of a value and a terminal's width, and reads nothing else. So the value is
+what ``--json`` prints, what `launcher schema` describes, and what a login node sends back (``--on``).
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-Tell = Callable[[str], None]
-"""Tells a person what goes on meanwhile, without secrets: standard error here."""
+Log = Callable[[str], None]
+"""Takes a line for a person about what goes on while a command works."""
 
 
-def tell(text: str) -> None:
-    """Tell it on standard error."""
+def log_to_stderr(text: str) -> None:
+    """Print a line on standard error, without secrets."""
     say(redact(text, os.environ), file=sys.stderr)
 
 
 @dataclass(frozen=True)
-class Told:
-    """Something that was done or found: a line for people, about which run, how that stands then; or what went wrong
-    with it."""
+class Message:
+    """A line for people about something that was done or found; the run that it is about and that run's state; or the
+    errors."""
 
     text: str = ""
     run: str = ""
@@ -55,148 +55,147 @@ class Told:
 
 
 class JSONText(str):
-    """What is JSON already."""
+    """A text that is JSON already."""
 
 
-def _wrong_of(value: Any) -> Sequence[Wrong]:
+def _errors_of(value: Any) -> Sequence[Wrong]:
     return getattr(value, "wrong", ())
+
+
+def _error_lines(value: Any) -> Iterator[str]:
+    for one in _errors_of(value):
+        error = LauncherError(one.message, where=one.where or one.of or None, hint=one.hint)
+        yield from redact(f"launcher: {one.layer}: {error}", os.environ).splitlines()
 
 
 @dataclass(frozen=True)
 class Command:
-    """Made of a function that answers, behind ``@partial(Command, KIND, show=…)``: that is the name of the command.
+    """A command whose answer is a value. ``@partial(Command, TYPE, show=…)`` above a function makes one of it.
 
-    ``kind`` is the type of each value, for msgspec. A value with ``wrong`` says what could not be done: that is told
-    on standard error in every form (``aside`` makes the lines), and its first error is the exit code, where ``code``
-    tells no other. ``document`` is what ``--json`` prints of a value where that is not the value itself, and ``form``
-    its type, or several of which it is one, or a function that makes them. An error that is raised has its own exit
-    code. ``live`` shows values that follow each other in a terminal whose keys are heard."""
+    ``value_type`` is the type of each value, for msgspec. A value with ``wrong`` has errors: ``stderr_lines`` prints
+    them on standard error in every form, and ``exit_code`` is by default that of the first one. ``to_json`` gives what
+    ``--json`` prints where that is not the value itself; ``json_type`` is then its type, a tuple of possible types, or
+    a function that makes these. An error that is raised has its own exit code. ``show_live`` shows values that follow
+    each other in a terminal, and takes keys.
+    """
 
-    kind: Any
-    answer: Callable[[argparse.Namespace, Tell], Any]
+    value_type: Any
+    answer: Callable[[argparse.Namespace, Log], Any]
     show: Callable[[Any, Terminal], Iterable[str]]
-    aside: Callable[[Any], Iterable[str]] = lambda value: wrong_lines(_wrong_of(value))
-    code: Callable[[Any], int] = lambda value: first_code(_wrong_of(value))
-    document: Callable[[Any], Any] = lambda value: value
-    live: Callable[[Iterator[Any], argparse.Namespace, Callable[[str, str], None] | None], object] | None = None
-    form: Any = None
+    stderr_lines: Callable[[Any], Iterable[str]] = _error_lines
+    exit_code: Callable[[Any], int] = lambda value: next((one.code for one in _errors_of(value)), 0)
+    to_json: Callable[[Any], Any] = lambda value: value
+    show_live: Callable[[Iterator[Any], argparse.Namespace, Callable[[str, str], None] | None], object] | None = None
+    json_type: Any = None
 
     @property
     def schema(self) -> dict[str, Any]:
-        """The JSON Schema of what ``--json`` prints, of each line where that is several."""
-        form = self.form() if isinstance(self.form, FunctionType) else self.form or self.kind
-        return schema_of(form if isinstance(form, tuple) else (form,))
+        """The JSON Schema of what ``--json`` prints; of each line, for a command with several values."""
+        types = self.json_type() if isinstance(self.json_type, FunctionType) else self.json_type or self.value_type
+        return schema_of(types if isinstance(types, tuple) else (types,))
 
 
 def schema_of(types: Sequence[Any]) -> dict[str, Any]:
-    """The JSON Schema of what is of one of these types."""
+    """The JSON Schema of a value that has one of these types."""
     import msgspec
 
     schemas, known = msgspec.json.schema_components(types, ref_template="#/$defs/{name}")
-    one = schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **one, **({"$defs": known} if known else {})}
-
-
-def run_command(command: Command, arguments: argparse.Namespace) -> int:
-    """Have the command answered, show each value as it comes; the exit code."""
-    found = command.answer(arguments, tell)  # `--on NAME` asks there instead, for values of `command.kind` (`on`)
-    return shown(command, found, arguments)
+    schema = schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, **({"$defs": known} if known else {})}
 
 
 def wants_json(arguments: argparse.Namespace | None) -> bool:
     return bool(getattr(arguments, "json", False)) or getattr(arguments, "format", None) == "json"
 
 
-def shown(
+def show_answer(
     command: Command,
-    found: Any,
+    answer: Any,
     arguments: argparse.Namespace | None = None,
-    ask: Callable[[str, str], None] | None = None,
+    ask_driver: Callable[[str, str], None] | None = None,
 ) -> int:
-    """Show a value, or values as they come (as JSON: a line each); the exit code of the first that has one. ``ask`` is
-    for a live view's keys, where that is of another machine."""
+    """Print a value, or each value of an iterator as it comes (as JSON: one line each). Returns the first exit code
+    other than 0. The keys of a live view call ``ask_driver`` with a sweep and a verb (default: asks here)."""
     as_json = wants_json(arguments)
-    streams = isinstance(found, Iterator)
-    if streams and command.live and arguments and not as_json and sys.stdout.isatty() and sys.stdin.isatty():
-        command.live(found, arguments, ask)
+    streams = isinstance(answer, Iterator)
+    if streams and command.show_live and arguments and not as_json and sys.stdout.isatty() and sys.stdin.isatty():
+        command.show_live(answer, arguments, ask_driver)
         return 0
     code, terminal = 0, Terminal.of(sys.stdout)
-    pasted = _pasted(arguments)
-    for value in found if streams else (found,):
+    rewrite = functools.partial(
+        _rewrite_hint, functools.cache(lambda: CommandRewriter(arguments or argparse.Namespace()))
+    )
+    for value in answer if streams else (answer,):
         if as_json:
-            print(as_text(command.document(value), indent=0 if streams else 2), flush=True)
+            print(json_text(command.to_json(value), indent=0 if streams else 2), flush=True)
         else:
-            print_lines(map(pasted, command.show(value, terminal)), terminal)
-        print_lines(map(pasted, command.aside(value)), Terminal(), sys.stderr)
+            print_lines(map(rewrite, command.show(value, terminal)), terminal)
+        print_lines(map(rewrite, command.stderr_lines(value)), Terminal(), sys.stderr)
         if not as_json:
-            annotate(_wrong_of(value), sys.stdout)
-        code = code or command.code(value)
+            annotate(_errors_of(value), sys.stdout)
+        code = code or command.exit_code(value)
     return code
 
 
-def _pasted(arguments: argparse.Namespace | None) -> Callable[[str], str]:
-    """Has the commands of a line that says what to do next work when they are pasted."""
-    paste = functools.cache(lambda: Pasting(arguments or argparse.Namespace()))
-
-    def pasted(line: str) -> str:
-        if getattr(line, "raw", False) or not line.lstrip().startswith(("Next:", "or:", "hint:")):
-            return line
-        return Line(paste()(line), getattr(line, "style", ""))
-
-    return pasted
+def _rewrite_hint(rewriter: Callable[[], CommandRewriter], line: str) -> str:
+    if getattr(line, "raw", False) or not line.lstrip().startswith(("Next:", "or:", "hint:")):
+        return line
+    return Line(rewriter()(line), getattr(line, "style", ""))
 
 
 _DIRECTORIES = ("workspace", "srt_slurm", "runners", "recipes", "state")
 
 
-def program() -> list[str]:
-    """What starts this launcher from any directory: its name, where the shell finds this very one by it."""
+def program_argv() -> list[str]:
+    """The words that start this launcher from any directory: ``launcher`` where the shell's PATH leads to this one."""
     own = Path(sys.argv[0])
     if own.name != "launcher" or not own.is_file():
         return [sys.executable, "-m", "launcher"]
-    found = shutil.which("launcher")
-    return ["launcher"] if found is not None and Path(found).absolute() == own.absolute() else [str(own.absolute())]
+    in_path = shutil.which("launcher")
+    return ["launcher"] if in_path is not None and Path(in_path).absolute() == own.absolute() else [str(own.absolute())]
 
 
-class Pasting:
-    """Makes commands in a text (``launcher status RUN``) such as this command line would have them."""
+class CommandRewriter:
+    """Gives the commands in a text (``launcher status RUN``) the program and flags of this command line, so that they
+    work when they are pasted into a shell."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        words, on = program(), getattr(arguments, "on", None)
+        words, on = program_argv(), getattr(arguments, "on", None)
         state = getattr(arguments, "state", None)
         for name in _DIRECTORIES:
-            given = getattr(arguments, name, None)
-            if name == "state":  # on a login node that is a directory there
-                given = None if on else given or os.environ.get("LAUNCHER_STATE")
-            if given:
-                words += [f"--{name.replace('_', '-')}", str(Path(given).absolute())]
-        # As whoever asks from elsewhere types it; what is about login nodes is typed without the name of one.
-        elsewhere = [*(["--state", state] if state else []), "--on", on] if on else []
-        self.words: list[str] = getattr(arguments, "typed", None) or [*words, *elsewhere]
-        self._there, self._here = shlex.join(self.words), shlex.join(words)
+            directory = getattr(arguments, name, None)
+            if name == "state":  # with --on it is a directory of the login node
+                directory = None if on else directory or os.environ.get("LAUNCHER_STATE")
+            if directory:
+                words += [f"--{name.replace('_', '-')}", str(Path(directory).absolute())]
+        remote_flags = [*(["--state", state] if state else []), "--on", on] if on else []
+        # On the login node ``typed`` has the words that the user types on the own machine.
+        self.words: list[str] = getattr(arguments, "typed", None) or [*words, *remote_flags]
+        # `launcher remote …` is always typed without --on.
+        self._remote, self._local = shlex.join(self.words), shlex.join(words)
         names = "|".join(re.escape(name) for name, text in texts().items() if text.listed and " " not in name)
-        self._command = re.compile(rf"\blauncher(?= (?:{names})\b)(?P<here>(?= remote\b))?")
+        self._command = re.compile(rf"\blauncher(?= (?:{names})\b)(?P<local>(?= remote\b))?")
 
     def __call__(self, text: str) -> str:
-        def typed(found: re.Match[str]) -> str:
-            return self._there if found["here"] is None else self._here
+        def rewritten(match: re.Match[str]) -> str:
+            return self._remote if match["local"] is None else self._local
 
-        return text if self._there == "launcher" else self._command.sub(typed, text)
+        return text if self._remote == "launcher" else self._command.sub(rewritten, text)
 
 
-def annotate(wrong: Sequence[Wrong], stream: TextIO) -> None:
-    """Where GitHub reads along, have each shown with the job."""
+def annotate(errors: Sequence[Wrong], stream: TextIO) -> None:
+    """In a job of GitHub Actions, print errors as annotations, which GitHub shows with the job."""
     if os.environ.get("GITHUB_ACTIONS") != "true":
         return
     from launcher.core.github import GitHub
 
     with GitHub(os.environ, stream) as github:
-        for one in wrong:
+        for one in errors:
             github.error(redact(one.message, os.environ), title=f"launcher: {one.layer}")
 
 
-def as_text(value: Any, *, indent: int = 2) -> str:
-    """A value as JSON; in one line without ``indent``."""
+def json_text(value: Any, *, indent: int = 2) -> str:
+    """A value as JSON; in one line with ``indent=0``."""
     if isinstance(value, JSONText):
         return value
     import msgspec
@@ -205,69 +204,61 @@ def as_text(value: Any, *, indent: int = 2) -> str:
     return (msgspec.json.format(content, indent=indent) if indent else content).decode()
 
 
-def of_each(names: Sequence[str], do: Callable[[str], Value]) -> tuple[list[Value], list[Wrong]]:
-    """Do it for each name: what that gave, and what went wrong with others. The error of a single name is raised."""
-    done, wrong = [], []
+def for_each_name(names: Sequence[str], do: Callable[[str], Value]) -> tuple[list[Value], list[Wrong]]:
+    """Call ``do`` with each name once. Returns its results, and the errors of other names. With one name the error is
+    raised."""
+    results, errors = [], []
     for name in dict.fromkeys(names):
         try:
-            done.append(do(name))
+            results.append(do(name))
         except LauncherError as error:
             if len(names) == 1:
                 raise
-            wrong.append(Wrong.by(error, name))
-    return done, wrong
+            errors.append(Wrong.by(error, name))
+    return results, errors
 
 
-def first_code(wrong: Sequence[Wrong]) -> int:
-    return wrong[0].code if wrong else 0
-
-
-def wrong_lines(wrong: Sequence[Wrong]) -> Iterator[str]:
-    """What went wrong with one thing each: what, where, what next."""
-    for one in wrong:
-        error = LauncherError(one.message, where=one.where or one.of or None, hint=one.hint)
-        yield from redact(f"launcher: {one.layer}: {error}", os.environ).splitlines()
-
-
-def refused_lines(wrong: Sequence[Wrong], others: int, what: str, done: str = "done") -> Iterator[str]:
-    """What cannot be done, beside ``others`` that can, with a count. A hint that several share is given once."""
-    if wrong:
-        yield f"launcher: {len(wrong)} of {len(wrong) + others} {what} cannot be {done}:"
-    for hint, several in groupby(sorted(wrong, key=lambda one: one.hint or ""), key=lambda one: one.hint):
-        for one in several:
+def refusal_lines(errors: Sequence[Wrong], others: int, what: str, done: str = "done") -> Iterator[str]:
+    """Lines that list what cannot be done, with its count and that of ``others`` that can. A hint that several errors
+    share is printed once."""
+    if errors:
+        yield f"launcher: {len(errors)} of {len(errors) + others} {what} cannot be {done}:"
+    for hint, group in groupby(sorted(errors, key=lambda one: one.hint or ""), key=lambda one: one.hint):
+        for one in group:
             yield f"  {one.where or one.of}: {redact(one.message, os.environ)}"
         if hint:
             yield f"    hint: {hint}"
 
 
-def as_it_comes(work: Callable[[Callable[[Value], None]], object]) -> Iterator[Value]:
-    """The values that ``work``, in a thread of its own, hands over, at once; what it raises is raised at the end."""
-    came: SimpleQueue[Value | None] = SimpleQueue()
-    fault: list[BaseException] = []
+def values_from_thread(work: Callable[[Callable[[Value], None]], object]) -> Iterator[Value]:
+    """Run ``work`` in a thread, and yield each value that it passes to its argument. What it raises is raised at the
+    end."""
+    queue: SimpleQueue[Value | None] = SimpleQueue()
+    errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            work(came.put)
-        except BaseException as error:  # noqa: BLE001 - raised where the values are taken
-            fault.append(error)
+            work(queue.put)
+        except BaseException as error:  # noqa: BLE001 - raised by the reader of the values
+            errors.append(error)
         finally:
-            came.put(None)
+            queue.put(None)
 
     threading.Thread(target=run, daemon=True, name="answer").start()
-    while (value := came.get()) is not None:
+    while (value := queue.get()) is not None:
         yield value
-    if fault:
-        raise fault[0]
+    if errors:
+        raise errors[0]
 
 
-def show_told(value: Told, terminal: Terminal) -> Iterator[str]:
+def show_message(value: Message, terminal: Terminal) -> Iterator[str]:
     if value.text:
         yield from folded(value.text, terminal.width, "  ")
 
 
 @dataclass(frozen=True)
 class Removal:
-    """A thing that nobody needs, of so many bytes, and by what that is known; ``keep`` is why it stays."""
+    """A file or directory that is no longer needed, its size in bytes, and the reason; ``keep`` is why it stays."""
 
     path: str
     bytes: int
@@ -277,28 +268,27 @@ class Removal:
 
 @dataclass(frozen=True)
 class Removals:
-    """All of them; ``applied``: they are removed, otherwise they would be."""
+    """All of them. With ``applied`` they are removed; otherwise this was a dry run."""
 
     applied: bool
     items: tuple[Removal, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def removals(found: Sequence[Leftover], *, applied: bool, notes: tuple[str, ...] = ()) -> Removals:
-    return Removals(applied, tuple(Removal(str(one.path), one.size, one.why, one.keep) for one in found), notes)
+def removals(leftovers: Sequence[Leftover], *, applied: bool, notes: tuple[str, ...] = ()) -> Removals:
+    return Removals(applied, tuple(Removal(str(one.path), one.size, one.why, one.keep) for one in leftovers), notes)
 
 
 def show_removals(value: Removals, terminal: Terminal) -> Iterator[str]:
-    """A line for each thing that was removed, would be, or stays; and how much that is together."""
+    """A line for each file or directory that was removed, would be, or stays; and their size together."""
     for item in value.items:
-        how = f"kept, {item.keep}" if item.keep else "removed" if value.applied else "would remove"
-        yield from folded(f"{how}: {item.path} ({item.bytes / 1e6:.1f} MB): {item.why}", terminal.width, "  ")
-    gone = [item.bytes for item in value.items if not item.keep]
-    if not gone:
-        stay = count_of(len(value.items), "entry stays", "entries stay")
-        yield "nothing to remove" + (f"; {stay}" if value.items else "")
-        yield from value.notes
-        return
-    done = "freed" if value.applied else "this was a dry run, --apply removes them: it would free"
-    yield f"{done} {sum(gone) / 1e9:.3f} GB in {len(gone)} of {len(value.items)} entries"
+        verb = f"kept, {item.keep}" if item.keep else "removed" if value.applied else "would remove"
+        yield from folded(f"{verb}: {item.path} ({item.bytes / 1e6:.1f} MB): {item.why}", terminal.width, "  ")
+    sizes = [item.bytes for item in value.items if not item.keep]
+    if sizes:
+        done = "freed" if value.applied else "this was a dry run, --apply removes them: it would free"
+        yield f"{done} {sum(sizes) / 1e9:.3f} GB in {len(sizes)} of {len(value.items)} entries"
+    else:
+        kept = count_of(len(value.items), "entry stays", "entries stay")
+        yield "nothing to remove" + (f"; {kept}" if value.items else "")
     yield from value.notes

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher.benchmark.benchmark import FIXED, Benchmark, Role, max_model_len
-from launcher.cli.command import refused_lines
+from launcher.cli.command import refusal_lines
 from launcher.core.errors import ConfigError, Wrong, suggest
 from launcher.core.terminal import say, styled
 from launcher.plan.refusing import refuse_secrets
@@ -36,13 +36,13 @@ def open_project(arguments: argparse.Namespace, *, look: bool = False) -> Projec
     """The project that the command's flags and the environment describe. Raises ConfigError for a rule in ``--accept``
     that there is not."""
     for rule in getattr(arguments, "accept", ()):
-        known_rule(rule, "--accept")
+        require_rule(rule, "--accept")
     places = {name: getattr(arguments, name) for name in ("workspace", "state", "srt_slurm", "runners", "recipes")}
     project = Project.open(os.environ, **places, look=look)
     return dataclasses.replace(project, slurm_backend=getattr(arguments, "slurm_backend", None))
 
 
-def known_rule(rule: str, where: str) -> str:
+def require_rule(rule: str, where: str) -> str:
     """The rule itself. Raises ConfigError, naming the nearest, when `check` has none of that name."""
     from launcher.check.report import RULES
 
@@ -53,7 +53,7 @@ def known_rule(rule: str, where: str) -> str:
 
 
 @contextlib.contextmanager
-def meanwhile(what: str, arguments: argparse.Namespace) -> Iterator[None]:
+def show_elapsed(what: str, arguments: argparse.Namespace) -> Iterator[None]:
     """Within the block standard error says what is done, and since when: in a terminal from the first second on, and
     it is gone at the end; elsewhere once, after two seconds."""
     over, stream, began = threading.Event(), styled(sys.stderr), time.monotonic()
@@ -82,7 +82,7 @@ def meanwhile(what: str, arguments: argparse.Namespace) -> Iterator[None]:
             stream.flush()
 
 
-def filters(arguments: argparse.Namespace, **more: Any) -> Selection:
+def selection_filters(arguments: argparse.Namespace, **more: Any) -> Selection:
     """The flags that all commands about matrices have, and more fields of a selection."""
     from launcher.benchmark.expand import Selection
 
@@ -97,7 +97,9 @@ def filters(arguments: argparse.Namespace, **more: Any) -> Selection:
     )
 
 
-def chosen(arguments: argparse.Namespace, project: Project, refused: list[ConfigError]) -> list[PlacedBenchmark]:
+def selected_benchmarks(
+    arguments: argparse.Namespace, project: Project, refused: list[ConfigError]
+) -> list[PlacedBenchmark]:
     """The benchmarks that the flags select, each with its place: rows of a matrix, or the one of a recipe.
 
     What is selected and cannot be understood is added to ``refused``. Raises ConfigError when nothing is selected.
@@ -106,13 +108,15 @@ def chosen(arguments: argparse.Namespace, project: Project, refused: list[Config
         return [(_from_recipe(arguments, project), "--recipe")]
     if not arguments.key:
         raise ConfigError("no benchmark is selected", hint="-k KEY (globs are taken), or --recipe FILE")
-    selection = filters(arguments, evals="only" if arguments.evals else "none")
+    selection = selection_filters(arguments, evals="only" if arguments.evals else "none")
     matrix = project.matrix(arguments.matrix, keys=arguments.key)
     found: list[PlacedBenchmark] = [(e.benchmark, e.place) for e in matrix.entries(selection, refused)]
-    return of_topology(found, arguments.topology, lambda one: one[0].topology, "entry")
+    return filter_by_topology(found, arguments.topology, lambda one: one[0].topology, "entry")
 
 
-def of_topology(found: list[Value], globs: Sequence[str], topology: Callable[[Value], str], what: str) -> list[Value]:
+def filter_by_topology(
+    found: list[Value], globs: Sequence[str], topology: Callable[[Value], str], what: str
+) -> list[Value]:
     """Those whose topology one of the globs fits; all of them where there is none. Raises ConfigError for none left."""
     fitting = [re.compile(fnmatch.translate(glob.lower())) for glob in globs]
     kept = [one for one in found if not fitting or any(glob.match(topology(one).lower()) for glob in fitting)]
@@ -122,7 +126,7 @@ def of_topology(found: list[Value], globs: Sequence[str], topology: Callable[[Va
     return kept
 
 
-def of_each_selected(
+def for_each_plan(
     arguments: argparse.Namespace,
     project: Project,
     refused: list[ConfigError],
@@ -134,7 +138,7 @@ def of_each_selected(
 
     Raises ConfigError when nothing is selected, and when the only one that is selected cannot be planned.
     """
-    benchmarks, narrow = chosen(arguments, project, refused), bool(arguments.conc)
+    benchmarks, narrow = selected_benchmarks(arguments, project, refused), bool(arguments.conc)
     done = []
     for benchmark, place in benchmarks:
         try:
@@ -150,19 +154,19 @@ def of_each_selected(
     return done
 
 
-def planned(arguments: argparse.Namespace, project: Project, refused: list[ConfigError]) -> list[Plan]:
+def selected_plans(arguments: argparse.Namespace, project: Project, refused: list[ConfigError]) -> list[Plan]:
     """The plans of all benchmarks that are selected, none of which holds a secret."""
 
     def checked(plan: Plan, place: object) -> Plan:
         refuse_secrets(plan)
         return plan
 
-    return of_each_selected(arguments, project, refused, checked)
+    return for_each_plan(arguments, project, refused, checked)
 
 
-def tell_refused(refused: Sequence[ConfigError], others: int) -> int:
+def print_refusals(refused: Sequence[ConfigError], others: int) -> int:
     """List what was selected and cannot be done, beside ``others`` that can, on standard error; the exit code."""
-    for line in refused_lines([Wrong.by(error) for error in refused], others, "that were selected"):
+    for line in refusal_lines([Wrong.by(error) for error in refused], others, "that were selected"):
         say(line, file=sys.stderr)
     return ConfigError.exit_code if refused else 0
 
@@ -232,7 +236,7 @@ def _role(side: RoleFacts | None) -> Role | None:
     return side.as_role() or Role(workers=side.workers or 1, tp=side.gpus_per_worker or 1)
 
 
-def ask_first(project: Project, costs: Mapping[str, float | None], *, yes: bool) -> None:
+def confirm_cost(project: Project, costs: Mapping[str, float | None], *, yes: bool) -> None:
     """Ask before jobs that can cost more GPU-hours than the bound of their runner's file (`limits.ask-above`), where
     somebody can answer. Raises ConfigError when that is no."""
     for name, cost in costs.items():

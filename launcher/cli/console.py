@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from msgspec import UNSET, to_builtins
 
 from launcher.cli import streaming
-from launcher.cli.command import as_text
-from launcher.cli.output import LogLines, Output
+from launcher.cli.command import json_text
+from launcher.cli.output import BackgroundOutput, LogFormatter
 from launcher.cli.standing import Standing, cut, programs_in_words, together
 from launcher.core.errors import ResultError
 from launcher.core.lines import Terminal, folded, print_lines
@@ -50,7 +50,7 @@ _COLOURS = {"log": "2", "error": "31", "warning": "33", "job": "36", "end": "1"}
 
 
 @dataclass(frozen=True)
-class How:
+class OutputOptions:
     """How much is said, and in which form. ``paste`` makes printed commands such as work, ``state`` is the directory
     to which shown paths are relative. ``many``: the runs of a sweep, whose driver says of each how it ended."""
 
@@ -63,7 +63,7 @@ class How:
 
 
 @dataclass(frozen=True)
-class World:
+class ConsoleInputs:
     """What the console looks at: the time, the programs that are waited for, how far the job of a run is, whether
     something else has the terminal now."""
 
@@ -85,16 +85,16 @@ class Console:
         self,
         labels: Mapping[str, str],
         github: GitHub | None,
-        output: Output | None = None,
-        how: How = How(),
-        world: World = World(),
+        output: BackgroundOutput | None = None,
+        how: OutputOptions = OutputOptions(),
+        world: ConsoleInputs = ConsoleInputs(),
     ) -> None:
         self._labels, self._github, self._output, self._how, self._world = labels, github, output, how, world
         self._colour = coloured(sys.stdout)
         self._live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not (how.quiet or how.as_json)
         self._began: float | None = None
         self._gone = False
-        self._logs: dict[str, LogLines] = {}
+        self._logs: dict[str, LogFormatter] = {}
         self._lock = threading.RLock()
         self._standings: dict[str, Standing] = {}
         self._ended: dict[str, Standing] = {}
@@ -145,10 +145,10 @@ class Console:
             return
         if self._output is not None:
             self._output.wait_for_room()
-        logs = self._logs.setdefault(run, LogLines("" if self._how.as_json else self._label(run, "") + "  | "))
-        shown = logs.shown(lines)
+        logs = self._logs.setdefault(run, LogFormatter("" if self._how.as_json else self._label(run, "") + "  | "))
+        shown = logs.format(lines)
         if self._how.as_json:
-            self.value(streaming.Logged(time=self._world.clock(), run=run, lines=shown))
+            self.value(streaming.LogText(time=self._world.clock(), run=run, lines=shown))
             return
         if self._github is None:
             self._say_all(shown, "log")
@@ -159,7 +159,7 @@ class Console:
     def tell(self, kind: str, text: str) -> None:
         """Say what a sweep's driver says."""
         if self._how.as_json:
-            self.value(streaming.SweepTold(time=self._world.clock(), kind=kind, text=redact(text, os.environ)))
+            self.value(streaming.SweepMessage(time=self._world.clock(), kind=kind, text=redact(text, os.environ)))
         elif self._world.hidden() or (kind == "start" and not self._how.verbose):
             return
         elif not self._how.quiet or kind in ("error", "result"):
@@ -174,7 +174,7 @@ class Console:
 
     def value(self, value: Any) -> None:
         """Print a value as a line of JSON."""
-        self._write(as_text(value, indent=0) + "\n")
+        self._write(json_text(value, indent=0) + "\n")
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -216,7 +216,7 @@ class Console:
             for run, standing in self._standings.items():
                 at_most = UNSET if standing.at_most is None else standing.at_most
                 more = self._progress_of(run, standing) or UNSET
-                value = streaming.Waiting(
+                value = streaming.RunWaiting(
                     time=now, run=run, text=standing.at, since=standing.since, at_most=at_most, progress=more
                 )
                 self.value(value)
@@ -354,14 +354,14 @@ def _happened(event: Event) -> Mapping[str, Any]:
     """An event as a value for JSON: what has no value is left out."""
     more = {key: one for key, one in event.data.items() if one is not None}
     text = redact(event.text, os.environ)
-    value = streaming.Happened(event=event.kind, time=event.time, run=event.run, text=text)  # type: ignore[arg-type]
+    value = streaming.RunEvent(event=event.kind, time=event.time, run=event.run, text=text)  # type: ignore[arg-type]
     return {**to_builtins(value), **more}
 
 
-def outcome_value(outcome: Outcome) -> streaming.Ended:
+def outcome_value(outcome: Outcome) -> streaming.RunEnded:
     """An outcome as a value for JSON."""
     error, judged = outcome.error, outcome.verdict
-    return streaming.Ended(
+    return streaming.RunEnded(
         run=outcome.run,
         state=outcome.state,
         exit_code=outcome.exit_code,

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli.command import tell
+from launcher.cli.command import log_to_stderr
 from launcher.core.errors import LauncherError
 from launcher.core.publish import private_opener, write_json
 from launcher.core.redact import names_a_secret
@@ -39,16 +39,16 @@ BEGINS = 20.0
 _PLACES = ("workspace", "srt_slurm", "runners", "recipes", "slurm_backend")
 
 
-def told(of: str, pid: int, log: Path, words: str, arguments: argparse.Namespace) -> None:
+def print_started(of: str, pid: int, log: Path, words: str, arguments: argparse.Namespace) -> None:
     """Say who drives a run or sweep, where its output is, and which command shows it."""
-    from launcher.cli.command import Pasting, as_text
-    from launcher.cli.streaming import Driven
+    from launcher.cli.command import CommandRewriter, json_text
+    from launcher.cli.streaming import DriverStarted
 
     if arguments.json:
-        print(as_text(Driven(name=of.partition(" ")[2], pid=pid, log=str(log)), indent=0))
+        print(json_text(DriverStarted(name=of.partition(" ")[2], pid=pid, log=str(log)), indent=0))
         return
     say(f"{of}: driven by pid {pid}, whose output is {log}")
-    say(Pasting(arguments)(f"Next: launcher {words}"))
+    say(CommandRewriter(arguments)(f"Next: launcher {words}"))
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Driver:
     log: Path
     before: int
 
-    def await_begun(self, of: str, begun: Callable[[int], bool], patience: float = BEGINS) -> None:
+    def wait_until_started(self, of: str, begun: Callable[[int], bool], patience: float = BEGINS) -> None:
         """Wait until ``begun`` of its pid: what is asked of it from then on, it hears. Raises LauncherError for one
         that ends at once; of one that takes longer, that is said. Ctrl-C comes after: the driver goes on."""
         until, ended = time.monotonic() + patience, False
@@ -72,13 +72,13 @@ class Driver:
                     raise error
                 if ended or time.monotonic() > until:
                     if not ended:
-                        tell(f"{of}: it has not begun within {patience:.0f} s")
+                        log_to_stderr(f"{of}: it has not begun within {patience:.0f} s")
                     return
                 ended = self.child.poll() is not None
                 time.sleep(0.0 if ended else 0.1)
 
 
-def start(name: str, words: Sequence[str], log: Path, state: Path, arguments: argparse.Namespace) -> Driver:
+def start_driver(name: str, words: Sequence[str], log: Path, state: Path, arguments: argparse.Namespace) -> Driver:
     """Start ``launcher WORDS`` for the run or sweep ``name``, with its output in ``log``, beside which is written how
     it was started. Raises OSError.
 
@@ -145,12 +145,12 @@ def command(arguments: argparse.Namespace) -> int:
 
 def _send(command: Command, arguments: argparse.Namespace) -> int:
     """Give a command's value to the other side, or its values as they come, each in a line of JSON; see `on`."""
-    from launcher.cli.command import as_text, tell
+    from launcher.cli.command import json_text, log_to_stderr
 
     out = trusted(sys.stdout)
-    found = command.answer(arguments, tell)
+    found = command.answer(arguments, log_to_stderr)
     streams = isinstance(found, Iterator)
     print("values" if streams else "value", file=out)
     for value in found if streams else (found,):
-        print(as_text(value, indent=0), file=out, flush=True)
+        print(json_text(value, indent=0), file=out, flush=True)
     return 0

@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from launcher.benchmark.environment import github_job
-from launcher.cli.command import Command, Tell, Told, as_it_comes, of_each, show_told
+from launcher.cli.command import Command, Log, Message, for_each_name, show_message, values_from_thread
 from launcher.cli.common import open_project
 from launcher.core.errors import ConfigError, JobError, LauncherError, Wrong, as_error
 from launcher.core.github import GitHub
@@ -51,23 +51,23 @@ AT_ONCE = 8
 """Runs that are ended at a time."""
 
 
-@partial(Command, Told, show=show_told)
-def cancel(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
+@partial(Command, Message, show=show_message)
+def cancel(arguments: argparse.Namespace, log: Log) -> Iterator[Message]:
     """Cancel runs' jobs, side by side, and wait until the scheduler says that they are gone."""
     project = open_project(arguments)
-    runs, wrong = of_each(runs_of(arguments, project), lambda name: run_named(project.runs, name))
-    yield from ended(project, runs, "launcher cancel", SILENCE)
-    yield from (Told(run=one.of, wrong=(one,)) for one in wrong)
+    runs, wrong = for_each_name(requested_runs(arguments, project), lambda name: run_named(project.runs, name))
+    yield from end_runs(project, runs, "launcher cancel", SILENCE)
+    yield from (Message(run=one.of, wrong=(one,)) for one in wrong)
 
 
-@partial(Command, Told, show=show_told)
-def cleanup(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
+@partial(Command, Message, show=show_message)
+def cleanup(arguments: argparse.Namespace, log: Log) -> Iterator[Message]:
     """End the jobs of runs that nobody drives any more; with RUN or --from-env, of that run."""
     project = open_project(arguments)
     for name in arguments.runs:
         run = run_named(project.runs, name)
         if not (project.runs / check_run_id(run)).is_dir():
-            yield Told(f"run {run} has no record: it never began", run)
+            yield Message(f"run {run} has no record: it never began", run)
             continue
         wrong = yield from _ended(_ends(project, [run], _BY_CLEANUP))
         if not wrong:
@@ -78,25 +78,27 @@ def cleanup(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
         yield from _cleaned_everywhere(project)
 
 
-def _cleaned_everywhere(project: Project) -> Iterator[Told]:
+def _cleaned_everywhere(project: Project) -> Iterator[Message]:
     unreadable: list[UnreadableRecord] = []
     left, elsewhere = find_orphans(project.runs, unreadable)
     yield from _ended(_ends(project, [record.id for record in left], _BY_CLEANUP, unreadable=unreadable))
     for record in elsewhere:
-        yield Told(told_left_alone(record), record.id)
-    yield Told(f"{count_of(len(left), 'run was', 'runs were')} left behind" if left else "no run was left behind")
+        yield Message(told_left_alone(record), record.id)
+    yield Message(f"{count_of(len(left), 'run was', 'runs were')} left behind" if left else "no run was left behind")
     if unreadable:
-        yield Told(f"{count_of(len(unreadable), 'record')} cannot be read: {', '.join(one.id for one in unreadable)}")
+        yield Message(
+            f"{count_of(len(unreadable), 'record')} cannot be read: {', '.join(one.id for one in unreadable)}"
+        )
     _remove_old_trees(project)
     _remove_collected(project, records(project.runs))
     from launcher.model.nodes import end_orphaned_jobs  # no run stages on nodes: only here
 
-    yield from _ended({"stagings": lambda tell: end_orphaned_jobs(project.state, SlurmCommands, tell)})
+    yield from _ended({"stagings": lambda log: end_orphaned_jobs(project.state, SlurmCommands, log)})
 
 
 _BY_CLEANUP = "launcher cleanup"
 
-End = Callable[[Tell], object]
+End = Callable[[Log], object]
 """Ends what something holds, and tells about it."""
 
 
@@ -112,23 +114,23 @@ def _ends(
     return {**ends, **{one.id: partial(_end_unreadable, project, one) for one in unreadable}}
 
 
-def ended(project: Project, runs: Sequence[str], why: str, silence: float = END_PATIENCE) -> Iterator[Told]:
+def end_runs(project: Project, runs: Sequence[str], why: str, silence: float = END_PATIENCE) -> Iterator[Message]:
     """End what these runs hold, side by side; what is said of it as it comes, and at the end how they stand."""
     wrong = yield from _ended(_ends(project, runs, why, silence))
     for run in {*runs} - {one.of for one in wrong}:
         with contextlib.suppress(ConfigError):
-            yield Told(run=run, state=RunRecord.load(project.runs, run).fields.state)
+            yield Message(run=run, state=RunRecord.load(project.runs, run).fields.state)
 
 
-def _ended(ends: Mapping[str, End]) -> Generator[Told, None, list[Wrong]]:
+def _ended(ends: Mapping[str, End]) -> Generator[Message, None, list[Wrong]]:
     """The same of any ends; what went wrong comes last, in order, and is returned too."""
     wrong: list[Wrong] = []
 
-    def work(hand: Callable[[Told], None]) -> None:
-        wrong.extend(_side_by_side(ends, lambda text, run: hand(Told(text, run))))
+    def work(hand: Callable[[Message], None]) -> None:
+        wrong.extend(_side_by_side(ends, lambda text, run: hand(Message(text, run))))
 
-    yield from as_it_comes(work)
-    yield from (Told(run=one.of, wrong=(one,)) for one in wrong)
+    yield from values_from_thread(work)
+    yield from (Message(run=one.of, wrong=(one,)) for one in wrong)
     return wrong
 
 
@@ -183,7 +185,7 @@ def _remove_collected(project: Project, ended: Iterable[RunRecord]) -> None:
                     finish.clear_left(open_run(project, record))
 
 
-def _cleaned_of_job(project: Project) -> Iterator[Told]:
+def _cleaned_of_job(project: Project) -> Iterator[Message]:
     """End what an earlier step of this GitHub job began; where there is no such run, whatever this runner left."""
     job = github_job(project.environ)
     if found := _runs_of_job(project):
@@ -195,18 +197,18 @@ def _cleaned_of_job(project: Project) -> Iterator[Told]:
     left, elsewhere = orphans_of_job_name(project.runs, job_name, unreadable)
     for record in left:
         text = f"run {record.id} was left behind on {job.runner_name} by another job of GitHub; ending it"
-        yield Told(text, record.id)
+        yield Message(text, record.id)
     ends = _ends(project, [record.id for record in left], _BY_CLEANUP, unreadable=unreadable)
     if runner.scheduler.kind == "slurm":
         for key in jobs_named(job_name, project.environ):
-            yield Told(f"run {key.token} has no record here, and its {key} lives; ending it", key.token)
+            yield Message(f"run {key.token} has no record here, and its {key} lives; ending it", key.token)
             ends[str(key)] = partial(end_lost, key, SlurmCommands())
     yield from _ended(ends)
     for record in elsewhere:
-        yield Told(told_left_alone(record), record.id)
+        yield Message(told_left_alone(record), record.id)
     if not (ends or elsewhere):
         run_id = project.run_id_from_environment()
-        yield Told(f"run {run_id} has no record: it never began, and no job of {job.runner_name} is left", run_id)
+        yield Message(f"run {run_id} has no record: it never began, and no job of {job.runner_name} is left", run_id)
 
 
 def _runs_of_job(project: Project) -> list[str]:
@@ -222,7 +224,7 @@ def _runs_of_job(project: Project) -> list[str]:
     return [run for run in dict.fromkeys(found) if (project.runs / run).is_dir()]
 
 
-def _end(project: Project, run_id: str, why: str, silence: float, tell: Tell) -> None:
+def _end(project: Project, run_id: str, why: str, silence: float, log: Log) -> None:
     """End what a run holds, also where its record or plan cannot be read. Raises LauncherError."""
     directory = project.runs / check_run_id(run_id)
     try:
@@ -238,25 +240,25 @@ def _end(project: Project, run_id: str, why: str, silence: float, tell: Tell) ->
             lost = UnreadableRecord(directory, error, record.job)
         else:
             try:
-                end_run(run, why, tell, silence)
+                end_run(run, why, log, silence)
             finally:
                 record.let_go()  # whoever ends thousands must not hold as many locks
             return
-    end_unreadable(lost, schedulers_for(project, lost), tell)
+    end_unreadable(lost, schedulers_for(project, lost), log)
 
 
-def _end_unreadable(project: Project, lost: UnreadableRecord, tell: Tell) -> None:
+def _end_unreadable(project: Project, lost: UnreadableRecord, log: Log) -> None:
     """End the job of a run whose record cannot be read, if nobody drives the run. Raises LauncherError."""
     driven = lost.driven
     if driven is False:
-        end_unreadable(lost, schedulers_for(project, lost), tell)
+        end_unreadable(lost, schedulers_for(project, lost), log)
     elif driven is None:
-        tell(told_left_alone(lost.record))
+        log(told_left_alone(lost.record))
     else:
-        tell(f"run {lost.id}: {lost.error}; a launcher drives it")
+        log(f"run {lost.id}: {lost.error}; a launcher drives it")
 
 
-def runs_of(arguments: argparse.Namespace, project: Project) -> list[str]:
+def requested_runs(arguments: argparse.Namespace, project: Project) -> list[str]:
     """The runs that a command is about: those that are named, else that of this GitHub job."""
     if arguments.runs:
         return list(arguments.runs)
@@ -266,16 +268,16 @@ def runs_of(arguments: argparse.Namespace, project: Project) -> list[str]:
     raise ConfigError("which run?", hint="RUN, or --from-env in a GitHub job; `launcher status` lists them")
 
 
-@partial(Command, Told, show=show_told)
-def collect(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
+@partial(Command, Message, show=show_message)
+def collect(arguments: argparse.Namespace, log: Log) -> Iterator[Message]:
     """Collect and check results again, of one run after the other."""
     project = open_project(arguments)
-    for name in dict.fromkeys(runs_of(arguments, project)):
+    for name in dict.fromkeys(requested_runs(arguments, project)):
         try:
             record = load_named(project.runs, name)
-            yield Told(f"run {record.id}: {(state := _collected(project, record))}", record.id, state)
+            yield Message(f"run {record.id}: {(state := _collected(project, record))}", record.id, state)
         except LauncherError as error:
-            yield Told(run=name, wrong=(Wrong.by(error, name),))
+            yield Message(run=name, wrong=(Wrong.by(error, name),))
 
 
 def _collected(project: Project, record: RunRecord) -> str:
@@ -305,7 +307,7 @@ def _collected(project: Project, record: RunRecord) -> str:
     return outcome.state
 
 
-def end_leftovers(project: Project, plan: Plan, github: GitHub, tell: Tell) -> None:
+def end_leftovers(project: Project, plan: Plan, github: GitHub, log: Log) -> None:
     """End what a launcher that was killed left of an earlier job of this GitHub runner, and say so."""
     unreadable: list[UnreadableRecord] = []
     left, elsewhere = orphans_of_job_name(project.runs, plan.job_name, unreadable)
@@ -319,7 +321,7 @@ def end_leftovers(project: Project, plan: Plan, github: GitHub, tell: Tell) -> N
         ending = "; ending its job" if lost in ours else ""
         github.warning(f"run {lost.id}: {lost.error}{ending}", title="launcher: records")
         if not ending:
-            tell(f"run {lost.id} may be another runner's: `launcher cleanup {lost.id}` ends its job")
+            log(f"run {lost.id} may be another runner's: `launcher cleanup {lost.id}` ends its job")
     ends = _ends(project, [record.id for record in left], "the next launcher on this runner", unreadable=ours)
-    for one in _side_by_side(ends, lambda text, run: tell(text)):
+    for one in _side_by_side(ends, lambda text, run: log(text)):
         github.warning(f"{one.where or one.of}: {one.message}", title="launcher: left behind")

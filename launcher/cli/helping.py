@@ -22,7 +22,7 @@ from launcher.cli.parsers import EXITS, SUMMARY, LazyParser, invocation, name_of
 
 if TYPE_CHECKING:  # the wheel is made with this module, where no other package is
     from launcher.cli.command import Command
-    from launcher.cli.streaming import Streams
+    from launcher.cli.streaming import StreamingCommand
 
 
 def first_steps(arguments: argparse.Namespace) -> int:
@@ -127,7 +127,7 @@ def _roff(text: str) -> str:
 
 def schema(arguments: argparse.Namespace) -> int:
     """Print the JSON Schema of one command's value, or which commands have one."""
-    from launcher.cli.command import as_text
+    from launcher.cli.command import json_text
     from launcher.core.errors import ConfigError, suggest
 
     known = dict(commands_with_schemas(parser()))
@@ -138,19 +138,19 @@ def schema(arguments: argparse.Namespace) -> int:
     if name not in known:
         hint = suggest(name, known, "`launcher schema` lists those that have one")
         raise ConfigError(f"no command {name!r} that shows something", where="COMMAND", hint=hint)
-    print(as_text(known[name].schema))
+    print(json_text(known[name].schema))
     return 0
 
 
-def commands_with_schemas(top: LazyParser) -> Iterator[tuple[str, Command | Streams]]:
+def commands_with_schemas(top: LazyParser) -> Iterator[tuple[str, Command | StreamingCommand]]:
     """Every command that gives a value, or JSON lines, by its words."""
     from launcher.cli.command import Command
-    from launcher.cli.streaming import Streams
+    from launcher.cli.streaming import StreamingCommand
 
     for command in every_command(top):
         module, _, function = (command.get_default("command") or "").partition(":")
         found = getattr(importlib.import_module(f"launcher.cli.{module}"), function) if module else None
-        if isinstance(found, Command | Streams):
+        if isinstance(found, Command | StreamingCommand):
             yield name_of(command), found
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from launcher.cli.command import Command, Removals, Tell, Told, removals, show_removals, show_told
+from launcher.cli.command import Command, Log, Message, Removals, removals, show_message, show_removals
 from launcher.cli.importing import Where, where_of
 from launcher.core.errors import ConfigError, ImageError
 from launcher.core.lines import Line, Terminal, count_of, folded, table
@@ -66,7 +66,7 @@ def show_images(value: Sequence[ImageLine], terminal: Terminal) -> Iterator[str]
 
 
 @partial(Command, list[ImageLine], show=show_images)
-def list_images(arguments: argparse.Namespace, tell: Tell) -> list[ImageLine]:
+def list_images(arguments: argparse.Namespace, log: Log) -> list[ImageLine]:
     """All images of the directories."""
     names = ("reference", "digest", "hash", "how")
     return [
@@ -98,7 +98,7 @@ def show_verified(value: Verified, terminal: Terminal) -> Iterator[str]:
 
 
 @partial(Command, Verified, show=show_verified)
-def verify(arguments: argparse.Namespace, tell: Tell) -> Iterator[Verified]:
+def verify(arguments: argparse.Namespace, log: Log) -> Iterator[Verified]:
     """Check images, one after the other; raises ImageError at the end when one of them is damaged."""
     where = where_of(arguments)
     names = {Path(name).name for name in arguments.images}
@@ -134,16 +134,16 @@ def _tag(image: Image, where: Where) -> list[str]:
     return [f"tag: {fact or f'names {note.digest} still'}"]
 
 
-@partial(Command, Told, show=show_told)
-def adopt(arguments: argparse.Namespace, tell: Tell) -> Told:
+@partial(Command, Message, show=show_message)
+def adopt(arguments: argparse.Namespace, log: Log) -> Message:
     """Record what a file is."""
     squash = Path(arguments.image).resolve()
     note = inventory.adopt(squash, arguments.reference, Reference.parse(arguments.reference).uri)
-    return Told(f"{squash}: {note.reference}, {note.size / 1e6:.1f} MB, {note.hash}")
+    return Message(f"{squash}: {note.reference}, {note.size / 1e6:.1f} MB, {note.hash}")
 
 
 @partial(Command, Removals, show=show_removals)
-def gc(arguments: argparse.Namespace, tell: Tell) -> Removals:
+def gc(arguments: argparse.Namespace, log: Log) -> Removals:
     """Find what nobody needs, and with --apply remove it."""
     where = where_of(arguments)
     contents = _contents(where, arguments.grace * 86400)
@@ -179,7 +179,7 @@ def show_locks(value: Locks, terminal: Terminal) -> Iterator[str]:
 
 
 @partial(Command, Locks, show=show_locks)
-def locks(arguments: argparse.Namespace, tell: Tell) -> Locks:
+def locks(arguments: argparse.Namespace, log: Log) -> Locks:
     """What was found between two processes of this host, and between two nodes where there is Slurm."""
     directory = Path(arguments.directory).resolve()
     found, said = [probe_processes(directory)], []

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from launcher.cli.command import Command, Tell
+from launcher.cli.command import Command, Log
 from launcher.cli.common import open_project
 from launcher.core.errors import Cancelled, ConfigError
 from launcher.core.lines import Terminal
@@ -78,7 +78,7 @@ def show_imported(value: Imported, terminal: Terminal) -> Iterator[str]:
 
 
 @partial(Command, Imported, show=show_imported)
-def import_images(arguments: argparse.Namespace, tell: Tell) -> Iterator[Imported]:
+def import_images(arguments: argparse.Namespace, log: Log) -> Iterator[Imported]:
     """Have each image there."""
     where = where_of(arguments)
     if where.rule.shared is bool(arguments.on_node):
@@ -96,18 +96,16 @@ def import_images(arguments: argparse.Namespace, tell: Tell) -> Iterator[Importe
                 image = replace(image, moved_tag=arguments.moved_tag)
             try:
                 if arguments.on_node:
-                    yield from _on_nodes(image, arguments.on_node, where, run, tell)
+                    yield from _on_nodes(image, arguments.on_node, where, run, log)
                 else:
-                    record = ensure_image(image, where.policy, where.environment, run=run, log=tell, sleep=stop.sleep)
+                    record = ensure_image(image, where.policy, where.environment, run=run, log=log, sleep=stop.sleep)
                     yield Imported(reference, str(record.squash))
             except Cancelled as why:
                 why.message = f"{why.message.partition(' while ')[0]} while importing {reference}"
                 raise
 
 
-def _on_nodes(
-    image: PlannedImage, nodes: list[str], where: Where, run: CommandRunner, tell: Tell
-) -> Iterator[Imported]:
+def _on_nodes(image: PlannedImage, nodes: list[str], where: Where, run: CommandRunner, log: Log) -> Iterator[Imported]:
     """Have the image on each node. Raises ImageError for the first node that cannot have it."""
     from launcher.container.job_script import import_on_node
 
@@ -116,5 +114,5 @@ def _on_nodes(
     options += [f"--partition={partition}"] if partition else []
     options += [f"--account={where.policy.account}"] if where.policy.account else []
     for node in nodes:
-        tell(import_on_node(image, node, options, run, where.environment))
+        log(import_on_node(image, node, options, run, where.environment))
         yield Imported(image.reference, str(image.squash), node)

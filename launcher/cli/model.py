@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launcher.cli.command import Command, Removals, Tell, removals, show_removals
+from launcher.cli.command import Command, Log, Removals, removals, show_removals
 from launcher.cli.common import open_project
 from launcher.cli.render import progress_shown
 from launcher.core.errors import ConfigError, ModelError
@@ -66,10 +66,10 @@ def show_list(value: Sequence[Checkpoint], terminal: Terminal) -> Iterator[str]:
     Command,
     list[Checkpoint],
     show=show_list,
-    document=lambda value: [{**one.report, "manifest": one.manifest} for one in value],
-    form=list[dict[str, Any]],
+    to_json=lambda value: [{**one.report, "manifest": one.manifest} for one in value],
+    json_type=list[dict[str, Any]],
 )
-def listing(arguments: argparse.Namespace, tell: Tell) -> list[Checkpoint]:
+def listing(arguments: argparse.Namespace, log: Log) -> list[Checkpoint]:
     """Checkpoints of a runner's table, or below directories."""
     return [_listed(path, note) for path, note in _paths(arguments, below=True)]
 
@@ -89,11 +89,11 @@ def show_checked(value: Sequence[Checkpoint], terminal: Terminal) -> Iterator[st
     Command,
     list[Checkpoint],
     show=show_checked,
-    code=lambda value: 0 if value and all(one.good for one in value) else ModelError.exit_code,
-    document=lambda value: [one.report for one in value],
-    form=list[dict[str, Any]],
+    exit_code=lambda value: 0 if value and all(one.good for one in value) else ModelError.exit_code,
+    to_json=lambda value: [one.report for one in value],
+    json_type=list[dict[str, Any]],
 )
-def check(arguments: argparse.Namespace, tell: Tell) -> list[Checkpoint]:
+def check(arguments: argparse.Namespace, log: Log) -> list[Checkpoint]:
     """Whether checkpoints are whole and the declared ones."""
     return [_checked(path, note, arguments.precision) for path, note in _paths(arguments, below=False)]
 
@@ -122,12 +122,12 @@ def show_staged(value: Staged, terminal: Terminal) -> Iterator[str]:
     Command,
     Staged,
     show=show_staged,
-    aside=lambda value: [f"to go on without them: --exclude={','.join(value.bad)}"] if value.bad else [],
-    code=lambda value: ModelError.exit_code if value.bad else 0,
-    document=lambda value: value.nodes or value,
-    form=list[NodeResult] | Staged,
+    stderr_lines=lambda value: [f"to go on without them: --exclude={','.join(value.bad)}"] if value.bad else [],
+    exit_code=lambda value: ModelError.exit_code if value.bad else 0,
+    to_json=lambda value: value.nodes or value,
+    json_type=list[NodeResult] | Staged,
 )
-def stage(arguments: argparse.Namespace, tell: Tell) -> Staged:
+def stage(arguments: argparse.Namespace, log: Log) -> Staged:
     """Bring a checkpoint to a path, whole; or write the manifest of the one that is there."""
     from launcher.model.nodes import path_on_this_node
     from launcher.model.source import source_of
@@ -135,7 +135,7 @@ def stage(arguments: argparse.Namespace, tell: Tell) -> Staged:
     from launcher.model.stage import stage as stage_to
 
     if arguments.nodes or arguments.job or arguments.count or arguments.partition:
-        return Staged(nodes=tuple(_staged_on_nodes(arguments, tell)))
+        return Staged(nodes=tuple(_staged_on_nodes(arguments, log)))
     destination = Path(path_on_this_node(arguments.destination))
     with stop_on_signals() as stop, progress_shown(sys.stderr) as progress:
         if arguments.source is None:
@@ -147,9 +147,9 @@ def stage(arguments: argparse.Namespace, tell: Tell) -> Staged:
             destination,
             workers=arguments.workers,
             progress=progress,
-            log=tell,
+            log=log,
             stop=stop,
-            lay_out=striping(_layouts(arguments, destination), log=tell),
+            lay_out=striping(_layouts(arguments, destination), log=log),
         )
     how = {"staged": "staged", "there": "is there already", "lost": "was staged by another process"}[done.how]
     rate = f", {done.copied / done.seconds / 1e9:.2f} GB/s" if done.copied else ""
@@ -166,7 +166,7 @@ def _layouts(arguments: argparse.Namespace, destination: Path) -> list[tuple[int
     return [(layout.at_least, layout.count, layout.size) for layout in storage.striping]
 
 
-def _staged_on_nodes(arguments: argparse.Namespace, tell: Tell) -> Sequence[NodeResult]:
+def _staged_on_nodes(arguments: argparse.Namespace, log: Log) -> Sequence[NodeResult]:
     from launcher.core.process import stoppable
     from launcher.model.nodes import Allocation, NodeTask, end_orphaned_jobs, stage_on_nodes
     from launcher.slurm.commands import SlurmCommands
@@ -185,9 +185,9 @@ def _staged_on_nodes(arguments: argparse.Namespace, tell: Tell) -> Sequence[Node
     task = NodeTask(arguments.source, arguments.destination, arguments.workers)
     state = open_project(arguments).state
     with stop_on_signals() as stop:
-        end_orphaned_jobs(state, SlurmCommands, tell)
+        end_orphaned_jobs(state, SlurmCommands, log)
         run = stoppable(stop.requested)
-        return stage_on_nodes(task, where, run=run, state=state, scheduler=SlurmCommands, log=tell, stop=stop)
+        return stage_on_nodes(task, where, run=run, state=state, scheduler=SlurmCommands, log=log, stop=stop)
 
 
 @dataclass(frozen=True)
@@ -218,10 +218,10 @@ def _differing(value: Compared) -> list[str]:
     Command,
     Compared,
     show=show_compared,
-    aside=_differing,
-    code=lambda value: ModelError.exit_code if value.differences else 0,
+    stderr_lines=_differing,
+    exit_code=lambda value: ModelError.exit_code if value.differences else 0,
 )
-def verify(arguments: argparse.Namespace, tell: Tell) -> Compared:
+def verify(arguments: argparse.Namespace, log: Log) -> Compared:
     """Compare a checkpoint with its manifest; ``--deep`` reads every byte."""
     path = Path(arguments.path)
     manifest = Manifest.read(path)
@@ -239,7 +239,7 @@ def verify(arguments: argparse.Namespace, tell: Tell) -> Compared:
 
 
 @partial(Command, Removals, show=show_removals)
-def gc(arguments: argparse.Namespace, tell: Tell) -> Removals:
+def gc(arguments: argparse.Namespace, log: Log) -> Removals:
     """Find what dead stagings left; with ``--apply`` remove it."""
     if not arguments.paths and not arguments.runner:
         raise ConfigError("which directories?", hint="name those that hold checkpoints, or --runner NAME")
@@ -250,7 +250,7 @@ def gc(arguments: argparse.Namespace, tell: Tell) -> Removals:
         directories |= {directory for directory in of_table if os.access(directory, os.R_OK)}
     found: list[Leftover] = []
     for directory in sorted(directories):
-        found += remove_leftovers(directory, log=tell) if arguments.apply else leftovers(directory)
+        found += remove_leftovers(directory, log=log) if arguments.apply else leftovers(directory)
     return removals(found, applied=arguments.apply)
 
 

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from launcher.benchmark.contracts import SECRETS
-from launcher.cli.command import Command, Pasting, shown
+from launcher.cli.command import Command, CommandRewriter, show_answer
 from launcher.cli.remote import LoginNode, connected
 from launcher.core.checkout_head import head_commit
 from launcher.core.errors import Cancelled, ConfigError, LauncherError, RemoteError
@@ -65,7 +65,7 @@ _OF_WORKSPACE = ("configs", "runners", "benchmarks", "utils")
 """What of a workspace plans and jobs read: benchmark scripts call those of ``utils``."""
 
 
-class There:
+class RemoteCommand:
     """A session on a login node, and how commands are asked of it. ``name`` is what the user calls the node."""
 
     def __init__(self, node: LoginNode, session: Session, arguments: argparse.Namespace) -> None:
@@ -74,19 +74,19 @@ class There:
         self.passed = set(SECRETS) if arguments.command in (*_DRIVEN, "model:stage") else set()
         """Names of variables here that the command there gets: their values travel in the message that asks for it."""
         self.places: dict[str, Any] = dict.fromkeys((*_PLACES, "workspace"))
-        """Flags that name files here, as the far side has them: none of them, until `send_files` sets them."""
+        """Flags that name files here, as the remote side has them: none of them, until `send_files` sets them."""
         self.left, self.hint = f"nothing was started on {node.name}", ""
         """What stays there when a command of `_DRIVEN` is interrupted now, and what to do about it."""
 
-    def ask(self, say: Callable[[str], None] | None = None, **changes: Any) -> _Answer:
+    def ask(self, say: Callable[[str], None] | None = None, **changes: Any) -> _RemoteAnswer:
         """Ask for the command of the arguments with these changed; ``say`` is told what it says meanwhile."""
         own = {key: value for key, value in vars(self.arguments).items() if key not in ("on", "ssh", "accept_new")}
         secrets = {key: value for key in self.passed if (value := os.environ.get(key))}
-        own["typed"] = Pasting(self.arguments).words
+        own["typed"] = CommandRewriter(self.arguments).words
         stream = self.session.stream(
             "ask", arguments={**own, **self.places, **changes}, argv=sys.argv[1:], secrets=secrets
         )
-        return _Answer(stream, say or _complain)
+        return _RemoteAnswer(stream, say or _complain)
 
     def ask_driver(self, sweep: str, verb: str) -> None:
         """Ask whoever drives a sweep there to pause, go on, drain, stop or cancel; it is seen whether they do."""
@@ -112,7 +112,7 @@ class There:
         return {**flags, "workspace": f"{directory}/workspace"}
 
 
-class _Answer:
+class _RemoteAnswer:
     """What a command there gives: text, or values by lines; ``code`` once all has been read."""
 
     def __init__(self, stream: Iterator[Any], say: Callable[[str], None]) -> None:
@@ -166,7 +166,7 @@ class _Answer:
         if size:
             yield "".join(parts)
 
-    def found(self, command: Command) -> Any:
+    def value(self, command: Command) -> Any:
         """The value of a command, an iterator of them where several come, or None when it ended with an error."""
         import msgspec
 
@@ -176,7 +176,7 @@ class _Answer:
         def values() -> Iterator[Any]:
             for line in lines:
                 try:
-                    yield msgspec.json.decode(line, type=built(command.kind))
+                    yield msgspec.json.decode(line, type=built(command.value_type))
                 except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
                     raise RemoteError(f"it gives another value than ours: {one_line(error)[:500]}") from error
 
@@ -193,7 +193,7 @@ def _complain(text: str) -> None:
     sys.stderr.flush()
 
 
-def name_of_place(arguments: argparse.Namespace) -> str | None:
+def login_node_name(arguments: argparse.Namespace) -> str | None:
     """The login node that a command is for, if any. Raises ConfigError for what is not done there."""
     named = getattr(arguments, "on", None)
     name = os.environ.get("LAUNCHER_ON") if named is None else named
@@ -213,29 +213,29 @@ def name_of_place(arguments: argparse.Namespace) -> str | None:
     return str(name)
 
 
-def there(arguments: argparse.Namespace, name: str) -> int:
+def run_on_node(arguments: argparse.Namespace, name: str) -> int:
     """Do the command on the login node ``name``; its exit code. Raises LauncherError."""
-    here, far = argparse.Namespace(**{**vars(arguments), "state": None}), None
+    here, remote = argparse.Namespace(**{**vars(arguments), "state": None}), None
     try:
         with connected(here, name) as node, node.session() as session:
-            far = There(node, session, arguments)
-            with usable_answers(name):
+            remote = RemoteCommand(node, session, arguments)
+            with checked_answers(name):
                 if arguments.command in _DRIVEN:
                     driving = importlib.import_module("launcher.cli.on_driving")
-                    return int(getattr(driving, _DRIVEN[arguments.command])(far))
+                    return int(getattr(driving, _DRIVEN[arguments.command])(remote))
                 if _needs_files(arguments):
-                    far.send_files()
-                return show(far)
+                    remote.send_files()
+                return show(remote)
     except (KeyboardInterrupt, Ended) as why:
         if arguments.command not in _DRIVEN:
             raise
         number = signal.Signals(why.number if isinstance(why, Ended) else signal.SIGINT)
-        left, hint = (far.left, far.hint) if far is not None else (f"nothing was started on {name}", "")
+        left, hint = (remote.left, remote.hint) if remote is not None else (f"nothing was started on {name}", "")
         raise Cancelled(f"stopped by {number.name}: {left}", hint=hint, exit_code=128 + number) from None
 
 
 @contextlib.contextmanager
-def usable_answers(name: str) -> Iterator[None]:
+def checked_answers(name: str) -> Iterator[None]:
     """Within the block an answer that we stumble over is a RemoteError."""
     try:
         yield
@@ -244,13 +244,13 @@ def usable_answers(name: str) -> Iterator[None]:
         raise RemoteError(what, where=name) from error
 
 
-def command_of(arguments: argparse.Namespace) -> Any:
+def load_command(arguments: argparse.Namespace) -> Any:
     """What is behind a command's name: a `Command`, or a function of the arguments."""
     module, _, function = arguments.command.partition(":")
     return getattr(importlib.import_module(f"launcher.cli.{module}"), function)
 
 
-class Signals:
+class ReceivedSignals:
     """Ctrl-C and SIGTERM of those who follow something: the numbers that came, and what has `begun` and is `over`."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
@@ -259,10 +259,12 @@ class Signals:
 
 
 @contextlib.contextmanager
-def cancelling(there: There, what: str, words: str, cancel: Mapping[str, Any]) -> Iterator[Signals]:
+def cancel_on_signal(
+    remote: RemoteCommand, what: str, words: str, cancel: Mapping[str, Any]
+) -> Iterator[ReceivedSignals]:
     """Within the block the first Ctrl-C or SIGTERM has the command ``cancel`` asked there, once that has begun which it
     cancels; its end is followed meanwhile. A second one leaves it to itself, as a terminal does that is closed."""
-    signals = Signals(lambda text: say(text, sys.stderr))
+    signals = ReceivedSignals(lambda text: say(text, sys.stderr))
 
     def handle(number: int, frame: FrameType | None) -> None:
         signals.came.append(number)
@@ -276,12 +278,12 @@ def cancelling(there: There, what: str, words: str, cancel: Mapping[str, Any]) -
         if signals.over:
             return
         does = "stopping the driver of" if cancel.get("verb") == "stop" else "cancelling"
-        signals.tell(f"{does} {what} on {there.name}; once more leaves it to itself")
-        asked = argparse.Namespace(**{**vars(there.arguments), **cancel})
+        signals.tell(f"{does} {what} on {remote.name}; once more leaves it to itself")
+        asked = argparse.Namespace(**{**vars(remote.arguments), **cancel})
         try:
-            with usable_answers(there.name):
-                for told in there.ask(**cancel).found(command := command_of(asked)) or ():
-                    for line in (*command.show(told, Terminal()), *command.aside(told)):
+            with checked_answers(remote.name):
+                for told in remote.ask(**cancel).value(command := load_command(asked)) or ():
+                    for line in (*command.show(told, Terminal()), *command.stderr_lines(told)):
                         signals.tell(line)
         except LauncherError as error:
             if not signals.over:
@@ -290,29 +292,29 @@ def cancelling(there: There, what: str, words: str, cancel: Mapping[str, Any]) -
     asking = threading.Thread(target=ask, daemon=True, name="cancelling")
     asking.start()
     with handled(handle, [signal.SIGINT, signal.SIGTERM]):
-        there.left, there.hint = f"{what} goes on on {there.name}", f"launcher {words}"
+        remote.left, remote.hint = f"{what} goes on on {remote.name}", f"launcher {words}"
         try:
             yield signals
             if signals.came and signals.begun.is_set():
                 asking.join()
-            there.left, there.hint = "all was done", ""
+            remote.left, remote.hint = "all was done", ""
         finally:
             signals.over = True
             signals.asked.set()
             signals.begun.set()
 
 
-def show(far: There, **changes: Any) -> int:
+def show(remote: RemoteCommand, **changes: Any) -> int:
     """Have the command answered there, and show the answer; its exit code."""
-    arguments = argparse.Namespace(**{**vars(far.arguments), **changes})
-    command, answer = command_of(arguments), far.ask(**changes)
+    arguments = argparse.Namespace(**{**vars(remote.arguments), **changes})
+    command, answer = load_command(arguments), remote.ask(**changes)
     if not isinstance(command, Command):
         for piece in answer.text():
             sys.stdout.write(piece)
             sys.stdout.flush()
         return answer.code
-    found = answer.found(command)
-    code = 0 if found is None else shown(command, found, arguments, far.ask_driver)
+    found = answer.value(command)
+    code = 0 if found is None else show_answer(command, found, arguments, remote.ask_driver)
     return answer.code or code
 
 

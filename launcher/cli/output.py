@@ -19,17 +19,17 @@ from launcher.core.redact import LineRedactor
 from launcher.core.stop import Stop
 from launcher.core.terminal import Guarded, log_line, trusted
 
-ROOM = 4 << 20
+BUFFER_LIMIT = 4 << 20
 """Characters that may wait to be written before a log has to wait. What else is said never waits: it is little."""
 
-PATIENCE = 10.0
+WRITE_TIMEOUT = 10.0
 """Seconds without progress after which the rest is left, at the end."""
 
-SHORT_PATIENCE = 0.5
+WRITE_TIMEOUT_WHEN_STOPPED = 0.5
 """The same when we were asked to stop."""
 
 
-class Output:
+class BackgroundOutput:
     """Takes text at once and writes it in order. Raises nothing for a reader that has gone."""
 
     encoding = "utf-8"
@@ -65,9 +65,9 @@ class Output:
     def wait_for_room(self) -> None:
         """Wait until little waits to be written, or nobody reads any more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._size < ROOM or self._closed or self._gone)
+            self._changed.wait_for(lambda: self._size < BUFFER_LIMIT or self._closed or self._gone)
 
-    def close(self, patience: float = PATIENCE) -> bool:
+    def close(self, patience: float = WRITE_TIMEOUT) -> bool:
         """Take no more; wait until everything is written, or nothing was for ``patience`` seconds. Whether it was."""
         with self._changed:
             left, since = self._size, time.monotonic()
@@ -106,27 +106,27 @@ class Output:
             left = left[os.write(self._descriptor, left[: 1 << 16]) :]
 
 
-class LogLines:
+class LogFormatter:
     """The lines of a job's log as they are shown: without secrets and control characters, behind a label."""
 
     def __init__(self, prefix: str = "") -> None:
         self._prefix = prefix
         self._redactor = LineRedactor(os.environ)
 
-    def shown(self, lines: Sequence[str]) -> list[str]:
+    def format(self, lines: Sequence[str]) -> list[str]:
         text = log_line("\n".join(self._redactor.redact([f"{self._prefix}{line}" for line in lines])))
         return text.split("\n") if lines else []
 
 
 @contextlib.contextmanager
-def standard_output_apart(stop: Stop) -> Iterator[Output]:
+def background_stdout(stop: Stop) -> Iterator[BackgroundOutput]:
     """Within the block standard output is an `Output`; what is not written at the end is waited for, within bounds."""
     before = sys.stdout
-    output = Output(trusted(before))
+    output = BackgroundOutput(trusted(before))
     guarded: Any = Guarded(output, github=os.environ.get("GITHUB_ACTIONS") == "true")  # type: ignore[arg-type]
     sys.stdout = guarded
     try:
         yield output
     finally:
         sys.stdout = before
-        output.close(SHORT_PATIENCE if stop.requested() else PATIENCE)
+        output.close(WRITE_TIMEOUT_WHEN_STOPPED if stop.requested() else WRITE_TIMEOUT)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from launcher.cli.command import Command, JSONText, Tell, refused_lines
-from launcher.cli.common import filters, open_project, planned
+from launcher.cli.command import Command, JSONText, Log, refusal_lines
+from launcher.cli.common import open_project, selected_plans, selection_filters
 from launcher.core.errors import ConfigError, Wrong
 from launcher.core.lines import Line, Terminal, count_of, fields, table
 from launcher.plan.plan import Plan, PlannedModel
@@ -124,14 +124,14 @@ def _form() -> Any:
     Command,
     Plans,
     show=lambda value, terminal: plan_lines(value.views, terminal.width),
-    aside=lambda value: refused_lines(value.wrong, value.count, "that were selected"),
-    document=lambda value: JSONText(value.documents),
-    form=_form,
+    stderr_lines=lambda value: refusal_lines(value.wrong, value.count, "that were selected"),
+    to_json=lambda value: JSONText(value.documents),
+    json_type=_form,
 )
-def plan(arguments: argparse.Namespace, tell: Tell) -> Plans:
+def plan(arguments: argparse.Namespace, log: Log) -> Plans:
     project = open_project(arguments)
     refused: list[ConfigError] = []
-    found = [project.plan_from_environment()] if arguments.from_env else planned(arguments, project, refused)
+    found = [project.plan_from_environment()] if arguments.from_env else selected_plans(arguments, project, refused)
     wrong = tuple(map(Wrong.by, refused))
     if arguments.json:
         return Plans(len(found), documents=_documents([one.as_dict() for one in found], alone=not wrong), wrong=wrong)
@@ -196,16 +196,16 @@ def show_entries(value: Entries, terminal: Terminal) -> Iterator[str]:
     Command,
     Entries,
     show=show_entries,
-    aside=lambda value: refused_lines(value.wrong, len(value.entries), "that were selected"),
-    document=lambda value: JSONText(json.dumps([entry.data for entry in value.entries], ensure_ascii=False)),
-    form=list[MatrixEntry],
+    stderr_lines=lambda value: refusal_lines(value.wrong, len(value.entries), "that were selected"),
+    to_json=lambda value: JSONText(json.dumps([entry.data for entry in value.entries], ensure_ascii=False)),
+    json_type=list[MatrixEntry],
 )
-def matrix(arguments: argparse.Namespace, tell: Tell) -> Entries:
+def matrix(arguments: argparse.Namespace, log: Log) -> Entries:
     """The selected entries of the files named, else of the workspace's masters, else of this repository."""
     project = open_project(arguments)
     files = arguments.matrix or [str(path) for path in sorted((project.workspace / "configs").glob("*-master.yaml"))]
     more = {"runners": arguments.runner, "model_prefixes": arguments.model_prefix}
-    selection = filters(arguments, nodes=arguments.nodes, evals=arguments.evals, **more)
+    selection = selection_filters(arguments, nodes=arguments.nodes, evals=arguments.evals, **more)
     refused: list[ConfigError] = []
     found = project.matrix(files).entries(selection, refused)
     return Entries(tuple(map(_line, found)), tuple(map(Wrong.by, refused)))

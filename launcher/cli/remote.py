@@ -16,7 +16,7 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 from launcher import __version__
-from launcher.cli.command import Command, Tell, Told, show_told
+from launcher.cli.command import Command, Log, Message, show_message
 from launcher.core.errors import ConfigError, RemoteError, Wrong
 from launcher.core.lines import Terminal, count_of, table
 from launcher.core.terminal import one_line, say, trusted
@@ -51,7 +51,7 @@ class LoginLine:
     directory: str
 
 
-def listed(arguments: argparse.Namespace, tell: Tell) -> list[LoginLine]:
+def listed(arguments: argparse.Namespace, log: Log) -> list[LoginLine]:
     """The runners that say where their login node is."""
     from launcher.cli.common import open_project
 
@@ -67,10 +67,10 @@ def show_list(value: Sequence[LoginLine], terminal: Terminal) -> Iterator[str]:
 
 _NONE = "no runner file names a login node: `login: {host: NAME}`; hosts of ssh_config need none"
 
-listing = Command(list[LoginLine], listed, show_list, aside=lambda value: [] if value else [_NONE])
+listing = Command(list[LoginLine], listed, show_list, stderr_lines=lambda value: [] if value else [_NONE])
 
 
-def installed(arguments: argparse.Namespace, tell: Tell) -> Told:
+def installed(arguments: argparse.Namespace, log: Log) -> Message:
     """This version there, whole; at no cost if it is."""
     from launcher.core.process import run
     from launcher.remote.install import pack_wheels, version_name, wheels_for
@@ -83,10 +83,10 @@ def installed(arguments: argparse.Namespace, tell: Tell) -> Told:
         name = version_name(files)
         new = name not in seen.versions and node.installer.install(name, pack_wheels(files))
         node.remember(name)
-    return Told(f"{arguments.name}: launcher {name} {'is installed' if new else 'was there'}")
+    return Message(f"{arguments.name}: launcher {name} {'is installed' if new else 'was there'}")
 
 
-install = Command(Told, installed, show_told)
+install = Command(Message, installed, show_message)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class NodeView:
     wrong: tuple[Wrong, ...] = ()
 
 
-def examined(arguments: argparse.Namespace, tell: Tell) -> NodeView:
+def examined(arguments: argparse.Namespace, log: Log) -> NodeView:
     """What a login node has, and whether this launcher runs there."""
     with connected(arguments, arguments.name) as node:
         seen = node.installer.describe_node()
@@ -135,7 +135,7 @@ def show_node(value: NodeView, terminal: Terminal) -> Iterator[str]:
 doctor = Command(NodeView, examined, show_node)
 
 
-def collected(arguments: argparse.Namespace, tell: Tell) -> Tidied:
+def collected(arguments: argparse.Namespace, log: Log) -> Tidied:
     """Versions and files that nobody needs there; a dry run unless ``--apply``."""
     with connected(arguments, arguments.name) as node, node.session() as session:
         return session.request("tidy", Tidied, directory=node.installer.directory, apply=bool(arguments.apply))
@@ -152,7 +152,7 @@ def show_tidied(value: Tidied, terminal: Terminal) -> Iterator[str]:
 gc = Command(Tidied, collected, show_tidied)
 
 
-def fetched(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
+def fetched(arguments: argparse.Namespace, log: Log) -> Iterator[Message]:
     """Runs and sweeps of a login node, with the runs of these, below a state directory here."""
     from launcher.remote.fetching import fetch
     from launcher.sweep.ledger import Ledger
@@ -166,10 +166,10 @@ def fetched(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
                 ledger = Ledger.load(directory / "sweeps", name)
                 for attempt in State(ledger.sweep, ledger.events()).by_run.values():
                     fetch(session, attempt.run, directory)
-            yield Told(str(place), name)
+            yield Message(str(place), name)
 
 
-get = Command(Told, fetched, show_told)
+get = Command(Message, fetched, show_message)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from launcher.cli.command import Command, JSONText, Tell
+from launcher.cli.command import Command, JSONText, Log
 from launcher.core.errors import ConfigError, suggest
 from launcher.core.lines import Line, Terminal
 from launcher.core.state import state_directory
@@ -55,8 +55,8 @@ def _as_json(value: Reported) -> JSONText:
     return JSONText((as_json(value.document).decode() if value.document is not None else value.text or "").rstrip("\n"))
 
 
-@partial(Command, Reported, show=show, code=_code, document=_as_json, form=Document)
-def report(arguments: argparse.Namespace, tell: Tell) -> Reported:
+@partial(Command, Reported, show=show, exit_code=_code, to_json=_as_json, json_type=Document)
+def report(arguments: argparse.Namespace, log: Log) -> Reported:
     """Make a report, and its files or the one form that was asked for."""
     if arguments.schema:
         return Reported(text=schema().decode())

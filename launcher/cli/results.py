@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from launcher.cli.command import Command, Tell
+from launcher.cli.command import Command, Log
 from launcher.cli.status import summary_of
 from launcher.core.errors import ConfigError, ResultError
 from launcher.core.lines import Line, Terminal, count_of
@@ -66,12 +66,12 @@ def show(value: Results, terminal: Terminal) -> Iterator[str]:
     Command,
     Results,
     show=show,
-    aside=lambda value: value.problems,
-    code=lambda value: ResultError.exit_code if value.problems and not value.aggregates else 0,
-    document=lambda value: value.aggregates or value.summaries,
-    form=(list[SummaryDocument], list[Aggregates]),
+    stderr_lines=lambda value: value.problems,
+    exit_code=lambda value: ResultError.exit_code if value.problems and not value.aggregates else 0,
+    to_json=lambda value: value.aggregates or value.summaries,
+    json_type=(list[SummaryDocument], list[Aggregates]),
 )
-def results(arguments: argparse.Namespace, tell: Tell) -> Results:
+def results(arguments: argparse.Namespace, log: Log) -> Results:
     """What runs and sweeps measured; or aggregate it."""
     names: list[str] = arguments.names
     state = state_directory(os.environ, arguments.state)

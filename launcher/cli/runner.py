@@ -10,7 +10,7 @@ from functools import partial
 from typing import TypeVar
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark
-from launcher.cli.command import Command, Tell, refused_lines
+from launcher.cli.command import Command, Log, refusal_lines
 from launcher.cli.common import open_project
 from launcher.core.errors import ConfigError, Wrong
 from launcher.core.lines import Line, Terminal, count_of, folded, table
@@ -58,11 +58,11 @@ def show_list(value: Runners, terminal: Terminal) -> Iterator[str]:
     Command,
     Runners,
     show=show_list,
-    aside=lambda value: refused_lines(value.wrong, len(value.runners), "runner files", "read"),
-    document=lambda value: value.runners,
-    form=list[RunnerLine],
+    stderr_lines=lambda value: refusal_lines(value.wrong, len(value.runners), "runner files", "read"),
+    to_json=lambda value: value.runners,
+    json_type=list[RunnerLine],
 )
-def listing(arguments: argparse.Namespace, tell: Tell) -> Runners:
+def listing(arguments: argparse.Namespace, log: Log) -> Runners:
     broken: list[ConfigError] = []
     runners = [file.runner for file in open_project(arguments).fleet.readable(broken)]
     lines = (
@@ -141,7 +141,7 @@ def _facts(facts: Sequence[Fact], terminal: Terminal, indent: str, name: int) ->
 
 
 @partial(Command, RunnerView, show=show_view)
-def show(arguments: argparse.Namespace, tell: Tell) -> RunnerView:
+def show(arguments: argparse.Namespace, log: Log) -> RunnerView:
     file = open_project(arguments).fleet.get(arguments.name)
     r = file.runner
     view = RunnerView(r.name, r.description, file.path)

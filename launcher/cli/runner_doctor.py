@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from launcher.check.report import Roots
-from launcher.cli.command import Command, Tell
+from launcher.cli.command import Command, Log
 from launcher.cli.common import open_project
 from launcher.core.errors import ConfigError, Wrong
 from launcher.core.lines import Line, Terminal, folded
@@ -55,7 +55,7 @@ def show_draft(value: Draft, terminal: Terminal) -> Iterator[str]:
 
 
 @partial(Command, Draft, show=show_draft)
-def new(arguments: argparse.Namespace, tell: Tell) -> Draft:
+def new(arguments: argparse.Namespace, log: Log) -> Draft:
     """Write a first runner file of what this cluster says of itself."""
     project = open_project(arguments)
     name = arguments.name
@@ -80,7 +80,7 @@ def new(arguments: argparse.Namespace, tell: Tell) -> Draft:
     fill = partial(derive.fill, context=project.context("doctor"))
     unseen = ClusterFacts(slurm, partition_name=partition.name)
     first = RunnerFile(Document(f"{name}.yaml", draft(name, account, directory, fill, unseen)))
-    text = draft(name, account, directory, fill, _look(arguments, first, slurm, fill, run, tell))
+    text = draft(name, account, directory, fill, _look(arguments, first, slurm, fill, run, log))
     if target is not None:
         _publish(target, text)
     left = tuple(ToDo(line, what) for line, what in todos(text))
@@ -155,14 +155,14 @@ def show_doctor(value: Doctor, terminal: Terminal) -> Iterator[str]:
 
 
 @partial(Command, Doctor, show=show_doctor)
-def doctor(arguments: argparse.Namespace, tell: Tell) -> Doctor:
+def doctor(arguments: argparse.Namespace, log: Log) -> Doctor:
     """Compare a runner file with its cluster."""
     project = open_project(arguments)
     file = project.fleet.get(arguments.name)
     fill = partial(derive.fill, context=project.context("doctor"))
     run = clean_runner(project.environ)
     slurm = queries.slurm_facts(run) if file.runner.scheduler.kind == "slurm" else NO_SLURM
-    facts = _look(arguments, file, slurm, fill, run, tell)
+    facts = _look(arguments, file, slurm, fill, run, log)
     facts = queries.with_locks_and_refs(file, facts, fill, run)
     # Stand-ins are the launcher's own programs: this cluster has nothing to say about them.
     facts = replace(facts, stand_ins=stand_in_programs(file.runner.tools))
@@ -179,7 +179,7 @@ def doctor(arguments: argparse.Namespace, tell: Tell) -> Doctor:
 
 
 def _look(
-    arguments: argparse.Namespace, file: RunnerFile, slurm: SlurmFacts, fill: Fill, run: CommandRunner, tell: Tell
+    arguments: argparse.Namespace, file: RunnerFile, slurm: SlurmFacts, fill: Fill, run: CommandRunner, log: Log
 ) -> ClusterFacts:
     node, wait = not arguments.no_node, arguments.timeout
-    return queries.cluster_facts(file, slurm, fill, run, node=node, wait=wait, log=tell)
+    return queries.cluster_facts(file, slurm, fill, run, node=node, wait=wait, log=log)

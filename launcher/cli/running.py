@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli.command import Pasting, as_text, tell
-from launcher.cli.common import ask_first, chosen, meanwhile, open_project
-from launcher.cli.console import Console, How, World
-from launcher.cli.output import standard_output_apart
-from launcher.cli.streaming import Planned, Streams
+from launcher.cli.command import CommandRewriter, json_text, log_to_stderr
+from launcher.cli.common import confirm_cost, open_project, selected_benchmarks, show_elapsed
+from launcher.cli.console import Console, ConsoleInputs, OutputOptions
+from launcher.cli.output import background_stdout
+from launcher.cli.streaming import RunStarting, StreamingCommand
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.lines import count_of
 from launcher.core.process import ProcessIdentity
@@ -36,10 +36,10 @@ if TYPE_CHECKING:  # of a workflow's step alone
     from launcher.core.github import GitHub
 
 
-@Streams
+@StreamingCommand
 def run(arguments: argparse.Namespace) -> int:
     """Run the one benchmark that is selected."""
-    with meanwhile("planning", arguments):
+    with show_elapsed("planning", arguments):
         project = open_project(arguments, look=True)
         plan = _by_hand(project, arguments)
     held = plan.scheduler
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_planned(plan)
     elif not arguments.quiet:
         say(f"run {plan.run_key} on {plan.runner}{cost}")
-    ask_first(project, {plan.runner: held.gpu_hours}, yes=arguments.yes)
+    confirm_cost(project, {plan.runner: held.gpu_hours}, yes=arguments.yes)
     if arguments.detach:
         refuse(plan, arguments.accept)
         require_passed(plan.passes, project.environ)
@@ -70,11 +70,11 @@ def _detach(project: Project, records: Sequence[RunRecord], arguments: argparse.
             record.update(owner=None)
         record.let_go()
         words, log = ["resume", record.id, "--no-logs"], record.directory / "driver.log"
-        drivers.append(detached.start(record.id, words, log, project.state, arguments))
+        drivers.append(detached.start_driver(record.id, words, log, project.state, arguments))
     for record, driver in zip(records, drivers, strict=True):
         # One that has not begun yet would take a cancel that is asked now for one of before (`RunRecord.withdraw`).
-        driver.await_begun(f"run {record.id}", partial(_drives, record))
-        detached.told(f"run {record.id}", driver.child.pid, driver.log, f"logs -f {record.id}", arguments)
+        driver.wait_until_started(f"run {record.id}", partial(_drives, record))
+        detached.print_started(f"run {record.id}", driver.child.pid, driver.log, f"logs -f {record.id}", arguments)
     return 0
 
 
@@ -83,7 +83,7 @@ def _drives(record: RunRecord, pid: int) -> bool:
     return record.fields.owner is not None and record.fields.owner.pid == pid
 
 
-@Streams
+@StreamingCommand
 def adopt(arguments: argparse.Namespace) -> int:
     """Take over a job that was started by hand: from here on it is this run's, to follow, to cancel, to collect."""
     from launcher.run import orphans
@@ -107,11 +107,11 @@ def adopt(arguments: argparse.Namespace) -> int:
 
 def print_planned(plan: Plan) -> None:
     """Print which run begins, as a line of JSON."""
-    value = Planned(run=plan.run_key, runner=plan.runner, gpu_hours=plan.scheduler.gpu_hours)
-    print(as_text(value, indent=0), flush=True)
+    value = RunStarting(run=plan.run_key, runner=plan.runner, gpu_hours=plan.scheduler.gpu_hours)
+    print(json_text(value, indent=0), flush=True)
 
 
-@Streams
+@StreamingCommand
 def resume(arguments: argparse.Namespace) -> int:
     """Continue runs where they stopped, in this process."""
     from launcher.run.naming import load_named
@@ -121,7 +121,7 @@ def resume(arguments: argparse.Namespace) -> int:
     for name in dict.fromkeys(arguments.runs):
         record = load_named(project.runs, name)
         if record.fields.state == "succeeded":
-            tell(f"run {record.id} has succeeded already")
+            log_to_stderr(f"run {record.id} has succeeded already")
             continue
         if record.owned_by_another:
             raise record.driven_error()
@@ -146,7 +146,10 @@ def resume(arguments: argparse.Namespace) -> int:
 def _by_hand(project: Project, arguments: argparse.Namespace) -> Plan:
     """The plan of the one benchmark that is selected. Raises ConfigError for several."""
     refused: list[ConfigError] = []
-    benchmarks, narrow = [benchmark for benchmark, _ in chosen(arguments, project, refused)], bool(arguments.conc)
+    benchmarks, narrow = (
+        [benchmark for benchmark, _ in selected_benchmarks(arguments, project, refused)],
+        bool(arguments.conc),
+    )
     if refused:
         raise refused[0]
     if len(benchmarks) > 1:
@@ -191,9 +194,9 @@ def _drive_records(
     first = recorded[0][1]
     said: list[str] = []
     services = open_services(project, first, stop, log=said.append)
-    with standard_output_apart(stop) as output:
-        world = World(progress=lambda run: progress_of(*by_id[run]))
-        console = Console(labels, github, output, how_much(arguments, project), world)
+    with background_stdout(stop) as output:
+        world = ConsoleInputs(progress=lambda run: job_progress(*by_id[run]))
+        console = Console(labels, github, output, output_options(arguments, project), world)
         runs = []
         for number, (record, plan) in enumerate(recorded):
             if number == 0:  # how Slurm is asked is in every record, and shown once
@@ -219,14 +222,14 @@ def _drive_records(
     return outcomes
 
 
-def how_much(arguments: argparse.Namespace, project: Project, *, many: bool = False) -> How:
+def output_options(arguments: argparse.Namespace, project: Project, *, many: bool = False) -> OutputOptions:
     """How much a command says of what goes on, by its flags."""
     as_json = bool(getattr(arguments, "json", False))
     verbose, quiet = bool(arguments.verbose), bool(arguments.quiet)
-    return How(verbose, quiet, as_json, many, Pasting(arguments), project.state)
+    return OutputOptions(verbose, quiet, as_json, many, CommandRewriter(arguments), project.state)
 
 
-def progress_of(record: RunRecord, plan: Plan) -> str:
+def job_progress(record: RunRecord, plan: Plan) -> str:
     """How far a running job is, by the end of its log: ``, 2 of 5 (conc 16)``."""
     log, asked = record.log_path, sorted(plan.benchmark.concurrencies)
     now = progress(str(log))[0] if log is not None else None

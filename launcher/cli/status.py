@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launcher.cli.command import Command, Tell, of_each, refused_lines
-from launcher.cli.output import LogLines
+from launcher.cli.command import Command, Log, for_each_name, refusal_lines
+from launcher.cli.output import LogFormatter
 from launcher.core.errors import ConfigError, LauncherError, ResultError, Wrong
 from launcher.core.lines import Line, Terminal, count_of, fields, folded, table
 from launcher.core.state import state_directory
@@ -235,14 +235,14 @@ def _document(value: Status) -> Any:
     Command,
     Status,
     show=show,
-    aside=lambda value: refused_lines(value.wrong, len(value.named), "runs", "shown"),
-    document=_document,
-    form=list[RunLine] | RunView,
+    stderr_lines=lambda value: refusal_lines(value.wrong, len(value.named), "runs", "shown"),
+    to_json=_document,
+    json_type=list[RunLine] | RunView,
 )
-def status(arguments: argparse.Namespace, tell: Tell) -> Status:
+def status(arguments: argparse.Namespace, log: Log) -> Status:
     runs = state_directory(os.environ, arguments.state) / "runs"
     if arguments.runs:
-        views, wrong = of_each(arguments.runs, lambda name: _view(load_named(runs, name)))
+        views, wrong = for_each_name(arguments.runs, lambda name: _view(load_named(runs, name)))
         return Status(str(runs), named=tuple(views), wrong=tuple(wrong), asked=len(arguments.runs))
     unreadable: list[UnreadableRecord] = []
     found = list(each_record(runs, unreadable, facts=False))
@@ -272,7 +272,7 @@ class _Log:
 
     def __init__(self, record: RunRecord, label: str, *, wait: bool) -> None:
         self._record, self._label = record, label
-        self._shown = LogLines()
+        self._shown = LogFormatter()
         self._follower: LogFollower | None = None
         self.over = False
         self._look()
@@ -296,7 +296,7 @@ class _Log:
             self._record = RunRecord.load(self._record.directory.parent, self._record.id)
 
     def _parts(self, lines: Sequence[str]) -> Iterator[LogPart]:
-        shown, part, size = self._shown.shown(lines), [], 0
+        shown, part, size = self._shown.format(lines), [], 0
         for line in shown:
             part.append(line)
             size += len(line)
@@ -313,26 +313,26 @@ def show_part(value: LogPart, terminal: Terminal) -> Iterator[str]:
 
 
 @partial(Command, LogPart, show=show_part)
-def logs(arguments: argparse.Namespace, tell: Tell) -> Iterator[LogPart]:
+def logs(arguments: argparse.Namespace, log: Log) -> Iterator[LogPart]:
     """The logs of jobs; with --follow until the runs have ended."""
     runs, follow, several = (
         state_directory(os.environ, arguments.state) / "runs",
         arguments.follow,
         len(arguments.runs) > 1,
     )
-    opened, wrong = of_each(
+    opened, wrong = for_each_name(
         arguments.runs,
         lambda name: _Log(record := load_named(runs, name), record.id if several else "", wait=follow),
     )
     yield from (LogPart(one.of, wrong=(one,)) for one in wrong)
     while opened:
-        for log in opened:
+        for run_log in opened:
             try:
-                yield from log.read(wait=follow)
+                yield from run_log.read(wait=follow)
             except LauncherError:
                 if not several:
                     raise
-                log.over = True
-        opened = [log for log in opened if not log.over]
+                run_log.over = True
+        opened = [run_log for run_log in opened if not run_log.over]
         if opened:
             time.sleep(0.5)

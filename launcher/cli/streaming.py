@@ -1,6 +1,6 @@
 """What the commands that drive runs and sweeps print with ``--json``: a line each time something happens.
 
-`Streams` is such a command, with the types of its lines, of which `launcher schema` makes their JSON Schema.
+`StreamingCommand` is such a command with the types of its lines; `launcher schema` prints their JSON Schema.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from msgspec import UNSET, Struct, UnsetType
 from launcher.cli.command import schema_of
 
 
-class Happened(Struct, frozen=True, kw_only=True):
+class RunEvent(Struct, frozen=True, kw_only=True):
     """An event of a run, as in its ``events.jsonl``: ``time`` in seconds since the epoch, ``stage`` and ``state``
     (running, done) of a stage, ``job`` (its id) and ``state`` (Slurm's word) of a job, ``at_most`` in seconds, the
     ``layer`` that an end is of. An event may have more keys."""
@@ -31,7 +31,7 @@ class Happened(Struct, frozen=True, kw_only=True):
     at_most: float | UnsetType = UNSET
 
 
-class Planned(Struct, frozen=True, kw_only=True, tag_field="event", tag="run"):
+class RunStarting(Struct, frozen=True, kw_only=True, tag_field="event", tag="run"):
     """The run that begins, and what it holds at most."""
 
     run: str
@@ -39,7 +39,7 @@ class Planned(Struct, frozen=True, kw_only=True, tag_field="event", tag="run"):
     gpu_hours: float | None
 
 
-class Waiting(Struct, frozen=True, kw_only=True, tag_field="event", tag="waiting"):
+class RunWaiting(Struct, frozen=True, kw_only=True, tag_field="event", tag="waiting"):
     """After a silence: what a run waits for, since when, for how many seconds at most, how far its job is."""
 
     time: float
@@ -50,7 +50,7 @@ class Waiting(Struct, frozen=True, kw_only=True, tag_field="event", tag="waiting
     progress: str | UnsetType = UNSET
 
 
-class Logged(Struct, frozen=True, kw_only=True, tag_field="event", tag="log"):
+class LogText(Struct, frozen=True, kw_only=True, tag_field="event", tag="log"):
     """New lines of a job's log, without secrets and control characters."""
 
     time: float
@@ -65,7 +65,7 @@ class PointMeasured(Struct, frozen=True, kw_only=True):
     throughput_per_gpu: float | None
 
 
-class Ended(Struct, frozen=True, kw_only=True, tag_field="event", tag="outcome"):
+class RunEnded(Struct, frozen=True, kw_only=True, tag_field="event", tag="outcome"):
     """How a run ended; ``exit_code`` is the command's where it is the only run."""
 
     run: str
@@ -76,7 +76,7 @@ class Ended(Struct, frozen=True, kw_only=True, tag_field="event", tag="outcome")
     points: list[PointMeasured]
 
 
-class Driven(Struct, frozen=True, kw_only=True, tag_field="event", tag="detached"):
+class DriverStarted(Struct, frozen=True, kw_only=True, tag_field="event", tag="detached"):
     """The process of its own that drives a run or sweep (``--detach``), and where its output is."""
 
     name: str
@@ -84,7 +84,7 @@ class Driven(Struct, frozen=True, kw_only=True, tag_field="event", tag="detached
     log: str
 
 
-class SweepTold(Struct, frozen=True, kw_only=True, tag_field="event", tag="sweep"):
+class SweepMessage(Struct, frozen=True, kw_only=True, tag_field="event", tag="sweep"):
     """What a sweep's driver says."""
 
     time: float
@@ -100,22 +100,22 @@ class SweepEnded(Struct, frozen=True, kw_only=True, tag_field="event", tag="swee
     exit_code: int
 
 
-LINES_OF_RUNS = (Planned, Happened, Waiting, Logged, Ended, Driven)
+RUN_LINE_TYPES = (RunStarting, RunEvent, RunWaiting, LogText, RunEnded, DriverStarted)
 
 
-def lines_of_sweeps() -> tuple[type, ...]:
+def sweep_line_types() -> tuple[type, ...]:
     """Those of a sweep; one on another machine (``--on``) is told as `sweep status` does."""
     from launcher.sweep.overview import Overview
 
-    return (*LINES_OF_RUNS, SweepTold, SweepEnded, Overview)
+    return (*RUN_LINE_TYPES, SweepMessage, SweepEnded, Overview)
 
 
 @dataclass(frozen=True)
-class Streams:
+class StreamingCommand:
     """A command that prints while it works: what does it, which gives the exit code, and the types of its lines."""
 
     do: Callable[[argparse.Namespace], int]
-    lines: Callable[[], tuple[type, ...]] = lambda: LINES_OF_RUNS
+    lines: Callable[[], tuple[type, ...]] = lambda: RUN_LINE_TYPES
 
     def __call__(self, arguments: argparse.Namespace) -> int:
         return self.do(arguments)

@@ -10,10 +10,10 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from functools import partial
 
-from launcher.cli.command import Command, Removal, Removals, Tell, Told, show_removals, show_told
-from launcher.cli.common import of_topology, open_project
+from launcher.cli.command import Command, Log, Message, Removal, Removals, show_message, show_removals
+from launcher.cli.common import filter_by_topology, open_project
 from launcher.cli.sweep_driving import ledger_named
-from launcher.cli.sweep_status import seen
+from launcher.cli.sweep_status import current_overview
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.leftovers import size_of
 from launcher.core.lines import count_of
@@ -30,7 +30,7 @@ from launcher.sweep.state import State
 
 
 @partial(Command, Removals, show=show_removals)
-def gc(arguments: argparse.Namespace, tell: Tell) -> Removals:
+def gc(arguments: argparse.Namespace, log: Log) -> Removals:
     """Remove what nobody needs of sweeps: what killed launchers left, and ledgers of old sweeps that nobody drives.
 
     Records and results of runs stay.
@@ -43,7 +43,7 @@ def gc(arguments: argparse.Namespace, tell: Tell) -> Removals:
         with contextlib.suppress(ConfigError):
             ledger = Ledger.load(sweeps, name)
             old = time.time() - ledger.sweep.created > arguments.grace * 86400
-            alive = {"running", "queued", "unknown", "preparing"} & seen(project.runs, ledger).points.keys()
+            alive = {"running", "queued", "unknown", "preparing"} & current_overview(project.runs, ledger).points.keys()
             if old and not alive and ledger.driver() is None:
                 gone.append(Removal(str(ledger.directory), size_of(ledger.directory), "an old sweep: nobody drives it"))
                 if arguments.apply:
@@ -53,8 +53,8 @@ def gc(arguments: argparse.Namespace, tell: Tell) -> Removals:
     return Removals(arguments.apply, tuple(gone))
 
 
-@partial(Command, Told, show=show_told)
-def ask(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
+@partial(Command, Message, show=show_message)
+def ask(arguments: argparse.Namespace, log: Log) -> Iterator[Message]:
     """Ask the driver of a sweep to pause, go on, drain, stop or cancel. Without one only a cancel does anything."""
     project = open_project(arguments)
     ledger = ledger_named(project, arguments.name)
@@ -65,18 +65,18 @@ def ask(arguments: argparse.Namespace, tell: Tell) -> Iterator[Told]:
     about = f"sweep {ledger.id}: "
     if ledger.driver() is None:
         if arguments.verb != "cancel":
-            yield Told(f"{about}nobody drives it, so that nothing begins; launcher sweep resume {ledger.id}")
+            yield Message(f"{about}nobody drives it, so that nothing begins; launcher sweep resume {ledger.id}")
             return
         if (yield from _cancel_undriven(project, ledger, request)):
             return
     _request(ledger, request)
-    yield Told(f"{about}asked its driver to {arguments.verb.replace('go-on', 'go on')}")
+    yield Message(f"{about}asked its driver to {arguments.verb.replace('go-on', 'go on')}")
     if arguments.verb not in ("cancel", "stop"):
         return
     if until(lambda owner: owner is None, ledger.driver, [0.2] * int(5 * _PATIENCE)) is not None:
         text = f"its driver has not left within {_PATIENCE:.0f} s; the request stays"
         raise LauncherError(text, where=f"sweep {ledger.id}")
-    yield Told(f"{about}its driver has left")
+    yield Message(f"{about}its driver has left")
     if arguments.verb != "cancel" or not _open_runs(project, ledger):
         return
     # It ended before it had read that.
@@ -95,28 +95,30 @@ def _open_runs(project: Project, ledger: Ledger) -> list[str]:
     return [a.run for a in state.by_run.values() if a.open and (project.runs / a.run).is_dir()]
 
 
-def _cancel_undriven(project: Project, ledger: Ledger, request: Asked) -> Generator[Told, None, bool]:
+def _cancel_undriven(project: Project, ledger: Ledger, request: Asked) -> Generator[Message, None, bool]:
     """End the jobs that a driver left; whether nobody drives the sweep."""
-    from launcher.cli.ending import ended
+    from launcher.cli.ending import end_runs
 
     with ledger.lock() as held:
         if not held.acquired:
             return False
         ledger.append(request)
         left = _open_runs(project, ledger)
-        yield from ended(project, left, "launcher sweep cancel")
-    yield Told(f"sweep {ledger.id}: {count_of(len(left), 'run was', 'runs were')} ended")
+        yield from end_runs(project, left, "launcher sweep cancel")
+    yield Message(f"sweep {ledger.id}: {count_of(len(left), 'run was', 'runs were')} ended")
     return True
 
 
-@partial(Command, Told, show=show_told)
-def add(arguments: argparse.Namespace, tell: Tell) -> Told:
+@partial(Command, Message, show=show_message)
+def add(arguments: argparse.Namespace, log: Log) -> Message:
     """Append points to the topologies of a sweep; what is there does not change. A driver takes them at once."""
     project = open_project(arguments, look=True)
     ledger = ledger_named(project, arguments.name)
     state = State(ledger.sweep, ledger.events())
     curves: dict[str, list[Job]] = {}
-    for job in of_topology([*state.jobs.values()], arguments.topology, lambda job: job.benchmark.topology, "job"):
+    for job in filter_by_topology(
+        [*state.jobs.values()], arguments.topology, lambda job: job.benchmark.topology, "job"
+    ):
         curves.setdefault(identity(job.benchmark, job.runner), []).append(job)
     new: list[Job] = []
     for jobs in curves.values():
@@ -126,7 +128,7 @@ def add(arguments: argparse.Namespace, tell: Tell) -> Told:
         for some in [lacking] if whole and lacking else [(c,) for c in lacking]:
             new.append(_extended(project, jobs[0], some))
     if not new:
-        return Told(f"sweep {ledger.id}: it has these points already")
+        return Message(f"sweep {ledger.id}: it has these points already")
     event = Added(time=time.time(), jobs=tuple(new), selection=tuple(sys.argv[1:]))
     with ledger.lock() as held:
         if held.acquired:
@@ -134,7 +136,7 @@ def add(arguments: argparse.Namespace, tell: Tell) -> Told:
     if not held.acquired:
         _request(ledger, event)
     takes = "" if held.acquired else "; its driver takes them"
-    return Told(f"sweep {ledger.id}: appended {points_in(new)}{takes}")
+    return Message(f"sweep {ledger.id}: appended {points_in(new)}{takes}")
 
 
 def _extended(project: Project, job: Job, concurrencies: Sequence[int]) -> Job:

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from launcher.cli import detached
-from launcher.cli.command import tell
-from launcher.cli.console import Console, World
-from launcher.cli.output import Output, standard_output_apart
-from launcher.cli.running import how_much, progress_of
+from launcher.cli.command import log_to_stderr
+from launcher.cli.console import Console, ConsoleInputs
+from launcher.cli.output import BackgroundOutput, background_stdout
+from launcher.cli.running import job_progress, output_options
 from launcher.cli.streaming import SweepEnded
-from launcher.cli.sweep_status import Sight, asks
+from launcher.cli.sweep_status import SweepWatcher, requester
 from launcher.core.errors import ConfigError, as_error
 from launcher.core.lease import LockOwner
 from launcher.core.lines import count_of
@@ -66,14 +66,14 @@ def detach(project: Project, ledger: Ledger, arguments: argparse.Namespace) -> i
     handed = ("--retry-failed", "--anyway", "--take-over", "--detach-on-interrupt")
     more = [flag for flag in handed if getattr(arguments, flag[2:].replace("-", "_"), False)]
     argv = ["sweep", "resume", ledger.id, "--yes", "--no-live", *more]
-    driver, events = detached.start(ledger.id, argv, log, project.state, arguments), EventReader(ledger)
+    driver, events = detached.start_driver(ledger.id, argv, log, project.state, arguments), EventReader(ledger)
 
     def begun(pid: int) -> bool:
         return any(isinstance(e, Began) and e.driver.startswith(f"pid {pid} ") for e in events.new())
 
     patience = detached.BEGINS + (ledger.take_over_patience if "--take-over" in more else 0.0)
-    driver.await_begun(f"sweep {ledger.id}", begun, patience)
-    detached.told(f"sweep {ledger.id}", driver.child.pid, log, f"sweep status {ledger.id} --watch", arguments)
+    driver.wait_until_started(f"sweep {ledger.id}", begun, patience)
+    detached.print_started(f"sweep {ledger.id}", driver.child.pid, log, f"sweep status {ledger.id} --watch", arguments)
     return 0
 
 
@@ -89,7 +89,7 @@ def drive(project: Project, ledger: Ledger, arguments: argparse.Namespace, polic
                 hint=f"launcher sweep status {ledger.id}; --take-over waits for proof that it is gone",
             )
         for fact in held.facts:
-            tell(fact)
+            log_to_stderr(fact)
         driving = _Driving(project, ledger, arguments, stop)
         driver = driving.driver(lock)
         return driving.run(driver, policy)
@@ -134,9 +134,9 @@ class _Driving:
         self._scheduler = services.scheduler
         pace = PACE if first.scheduler.kind == "slurm" else pace_of(first)
         flags = {name: bool(getattr(self._arguments, name, False)) for name in ("anyway", "retry_failed")}
-        with standard_output_apart(self._stop) as output:
-            world = World(progress=self._progress, hidden=self._viewed)
-            how = how_much(self._arguments, self._project, many=True)
+        with background_stdout(self._stop) as output:
+            world = ConsoleInputs(progress=self._progress, hidden=self._viewed)
+            how = output_options(self._arguments, self._project, many=True)
             self._console = Console(self._labels, None, output, how, world)
             self._maker.listener = self._event
             for text in self._said:
@@ -166,15 +166,15 @@ class _Driving:
                 self._console.value(value)
         return result.exit_code
 
-    def _live_view(self, driver: Driver, output: Output) -> LiveView | None:
+    def _live_view(self, driver: Driver, output: BackgroundOutput) -> LiveView | None:
         """The live view, in a terminal that wants one; until it is closed lines of events are not shown."""
         wanted = getattr(self._arguments, "live", False) and not getattr(self._arguments, "logs", False)
         if not (wanted and output.isatty() and sys.stdin.isatty()):
             return None
         from launcher.cli.sweep_view import LiveView
 
-        look = Sight(self._project.runs, self._ledger).look
-        self._view = LiveView(look, asks(self._ledger), output)  # type: ignore[arg-type]
+        look = SweepWatcher(self._project.runs, self._ledger).overview
+        self._view = LiveView(look, requester(self._ledger), output)  # type: ignore[arg-type]
         self._view.start()
         return self._view
 
@@ -249,7 +249,7 @@ class _Driving:
 
     def _progress(self, run: str) -> str:
         record = RunRecord.load(self._project.runs, run)
-        return progress_of(record, record.plan)
+        return job_progress(record, record.plan)
 
     def _viewed(self) -> bool:
         """Whether the live view has the terminal."""

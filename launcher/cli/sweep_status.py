@@ -19,7 +19,7 @@ from typing import get_type_hints
 
 import msgspec
 
-from launcher.cli.command import Command, Tell
+from launcher.cli.command import Command, Log
 from launcher.core.errors import ConfigError
 from launcher.core.lines import Line, Terminal, folded, print_lines, table
 from launcher.core.rights import user_name
@@ -43,7 +43,7 @@ def _progress(log: str) -> tuple[int | None, str]:
     return progress(log)
 
 
-class Sight:
+class SweepWatcher:
     """A sweep that is looked at again and again: of its events what is new is read, of its runs what is not over."""
 
     def __init__(self, runs: Path, ledger: Ledger) -> None:
@@ -51,7 +51,7 @@ class Sight:
         self._events, self._records = EventReader(ledger), Records(runs, self._state)
         self._over: dict[str, Facts] = {}
 
-    def look(self) -> Overview:
+    def overview(self) -> Overview:
         """How it stands now. Raises ConfigError."""
         for event in self._events.new():
             self._state.apply(event)
@@ -69,12 +69,12 @@ class Sight:
         return found
 
 
-def seen(runs: Path, ledger: Ledger) -> Overview:
+def current_overview(runs: Path, ledger: Ledger) -> Overview:
     """A sweep as it stands now, by its events and the records of its runs. Raises ConfigError."""
-    return Sight(runs, ledger).look()
+    return SweepWatcher(runs, ledger).overview()
 
 
-def asks(ledger: Ledger) -> Callable[[str], None]:
+def requester(ledger: Ledger) -> Callable[[str], None]:
     """How a view asks whoever drives the sweep."""
 
     def ask(verb: str) -> None:
@@ -84,14 +84,14 @@ def asks(ledger: Ledger) -> Callable[[str], None]:
     return ask
 
 
-def statuses(arguments: argparse.Namespace, tell: Tell) -> Iterator[Overview]:
+def statuses(arguments: argparse.Namespace, log: Log) -> Iterator[Overview]:
     """How a sweep stands: the named one, else the latest; with --watch again and again, while somebody drives it."""
     state = state_directory(os.environ, arguments.state)
     sweeps, runs = state / "sweeps", state / "runs"
     ledger = Ledger.load(sweeps, sweep_named(sweeps, arguments.name) if arguments.name else latest(sweeps))
-    sight = Sight(runs, ledger)
+    sight = SweepWatcher(runs, ledger)
     while True:
-        yield (found := sight.look())
+        yield (found := sight.overview())
         if not arguments.watch or not found.driver:
             return
         time.sleep(_EACH)
@@ -117,7 +117,7 @@ def live(values: Iterator[Overview], arguments: argparse.Namespace, ask: Callabl
         if ask is not None:
             ask(latest[0].id, verb)
         else:
-            asks(Ledger.load(state_directory(os.environ, arguments.state) / "sweeps", latest[0].id))(verb)
+            requester(Ledger.load(state_directory(os.environ, arguments.state) / "sweeps", latest[0].id))(verb)
 
     threading.Thread(target=read, daemon=True, name="sweep").start()
     view = LiveView(lambda: latest[0], by_key, trusted(sys.stdout))
@@ -156,9 +156,9 @@ def document(found: Overview) -> dict[str, object]:
     return {"schema": 1, **value}
 
 
-@partial(Command, Overview, show=show, code=lambda value: 0, document=document, live=live)
-def status(arguments: argparse.Namespace, tell: Tell) -> Iterator[Overview] | Overview:
-    found = statuses(arguments, tell)
+@partial(Command, Overview, show=show, exit_code=lambda value: 0, to_json=document, show_live=live)
+def status(arguments: argparse.Namespace, log: Log) -> Iterator[Overview] | Overview:
+    found = statuses(arguments, log)
     return found if arguments.watch else next(found)
 
 
@@ -213,16 +213,16 @@ def _forms_of_line() -> tuple[type, type]:
     return msgspec.defstruct("SweepStanding", [("schema", int), *known]), unreadable
 
 
-@partial(Command, SweepLine, show=show_line, document=_document_of_line, form=_forms_of_line)
-def listing(arguments: argparse.Namespace, tell: Tell) -> Iterator[SweepLine]:
+@partial(Command, SweepLine, show=show_line, to_json=_document_of_line, json_type=_forms_of_line)
+def listing(arguments: argparse.Namespace, log: Log) -> Iterator[SweepLine]:
     """All sweeps; what cannot be read is listed too."""
     state = state_directory(os.environ, arguments.state)
     sweeps, runs = state / "sweeps", state / "runs"
     known = ledgers.names(sweeps)
     if not known:
-        tell(f"no sweeps below {sweeps}")
+        log(f"no sweeps below {sweeps}")
     for name in known:
         try:
-            yield SweepLine(name, replace(seen(runs, Ledger.load(sweeps, name)), jobs=(), states=()))
+            yield SweepLine(name, replace(current_overview(runs, Ledger.load(sweeps, name)), jobs=(), states=()))
         except ConfigError as error:
             yield SweepLine(name, unreadable=error.message)

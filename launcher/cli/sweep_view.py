@@ -36,7 +36,7 @@ KEYS = "p pause  g go on  d drain  s stop  ↑↓ choose  l log  q close"
 _STYLES = {"running": "green", "ok": "dim", "failed": "red", "missing": "red", "unknown": "yellow", "queued": "cyan"}
 
 
-def shown_jobs(found: Overview, room: int) -> list[JobLine]:
+def visible_jobs(found: Overview, room: int) -> list[JobLine]:
     """The jobs that there is room for: those that live, then what went wrong, then the others."""
     order = sorted(found.jobs, key=lambda job: (RANK.index(job.state), job.since or 0.0))
     return order[: max(1, room)]
@@ -64,7 +64,7 @@ class View:
                 (line, "") for line in tail(Path(self.log))[-max(1, height - len(head) - 2) :]
             ]
             return self._styled([(text, "bold") for text in head] + body + [("q back to the jobs", "reverse")], width)
-        jobs = shown_jobs(found, height - len(head) - len(foot) - 1)
+        jobs = visible_jobs(found, height - len(head) - len(foot) - 1)
         self.chosen = min(self.chosen, max(0, len(jobs) - 1))
         name = max(12, min(48, width - 56))
         rows = [(f"  {'job':{name}} {'state':11} {'age':>4} {'done':>5} {'conc':>5} last", "bold")]
@@ -73,7 +73,7 @@ class View:
             mark = ">" if number == self.chosen else " "
             last = job.throughput or job.reason or job.topology
             at = f"{job.state:11} {age(job.since, now):>4} {done:>5} {conc:>5}"
-            text = f"{mark} {_cut(label_of(job, name), name):{name}} {at} {last}"
+            text = f"{mark} {_cut(job_label(job, name), name):{name}} {at} {last}"
             rows.append((text, _STYLES.get(job.state, "")))
         styled = [(text, "bold" if number == 0 else "") for number, text in enumerate(head)]
         return self._styled([*styled, *rows, *((text, "red") for text in foot[:-1]), (foot[-1], "reverse")], width)
@@ -95,7 +95,7 @@ class View:
         return found
 
 
-def label_of(job: JobLine, width: int) -> str:
+def job_label(job: JobLine, width: int) -> str:
     """A job's key, or where there is no room for it what tells it from its neighbours."""
     if len(job.key) <= width:
         return job.key
@@ -147,7 +147,7 @@ class Screen:
 
 
 @contextlib.contextmanager
-def keys_of(stream: TextIO) -> Any:
+def read_keys(stream: TextIO) -> Any:
     """Within the block keys come one by one and are not shown; a function that waits for one, or says ""."""
     number = stream.fileno()
     before = termios.tcgetattr(number)
@@ -198,7 +198,7 @@ class LiveView:
         view = self._view
         with contextlib.ExitStack() as stack:
             screen = stack.enter_context(Screen(self._stream))
-            wait = stack.enter_context(keys_of(sys.stdin))
+            wait = stack.enter_context(read_keys(sys.stdin))
             found, looked = self._look(), time.monotonic()
             while not self._over.is_set():
                 if time.monotonic() - looked >= EACH:
@@ -219,7 +219,7 @@ class LiveView:
         elif key in ("\x1b[A", "k", "\x1b[B", "j"):
             view.chosen = max(0, view.chosen + (1 if key in ("\x1b[B", "j") else -1))
         elif key == "l":
-            jobs = shown_jobs(found, len(found.jobs))
+            jobs = visible_jobs(found, len(found.jobs))
             view.log = jobs[view.chosen].log if view.chosen < len(jobs) else ""
             view.message = "" if view.log else "it has no log yet"
         elif key in ("q", "\x1b"):

@@ -17,11 +17,11 @@ import msgspec
 
 from launcher import __version__
 from launcher.benchmark.benchmark import Benchmark
-from launcher.cli.command import Command, Pasting, Tell, tell
-from launcher.cli.common import ask_first, meanwhile, of_each_selected, open_project, tell_refused
-from launcher.cli.streaming import Streams, lines_of_sweeps
+from launcher.cli.command import Command, CommandRewriter, Log, log_to_stderr
+from launcher.cli.common import confirm_cost, for_each_plan, open_project, print_refusals, show_elapsed
+from launcher.cli.streaming import StreamingCommand, sweep_line_types
 from launcher.cli.sweep_driving import detach, drive, ledger_named, summary
-from launcher.cli.sweep_status import seen
+from launcher.cli.sweep_status import current_overview
 from launcher.core import lines
 from launcher.core.errors import ConfigError
 from launcher.core.lines import Terminal, count_of
@@ -40,7 +40,7 @@ from launcher.sweep.schema import Job, Policy, Reused, Sweep
 from launcher.sweep.state import State
 
 
-@partial(Streams, lines=lines_of_sweeps)
+@partial(StreamingCommand, lines=sweep_line_types)
 def start(arguments: argparse.Namespace) -> int:
     """Make a sweep of all benchmarks that are selected, and drive it; what cannot take part is listed.
 
@@ -48,8 +48,8 @@ def start(arguments: argparse.Namespace) -> int:
     """
     if arguments.run_id:
         raise ConfigError("a sweep has many runs", where="--run-id", hint="launcher run --run-id ID; --name names it")
-    project, policy = open_project(arguments, look=True), policy_of(arguments)
-    with meanwhile("planning", arguments):
+    project, policy = open_project(arguments, look=True), policy_from_flags(arguments)
+    with show_elapsed("planning", arguments):
         jobs, refused, code = _selected(arguments, project, policy)
     if not jobs:
         return code
@@ -59,7 +59,7 @@ def start(arguments: argparse.Namespace) -> int:
             say(text)
     runners = dict.fromkeys(job.runner for job in jobs)
     costs = {name: sum(job.gpu_hours or 0.0 for job in jobs if job.runner == name) for name in runners}
-    ask_first(project, costs, yes=arguments.yes)
+    confirm_cost(project, costs, yes=arguments.yes)
     now = time.time()
     name = arguments.name or f"{time.strftime('sweep-%m%d-%H%M%S', time.localtime(now))}-{os.urandom(2).hex()}"
     sweep = Sweep(
@@ -71,7 +71,7 @@ def start(arguments: argparse.Namespace) -> int:
         jobs=tuple(jobs),
         left_out=tuple(str(error) for error in refused),
     )
-    reused = valid_elsewhere(project, jobs, arguments.reuse) if arguments.reuse else {}
+    reused = results_of_other_sweeps(project, jobs, arguments.reuse) if arguments.reuse else {}
     events = [
         Reused(time=now, job=key, run=run, concurrencies=(concurrency,))
         for key, known in reused.items()
@@ -85,19 +85,19 @@ def start(arguments: argparse.Namespace) -> int:
     return drive(project, ledger, arguments, policy) or code
 
 
-@partial(Streams, lines=lines_of_sweeps)
+@partial(StreamingCommand, lines=sweep_line_types)
 def resume(arguments: argparse.Namespace) -> int:
     """Go on with a sweep: living jobs first, then what has no valid result."""
     project = open_project(arguments, look=True)
     ledger = ledger_named(project, arguments.name)
-    found = seen(project.runs, ledger)
-    out = tell if arguments.json else say
+    found = current_overview(project.runs, ledger)
+    out = log_to_stderr if arguments.json else say
     if arguments.explain:
         for point in found.states:
             out(one_line(f"{point.job} c{point.concurrency}: {point.state}: {point.reason}"))
     if found.points.keys() <= {"ok"}:
         for line in summary(found):
-            out(Pasting(arguments)(line))
+            out(CommandRewriter(arguments)(line))
         return 0
     if arguments.detach:
         return detach(project, ledger, arguments)
@@ -109,13 +109,13 @@ def _selected(
     arguments: argparse.Namespace, project: Project, policy: Policy
 ) -> tuple[list[Job], list[ConfigError], int]:
     """The jobs of the selection, which the limits allow; what cannot take part, which is told, and its exit code."""
-    jobs, refused = wanted(arguments, project, policy)
-    code = tell_refused(refused, len(jobs))
-    jobs, elsewhere = served_here(project, jobs)
+    jobs, refused = selected_jobs(arguments, project, policy)
+    code = print_refusals(refused, len(jobs))
+    jobs, elsewhere = jobs_of_one_scheduler(project, jobs)
     for error in elsewhere:
         print(f"launcher: {error}", file=sys.stderr)
     if jobs:
-        check_limits(project, jobs, policy)
+        require_startable(project, jobs, policy)
     return jobs, refused + elsewhere, code if jobs else ConfigError.exit_code
 
 
@@ -176,18 +176,18 @@ class SweepPlanDocument(msgspec.Struct, frozen=True, kw_only=True):
     Command,
     SweepPlan,
     show=show_plan,
-    code=lambda value: value.code,
-    document=lambda value: value.document,
-    form=SweepPlanDocument,
+    exit_code=lambda value: value.code,
+    to_json=lambda value: value.document,
+    json_type=SweepPlanDocument,
 )
-def plan(arguments: argparse.Namespace, tell: Tell) -> SweepPlan:
+def plan(arguments: argparse.Namespace, log: Log) -> SweepPlan:
     """Nothing is made and nothing is started."""
-    project, policy = open_project(arguments, look=True), policy_of(arguments)
+    project, policy = open_project(arguments, look=True), policy_from_flags(arguments)
     jobs, refused, code = _selected(arguments, project, policy)
     left_out = [str(error) for error in refused]
     if not jobs:
         return SweepPlan(code, SweepPlanDocument(jobs=[], left_out=left_out))
-    done = valid_elsewhere(project, jobs)
+    done = results_of_other_sweeps(project, jobs)
     canary = canaries(jobs, policy.canary)
     guesses = estimates(jobs, history(project.runs))
     order = ordered(jobs, policy.order)
@@ -218,7 +218,7 @@ def _row(job: Job, done: dict[int, tuple[str, str]]) -> tuple[object, ...]:
     return job.key, job.runner, job.benchmark.topology, job.nodes or "?", hours, cost, concurrencies, why
 
 
-def valid_elsewhere(
+def results_of_other_sweeps(
     project: Project, jobs: list[Job], names: Sequence[str] | None = None
 ) -> dict[str, dict[int, tuple[str, str]]]:
     """Points that other sweeps, or those that are named, have a valid result of, of the same fingerprint: by job and
@@ -249,7 +249,7 @@ def valid_elsewhere(
     return found
 
 
-def policy_of(arguments: argparse.Namespace) -> Policy:
+def policy_from_flags(arguments: argparse.Namespace) -> Policy:
     """The policy that the flags ask for. Raises ConfigError."""
     fail_fast = arguments.fail_fast
     if fail_fast is not None and not (fail_fast.isdigit() and int(fail_fast) > 0) and not fail_fast.isalpha():
@@ -262,7 +262,9 @@ def policy_of(arguments: argparse.Namespace) -> Policy:
     return Policy(**{**given, "accept": tuple(arguments.accept), "notify": notify})
 
 
-def wanted(arguments: argparse.Namespace, project: Project, policy: Policy) -> tuple[list[Job], list[ConfigError]]:
+def selected_jobs(
+    arguments: argparse.Namespace, project: Project, policy: Policy
+) -> tuple[list[Job], list[ConfigError]]:
     """A job of every benchmark that is selected and can be planned, and why others cannot take part."""
     refused: list[ConfigError] = []
     keys: set[str] = set()
@@ -279,10 +281,10 @@ def wanted(arguments: argparse.Namespace, project: Project, policy: Policy) -> t
         keys.add(job.key)
         return job
 
-    return of_each_selected(arguments, project, refused, job_of_plan, "sweep"), refused
+    return for_each_plan(arguments, project, refused, job_of_plan, "sweep"), refused
 
 
-def served_here(project: Project, jobs: list[Job]) -> tuple[list[Job], list[ConfigError]]:
+def jobs_of_one_scheduler(project: Project, jobs: list[Job]) -> tuple[list[Job], list[ConfigError]]:
     """The jobs whose runners one scheduler serves, that of the first; and why others are left to another sweep."""
     kinds = {name: project.fleet.get(name).runner.scheduler for name in dict.fromkeys(job.runner for job in jobs)}
     first = next((scheduler.kind for scheduler in kinds.values()), "")
@@ -302,7 +304,7 @@ def served_here(project: Project, jobs: list[Job]) -> tuple[list[Job], list[Conf
     return [job for job in jobs if job.runner not in wrong], left_out
 
 
-def check_limits(project: Project, jobs: list[Job], policy: Policy) -> None:
+def require_startable(project: Project, jobs: list[Job], policy: Policy) -> None:
     """Raise ConfigError for a job that could never start within the limits of the sweep and of its runner's file."""
     for job in jobs:
         file = project.fleet.get(job.runner).runner.limits
@@ -326,7 +328,7 @@ def check_limits(project: Project, jobs: list[Job], policy: Policy) -> None:
         raise ConfigError(f"no job is called {policy.canary}", where="--canary", hint=hint)
 
 
-def cost_of(jobs: list[Job]) -> str:
+def cost_text(jobs: list[Job]) -> str:
     """What jobs hold at most, in words: nodes × limit = GPU-hours."""
     known = [job.gpu_hours for job in jobs if job.gpu_hours is not None]
     unknown = f", and {count_of(len(jobs) - len(known), 'job')} of unknown size" if len(known) < len(jobs) else ""
@@ -338,4 +340,4 @@ def cost_lines(jobs: list[Job]) -> Iterator[str]:
     """What the jobs hold at most, a line for each runner."""
     for runner in dict.fromkeys(job.runner for job in jobs):
         mine = [job for job in jobs if job.runner == runner]
-        yield f"{runner}: {count_of(len(mine), 'job')}, {cost_of(mine)}"
+        yield f"{runner}: {count_of(len(mine), 'job')}, {cost_text(mine)}"

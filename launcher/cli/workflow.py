@@ -15,7 +15,7 @@ from typing import TextIO, cast
 
 from launcher import __version__
 from launcher.benchmark.environment import variable_errors
-from launcher.cli.command import Command, Tell
+from launcher.cli.command import Command, Log
 from launcher.cli.common import open_project
 from launcher.cli.planning import PlanView, plan_lines, view_of
 from launcher.core.errors import ConfigError, LauncherError
@@ -95,8 +95,8 @@ def show(value: Shadow, terminal: Terminal) -> Iterator[str]:
     yield f"shadow: {found}: {value.script} starts {what}"
 
 
-@partial(Command, Shadow, show=show, code=lambda value: int(bool(value.differences)))
-def shadow(arguments: argparse.Namespace, tell: Tell) -> Shadow:
+@partial(Command, Shadow, show=show, exit_code=lambda value: int(bool(value.differences)))
+def shadow(arguments: argparse.Namespace, log: Log) -> Shadow:
     """Plan from the environment, and run the bash launcher where it can do nothing.
 
     Exit 0 when they agree or when there is the plan alone, 1 when they differ, 2 when the row cannot be planned.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli.console import Console, How, World
+from launcher.cli.console import Console, ConsoleInputs, OutputOptions
 from launcher.core.process import Waited
 from launcher.run.record import Event
 
@@ -27,7 +27,7 @@ class Scene:
     """A console, its clock, and what it printed at which time."""
 
     stream: io.StringIO
-    how: How = field(default_factory=How)
+    how: OutputOptions = field(default_factory=OutputOptions)
     programs: list[Waited] = field(default_factory=list)
     now: float = 0.0
     written: list[tuple[float, str]] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Scene:
     def __post_init__(self) -> None:
         sys.stdout = self.stream
         clock = lambda: self.now  # noqa: E731
-        world = World(clock, clock, lambda: self.programs, lambda run: ", 2 of 5 (conc 16)")
+        world = ConsoleInputs(clock, clock, lambda: self.programs, lambda run: ", 2 of 5 (conc 16)")
         self.console = Console({"r": "1P1D"}, None, how=self.how, world=world)
 
     def until(self, end: float) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli.command import Pasting
-from launcher.cli.console import How
+from launcher.cli.command import CommandRewriter
+from launcher.cli.console import OutputOptions
 from launcher.core.errors import Cancelled, JobError, LauncherError, ResultError
 from launcher.core.process import Waited, run, waited_for
 from launcher.run.fields import Verdict
@@ -132,13 +132,13 @@ def test_what_a_program_is_waited_for_is_known_while_it_runs() -> None:
 @pytest.mark.parametrize(
     ("how", "shown"),
     [
-        (How(quiet=True), []),
-        (How(many=True), ["    0.0s  1P1D  warning: w"]),
-        (How(verbose=True), ["    0.0s  note n", "    0.0s  warning: w", "    0.0s  job 7 submitted"]),
-        (How(), ["    0.0s  warning: w", "    0.0s  job 7 submitted"]),
+        (OutputOptions(quiet=True), []),
+        (OutputOptions(many=True), ["    0.0s  1P1D  warning: w"]),
+        (OutputOptions(verbose=True), ["    0.0s  note n", "    0.0s  warning: w", "    0.0s  job 7 submitted"]),
+        (OutputOptions(), ["    0.0s  warning: w", "    0.0s  job 7 submitted"]),
     ],
 )
-def test_how_much_is_said(how: How, shown: list[str]) -> None:
+def test_how_much_is_said(how: OutputOptions, shown: list[str]) -> None:
     scene = Scene(io.StringIO(), how)
     for kind, text in (("note", "note n"), ("warning", "w"), ("job", "job 7 submitted"), ("verdict", "v")):
         scene.event(kind, text)
@@ -146,7 +146,7 @@ def test_how_much_is_said(how: How, shown: list[str]) -> None:
 
 
 def test_events_are_lines_of_json() -> None:
-    scene = Scene(io.StringIO(), How(as_json=True))
+    scene = Scene(io.StringIO(), OutputOptions(as_json=True))
     _run_of(scene, PHASES[2:5])
     scene.console.log("r", ["a line", "::x"])
     scene.console.outcomes(Path("/none"), [Outcome("r", "failed", error=JobError("m", where="w"))])
@@ -187,7 +187,7 @@ def test_events_are_lines_of_json() -> None:
     ],
 )  # fmt: skip
 def test_an_error_is_shown_once_in_full(error: LauncherError, verdict: Verdict, shown: str) -> None:
-    scene = Scene(io.StringIO(), How(state=Path("/s")))
+    scene = Scene(io.StringIO(), OutputOptions(state=Path("/s")))
     scene.console.outcomes(
         Path("/s/runs"),
         [Outcome("r", "cancelled" if isinstance(error, Cancelled) else "failed", error=error, verdict=verdict)],
@@ -217,14 +217,14 @@ def test_a_printed_command_has_this_program_and_where_things_are(
     there = argparse.Namespace(state="s", recipes=None, on="lab")
     monkeypatch.delenv("LAUNCHER_STATE", raising=False)
     monkeypatch.setattr(sys, "argv", [str(program)])
-    assert Pasting(plain)(text) == f"Next: '{program}' status r; the launcher left, launcher's own"
-    assert f"'{program}' --state s --on lab status r" in Pasting(there)(text), "a directory there"
+    assert CommandRewriter(plain)(text) == f"Next: '{program}' status r; the launcher left, launcher's own"
+    assert f"'{program}' --state s --on lab status r" in CommandRewriter(there)(text), "a directory there"
     here = argparse.Namespace(state="s", recipes=None)
-    assert f"'{program}' --state {Path('s').absolute()} status r" in Pasting(here)(text)
-    assert Pasting(there)("launcher remote list") == f"'{program}' remote list"
+    assert f"'{program}' --state {Path('s').absolute()} status r" in CommandRewriter(here)(text)
+    assert CommandRewriter(there)("launcher remote list") == f"'{program}' remote list"
     monkeypatch.setenv("PATH", str(program.parent))
-    assert Pasting(plain)(text) == text
+    assert CommandRewriter(plain)(text) == text
     monkeypatch.setenv("LAUNCHER_STATE", "/x y")
-    assert "launcher --state '/x y' status r" in Pasting(plain)(text)
+    assert "launcher --state '/x y' status r" in CommandRewriter(plain)(text)
     monkeypatch.setattr(sys, "argv", ["/some/__main__.py"])
-    assert f"{sys.executable} -m launcher --state '/x y' status r" in Pasting(plain)(text)
+    assert f"{sys.executable} -m launcher --state '/x y' status r" in CommandRewriter(plain)(text)

@@ -301,7 +301,7 @@ def test_a_signal_before_anything_is_started_there_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(on, "connected", one_connection)
-    monkeypatch.setattr(on.There, step, lambda there, **changes: signal.raise_signal(number))
+    monkeypatch.setattr(on.RemoteCommand, step, lambda there, **changes: signal.raise_signal(number))
     assert main(["--on", "local", "run", *ONE, "--runner", "local", "--run-id", "never"]) == code
     assert capsys.readouterr().err == f"launcher: cancelled: stopped by {number.name}: nothing was started on local\n"
 
@@ -313,7 +313,7 @@ def test_an_interrupt_while_a_driver_starts_there_cancels_what_it_drives(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def start(there: on.There) -> int:
+    def start(there: on.RemoteCommand) -> int:
         signal.raise_signal(signal.SIGINT)
         return real(there)
 
@@ -337,13 +337,13 @@ def test_a_second_signal_and_a_terminal_that_is_closed_leave_the_run_to_itself(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def follow(there: on.There, run: str, signals: on.Signals) -> int:
+    def follow(there: on.RemoteCommand, run: str, signals: on.ReceivedSignals) -> int:
         for number in numbers:
             signal.raise_signal(number)
         return 0
 
     monkeypatch.setattr(on, "connected", one_connection)
-    monkeypatch.setattr(on.There, "ask", lambda there, **changes: _Nothing())
+    monkeypatch.setattr(on.RemoteCommand, "ask", lambda there, **changes: _Nothing())
     for name, stand_in in (("_compared", lambda there: []), ("_started", lambda there: 0), ("_follow", follow)):
         monkeypatch.setattr(on_driving, name, stand_in)
     assert main(["--on", "local", "run", *ONE, "--runner", "local", "--run-id", "alone"]) == code

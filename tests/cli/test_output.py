@@ -13,7 +13,7 @@ import pytest
 
 from launcher.cli import main
 from launcher.cli.console import Console
-from launcher.cli.output import ROOM, Output
+from launcher.cli.output import BUFFER_LIMIT, BackgroundOutput
 from launcher.core.github import GitHub
 from launcher.image.squash import sidecar_path
 from launcher.run.record import Event, RecordedJob
@@ -22,7 +22,7 @@ from tests.run.runs import a_run
 
 def test_everything_is_written_in_order() -> None:
     stream = io.StringIO()
-    output = Output(stream)
+    output = BackgroundOutput(stream)
     for number in range(1000):
         output.write(f"{number}\n")
     assert output.close()
@@ -32,8 +32,8 @@ def test_everything_is_written_in_order() -> None:
 def test_a_pipe_that_nobody_reads_holds_up_no_event_and_logs_wait() -> None:
     reading, writing = os.pipe()
     with os.fdopen(writing, "w") as stream:
-        output = Output(stream)
-        output.write("x" * (ROOM + 1))
+        output = BackgroundOutput(stream)
+        output.write("x" * (BUFFER_LIMIT + 1))
         for _ in range(10_000):
             output.write("an event\n")
         waited = threading.Thread(target=output.wait_for_room, daemon=True)
@@ -50,7 +50,7 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as stream:
-        output = Output(stream)
+        output = BackgroundOutput(stream)
         output.write("x")
         assert output.close()
         output.write("y")
@@ -60,8 +60,8 @@ def test_a_reader_that_has_gone_is_no_error() -> None:
 def test_a_process_ends_though_nobody_reads_what_it_says() -> None:
     """A thread that hangs in a write must not be waited for by the interpreter, nor end it with a fault."""
     script = (
-        "import sys\nfrom launcher.cli.output import Output\n"
-        "out = Output(sys.stdout)\nout.write('x' * 1000000)\nout.close(0.2)\nsys.exit(7)"
+        "import sys\nfrom launcher.cli.output import BackgroundOutput\n"
+        "out = BackgroundOutput(sys.stdout)\nout.write('x' * 1000000)\nout.close(0.2)\nsys.exit(7)"
     )
     reading, writing = os.pipe()
     try:

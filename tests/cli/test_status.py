@@ -12,7 +12,7 @@ import pytest
 
 from launcher.cli import helping, main
 from launcher.cli.arguments import parser
-from launcher.cli.command import as_it_comes
+from launcher.cli.command import values_from_thread
 from launcher.core.errors import ConfigError
 from launcher.run.naming import shortest, sweep_named
 from launcher.run.record import RecordedJob, RunRecord
@@ -160,6 +160,6 @@ def test_what_comes_from_a_thread_comes_in_order_and_its_error_last() -> None:
 
     came = []
     with pytest.raises(ConfigError):
-        for value in as_it_comes(work):
+        for value in values_from_thread(work):
             came.append(value)
     assert came == [1, 2]

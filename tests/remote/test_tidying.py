@@ -110,7 +110,7 @@ def test_a_driver_in_another_state_directory_leaves_its_name(tmp_path: Path, mon
     monkeypatch.setenv("LAUNCHER_STATE", str(tmp_path / "state"))
     record = run(tmp_path / "other", "r", "running")
     sent = argparse.Namespace(workspace="/x/bundles/b/workspace")
-    driver = detached.start("r", ["schema"], record / "log", tmp_path / "other", sent)
+    driver = detached.start_driver("r", ["schema"], record / "log", tmp_path / "other", sent)
     assert driver.child.wait(60) is not None and tidying.other_states(tmp_path / "state") == [tmp_path / "other"]
 
 

@@ -275,8 +275,8 @@ def test_runners_of_other_controllers_are_named_and_left_out(
     assert "runner gb200-nv: 2 jobs are left out: its partition batch is none of this controller" in said
     job = a_job(1)
     two = [msgspec.structs.replace(job, runner=name) for name in ("local", "gb200-nv")]
-    monkeypatch.setattr(sweeping, "wanted", lambda *given: (two, []))
-    monkeypatch.setattr(sweeping, "check_limits", lambda *given: None)
+    monkeypatch.setattr(sweeping, "selected_jobs", lambda *given: (two, []))
+    monkeypatch.setattr(sweeping, "require_startable", lambda *given: None)
     assert "1 job is left out: its jobs are of the scheduler slurm" in user.launcher(
         "sweep", "start", *SELECTED, "--name", "n", "--yes"
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from rich.text import Text
 
-from launcher.cli.sweep_status import Sight
+from launcher.cli.sweep_status import SweepWatcher
 from launcher.cli.sweep_status import show as sweep_lines
 from launcher.cli.sweep_view import KEYS, Screen, View
 from launcher.core import lines
@@ -179,20 +179,20 @@ def test_a_second_look_reads_new_events_and_no_run_that_is_over(
     make_sweep(tmp_path, "s", [row(1, 4), row(2, 4)], Policy())
     drive(tmp_path, "s")
     ledger = Ledger.load(tmp_path / "state/sweeps", "s")
-    sight, read = Sight(tmp_path / "state/runs", ledger), list[str]()
+    sight, read = SweepWatcher(tmp_path / "state/runs", ledger), list[str]()
     facts = Records.facts
     monkeypatch.setattr(Records, "facts", lambda self, run: read.append(run) or facts(self, run))
-    first = sight.look()
+    first = sight.overview()
     assert first.points == {"ok": 2} and set(read) == {point.run for point in first.states}
     read.clear()
     ledger.append(Asked(time=0.0, verb="pause", by="me"))
     with (ledger.directory / "events.jsonl").open("ab") as file:
         file.write(b'{"event": "ask", "time": 0, "verb": "dra')
-    second = sight.look()
+    second = sight.overview()
     assert second.asked == "pause" and second.points == first.points and not read
     assert second.notes[0].endswith("events.jsonl is cut"), "said, since nobody is at it"
     ledger.append(Asked(time=0.0, verb="drain", by="me"))
-    assert sight.look().asked == "drain"
+    assert sight.overview().asked == "drain"
 
 
 def test_keys(tmp_path: Path) -> None:
