@@ -81,7 +81,7 @@ def report_to(github: GitHub, runs: Path, outcomes: Sequence[Outcome]) -> None:
         github.output("state", outcome.state)
         if outcome.error is not None:
             github.error(f"{outcome.verdict}\n{outcome.error}", title=f"launcher: {outcome.error.layer}")
-    from launcher.report.assemble import document
+    from launcher.report.assemble import build_report
     from launcher.report.files import markdown
     from launcher.report.gather import gather
 
@@ -91,4 +91,4 @@ def report_to(github: GitHub, runs: Path, outcomes: Sequence[Outcome]) -> None:
         github.warning(f"no step summary: {error}")
     else:
         title = ", ".join(outcome.run for outcome in outcomes)
-        github.summary(markdown(document(gathered, title=title, made="")))
+        github.summary(markdown(build_report(gathered, title=title, made="")))

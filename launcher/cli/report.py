@@ -17,13 +17,13 @@ from launcher.core.errors import ConfigError, suggest
 from launcher.core.lines import Line, Terminal
 from launcher.core.state import state_directory
 from launcher.report import files
-from launcher.report.assemble import document
-from launcher.report.comparison import comparison
+from launcher.report.assemble import build_report
+from launcher.report.comparison import compare_reports
 from launcher.report.document import Document, as_json, schema
 from launcher.report.gather import gather
-from launcher.report.page import page
-from launcher.report.terminal import show as view
-from launcher.report.text import clock
+from launcher.report.page import render_page
+from launcher.report.terminal import report_lines
+from launcher.report.text import local_time
 from launcher.result.contradictions import refusals
 from launcher.run.naming import source_named
 
@@ -41,7 +41,7 @@ def show(value: Reported, terminal: Terminal) -> Iterator[str]:
     if value.text is not None:
         yield Line(value.text.removesuffix("\n"), raw=True)
     elif value.document is not None:
-        yield from view(value.document, terminal)
+        yield from report_lines(value.document, terminal)
     if value.written:
         yield f"Written: {value.written[0]}, and {', '.join(Path(path).name for path in value.written[1:])} beside it"
 
@@ -76,10 +76,10 @@ def report(arguments: argparse.Namespace, log: Log) -> Reported:
     else:
         gathered = gather([source_named(state, name) for name in arguments.sources], state)
     title = arguments.title or " ".join(Path(name).name or name for name in arguments.sources) or "history"
-    value = document(gathered, title=title, made=clock(time.time()))
+    value = build_report(gathered, title=title, made=local_time(time.time()))
     if arguments.against:
         base = gather([source_named(state, name) for name in arguments.against], state)
-        value = msgspec.structs.replace(value, comparison=comparison(value, gathered, base, arguments.fail_on))
+        value = msgspec.structs.replace(value, comparison=compare_reports(value, gathered, base, arguments.fail_on))
     elif arguments.fail_on:
         raise ConfigError("a threshold of what?", where="--fail-on", hint="--against RUN|SWEEP|DIR")
     if arguments.json or arguments.format in ("json", "text"):
@@ -88,11 +88,11 @@ def report(arguments: argparse.Namespace, log: Log) -> Reported:
         "csv": lambda: files.points_csv(value),
         "junit": lambda: files.junit(value).decode() + "\n",
         "markdown": lambda: files.markdown(value),
-        "html": lambda: page(value),
+        "html": lambda: render_page(value),
     }
     if arguments.format is not None:
         return Reported(value, forms[arguments.format]())
-    return Reported(value, written=tuple(map(str, files.write(value, Path(arguments.output)))))
+    return Reported(value, written=tuple(map(str, files.write_report(value, Path(arguments.output)))))
 
 
 def _explain(rule: str) -> str:

@@ -85,10 +85,10 @@ def results(arguments: argparse.Namespace, log: Log) -> Results:
     read = [summary_of(Path(run.source)) for run in gathered.runs.values() if run.source]
     csv = None
     if arguments.csv:
-        from launcher.report.assemble import document
+        from launcher.report.assemble import build_report
         from launcher.report.files import points_csv
 
-        csv = points_csv(document(gathered, title=" ".join(names), made=""))
+        csv = points_csv(build_report(gathered, title=" ".join(names), made=""))
     problems = (*gathered.problems, *(why for _, why in read if why is not None))
     return Results(tuple(one for one, _ in read if one is not None), csv, problems=problems)
 
@@ -155,7 +155,7 @@ def _collected(directory: Path, output: Path, problems: list[str]) -> list[Aggre
     rows = []
     for path in sorted(directory.rglob("*.json")):
         try:
-            row = aggregates.document(path)
+            row = aggregates.read_document(path)
         except ResultError as error:
             problems.append(f"passed over: {error}")
             continue
@@ -166,5 +166,5 @@ def _collected(directory: Path, output: Path, problems: list[str]) -> list[Aggre
         raise ResultError("no aggregate and no evaluation is below it", where=str(directory))
     for name, found in lists.items():
         if found:
-            aggregates.write(output / name, found)
+            aggregates.write_document(output / name, found)
     return [Aggregates(str(directory), len(found), str(output / name)) for name, found in lists.items() if found]

@@ -20,7 +20,7 @@ from launcher.plan.plan import OWN, Plan
 
 if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
     from launcher.core.process import CommandRunner
-    from launcher.result.collect import Collected
+    from launcher.result.collect import CollectedResults
     from launcher.run.kind import Earlier, Prepared, Run, Submitted
 
 ARCHIVE_TIMEOUT = 1800.0
@@ -67,10 +67,10 @@ class ContainerKind(ScriptKind):
     def submit(self, run: Run, prepared: Prepared, earlier: Earlier, start: CommandRunner) -> Submitted:
         """sbatch of the script, held; or the embedded scheduler."""
         from launcher.container import submit as submitting
-        from launcher.result.collect import refuse_strangers
+        from launcher.result.collect import refuse_foreign_files
 
         if run.plan.results.mode == "eval":
-            refuse_strangers(run.results_directory, run.plan.results)
+            refuse_foreign_files(run.results_directory, run.plan.results)
         plan, job, root = run.plan, ContainerJob.of(run.plan), prepared.root
         log, script = self.log_in(root / "%j", ""), root / SCRIPT
         if job.allocation is not None:
@@ -102,7 +102,7 @@ class ContainerKind(ScriptKind):
             listing = own_containers(job.container.engine, f"{run.plan.run_key}.{recorded.id}", str(owner))
             end_containers(run, job.container.engine, listing, run.services.environment)
 
-    def collect(self, run: Run, patience: float) -> Collected:
+    def collect(self, run: Run, patience: float) -> CollectedResults:
         """Results of this job alone; what it wrote down goes into the record."""
         from launcher.container import results
         from launcher.container.checkpoint import refuse_another_checkpoint

@@ -21,7 +21,7 @@ from launcher.plan.plan import Plan
 
 if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
     from launcher.core.process import CommandRunner
-    from launcher.result.collect import Collected
+    from launcher.result.collect import CollectedResults
     from launcher.run.kind import Earlier, Prepared, Run, Submitted
 
 OURS = ".launcher-run"
@@ -54,7 +54,7 @@ class MultinodeKind(ScriptKind):
         """The job's script, the directory of its logs, and for a run by hand a copy of the checkout."""
         from launcher.container.multinode_job_script import render
         from launcher.core.publish import write_text
-        from launcher.result.collect import files_there
+        from launcher.result.collect import modification_times
         from launcher.run.kind import Prepared
 
         plan, root, directory = run.plan, self.own_directory(run.plan), MultinodeJob.of(run.plan).files.directory
@@ -66,15 +66,15 @@ class MultinodeKind(ScriptKind):
                 write_text(logs / OURS, f"{plan.run_key}\n")
             write_text(root / SCRIPT, render(plan, root, str(workspace)))
         names = [agentic_result_name(plan.results.filename, at) for at in plan.results.concurrencies]
-        return Prepared(root, {"root": str(root), "there_before": files_there(workspace, names)})
+        return Prepared(root, {"root": str(root), "there_before": modification_times(workspace, names)})
 
     def submit(self, run: Run, prepared: Prepared, earlier: Earlier, start: CommandRunner) -> Submitted:
         """sbatch of the script, held; or the embedded scheduler, whose nodes are processes of this host."""
         from launcher.container.submit import embedded_argv, submit_job
-        from launcher.result.collect import refuse_strangers
+        from launcher.result.collect import refuse_foreign_files
 
         plan, job, root = run.plan, MultinodeJob.of(run.plan), prepared.root
-        refuse_strangers(run.results_directory, plan.results)
+        refuse_foreign_files(run.results_directory, plan.results)
         workspace, environ = str(self.works_in(plan, root)), run.services.environ
         environment = job_environment(job, environ, run.services.tools.environment)
         options = [option.replace("{workspace}", workspace) for option in job.submit.argv]
@@ -118,7 +118,7 @@ class MultinodeKind(ScriptKind):
             node = {**run.services.environment, "SLURMD_NODENAME": f"node{rank}"}
             end_containers(run, "docker", ["docker", "ps", "--all", "--quiet", label], node)
 
-    def collect(self, run: Run, patience: float) -> Collected:
+    def collect(self, run: Run, patience: float) -> CollectedResults:
         """Results of this job alone, after its nodes' files were gathered."""
         from launcher.container.multinode_results import Gathered
         from launcher.container.results import facts

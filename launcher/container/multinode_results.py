@@ -17,7 +17,7 @@ from launcher.container.planned import LOG, MultinodeJob
 from launcher.plan.plan import Plan
 from launcher.result.contradictions import Window
 from launcher.result.logs import log_files
-from launcher.result.validate import FileName
+from launcher.result.validate import ResultFileName
 
 _FIXED = re.compile(
     r"(?:concurrency_|(?P<stem>.+)_c)(?P<at>\d{1,7})(?:_req_rate_[^_/]+)?_gpus_(?P<gpus>\d{1,5})"
@@ -92,7 +92,11 @@ class Gathered:
         if not root.is_dir() or root.is_symlink():
             return
         for path, status in log_files(root) if deep else ((p, p.lstat()) for p in sorted(root.iterdir())):
-            if not path.is_symlink() and path.is_file() and self._window.said_of(status.st_mtime, path.name) is None:
+            if (
+                not path.is_symlink()
+                and path.is_file()
+                and self._window.time_problem(status.st_mtime, path.name) is None
+            ):
                 yield path
 
     def _take(self, path: Path, target: Path) -> None:
@@ -111,7 +115,7 @@ class Gathered:
         except OSError:  # another file system, or another user's file
             shutil.copy2(path, target)
 
-    def named(self, folder: str, name: FileName) -> str:
+    def named(self, folder: str, name: ResultFileName) -> str:
         """How a result is called in the workspace (`CollectRequest.name`)."""
         split = name.split or (0, 0)
         own = f"results_concurrency_{name.concurrency}_gpus_{name.gpus}_ctx_{split[0]}_gen_{split[1]}.json"

@@ -21,12 +21,12 @@ from launcher.core.errors import ResultError
 from launcher.core.publish import publishing
 from launcher.core.reading import open_regular, sha256_of
 from launcher.plan.plan import OWN, Expected
-from launcher.result.collect import Collected, Found, Problem, patiently
+from launcher.result.collect import CollectedResults, Problem, ResultScan, scan_until_complete
 from launcher.result.contradictions import Window
-from launcher.result.document import Unusable
+from launcher.result.document import UnusableResult
 from launcher.result.evaluations import RESULTS
 from launcher.result.logs import log_files
-from launcher.result.validate import read_only_result
+from launcher.result.validate import read_single_result
 
 _BLOCK = 1 << 20
 
@@ -50,7 +50,7 @@ class Place:
 
 def collect(
     expected: Expected, place: Place, *, patience: float, sleep: Callable[[float], None] = time.sleep
-) -> Collected:
+) -> CollectedResults:
     """Judge what the job left, and copy it where results go.
 
     Missing and invalid results are problems; they are waited for ``patience`` seconds, since NFS can show a file, or
@@ -58,7 +58,7 @@ def collect(
     """
     if not place.workspace.is_dir():
         raise ResultError("no such directory", where=str(place.workspace))
-    found = patiently(lambda: _look(expected, place), patience, sleep)
+    found = scan_until_complete(lambda: _look(expected, place), patience, sleep)
     published = {}
     skew = expected.limits.clock_skew
     try:
@@ -73,11 +73,11 @@ def collect(
         raise ResultError(f"a result cannot be kept: {error.strerror}", where=str(error.filename)) from None
     points = tuple(found.points.values())
     doubts = (*found.doubts, *(doubt for point in points for doubt in point.doubts))
-    return Collected(points, tuple(found.problems), doubts, published, found.evaluations)
+    return CollectedResults(points, tuple(found.problems), doubts, published, found.evaluations)
 
 
-def _look(expected: Expected, place: Place) -> Found:
-    found, window = Found(), place.window(expected.limits.clock_skew)
+def _look(expected: Expected, place: Place) -> ResultScan:
+    found, window = ResultScan(), place.window(expected.limits.clock_skew)
     concurrency = expected.concurrencies[0] if expected.concurrencies else None
     for pattern in expected.required:
         if any(_files((pattern,), place, window.skew)):
@@ -89,15 +89,15 @@ def _look(expected: Expected, place: Place) -> Found:
     if expected.mode != "eval" and not found.problems and concurrency is not None:
         path = place.workspace / f"{expected.filename}.json"
         try:
-            found.points[concurrency] = read_only_result(path, concurrency, expected, place.gpus, window)
-        except Unusable as wrong:
+            found.points[concurrency] = read_single_result(path, concurrency, expected, place.gpus, window)
+        except UnusableResult as wrong:
             found.problems.append(Problem(f"{path.name}: {wrong}", concurrency, "invalid"))
     if expected.run_eval or expected.mode == "eval":
         _look_eval(expected, place, found, window)
     return found
 
 
-def _look_eval(expected: Expected, place: Place, found: Found, window: Window) -> None:
+def _look_eval(expected: Expected, place: Place, found: ResultScan, window: Window) -> None:
     """Eval files. Another job's results beside this one's are wrong as well where the workflow looks, since it takes
     every ``results*.json``."""
     files = dict(_files(expected.eval, place, window.skew))
@@ -118,7 +118,7 @@ def _of_others(patterns: Sequence[str], place: Place, window: Window) -> list[st
     """What lies there and matches, and is not this job's; a sentence each."""
     said = []
     for name, path in _files(patterns, place, window.skew, fresh=False):
-        when = window.said_of(path.stat().st_mtime, name) or f"{name} lay there before this job was submitted"
+        when = window.time_problem(path.stat().st_mtime, name) or f"{name} lay there before this job was submitted"
         said.append(f"{when.replace('this run', 'this job')}: another job left it in {place.workspace}")
     return said
 
@@ -141,7 +141,7 @@ def _files(
                 continue
             try:
                 status = path.stat()
-                is_fresh = window.said_of(status.st_mtime, name) is None
+                is_fresh = window.time_problem(status.st_mtime, name) is None
                 is_fresh = is_fresh and place.there_before.get(name) != status.st_mtime_ns
             except OSError:
                 continue

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from launcher.benchmark.benchmark import AGENTIC
-from launcher.report.document import STATES, Attempt, Axis, Curve, Document, Entry, Gathered, Panel
+from launcher.report.document import STATES, Attempt, Axis, Curve, Document, Entry, Panel, ReportInput
 from launcher.report.points import EVALUATION, Identity, Point, frontier, metric, metrics
 from launcher.result.contradictions import rule_of
 
@@ -23,7 +23,7 @@ _SAME = [name for name in Entry.__struct_fields__ if name in {*Identity.__datacl
 Group = tuple[Identity, list[Point]]
 
 
-def document(gathered: Gathered, *, title: str, made: str) -> Document:
+def build_report(gathered: ReportInput, *, title: str, made: str) -> Document:
     """The report of what was gathered; ``made`` is the time, ISO 8601."""
     groups: dict[Identity, list[Point]] = {}
     for point in gathered.attempts():

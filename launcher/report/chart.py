@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from launcher.core.lines import count_of
 from launcher.report.document import Axis, Curve, Entry, Panel, Run
-from launcher.report.text import clock, escaped, number
+from launcher.report.text import axis_number, escaped, local_time
 
 WIDTH, HEIGHT = 480, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 30, 52
@@ -104,8 +104,8 @@ def _axes(panel: Panel, x: Scale, y: Scale) -> list[str]:
     grid = "".join(f"M{_round(x.at(tick))} {_TOP}V{bottom}" for tick in x.ticks)
     grid += "".join(f"M{_LEFT} {_round(y.at(tick))}H{right}" for tick in y.ticks)
     parts = [f'<path class=grid d="{grid}"/>', f'<path class=axis d="M{_LEFT} {_TOP}V{bottom}H{right}"/>']
-    parts += [f"<text x={_round(x.at(tick))} y={bottom + 16} class=tx>{number(tick)}</text>" for tick in x.ticks]
-    parts += [f"<text x={_LEFT - 6} y={_round(y.at(tick) + 4)} class=ty>{number(tick)}</text>" for tick in y.ticks]
+    parts += [f"<text x={_round(x.at(tick))} y={bottom + 16} class=tx>{axis_number(tick)}</text>" for tick in x.ticks]
+    parts += [f"<text x={_LEFT - 6} y={_round(y.at(tick) + 4)} class=ty>{axis_number(tick)}</text>" for tick in y.ticks]
     parts.append(f"<text x={_LEFT - 50} y=16 class=title>{_title(panel.y, '↑', '↓')}</text>")
     parts.append(f"<text x={right} y={HEIGHT - 12} class=tx2>{_title(panel.x, '→', '←')}</text>")
     return parts
@@ -207,7 +207,7 @@ def timeline_svg(runs: Sequence[Run], numbers: dict[str, int]) -> str:
         label = escaped(f"{run.job or run.id[:18]} {run.nodes}".strip()[:22])
         labels.append(f"<a href=#r{numbers[run.id]}><text y={y + 4}>{label}</text></a>")
     drawn = "".join(f'<path class={name} d="{"".join(paths[name])}"/>' for name in PHASES if name in paths)
-    about = escaped(f"time line of {count_of(len(lines), 'job')} from {clock(begin)}")
+    about = escaped(f"time line of {count_of(len(lines), 'job')} from {local_time(begin)}")
     head = f'<svg class=time viewBox="0 0 {LINE_WIDTH} {height}" role=group aria-label="{about}">'
     shifted = (
         f'<g transform="translate({_NAMES})">{drawn}</g><g transform="translate({_NAMES - 6})">{"".join(labels)}</g>'

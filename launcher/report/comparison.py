@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from launcher.core.errors import ConfigError, ResultError
-from launcher.report.document import Answer, Change, Compared, Comparison, Document, Gathered, name_of
+from launcher.report.document import Answer, Change, Compared, Comparison, Document, ReportInput, point_name
 from launcher.report.points import Identity, Metric, Point, compared, metric
 
 SAME = 0.03
@@ -44,23 +44,23 @@ Thresholds = Mapping[str, Threshold]
 """By the names of their metrics."""
 
 
-def comparison(document: Document, now: Gathered, base: Gathered, thresholds: Sequence[str]) -> Comparison:
+def compare_reports(document: Document, now: ReportInput, base: ReportInput, thresholds: Sequence[str]) -> Comparison:
     """Each point of both sides. ``thresholds`` are like ``tput_per_gpu:-5%``; one that is passed makes the exit code 7,
     and so does a point that is missing on a side. Where nothing can be compared at all it is 2. Raises ConfigError."""
     held = {one.metric.name: one for one in map(Threshold.parse, thresholds)}
-    ids = {name_of(entry): entry.id for entry in document.points}
+    ids = {point_name(entry): entry.id for entry in document.points}
     points, failed = [], list[str]()
-    for identity, one in compare(now, base, held, ids):
+    for identity, one in compare_points(now, base, held, ids):
         points.append(one)
-        failed += failures(identity, one, held)
+        failed += threshold_failures(identity, one, held)
     code = ResultError.exit_code if failed else 0
     if not any(one.changes for one in points):
         code = ConfigError.exit_code
     return Comparison(against=", ".join(base.sources), points=tuple(points), failed=tuple(failed), exit_code=code)
 
 
-def compare(
-    now: Gathered, base: Gathered, held: Thresholds, ids: Mapping[str, str]
+def compare_points(
+    now: ReportInput, base: ReportInput, held: Thresholds, ids: Mapping[str, str]
 ) -> Iterator[tuple[Identity, Compared]]:
     """Every point of either side, by identity, in the order of ``now``. Only points that are ok are compared. ``ids``
     are those of the report's entries, by their names."""
@@ -69,25 +69,25 @@ def compare(
         for point in gathered.attempts():
             side.setdefault(point.identity, []).append(point)
     for identity in {**sides[0], **sides[1]}:
-        points, key = [side.get(identity, []) for side in sides], ids.get(name_of(identity), "")
+        points, key = [side.get(identity, []) for side in sides], ids.get(point_name(identity), "")
         yield identity, _compared(identity, key, points, (now, base), held)
 
 
 def _compared(
-    identity: Identity, key: str, sides: Sequence[list[Point]], gathered: Sequence[Gathered], held: Thresholds
+    identity: Identity, key: str, sides: Sequence[list[Point]], gathered: Sequence[ReportInput], held: Thresholds
 ) -> Compared:
     good = [[point for point in points if point.state == "ok"] for points in sides]
     for which, points, ok in zip(("this", "the other"), sides, good, strict=True):
         if not ok:
             last = points[-1] if points else None
             told = f"not ok in {which} run: {last.reason or last.state}" if last else f"not in {which} run"
-            return Compared(point=name_of(identity), id=key, answer="not comparable", reason=told)
+            return Compared(point=point_name(identity), id=key, answer="not comparable", reason=told)
     asked = (one.metric for one in held.values() if one.metric.fits(identity.scenario))
     changes, samples = [], (0, 0)
     for one in {one.name: one for one in (*compared(identity.scenario), *asked)}.values():
         new, old = ([value for p in points if (value := p.value(one.name)) is not None] for points in good)
         if new or old or one.name in held:
-            changes.append(change(held.get(one.name, Threshold(one)), old, new))
+            changes.append(metric_change(held.get(one.name, Threshold(one)), old, new))
             samples = max(samples, (len(old), len(new)), key=sum)
     answers = {one.answer for one in changes}
     order: tuple[Answer, ...] = ("worse", "better", "same")
@@ -95,7 +95,7 @@ def _compared(
     now, base = (run.known if run is not None else {} for run in runs)
     pairs = ((key, str(base.get(key) or "-"), str(now.get(key) or "-")) for key in _TOLD)
     return Compared(
-        point=name_of(identity),
+        point=point_name(identity),
         id=key,
         answer=next((answer for answer in order if answer in answers), "not comparable"),
         changes=tuple(changes),
@@ -104,7 +104,7 @@ def _compared(
     )
 
 
-def change(held: Threshold, before: Sequence[float], after: Sequence[float]) -> Change:
+def metric_change(held: Threshold, before: Sequence[float], after: Sequence[float]) -> Change:
     """What became of one metric. Without a value on either side, or from 0, it is not comparable."""
     old, new = (statistics.median(values) if values else None for values in (before, after))
     spreads = tuple(max(values) - min(values) if values else 0.0 for values in (before, after))
@@ -125,7 +125,7 @@ def change(held: Threshold, before: Sequence[float], after: Sequence[float]) -> 
     )
 
 
-def failures(point: Identity, found: Compared, held: Thresholds) -> Iterator[str]:
+def threshold_failures(point: Identity, found: Compared, held: Thresholds) -> Iterator[str]:
     """What passes a threshold, in sentences: a metric that became worse by more, one that is missing, and a point that
     is not in both runs."""
     what = f"{point.model} {point.lengths} {' '.join(point.curve[:4])} {point.topology}"

@@ -1,6 +1,6 @@
 """The report as a value: ``report.json`` is this, and page, tables, JUnit and Markdown are made of nothing else.
 
-And `Gathered`, what it is made of: all that the readers of a report bring together.
+And `ReportInput`, what it is made of: all that the readers of a report bring together.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Run(Struct, frozen=True, kw_only=True):
 
 
 @dataclass
-class Gathered:
+class ReportInput:
     """What was read: points, each attempt one, in the order of time; the runs that they name; what cannot be read."""
 
     points: list[Point] = field(default_factory=list)
@@ -189,7 +189,7 @@ class Entry(Struct, frozen=True, kw_only=True):
         return self.scenario if self.isl is None else f"{self.isl}/{self.osl}"
 
 
-def name_of(one: Entry | Identity) -> str:
+def point_name(one: Entry | Identity) -> str:
     """A point in words: model, lengths, configuration, topology, concurrency, task."""
     offload = "" if one.kv_offload == "none" else f" {one.kv_offload}"
     short = f"{one.topology} c{one.concurrency} {one.task}".rstrip()
@@ -303,7 +303,7 @@ class Document(Struct, frozen=True, kw_only=True):
         return [entry for entry in self.points if entry.scenario == EVALUATION]
 
 
-def not_ok(document: Document) -> Iterator[tuple[Entry, list[Entry]]]:
+def points_not_ok(document: Document) -> Iterator[tuple[Entry, list[Entry]]]:
     """Points that are not ok, together where state, layer and reason are the same: the first of them, and all."""
 
     def why(entry: Entry) -> tuple[str, ...]:
@@ -315,7 +315,7 @@ def not_ok(document: Document) -> Iterator[tuple[Entry, list[Entry]]]:
         yield members[0], members
 
 
-def noted(document: Document) -> Iterator[tuple[str, str]]:
+def all_notes(document: Document) -> Iterator[tuple[str, str]]:
     """What a person should see of points and runs: whose each note is, and the note; once where points share it."""
     points: dict[str, list[Entry]] = {}
     for entry in document.points:

@@ -10,10 +10,20 @@ from pathlib import Path
 
 from launcher.core.lines import count_of
 from launcher.core.publish import write_bytes
-from launcher.report.document import Attempt, Comparison, Document, Entry, Run, as_json, name_of, not_ok, noted
-from launcher.report.page import page
+from launcher.report.document import (
+    Attempt,
+    Comparison,
+    Document,
+    Entry,
+    Run,
+    all_notes,
+    as_json,
+    point_name,
+    points_not_ok,
+)
+from launcher.report.page import render_page
 from launcher.report.points import SCORES, metrics
-from launcher.report.text import brief, changed, escaped, samples, shown, value
+from launcher.report.text import change_text, escaped, metric_text, samples_text, shorten_digests, shown
 
 LONGEST_MARKDOWN = 1 << 20
 """Bytes that GitHub takes of a step's summary."""
@@ -23,11 +33,11 @@ _ABOUT = ("id", "state", "reason", "layer", "rule", "model", "hardware", "framew
 _OF_RUN = ("id", "job", "nodes", "srt_slurm", "commit", "model", "recipe", "fingerprint")
 
 
-def write(document: Document, directory: Path) -> list[Path]:
+def write_report(document: Document, directory: Path) -> list[Path]:
     """Write every form of the report, each whole or not at all. Raises OSError."""
     directory.mkdir(parents=True, exist_ok=True)
     content = {
-        "report.html": page(document).encode(errors="backslashreplace"),
+        "report.html": render_page(document).encode(errors="backslashreplace"),
         "report.json": as_json(document),
         "points.csv": points_csv(document).encode(errors="backslashreplace"),
         "junit.xml": junit(document),
@@ -115,7 +125,7 @@ COLUMNS = (
 """Metrics of the tables in Markdown and in a terminal."""
 
 
-def known(entries: Sequence[Entry]) -> list[str]:
+def known_metrics(entries: Sequence[Entry]) -> list[str]:
     """The metrics of `COLUMNS`, or of scores, that any of these points has, agentic points' own among them."""
     names = (*COLUMNS[:2], "p90_e2e_norm_intvty", *COLUMNS[2:], *SCORES)
     return [name for name in names if any(name in entry.metrics for entry in entries)]
@@ -128,31 +138,31 @@ def markdown(document: Document) -> str:
     lines = [f"## {_markdown(document.title)}", "", f"{points}: {counts or 'none'}.", ""]
     if made := document.rehearsed:
         lines += ["> [!WARNING]", f"> **{made}**", ""]
-    for first, members in not_ok(document):
+    for first, members in points_not_ok(document):
         points = ", ".join(one.short for one in members[:20])
         more = f" and {len(members) - 20} more" if len(members) > 20 else ""
         layer = f", {first.layer}" if first.layer else ""
         text = f"- **{first.state}**{layer}: {_markdown(first.reason)} ({_markdown(points)}{more})"
         lines.append(text)
     lines += [f"- could not be read: {_markdown(problem)}" for problem in document.problems]
-    lines += [f"- {_markdown(whose)}: {_markdown(note)}" for whose, note in noted(document)]
+    lines += [f"- {_markdown(whose)}: {_markdown(note)}" for whose, note in all_notes(document)]
     for entry in document.points:
         if len(entry.attempts) > 1:
             tries = "; ".join(f"{one.state} {one.reason}".rstrip() for one in entry.attempts)
-            lines.append(f"- {_markdown(name_of(entry))}, {len(entry.attempts)} attempts: {_markdown(tries)}")
+            lines.append(f"- {_markdown(point_name(entry))}, {len(entry.attempts)} attempts: {_markdown(tries)}")
     lines += _comparison(document.comparison) if document.comparison is not None else []
     return _bounded([*lines, *_table(document.measured, "frontier"), *_table(document.evaluations, "task")])
 
 
 def _table(entries: Sequence[Entry], last: str) -> list[str]:
     """A row for each point, with every metric's unit; ``last`` is the name of the last column."""
-    names = known(entries)
+    names = known_metrics(entries)
     units = (f"{metrics()[name].title}, {metrics()[name].unit}" for name in names)
     heads = ["state", "model", "ISL/OSL", "configuration", "topology", "conc", *units, last]
     lines = ["", "| " + " | ".join(heads) + " |", "|" + " --- |" * 5 + " ---: |" * (len(heads) - 6) + " --- |"]
     for entry in entries:
         about = (entry.state, entry.model, entry.lengths, entry.configuration, entry.topology)
-        cells = [*map(_markdown, about), str(entry.concurrency), *(value(name, entry.metrics) for name in names)]
+        cells = [*map(_markdown, about), str(entry.concurrency), *(metric_text(name, entry.metrics) for name in names)]
         end = _markdown(entry.task) if last == "task" else "yes" if entry.frontier else ""
         lines.append("| " + " | ".join([*cells, end]) + " |")
     return lines if entries else []
@@ -168,9 +178,9 @@ def _comparison(found: Comparison) -> list[str]:
     for one in found.points:
         if one.answer != "same":
             by_metric = {change.metric: change for change in one.changes}
-            cells = [one.answer, _markdown(one.point), *(changed(by_metric.get(name)) for name in found.told)]
-            why = _markdown(one.reason or brief("; ".join(one.differs)))
-            lines.append("| " + " | ".join([*cells, samples(one) if one.changes else "", why]) + " |")
+            cells = [one.answer, _markdown(one.point), *(change_text(by_metric.get(name)) for name in found.told)]
+            why = _markdown(one.reason or shorten_digests("; ".join(one.differs)))
+            lines.append("| " + " | ".join([*cells, samples_text(one) if one.changes else "", why]) + " |")
     return lines
 
 

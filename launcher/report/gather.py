@@ -20,10 +20,10 @@ from msgspec.structs import replace as change
 
 from launcher.core.errors import ConfigError, ResultError, suggest
 from launcher.core.reading import json_of
-from launcher.report.document import Gathered, Image, Run
+from launcher.report.document import Image, ReportInput, Run
 from launcher.report.points import Point, State, identity_of_row, metrics
 from launcher.report.records import add_run, add_runs
-from launcher.result.evaluation_rows import META, is_evaluation, rows_asked_for, stand_of
+from launcher.result.evaluation_rows import META, evaluation_state, is_evaluation, requested_rows
 from launcher.result.evaluations import Thresholds
 from launcher.result.row_fields import is_row
 
@@ -34,16 +34,16 @@ MOST = 100_000
 """Files of a tree that are looked at."""
 
 
-def gather(names: Sequence[str], state: Path) -> Gathered:
+def gather(names: Sequence[str], state: Path) -> ReportInput:
     """Everything that the names stand for. Raises ConfigError for a name that stands for nothing."""
-    gathered = Gathered()
+    gathered = ReportInput()
     for name in names:
         _add(gathered, name, state)
         gathered.sources.append(name)
     return gathered
 
 
-def _add(gathered: Gathered, name: str, state: Path) -> None:
+def _add(gathered: ReportInput, name: str, state: Path) -> None:
     for place, add in ((state / "runs" / name, add_run), (state / "sweeps" / name, _add_sweep)):
         if "/" not in name and name not in (".", "..") and place.is_dir():
             add(gathered, place)
@@ -66,13 +66,13 @@ def _add(gathered: Gathered, name: str, state: Path) -> None:
         raise ConfigError(f"there is no run, sweep or directory {name}", where=str(state), hint=hint)
 
 
-def _add_sweep(gathered: Gathered, directory: Path) -> None:
+def _add_sweep(gathered: ReportInput, directory: Path) -> None:
     from launcher.report.sweeps import add_sweep  # most reports have none, and it costs a tenth of a second
 
     add_sweep(gathered, directory)
 
 
-def add_tree(gathered: Gathered, root: Path) -> None:
+def add_tree(gathered: ReportInput, root: Path) -> None:
     """Every row below a directory, or of one file. What claims to be an aggregate and is none is a problem."""
     seen = {_text(point.row) for point in gathered.points}
     thresholds = Thresholds.below(root)
@@ -86,7 +86,7 @@ def add_tree(gathered: Gathered, root: Path) -> None:
                 gathered.problems.append(f"{_shown(path, root)}: it cannot be read: {why}")
             continue
         try:
-            rows = rows_asked_for(path.parent, value) if path.name == META else _rows(value)
+            rows = requested_rows(path.parent, value) if path.name == META else _rows(value)
         except ResultError as error:
             gathered.problems.append(f"{_shown(path, root)}: {error.message}")
             continue
@@ -108,7 +108,7 @@ def _text(row: Mapping[str, Any]) -> str:
     return json.dumps({key: row[key] for key in row if key not in ("source", "threshold")}, sort_keys=True)
 
 
-def _files(gathered: Gathered, root: Path) -> Iterator[Path]:
+def _files(gathered: ReportInput, root: Path) -> Iterator[Path]:
     if root.is_file():
         yield root
         return
@@ -135,7 +135,7 @@ def _shown(path: Path, root: Path) -> str:
     return str(path.relative_to(base)) if path != base else base.name or str(base)
 
 
-def _add_row(gathered: Gathered, row: dict[str, Any], artifact: str, path: Path) -> None:
+def _add_row(gathered: ReportInput, row: dict[str, Any], artifact: str, path: Path) -> None:
     try:
         identity = identity_of_row(row)
     except ConfigError as error:
@@ -157,7 +157,7 @@ def _add_row(gathered: Gathered, row: dict[str, Any], artifact: str, path: Path)
             known = f"{artifact} {number}"
         gathered.artifacts[run] = known
     gathered.runs[known] = change(run, id=known)
-    state, reason = judge(row) if is_row(row) else stand_of(row)
+    state, reason = judge(row) if is_row(row) else evaluation_state(row)
     gathered.points.append(Point(identity, row, state, reason, "results" if reason else "", known))
 
 

@@ -20,7 +20,7 @@ import msgspec
 from launcher.core.errors import ConfigError
 from launcher.core.mounts import TABLE, is_network, type_at
 from launcher.core.publish import make_private
-from launcher.report.document import Gathered, Run
+from launcher.report.document import ReportInput, Run
 from launcher.report.points import Point
 from launcher.report.records import fields_of, read_run
 
@@ -50,12 +50,12 @@ Wanted = Callable[[str], bool]
 _DECODER = msgspec.json.Decoder(_Remembered)
 
 
-def gather_history(state: Path, since: float = 0.0, keys: Sequence[str] = (), mounts: Path = TABLE) -> Gathered:
+def gather_history(state: Path, since: float = 0.0, keys: Sequence[str] = (), mounts: Path = TABLE) -> ReportInput:
     """The points of all runs that began at ``since`` or later (Unix seconds), of matrix keys that match a glob.
 
     Raises ConfigError when the runs cannot be listed.
     """
-    gathered = Gathered(sources=[str(state)])
+    gathered = ReportInput(sources=[str(state)])
 
     @cache  # of thousands of runs, few have keys of their own
     def wanted(key: str) -> bool:

@@ -15,9 +15,28 @@ from pathlib import Path
 
 from launcher.core.lines import count_of
 from launcher.report.chart import PHASES, SYMBOLS, classes, panel_svg, phases, symbol, timeline_svg
-from launcher.report.document import MEANING, STATES, Attempt, Comparison, Document, Entry, Panel, Run, not_ok, noted
+from launcher.report.document import (
+    MEANING,
+    STATES,
+    Attempt,
+    Comparison,
+    Document,
+    Entry,
+    Panel,
+    Run,
+    all_notes,
+    points_not_ok,
+)
 from launcher.report.points import SCORES, metrics
-from launcher.report.text import brief, changed, clock, duration, escaped, samples, value
+from launcher.report.text import (
+    change_text,
+    duration_text,
+    escaped,
+    local_time,
+    metric_text,
+    samples_text,
+    shorten_digests,
+)
 
 COLUMNS = ("tput_per_gpu", "{x}", "median_ttft", "median_tpot", "median_e2el")
 """Metrics of the table of points; ``{x}`` is what the panel of a point has across."""
@@ -31,7 +50,7 @@ _SHORT = {
 }
 
 
-def page(document: Document) -> str:
+def render_page(document: Document) -> str:
     """The page."""
     style, script = (_compact(name) for name in ("page.css", "page.js"))
     policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
@@ -84,7 +103,7 @@ def _head(document: Document) -> str:
 
 def _not_ok(document: Document, links: dict[str, str]) -> Iterator[str]:
     """What is not on a frontier because it is not ok, by state and reason; then what could not be read."""
-    others = list(not_ok(document))
+    others = list(points_not_ok(document))
     if others:
         yield "<h2>Not ok, and why</h2><div class=scroll><table class=wide><thead>"
         yield "<tr><th>state<th>layer<th>why<th>points<tbody>"
@@ -103,7 +122,7 @@ def _not_ok(document: Document, links: dict[str, str]) -> Iterator[str]:
             tries = "; ".join(_attempt(one, links.get(one.run, "")) for one in entry.attempts)
             yield f"<tr><td><a href=#{entry.id}>{name}</a><td>{tries}"
         yield "</table></div>"
-    notes = (f"{whose}: {note}" for whose, note in noted(document))
+    notes = (f"{whose}: {note}" for whose, note in all_notes(document))
     for title, said in (("What could not be read", document.problems), ("Notes", tuple(notes))):
         if said:
             yield f"<h2>{title}</h2><ul class=notes>{''.join(f'<li>{escaped(text)}' for text in said)}</ul>"
@@ -128,7 +147,7 @@ def _comparison(found: Comparison) -> Iterator[str]:
         if one.answer == "same":
             continue
         link = f"<a href=#{one.id}>{escaped(one.point)}</a>" if one.id else escaped(one.point)
-        how = f"<small>{samples(one)}</small>" if one.changes else ""
+        how = f"<small>{samples_text(one)}</small>" if one.changes else ""
         yield f"<tr><td class='{one.answer}'>{one.answer}{how}<td class=why>{link}"
         if one.reason:
             yield f"<td class=why colspan={len(found.told) + 1}>{escaped(one.reason)}"
@@ -137,8 +156,8 @@ def _comparison(found: Comparison) -> Iterator[str]:
         for name in found.told:
             change = by_metric.get(name)
             kind = f" class='{change.answer}'" if change and change.answer in ("better", "worse") else ""
-            yield f"<td{kind}>{changed(change)}"
-        yield f"<td class=why>{escaped(brief('; '.join(one.differs)))}"
+            yield f"<td{kind}>{change_text(change)}"
+        yield f"<td class=why>{escaped(shorten_digests('; '.join(one.differs)))}"
     yield "</table></div>"
 
 
@@ -186,7 +205,7 @@ def _points(document: Document, links: dict[str, str]) -> Iterator[str]:
             once = "".join(f"<td{span}>{escaped(text)}" for text in shared)
             for entry in members:
                 x = across.get(entry.id, "median_intvty")
-                cells = [value(x if name == "{x}" else name, entry.metrics) for name in columns if name != "task"]
+                cells = [metric_text(x if name == "{x}" else name, entry.metrics) for name in columns if name != "task"]
                 cells = [escaped(entry.task), *cells] if "task" in columns else cells
                 kind = "" if entry.state == "ok" else f" class={entry.state}"
                 yield f"<tr id={entry.id}><td{kind}>{entry.state}{once}<td>{escaped(entry.topology)}"
@@ -242,8 +261,8 @@ def _run(run: Run, number: int) -> str:
     cells: Sequence[str] = (
         escaped(run.job),
         escaped(run.nodes),
-        *(duration(spent.get(name)) for name in ("queue", "start", "measure")),
-        clock(run.created)[5:16],
+        *(duration_text(spent.get(name)) for name in ("queue", "start", "measure")),
+        local_time(run.created)[5:16],
     )
     ended += f": {escaped(run.verdict)}" if run.layer and run.verdict else ""
     why = f"<td class=why>{ended}" if ended else "<td>"

@@ -11,12 +11,12 @@ import msgspec
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError, ResultError
 from launcher.core.reading import json_of, read_file
-from launcher.report.document import Gathered, Image, Run
+from launcher.report.document import Image, ReportInput, Run
 from launcher.report.points import SCORES, Point, State, identity_of, identity_of_evaluation
 from launcher.result.contradictions import rule_of
-from launcher.result.evaluation_rows import stand_of
+from launcher.result.evaluation_rows import evaluation_state
 from launcher.result.row_fields import finite, is_row
-from launcher.result.summary_file import Evaluation, Measured, Summary, read_summary
+from launcher.result.summary_file import Evaluation, Summary, SummaryPoint, read_summary
 from launcher.run.fields import ENDED, LARGEST, WHOLE, RunFields, read_fields
 
 _METRICS = {
@@ -39,7 +39,7 @@ class _Plan(msgspec.Struct, frozen=True):
 _PLAN = msgspec.json.Decoder(_Plan)
 
 
-def add_runs(gathered: Gathered, runs: Path) -> None:
+def add_runs(gathered: ReportInput, runs: Path) -> None:
     """All runs of a directory of records, oldest first; what cannot be read is a problem."""
     from launcher.run.listing import UnreadableRecord, each_record
 
@@ -50,7 +50,7 @@ def add_runs(gathered: Gathered, runs: Path) -> None:
     gathered.problems += [f"run {one.id}: {one.error.message}" for one in unreadable]
 
 
-def add_run(gathered: Gathered, directory: Path) -> None:
+def add_run(gathered: ReportInput, directory: Path) -> None:
     """One run. Raises ConfigError when its record cannot be read."""
     _add(gathered, directory, fields_of(directory))
 
@@ -63,7 +63,7 @@ def fields_of(directory: Path) -> RunFields:
         raise ConfigError("there is no record", where=str(directory)) from None
 
 
-def _add(gathered: Gathered, directory: Path, fields: RunFields) -> None:
+def _add(gathered: ReportInput, directory: Path, fields: RunFields) -> None:
     try:
         run, points = read_run(directory, fields)
     except ConfigError as error:
@@ -112,14 +112,14 @@ def _evaluation(one: Evaluation, benchmark: Benchmark, fields: RunFields, *, reh
     state, reason, layer = _state(told, fields, rehearsal=rehearsal, wrong=wrong)
     row = {name: number for name in SCORES if (number := getattr(one, name)) is not None}
     if state == "ok":
-        state, reason = stand_of({**row, "task": one.task})
+        state, reason = evaluation_state({**row, "task": one.task})
         layer = "results" if reason else ""
     concurrency = one.concurrency or max((*benchmark.eval_concurrencies, *benchmark.concurrencies), default=0)
     return Point(identity_of_evaluation(benchmark, concurrency, one.task), row, state, reason, layer, fields.id)
 
 
 def _state(
-    one: Measured | Evaluation | None, fields: RunFields, *, rehearsal: bool, wrong: str
+    one: SummaryPoint | Evaluation | None, fields: RunFields, *, rehearsal: bool, wrong: str
 ) -> tuple[State, str, str]:
     """How a point stands, why, and whose fault that is."""
     verdict = fields.verdict
@@ -144,7 +144,7 @@ def _state(
     return "missing", f"not measured yet: the run is {fields.state}", ""
 
 
-def _row(said: Measured) -> dict[str, Any]:
+def _row(said: SummaryPoint) -> dict[str, Any]:
     """A point of a summary under the names of an aggregate of fixed lengths."""
     row: dict[str, Any] = {}
     value: Any

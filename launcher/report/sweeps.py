@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from launcher.core.errors import ConfigError
-from launcher.report.document import Gathered
+from launcher.report.document import ReportInput
 from launcher.report.points import EVALUATION, Identity, Point, State, identity_of, identity_of_evaluation
 from launcher.report.records import fields_of, read_run
 from launcher.sweep import state as sweeps
@@ -15,7 +15,7 @@ from launcher.sweep.ledger import Ledger
 from launcher.sweep.schema import Reused, Started
 
 
-def add_sweep(gathered: Gathered, directory: Path) -> None:
+def add_sweep(gathered: ReportInput, directory: Path) -> None:
     """A sweep of a state directory. Raises ConfigError when its ledger cannot be read."""
     ledger, runs = Ledger.load(directory.parent, directory.name), directory.parent.parent / "runs"
     lines = ledger.events()
@@ -37,7 +37,9 @@ def add_sweep(gathered: Gathered, directory: Path) -> None:
             gathered.points.append(Point(identity, state="missing", reason=reason, layer=one.layer))
 
 
-def _attempt(gathered: Gathered, directory: Path, line: Started | Reused, facts: sweeps.Facts | None) -> set[Identity]:
+def _attempt(
+    gathered: ReportInput, directory: Path, line: Started | Reused, facts: sweeps.Facts | None
+) -> set[Identity]:
     """Take what a run measured for a job; the points that it was to measure."""
     try:
         run, points = read_run(directory, fields_of(directory))

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from launcher.core.lines import Line, Terminal, count_of, folded, table
-from launcher.report.document import Comparison, Document, Entry, not_ok, noted
-from launcher.report.files import known
+from launcher.report.document import Comparison, Document, Entry, all_notes, points_not_ok
+from launcher.report.files import known_metrics
 from launcher.report.points import EVALUATION, SCORES, State, metrics
-from launcher.report.text import brief, changed, samples, shown, value
+from launcher.report.text import change_text, metric_text, samples_text, shorten_digests, shown
 
 MOST = 60
 """Points that a table shows; of more, only those on a frontier, and of evaluations those that are not ok."""
@@ -24,7 +24,7 @@ _FIRST = ("tput_per_gpu", "median_intvty", "p90_e2e_norm_intvty", "median_ttft",
 """Which metrics stay where a terminal has no room for all, in this order."""
 
 
-def show(document: Document, terminal: Terminal) -> Iterator[str]:
+def report_lines(document: Document, terminal: Terminal) -> Iterator[str]:
     """The report as lines."""
     width = terminal.width
     yield Line(shown(document.title), "bold")
@@ -32,7 +32,7 @@ def show(document: Document, terminal: Terminal) -> Iterator[str]:
     yield f"{count_of(len(document.points), 'point')}: {counts or 'none'}"
     if document.rehearsed:
         yield Line(document.rehearsed, "yellow")
-    for first, members in not_ok(document):
+    for first, members in points_not_ok(document):
         named = ", ".join(one.short for one in members[:4])
         more = f" and {len(members) - 4} more" if len(members) > 4 else ""
         layer = f"{first.layer}: " if first.layer else ""
@@ -42,7 +42,7 @@ def show(document: Document, terminal: Terminal) -> Iterator[str]:
             yield Line(f"{'':12}launcher report --explain {shown(first.rule)}", "dim")
     for problem in document.problems:
         yield from _folded(f"could not be read: {shown(problem)}", width, 4, "yellow")
-    notes = list(noted(document))
+    notes = list(all_notes(document))
     for whose, note in notes[:MOST_NOTES]:
         yield from _folded(f"{shown(whose)}: {shown(note)}", width, 4, "dim")
     if len(notes) > MOST_NOTES:
@@ -66,13 +66,13 @@ def _compare(found: Comparison, width: int | None) -> Iterator[str]:
         if one.answer == "same":
             continue
         told = (change for change in one.changes if change.answer in ("better", "worse"))
-        said = one.reason or "; ".join(f"{_short(change.metric)} {changed(change)}" for change in told)
-        text = f"{one.answer:15}{shown(one.point)}   {f'({samples(one)})' if one.changes else shown(said)}"
+        said = one.reason or "; ".join(f"{_short(change.metric)} {change_text(change)}" for change in told)
+        text = f"{one.answer:15}{shown(one.point)}   {f'({samples_text(one)})' if one.changes else shown(said)}"
         yield from _folded(text, width, 17, _ANSWERS.get(one.answer, "yellow"))
         if one.changes:
             yield from _folded(f"{'':15}{said}", width, 17)
         if one.differs:
-            yield from _folded(f"{'':15}{shown(brief('; '.join(one.differs)))}", width, 17, "dim")
+            yield from _folded(f"{'':15}{shown(shorten_digests('; '.join(one.differs)))}", width, 17, "dim")
     for text in found.failed:
         yield from _folded(shown(text), width, 4, "red")
 
@@ -84,7 +84,7 @@ def _table(points: Sequence[Entry], width: int | None) -> Iterator[str]:
     entries = [entry for entry in points if few or entry.frontier or (scores and entry.state != "ok")]
     if not entries:
         return
-    names, left = known(points), list[str]()
+    names, left = known_metrics(points), list[str]()
     rows = _rows(entries, names, scores)
     while width is not None and len(names) > 1 and max(map(len, rows)) > width:
         gone = max(names, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
@@ -113,7 +113,7 @@ def _rows(entries: Sequence[Entry], names: Sequence[str], scores: bool) -> list[
         state = [entry.state, *(["frontier"] if entry.frontier else [])]
         state += [f"attempt {len(entry.attempts)}"] if len(entry.attempts) > 1 else []
         about = [f"  {shown(entry.topology)}", str(entry.concurrency), *([shown(entry.task) or "-"] if scores else [])]
-        rows.append([*about, *(value(name, entry.metrics) or "-" for name in names), ", ".join(state)])
+        rows.append([*about, *(metric_text(name, entry.metrics) or "-" for name in names), ", ".join(state)])
     return table(heads, rows, None, [_STYLES.get(entry.state, "yellow") for entry in entries])
 
 

@@ -37,12 +37,12 @@ def _escaped(text: str) -> str:
     return html.escape(_shown(text))
 
 
-def value(name: str, metrics_of: dict[str, float]) -> str:
+def metric_text(name: str, metrics_of: dict[str, float]) -> str:
     """A metric with its decimals, "" where it is not known."""
     return "" if (found := metrics_of.get(name)) is None else f"{found:.{metrics()[name].digits}f}"
 
 
-def changed(change: Change | None) -> str:
+def change_text(change: Change | None) -> str:
     """A metric on this side with its change, ``1234.5 (-3.2 %)``; "" where it is not there. Where a side has several
     measurements their spreads follow, the base's first: ``1234.5 (-3.2 %, spread 10.0 → 0.0)``."""
     if change is None or (change.now is None and change.base is None):
@@ -55,32 +55,32 @@ def changed(change: Change | None) -> str:
     return f"{change.now:.{digits}f} ({change.change * 100:+.1f} %{spread})"
 
 
-def brief(text: str) -> str:
+def shorten_digests(text: str) -> str:
     """A text with its digests and commits cut to twelve digits."""
     return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b", r"\1…", text)
 
 
-def samples(one: Compared) -> str:
+def samples_text(one: Compared) -> str:
     """How many measurements both sides have: ``n = 1``, where there is no significance, or ``n = 3, 2``."""
     base, now = one.samples
     return f"n = {now}" if now == base else f"n = {now}, of the base {base}"
 
 
-def number(of: float) -> str:
+def axis_number(of: float) -> str:
     """A number of an axis: ``0``, ``0.25``, ``1500``, ``20k``."""
     if of >= 10_000:
         return f"{of / 1000:g}k"
     return f"{of:.6g}"
 
 
-def clock(seconds: float | None) -> str:
+def local_time(seconds: float | None) -> str:
     """A time for a person, local; "" for none."""
     if seconds is None:
         return ""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
-def duration(seconds: float | None) -> str:
+def duration_text(seconds: float | None) -> str:
     """``45 s``, ``12.5 min``, ``3.2 h``; "" for none."""
     if seconds is None or not math.isfinite(seconds):
         return ""

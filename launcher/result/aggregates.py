@@ -37,7 +37,7 @@ _LONG = 1 << 16
 _DATA_SET = "datasets--semianalysisai--cc-traces-weka*"
 
 
-def document(path: Path) -> Any:
+def read_document(path: Path) -> Any:
     """A file's JSON. Raises ResultError when there is none."""
     try:
         return json_of(path, LARGEST_RESULT)
@@ -54,13 +54,13 @@ def _top(path: Path) -> dict[str, Any]:
         found = msgspec.json.decode(read_file(path, LARGEST_RESULT), type=dict[str, msgspec.Raw])
         return {k: json.loads(bytes(v)) if memoryview(v).nbytes < _LONG else [] for k, v in found.items()}
     except (OSError, ValueError, msgspec.MsgspecError, RecursionError):  # or with NaN, which Python reads
-        whole = document(path)
+        whole = read_document(path)
     if not isinstance(whole, dict):
         raise ResultError("is JSON, but no object", where=str(path))
     return whole
 
 
-def write(path: Path, value: Any) -> None:
+def write_document(path: Path, value: Any) -> None:
     """Write a document, whole or not at all. Raises ResultError."""
     try:
         text = json.dumps(value, indent=2, allow_nan=False)
@@ -72,7 +72,7 @@ def write(path: Path, value: Any) -> None:
         raise ResultError(f"is not written: {error}", where=str(path)) from None
 
 
-def required(environ: Mapping[str, str]) -> bool:
+def power_required(environ: Mapping[str, str]) -> bool:
     """Whether a job without valid power has failed."""
     return environ.get("REQUIRE_POWER", "").lower() in ("1", "true", "yes")
 
@@ -90,7 +90,7 @@ def aggregate_fixed(directory: Path, stem: str, environ: Mapping[str, str]) -> R
         logs = directory / environ.get("POWER_RESULT_ROOT", "LOGS")
         telemetry = directory / environ.get("POWER_ARTIFACT_DIR", "LOGS/power")
         package = Package(telemetry, logs, path, (prefill, decode), environ.get("POWER_PRODUCER_SHA") or None)
-        whole = document(path) if telemetry.is_dir() else raw  # it is compared with the one that a window names
+        whole = read_document(path) if telemetry.is_dir() else raw  # it is compared with the one that a window names
         metrics, record = several_nodes(package, whole)
     else:
         names = [n for n in (environ.get("GPU_METRICS_CSV"), "gpu_metrics.csv", "/workspace/gpu_metrics.csv") if n]
@@ -98,13 +98,13 @@ def aggregate_fixed(directory: Path, stem: str, environ: Mapping[str, str]) -> R
         metrics, record = one_node(telemetry, raw, prefill)
     mark = {"rehearsal": True} if raw.get("rehearsal") is True else {}  # no reader may take it for a measurement
     row = with_power(row | mark, metrics)
-    write(directory / f"agg_{stem}.json", row)
+    write_document(directory / f"agg_{stem}.json", row)
     try:
-        write(directory / f"power_validation_{stem}.json", {**record, "benchmark_result": str(path)})
+        write_document(directory / f"power_validation_{stem}.json", {**record, "benchmark_result": str(path)})
     except ResultError:  # its name is the longer one
-        if required(environ):
+        if power_required(environ):
             raise
-    if not record["power_valid"] and required(environ):
+    if not record["power_valid"] and power_required(environ):
         raise ResultError(f"power is required, and not valid: {', '.join(record['reasons'])}", where=str(path))
     return row
 
@@ -166,7 +166,7 @@ def aggregate_run(directory: Path, benchmark: Benchmark, names: Iterable[str], l
     return wrong
 
 
-def artifacts(base: Path, name: str = RECORDS) -> Path:
+def export_directory(base: Path, name: str = RECORDS) -> Path:
     """The directory of AIPerf's export, by one of its files: ``aiperf_artifacts``, or the first one in it."""
     children = sorted(base.iterdir()) if base.is_dir() else ()
     return next((directory for directory in (base, *children) if (directory / name).is_file()), base)
@@ -188,16 +188,17 @@ def aggregate_agentic(directory: Path, stem: str, environ: Mapping[str, str]) ->
     Raises ConfigError for the variables, ResultError for the rest.
     """
     results = directory / environ.get("RESULT_DIR", "results")
-    exported = artifacts(results / "aiperf_artifacts")
+    exported = export_directory(results / "aiperf_artifacts")
     records = _records(exported / RECORDS)
     summary, server = (
-        document(path) if (path := exported / name).exists() else {} for name in (SUMMARY, "server_metrics_export.json")
+        read_document(path) if (path := exported / name).exists() else {}
+        for name in (SUMMARY, "server_metrics_export.json")
     )
     expected = expected_outputs(_data_set(environ), records) if records.good else []
     row = agentic_row(Profile(records, summary, server, list(_logs(results)), expected), environ)
     out = directory / environ.get("AGENTIC_OUTPUT_DIR", ".")
     out.mkdir(parents=True, exist_ok=True)
-    write(out / f"{stem}.json", row)
+    write_document(out / f"{stem}.json", row)
     return row
 
 
@@ -259,11 +260,11 @@ def aggregate_agentic_power(directory: Path, stem: str, environ: Mapping[str, st
     results = directory / environ.get("RESULT_DIR", "results")
     if environ.get("IS_MULTINODE", "").lower() == "true":  # their power comes with srt-slurm's package
         return
-    if not required(environ) and not (results / "gpu_metrics.csv").is_file():
+    if not power_required(environ) and not (results / "gpu_metrics.csv").is_file():
         return
     aggregate = directory / environ.get("AGENTIC_OUTPUT_DIR", ".") / f"{stem}.json"
     reasons = add_agentic_power(results, aggregate, shape(environ)[1])
-    if reasons and required(environ):
+    if reasons and power_required(environ):
         raise ResultError(f"power is required, and not valid: {', '.join(reasons)}", where=str(results))
 
 
@@ -273,14 +274,14 @@ def add_agentic_power(results: Path, aggregate: Path, gpus: int | None) -> list[
     csv, window_file = results / "gpu_metrics.csv", results / "agentic_power_window.json"
     window, reasons = _agentic_window(results)
     if window is not None:
-        write(window_file, window)
+        write_document(window_file, window)
     metrics, record = one_node(csv, window or {}, gpus, reasons)
     if window is None:
         record["window_source"] = "aiperf_profile_lifecycle"
     missing = "" if aggregate.is_file() else "missing"
     if not missing:
         try:
-            write(aggregate, with_power(document(aggregate), metrics))
+            write_document(aggregate, with_power(read_document(aggregate), metrics))
         except ResultError:
             missing = "unwritable"
     if missing and window is None:
@@ -288,18 +289,18 @@ def add_agentic_power(results: Path, aggregate: Path, gpus: int | None) -> list[
     if missing:
         add(record["reasons"], f"aggregate_result_{missing}")
         record |= {"power_valid": False, "metrics": {}}
-    write(results / "power_validation.json", {**record, "benchmark_result": str(window_file)})
+    write_document(results / "power_validation.json", {**record, "benchmark_result": str(window_file)})
     found: list[str] = record["reasons"]
     return found
 
 
 def _agentic_window(results: Path) -> tuple[Row | None, list[str]]:
     """The window of AIPerf's profile with the counts of its good records; or why there is none."""
-    exported = artifacts(results / "aiperf_artifacts")
+    exported = export_directory(results / "aiperf_artifacts")
     if not (exported / SUMMARY).is_file() or not (exported / RECORDS).is_file():
         return None, ["profile_artifacts_missing"]
     try:
-        summary, good = document(exported / SUMMARY), _records(exported / RECORDS).good
+        summary, good = read_document(exported / SUMMARY), _records(exported / RECORDS).good
     except ResultError:
         return None, ["profile_artifacts_invalid"]
     if not isinstance(summary, dict):

@@ -25,9 +25,9 @@ from launcher.core.terminal import one_line
 from launcher.core.waiting import until
 from launcher.plan.plan import Expected
 from launcher.result.contradictions import Window
-from launcher.result.document import Unusable
+from launcher.result.document import UnusableResult
 from launcher.result.logs import log_files
-from launcher.result.validate import FileName, Point, read_agentic_result, read_result
+from launcher.result.validate import MeasuredPoint, ResultFileName, read_agentic_result, read_result
 
 if TYPE_CHECKING:
     from launcher.result.summary_file import Evaluation
@@ -40,14 +40,14 @@ class CollectRequest:
     """What to collect.
 
     ``logs_dir`` is ``outputs/<job id>/logs`` of our job, ``workspace`` the directory where the workflow looks.
-    ``expected`` is what was asked for, and what results are held against. ``started`` is when the run began (Unix
+    ``expected`` says what was requested; results are checked against it. ``started`` is when the run began (Unix
     seconds): older files belong to another run. ``agentic_source`` is where the job writes
-    ``<result_filename>_conc<N>.json``, the workspace itself when None. ``published`` is what an earlier collection of
-    this run published, name to sha256, from its record. ``patience`` says how many seconds to wait for results that are
-    missing or invalid: NFS can show a file, or its end, up to a minute late. ``there_before`` are files of the source
-    that lay there before the job was submitted, with their times (`files_there`): what has not changed since is not
-    this job's. ``name`` is what a fixed result is called in the workspace, by its directory and name; None where it is
-    as srtctl's jobs are collected.
+    ``<result_filename>_conc<N>.json``; None means the workspace. ``published`` maps the names of files that an earlier
+    collection of this run published to their sha256, as its record has them. ``patience`` is the number of seconds to
+    wait for results that are missing or invalid: NFS can show a file, or its end, up to a minute late.
+    ``there_before`` maps files of the source that existed before the job was submitted to their times
+    (`modification_times`): a file that has not changed since is not this job's. ``name`` computes the name of a fixed
+    result in the workspace from its directory and file name; None means the names of srtctl's jobs.
     """
 
     logs_dir: Path
@@ -59,9 +59,9 @@ class CollectRequest:
     published: Mapping[str, str] = field(default_factory=dict)
     patience: float = 0.0
     there_before: Mapping[str, int] = field(default_factory=dict)
-    name: Callable[[str, FileName], str] | None = None
+    name: Callable[[str, ResultFileName], str] | None = None
 
-    def named(self, folder: str, name: FileName) -> str:
+    def named(self, folder: str, name: ResultFileName) -> str:
         """What a fixed result is called in the workspace."""
         if self.name is not None:
             return self.name(folder, name)
@@ -86,13 +86,13 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Collected:
+class CollectedResults:
     """What was collected. ``published`` (name in the workspace to sha256) belongs into the run's record.
 
     ``problems`` make the run fail; ``doubts`` are for a person to look at.
     """
 
-    points: tuple[Point, ...] = ()
+    points: tuple[MeasuredPoint, ...] = ()
     problems: tuple[Problem, ...] = ()
     doubts: tuple[str, ...] = ()
     published: Mapping[str, str] = field(default_factory=dict)
@@ -108,10 +108,10 @@ class Collected:
 
 
 @dataclass
-class Found:
+class ResultScan:
     """What one look found; ``files`` are to be published: name in the workspace to source and sha256."""
 
-    points: dict[int, Point] = field(default_factory=dict)
+    points: dict[int, MeasuredPoint] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     files: dict[str, tuple[Path, str]] = field(default_factory=dict)
@@ -133,9 +133,9 @@ class Found:
         """Judge the files of an evaluation; ``others`` is what else is wrong with it. After a benchmark they are extra,
         as in srt-slurm (do_sweep.py): what is wrong is then a doubt. Of an evaluation that cannot be believed no
         ``results*.json`` is published."""
-        from launcher.result.evaluations import RESULTS, Thresholds, judge  # most jobs have none
+        from launcher.result.evaluations import RESULTS, Thresholds, judge_evaluation  # most jobs have none
 
-        judged = judge(files, expected, Thresholds.below(workspace))
+        judged = judge_evaluation(files, expected, Thresholds.below(workspace))
         bad = [*judged.wrong, *others]
         results = {name for name in files if fnmatch.fnmatch(name, RESULTS)}
         self.refused = {*judged.files, *(results if judged.wrong else ())}
@@ -148,7 +148,7 @@ class Found:
             self.doubts += bad
 
 
-def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sleep) -> Collected:
+def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sleep) -> CollectedResults:
     """Collect the results and the eval files; `launcher.result.logs.keep_logs` keeps the logs.
 
     Missing and invalid results are reported in ``problems``. Raises ResultError, with nothing written, when the request
@@ -165,7 +165,7 @@ def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sl
         )
     if not request.workspace.is_dir():
         raise ResultError("no such directory", where=str(request.workspace))
-    found = patiently(lambda: _look(request), request.patience, sleep)
+    found = scan_until_complete(lambda: _look(request), request.patience, sleep)
     doubts = [*found.doubts, *(f"concurrency {at}: {doubt}" for at, p in found.points.items() for doubt in p.doubts)]
     for name, (_, digest) in found.files.items():
         _check_target(request.workspace / name, digest, request.published.get(name))
@@ -173,7 +173,7 @@ def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sl
             doubts.append(f"agg_{name} is longer than {NAME_MAX} bytes: process_result.py cannot write it")
     for name, (source, digest) in found.files.items():
         _publish(source, request.workspace / name, digest, request.published.get(name))
-    return Collected(
+    return CollectedResults(
         points=tuple(found.points[at] for at in sorted(found.points)),
         problems=tuple(found.problems),
         doubts=tuple(doubts),
@@ -182,14 +182,14 @@ def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sl
     )
 
 
-def patiently(look: Callable[[], Found], patience: float, sleep: Callable[[float], None]) -> Found:
+def scan_until_complete(look: Callable[[], ResultScan], patience: float, sleep: Callable[[float], None]) -> ResultScan:
     """Look, and while there are problems again for ``patience`` seconds: NFS can show a file, or its end, late."""
     pauses = [_RETRY_INTERVAL] * math.ceil(patience / _RETRY_INTERVAL)
     return until(lambda found: not found.problems, look, pauses, sleep=sleep)
 
 
-def _look(request: CollectRequest) -> Found:
-    found, expected = Found(), request.expected
+def _look(request: CollectRequest) -> ResultScan:
+    found, expected = ResultScan(), request.expected
     try:
         if expected.mode == "fixed":
             _look_fixed(request, found)
@@ -200,27 +200,27 @@ def _look(request: CollectRequest) -> Found:
         # What is asked for where the job itself gives it: one that is not good is a problem already.
         asked = (agentic_result_name(expected.filename, at) for at in expected.concurrencies)
         ours = {*found.files, *request.published, *asked}
-        others = strangers(request.workspace, expected.filename, expected.mode, ours, request.started)
+        others = foreign_files(request.workspace, expected.filename, expected.mode, ours, request.started)
         found.problems += [Problem(text) for text in others]
     except OSError as error:
         found.problems.append(Problem(f"{error.filename} cannot be read: {error.strerror}"))
     return found
 
 
-def _look_fixed(request: CollectRequest, found: Found) -> None:
+def _look_fixed(request: CollectRequest, found: ResultScan) -> None:
     """Results of sa-bench: every ``results_concurrency_*.json`` below the directories ``*isl*osl*`` of the logs."""
-    valid: dict[int, dict[str, Point]] = {}
+    valid: dict[int, dict[str, MeasuredPoint]] = {}
     rejected: dict[int, list[str]] = {}
     window, expected = request.window(), request.expected
     for folder in sorted(request.logs_dir.glob("*isl*osl*")):
         for path, status in () if folder.is_symlink() else log_files(folder):
-            if (name := FileName.parse(path.name)) is None:
+            if (name := ResultFileName.parse(path.name)) is None:
                 continue
             at, shown = name.concurrency, path.relative_to(request.logs_dir)
-            if (said := window.said_of(status.st_mtime, str(shown))) is None:
+            if (said := window.time_problem(status.st_mtime, str(shown))) is None:
                 try:
                     point = read_result(path, at, expected, window)
-                except Unusable as wrong:
+                except UnusableResult as wrong:
                     said = f"{shown}: {wrong}"
             if said is not None:
                 rejected.setdefault(at, []).append(said)
@@ -245,7 +245,7 @@ def _look_fixed(request: CollectRequest, found: Found) -> None:
     found.doubts += [reason for reasons in rejected.values() for reason in reasons]
 
 
-def _look_agentic(request: CollectRequest, found: Found) -> None:
+def _look_agentic(request: CollectRequest, found: ResultScan) -> None:
     """Agentic results, which the job itself leaves under the names of the workflow."""
     window, expected = request.window(), request.expected
     if expected.gpus is not None and expected.held not in (None, sum(expected.gpus)):
@@ -262,17 +262,17 @@ def _look_agentic(request: CollectRequest, found: Found) -> None:
             said = f"{path} leads to {path.resolve()}, out of it"
         elif request.there_before.get(path.name) == status.st_mtime_ns:
             said = f"{path} lay there before this run's job was submitted, and has not changed since"
-        elif (said := window.said_of(status.st_mtime, str(path))) is None:
+        elif (said := window.time_problem(status.st_mtime, str(path))) is None:
             try:
                 found.points[at] = read_agentic_result(path, at, expected, window)
                 found.add(path.name, path)
-            except Unusable as wrong:
+            except UnusableResult as wrong:
                 said = f"{path}: {wrong}"
         if said is not None:
             found.problems.append(Problem(said, at, "invalid"))
 
 
-def strangers(workspace: Path, stem: str, mode: str, ours: Collection[str], since: float) -> list[str]:
+def foreign_files(workspace: Path, stem: str, mode: str, ours: Collection[str], since: float) -> list[str]:
     """Files that the workflow's next steps would count as results of this run, and that are not ``ours``; a sentence
     each. What those steps made themselves, after ``since``, is none. Raises OSError.
 
@@ -289,14 +289,14 @@ def strangers(workspace: Path, stem: str, mode: str, ours: Collection[str], sinc
     return found
 
 
-def refuse_strangers(workspace: Path, expected: Expected) -> None:
+def refuse_foreign_files(workspace: Path, expected: Expected) -> None:
     """The same before a job is submitted, when nothing there is this run's: its GPUs would be held for nothing.
 
     Raises ResultError. What the job itself will write anew is let through.
     """
     names = {agentic_result_name(expected.filename, at) for at in expected.concurrencies}
     try:
-        others = strangers(workspace, expected.filename, expected.mode, names, math.inf)
+        others = foreign_files(workspace, expected.filename, expected.mode, names, math.inf)
     except OSError as error:
         raise ResultError(f"the workspace cannot be read: {error.strerror}", where=str(workspace)) from None
     if others:
@@ -305,18 +305,18 @@ def refuse_strangers(workspace: Path, expected: Expected) -> None:
         raise ResultError(f"{others[0]}{more}", where=str(workspace), hint=hint)
 
 
-def files_there(directory: Path, names: Iterable[str]) -> dict[str, int]:
+def modification_times(directory: Path, names: Iterable[str]) -> dict[str, int]:
     """The files of these names with their times (nanoseconds), for `CollectRequest.there_before`."""
     return {name: path.stat().st_mtime_ns for name in names if (path := directory / name).is_file()}
 
 
-def _look_eval(request: CollectRequest, found: Found) -> None:
+def _look_eval(request: CollectRequest, found: ResultScan) -> None:
     """Eval files, where srt-slurm leaves them."""
     from launcher.result.evaluations import RESULTS
 
     folder, window, expected = request.logs_dir / "eval_results", request.window(), request.expected
     files = [] if folder.is_symlink() else [entry for entry in log_files(folder) if entry[0].parent == folder]
-    times = {path.name: window.said_of(status.st_mtime, path.name) for path, status in files}
+    times = {path.name: window.time_problem(status.st_mtime, path.name) for path, status in files}
     fresh = {path.name: path for path, _ in sorted(files) if times[path.name] is None}
     wrong = []
     if not any(fnmatch.fnmatch(name, RESULTS) for name in fresh):
@@ -328,7 +328,7 @@ def _look_eval(request: CollectRequest, found: Found) -> None:
             found.add(name, path)
     if expected.mode != "eval":
         ours = found.files.keys() | request.published.keys()
-        found.doubts += strangers(request.workspace, expected.filename, "eval", ours, request.started)
+        found.doubts += foreign_files(request.workspace, expected.filename, "eval", ours, request.started)
 
 
 def _check_target(target: Path, digest: str, ours: str | None) -> None:

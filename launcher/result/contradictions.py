@@ -37,7 +37,7 @@ class Window:
     until: float
     skew: float = 0.0
 
-    def said_of(self, written: float, name: str) -> str | None:
+    def time_problem(self, written: float, name: str) -> str | None:
         """What is wrong with a time; None when it lies in the window, give or take the skew."""
         if written < self.since - self.skew:
             return f"{name} is older than this run: {self.since - written:.0f} s before the submission"
@@ -50,7 +50,7 @@ _ZONES = 14 * 3600.0
 """Seconds by which a clock of another zone may differ from UTC."""
 
 
-def apart(one: float, other: float, tolerance: float) -> bool:
+def differ(one: float, other: float, tolerance: float) -> bool:
     """Whether two numbers that should be one differ by more than this share of the larger."""
     return abs(one - other) > tolerance * max(abs(one), abs(other))
 
@@ -65,7 +65,7 @@ def out_of_order(rising: Numbers) -> Iterator[str]:
         last = name, value
 
 
-def at(document: object, *keys: str) -> float | None:
+def number_at(document: object, *keys: str) -> float | None:
     """The number that stands under these keys; None for anything else."""
     for key in keys:
         document = document.get(key) if isinstance(document, Mapping) else None
@@ -73,7 +73,7 @@ def at(document: object, *keys: str) -> float | None:
     return float(document) if is_number else None  # type: ignore[arg-type]
 
 
-def of_row(document: Mapping[str, object], expected: Expected, where: str) -> Iterator[str]:
+def row_contradictions(document: Mapping[str, object], expected: Expected, where: str) -> Iterator[str]:
     """Where a document repeats the row, and repeats another one. What is empty or unknown to it says nothing, and
     neither does 0 or 1, which InferenceX writes where a variable is not given."""
     for key, planned in expected.row.items():
@@ -84,7 +84,7 @@ def of_row(document: Mapping[str, object], expected: Expected, where: str) -> It
             yield f"{key} is {said!r} in {where}, and {planned!r} in the plan"
 
 
-def of_model(name: object, expected: Expected, key: str) -> Iterator[str]:
+def model_contradictions(name: object, expected: Expected, key: str) -> Iterator[str]:
     """What a document calls the model, against the names that the plan has for it."""
     if not isinstance(name, str) or not name.strip() or not expected.models or _bare(name) in _MOUNTS:
         return
@@ -104,7 +104,7 @@ MARK = re.compile(r"backend|(?:is_)?(?:rehearsal|mock(?:ed)?|simulated|stand_?in
 """Keys by which a document says that no real engine stands behind it. `mocker` is a backend of srt-slurm."""
 
 
-def of_marks(document: Mapping[str, object], expected: Expected) -> Iterator[str]:
+def stand_in_contradictions(document: Mapping[str, object], expected: Expected) -> Iterator[str]:
     """Whether no real engine stands behind a document, where one was to be measured."""
     if expected.rehearsal:
         return
@@ -116,7 +116,7 @@ def of_marks(document: Mapping[str, object], expected: Expected) -> Iterator[str
         yield f"backend.type of the recipe is {expected.engine}: no engine was measured"
 
 
-def of_gpus(gpus: int, split: tuple[int, int] | None, total: float, expected: Expected) -> Iterator[str]:
+def gpu_contradictions(gpus: int, split: tuple[int, int] | None, total: float, expected: Expected) -> Iterator[str]:
     """The GPUs of a file's name, by which the workflow divides the total, against themselves and the plan's."""
     prefill, decode = split or (gpus, 0)
     if prefill <= 0:
@@ -130,12 +130,15 @@ def of_gpus(gpus: int, split: tuple[int, int] | None, total: float, expected: Ex
         yield f"its file name says {prefill}+{decode} GPUs, and the plan {said}: {rates}"
 
 
-def of_times(numbers: Numbers, expected: Expected, window: Window | None) -> Iterator[str]:
+def time_contradictions(numbers: Numbers, expected: Expected, window: Window | None) -> Iterator[str]:
     """When the benchmark began and ended by its own clock, against the run's time and against its duration."""
     began, ended = (numbers.get(f"benchmark_{which}_time_unix") for which in ("start", "end"))
     if window is not None:
-        for which, at in (("start", began), ("end", ended)):
-            if at is not None and (said := window.said_of(at, f"benchmark_{which}_time_unix")) is not None:
+        for which, instant in (("start", began), ("end", ended)):
+            if (
+                instant is not None
+                and (said := window.time_problem(instant, f"benchmark_{which}_time_unix")) is not None
+            ):
                 yield said
     if began is None or ended is None or (duration := numbers.get("duration")) is None:
         return
@@ -144,7 +147,7 @@ def of_times(numbers: Numbers, expected: Expected, window: Window | None) -> Ite
         yield f"duration is {duration:.6g}, and {ended - began:.6g} s {between}"
 
 
-def doubts_of_time(duration: float | None, date: object, expected: Expected, window: Window | None) -> Iterator[str]:
+def time_doubts(duration: float | None, date: object, expected: Expected, window: Window | None) -> Iterator[str]:
     """What is odd about the time of a measurement. ``date`` is the client's own, of its container's zone.
 
     Of a rehearsal nothing is: its seconds are made up.
@@ -160,7 +163,7 @@ def doubts_of_time(duration: float | None, date: object, expected: Expected, win
         except ValueError:
             return
         if (
-            said := Window(window.since, window.until, window.skew + _ZONES).said_of(utc, f"date ({date})")
+            said := Window(window.since, window.until, window.skew + _ZONES).time_problem(utc, f"date ({date})")
         ) is not None:
             yield said
 

@@ -22,7 +22,7 @@ _NOT_FINITE = re.compile(rb'(?:"([^"]{1,80})"\s*:|[\[,])\s*[-+]?(NaN|Infinity)\b
 _DIGITS = frozenset(bytes([byte]) for byte in b"-0123456789")
 
 
-class Unusable(Exception):
+class UnusableResult(Exception):
     """A file cannot be used as a result; the message says why."""
 
 
@@ -47,26 +47,26 @@ class Document:
 
     @classmethod
     def read(cls, path: Path) -> Document:
-        """The document of a file. Raises Unusable."""
+        """The document of a file. Raises UnusableResult."""
         data = content(path)
         if not data.strip():
-            raise Unusable("the file is empty")
+            raise UnusableResult("the file is empty")
         try:
             if not data.isascii():
                 data.decode()  # whoever reads it next reads text
             return cls(each_once([(str(key), value) for key, value in _OBJECT.decode(data).items()]))
         except msgspec.ValidationError:
-            raise Unusable("it is JSON, but not an object") from None
+            raise UnusableResult("it is JSON, but not an object") from None
         except UnicodeDecodeError as error:
-            raise Unusable(f"it is not UTF-8: {error.reason} at byte {error.start}") from None
+            raise UnusableResult(f"it is not UTF-8: {error.reason} at byte {error.start}") from None
         except (msgspec.DecodeError, RecursionError) as error:
             if found := _NOT_FINITE.search(data):
                 holder = found[1].decode(errors="replace") if found[1] else "an element of a list"
-                raise Unusable(f"{holder} is {found[2].decode()}") from None
+                raise UnusableResult(f"{holder} is {found[2].decode()}") from None
             if b"\\u" in data:
                 return cls._with_lone_surrogates(data)
             text = str(error)
-            raise Unusable("truncated JSON" if "truncated" in text else f"not JSON: {text}") from None
+            raise UnusableResult("truncated JSON" if "truncated" in text else f"not JSON: {text}") from None
 
     @classmethod
     def _with_lone_surrogates(cls, data: bytes) -> Document:
@@ -74,9 +74,9 @@ class Document:
         try:
             found = json.loads(data, object_pairs_hook=each_once)
         except (ValueError, RecursionError) as error:
-            raise Unusable(f"not JSON: {error}") from None
+            raise UnusableResult(f"not JSON: {error}") from None
         if not isinstance(found, dict):
-            raise Unusable("it is JSON, but not an object")
+            raise UnusableResult("it is JSON, but not an object")
         return cls({key: msgspec.Raw(json.dumps(value).encode()) for key, value in found.items()})
 
     def __contains__(self, key: str) -> bool:
@@ -86,26 +86,26 @@ class Document:
         return iter(self._parts)
 
     def value(self, key: str) -> Any:
-        """A value; None where there is none. Raises Unusable."""
+        """A value; None where there is none. Raises UnusableResult."""
         raw = self._parts.get(key)
         try:
             if raw is None or bytes(memoryview(raw)[:1]) != b"{":
                 return None if raw is None else msgspec.json.decode(raw)
             return json.loads(bytes(raw), object_pairs_hook=each_once)
         except (ValueError, RecursionError) as error:
-            raise Unusable(f"not JSON: {error}") from None
+            raise UnusableResult(f"not JSON: {error}") from None
 
     def number(self, key: str) -> float:
-        """A number that must be there, and finite. Raises Unusable."""
+        """A number that must be there, and finite. Raises UnusableResult."""
         if key not in self._parts:
-            raise Unusable(f"{key} is missing")
+            raise UnusableResult(f"{key} is missing")
         return finite(key, self.value(key))
 
     def number_if_any(self, key: str) -> float | None:
         return self.number(key) if key in self._parts else None
 
     def numbers(self) -> dict[str, float]:
-        """All values that are numbers. Raises Unusable for one that is not finite."""
+        """All values that are numbers. Raises UnusableResult for one that is not finite."""
         return {key: self.number(key) for key, raw in self._parts.items() if bytes(memoryview(raw)[:1]) in _DIGITS}
 
     def list_of_numbers(self, key: str) -> list[float]:
@@ -125,14 +125,14 @@ class Document:
 
 
 def content(path: Path) -> bytes:
-    """What a file holds. Raises Unusable; of what is no file, a pipe perhaps, nothing is read."""
+    """What a file holds. Raises UnusableResult; of what is no file, a pipe perhaps, nothing is read."""
     try:
         with open_regular(path) as file:
             if (size := os.fstat(file.fileno()).st_size) > LARGEST_RESULT:
-                raise Unusable(f"cannot be read: it has {size} bytes, and a result at most {LARGEST_RESULT}")
+                raise UnusableResult(f"cannot be read: it has {size} bytes, and a result at most {LARGEST_RESULT}")
             return file.read()
     except OSError as error:
-        raise Unusable(f"cannot be read: {error.strerror}") from None
+        raise UnusableResult(f"cannot be read: {error.strerror}") from None
 
 
 def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -141,18 +141,18 @@ def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(document) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise Unusable(f"the key {twice[:80]!r} stands in it more than once")
+        raise UnusableResult(f"the key {twice[:80]!r} stands in it more than once")
     return document
 
 
 def finite(key: str, value: Any) -> float:
-    """A value that has to be a finite number. Raises Unusable."""
+    """A value that has to be a finite number. Raises UnusableResult."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise Unusable(f"{key} is {value!r:.80}, not a number")
+        raise UnusableResult(f"{key} is {value!r:.80}, not a number")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise Unusable(f"{key} is not finite")
+        raise UnusableResult(f"{key} is not finite")
     return number

@@ -42,7 +42,7 @@ def evaluation_rows(root: Path) -> list[Row]:
     Files that do not parse are passed over. Raises ResultError for a document of another form, or a score of NaN.
     """
     sets = [d for d in (root, *(root.iterdir() if root.is_dir() else ())) if d.is_dir() and (d / META).exists()]
-    rows = [row for directory in sets for row in rows_of_set(directory)]
+    rows = [row for directory in sets for row in rows_of_directory(directory)]
     for row in rows:
         for key in [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]:
             if not key.endswith("_se"):
@@ -51,29 +51,29 @@ def evaluation_rows(root: Path) -> list[Row]:
     return rows
 
 
-def rows_of_set(directory: Path) -> list[Row]:
+def rows_of_directory(directory: Path) -> list[Row]:
     """The rows of the evaluation in a directory, whatever its scores are. Raises ResultError for another form."""
     rows = []
-    with known_form(str(directory)):
+    with refuse_unknown_form(str(directory)):
         for meta, path in _results(directory, _document(directory / META) or {}):
             document = _document(path) or {}
             mark = {"rehearsal": True} if document.get("rehearsal") else {}  # a rehearsal must not pass for a result
-            rows += [row_of(meta, {**scores, "source": str(path)}) | mark for scores in scores_of(document)]
+            rows += [evaluation_row(meta, {**scores, "source": str(path)}) | mark for scores in task_scores(document)]
     return rows
 
 
-def rows_asked_for(directory: Path, meta: Any) -> list[Row]:
+def requested_rows(directory: Path, meta: Any) -> list[Row]:
     """The rows of an evaluation's directory, which has this metadata; of what has no result one without a task.
     Raises ResultError for another form."""
-    with known_form(str(directory)):
-        rows, asked = rows_of_set(directory), meta.get("eval_concs")
+    with refuse_unknown_form(str(directory)):
+        rows, asked = rows_of_directory(directory), meta.get("eval_concs")
         asked = asked if isinstance(asked, list) else [meta["conc"]] if "conc" in meta and not rows else []
         there = {row["conc"] for row in rows}
-        return rows + [row_of({**meta, "conc": one}, {}) for one in asked if one not in there]
+        return rows + [evaluation_row({**meta, "conc": one}, {}) for one in asked if one not in there]
 
 
 @contextlib.contextmanager
-def known_form(where: str) -> Iterator[None]:
+def refuse_unknown_form(where: str) -> Iterator[None]:
     """Raises ResultError for a document of another form than lm-eval's."""
     try:
         yield
@@ -102,7 +102,7 @@ def _results(directory: Path, meta: Mapping[str, Any]) -> Iterator[tuple[Mapping
             yield {**meta, "conc": concurrency}, path
 
 
-def scores_of(document: Mapping[str, Any]) -> Iterator[Row]:
+def task_scores(document: Mapping[str, Any]) -> Iterator[Row]:
     """Per task of one result: the strict (or resolved) score, the flexible one, the accuracy, with their errors."""
     for task, said in (document.get("results", {}) or {}).items():
         config = document.get("configs", {}).get(task, {})
@@ -120,7 +120,7 @@ def scores_of(document: Mapping[str, Any]) -> Iterator[Row]:
         yield {**found, "task": task, "n_eff": samples, "model": model}
 
 
-def score_of(scores: Mapping[str, Any]) -> Row:
+def main_score(scores: Mapping[str, Any]) -> Row:
     """Of one task's scores the one that counts: the strict one, else the accuracy."""
     name = next((key for key in ("strict", "accuracy") if scores.get(key) is not None), None)
     return {
@@ -142,8 +142,8 @@ def _whole(value: Any, otherwise: int) -> int:
         return otherwise
 
 
-def row_of(meta: Mapping[str, Any], scores: Mapping[str, Any]) -> Row:
-    """The row of one task: the evaluation's metadata, and its scores (`scores_of`), of which there may be none."""
+def evaluation_row(meta: Mapping[str, Any], scores: Mapping[str, Any]) -> Row:
+    """The row of one task: the evaluation's metadata, and its scores (`task_scores`), of which there may be none."""
     sides: Row = {}
     said = meta.get("dp_attention", "none")
     attention = [said if (own := meta.get(f"{side}_dp_attention")) is None else own for side in ("prefill", "decode")]
@@ -173,7 +173,7 @@ def row_of(meta: Mapping[str, Any], scores: Mapping[str, Any]) -> Row:
         "dp_attention": str(said).lower(),
         "task": scores.get("task", ""),
         "source": scores.get("source", ""),
-        **score_of(scores),
+        **main_score(scores),
     }
 
 
@@ -182,7 +182,7 @@ def is_evaluation(value: Any) -> bool:
     return isinstance(value, dict) and {"task", "score_name", "model_prefix", "hw", "conc"} <= value.keys()
 
 
-def stand_of(row: Mapping[str, Any]) -> tuple[Literal["ok", "missing", "refused", "rehearsal"], str]:
+def evaluation_state(row: Mapping[str, Any]) -> tuple[Literal["ok", "missing", "refused", "rehearsal"], str]:
     """How an evaluation's row stands that nobody has judged; its ``threshold`` is the least score of its task."""
     if row.get("rehearsal"):
         return "rehearsal", "stand-ins ran, and nothing was measured"

@@ -21,8 +21,8 @@ from launcher.core.errors import ResultError
 from launcher.core.reading import built
 from launcher.plan.plan import Expected
 from launcher.result import contradictions
-from launcher.result.document import Unusable, content, each_once
-from launcher.result.evaluation_rows import META, concurrency_of, known_form, score_of, scores_of
+from launcher.result.document import UnusableResult, content, each_once
+from launcher.result.evaluation_rows import META, concurrency_of, main_score, refuse_unknown_form, task_scores
 from launcher.result.row_fields import finite
 from launcher.result.summary_file import Evaluation
 
@@ -72,7 +72,7 @@ class Thresholds(msgspec.Struct, frozen=True):
 
 
 @dataclass
-class Judged:
+class EvaluationVerdict:
     """What is wrong with an evaluation: by the name of a file, and with the whole; and what a person should see.
     ``evaluations`` are what its files measured."""
 
@@ -103,24 +103,27 @@ class Judged:
         return (*found, *(Evaluation(one, state="missing", reason=reason) for one in missing))
 
 
-def judge(files: Mapping[str, Path], expected: Expected, thresholds: Thresholds) -> Judged:
+def judge_evaluation(files: Mapping[str, Path], expected: Expected, thresholds: Thresholds) -> EvaluationVerdict:
     """Judge the files of one evaluation, by their names; those that it has no word for are let through."""
-    judged = Judged()
+    judged = EvaluationVerdict()
     documents: dict[str, dict[str, Any]] = {}
     for name, path in files.items():
         if name != META and not fnmatch(name, RESULTS):
             continue
         try:
             documents[name] = _object(path)
-        except Unusable as error:
+        except UnusableResult as error:
             judged.files[name] = [str(error)]
     if meta := documents.pop(META, {}):
-        marks, row = contradictions.of_marks(meta, expected), contradictions.of_row(meta, expected, META)
-        judged.refuse(META, *marks, *contradictions.of_model(meta.get("model"), expected, "model"), *row)
+        marks, row = (
+            contradictions.stand_in_contradictions(meta, expected),
+            contradictions.row_contradictions(meta, expected, META),
+        )
+        judged.refuse(META, *marks, *contradictions.model_contradictions(meta.get("model"), expected, "model"), *row)
     least = partial(thresholds.least, str(expected.row.get("infmax_model_prefix", "")))
     said = meta["conc"] if isinstance(meta.get("conc"), int) else None
     for name, document in documents.items():
-        marks = contradictions.of_marks(document, expected)
+        marks = contradictions.stand_in_contradictions(document, expected)
         if not judged.refuse(name, *marks, *_wrong_scores(document, expected, thresholds)):
             judged.doubts += _low_scores(name, document, thresholds.origin, least)
         named, reason = concurrency_of(name), "; ".join(judged.files.get(name, ()))
@@ -138,8 +141,8 @@ def _evaluations(
 ) -> Iterator[Evaluation]:
     """What one ``results*.json`` measured; ``reason`` is why it cannot be believed."""
     try:
-        with known_form(""):
-            found = [(str(scores["task"]), score_of(scores)) for scores in scores_of(document)]
+        with refuse_unknown_form(""):
+            found = [(str(scores["task"]), main_score(scores)) for scores in task_scores(document)]
     except ResultError as error:
         found, reason = [], reason or error.message
     for task, scores in found:
@@ -162,9 +165,9 @@ def _object(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(content(path), object_pairs_hook=each_once)
     except (ValueError, RecursionError) as error:
-        raise Unusable(f"is not a JSON object: {str(error)[:200]}") from None
+        raise UnusableResult(f"is not a JSON object: {str(error)[:200]}") from None
     if not isinstance(found, dict):
-        raise Unusable("is not a JSON object")
+        raise UnusableResult("is not a JSON object")
     return found
 
 
@@ -188,7 +191,7 @@ def _scores(values: Mapping[str, Any]) -> dict[str, float]:
 def _wrong_scores(document: Mapping[str, Any], expected: Expected, thresholds: Thresholds) -> Iterator[str]:
     """What is wrong with one ``results*.json``."""
     for key, name in _models(document):
-        yield from contradictions.of_model(name, expected, key)
+        yield from contradictions.model_contradictions(name, expected, key)
     if not (tasks := _tasks(document)):
         yield "it is empty: results names no task"
         return

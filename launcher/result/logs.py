@@ -33,19 +33,19 @@ EXPORTER_STAMP, PRODUCER_STAMP = STAMPS = ("exporter-image.sha256", "power-produ
 LEFT_OUT = "launcher-left-out.txt"
 """The member that lists what is not, or only in part, in a tarball."""
 
-KEPT_OF_A_FILE = 64 << 20
+MAX_BYTES_OF_FILE = 64 << 20
 """Bytes of a longer file that are kept, its end. Taking secrets out of a gigabyte takes twenty seconds of a core."""
 
-KEPT_IN_ALL = 256 << 20
+MAX_BYTES_OF_ALL = 256 << 20
 """Bytes that are kept of all files together, the small ones first."""
 
-DEEPEST = 32
+MAX_DEPTH = 32
 """Levels of directories below that of the logs that are looked into."""
 
-MOST_FILES = 20_000
+MAX_FILES = 20_000
 """Files that are looked at: 72 nodes leave some hundreds."""
 
-MOST_SAID = 20
+MAX_REPORTED_LINES = 20
 """Lines on what was left out that are told; the tarball lists more of them."""
 
 _MADE_BY_LAUNCHER = ".launcher-job"
@@ -93,7 +93,7 @@ def keep_logs(
         bundle = bundle_logs(logs_dir, workspace / TARBALL, extra=[*fresh, *evidence], environ=environ)
     except OSError as error:
         return None, [f"the logs could not be kept: {error.strerror}"]
-    doubts = [f"{TARBALL}: {line}" for line in bundle.left_out[:MOST_SAID]] if bundle is not None else []
+    doubts = [f"{TARBALL}: {line}" for line in bundle.left_out[:MAX_REPORTED_LINES]] if bundle is not None else []
     if bundle is None or not logs_dir.is_dir():
         return bundle, doubts
     if final.exists() and not (final / _MADE_BY_LAUNCHER).is_file():
@@ -170,8 +170,8 @@ def log_files(directory: Path, left_out: _LeftOut | None = None) -> Iterator[tup
         except OSError:
             continue
         below = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
-        if depth == DEEPEST and below:
-            left_out.add(below[0].relative_to(directory), f"more than {DEEPEST} levels of directories", cut=True)
+        if depth == MAX_DEPTH and below:
+            left_out.add(below[0].relative_to(directory), f"more than {MAX_DEPTH} levels of directories", cut=True)
         elif below:
             folders += [(path, depth + 1) for path in reversed(below)]
         for entry in entries:
@@ -179,8 +179,8 @@ def log_files(directory: Path, left_out: _LeftOut | None = None) -> Iterator[tup
             if status is None:
                 continue
             found += 1
-            if found > MOST_FILES:
-                left_out.add(Path(entry).relative_to(directory), f"more than {MOST_FILES} files", cut=True)
+            if found > MAX_FILES:
+                left_out.add(Path(entry).relative_to(directory), f"more than {MAX_FILES} files", cut=True)
                 return
             yield Path(entry), status
 
@@ -207,10 +207,10 @@ def bundle_logs(
 ) -> Bundle | None:
     """Pack ``logs_dir`` into ``tarball`` (gzip), published whole; None when there is nothing to pack.
 
-    Small files come first; of a longer one KEPT_OF_A_FILE bytes are packed, its end, and of all KEPT_IN_ALL; less when
-    that takes longer than ``seconds``. The member `launcher-left-out.txt` lists what is left out. ``extra`` (name in
-    the tarball, file) comes before the logs. Secrets of ``environ`` are overwritten by asterisks. A file that cannot be
-    read is left out. Raises OSError when the tarball cannot be written.
+    Small files come first. At most the last MAX_BYTES_OF_FILE bytes of a file are packed, and at most MAX_BYTES_OF_ALL
+    bytes of all files; fewer when packing would take longer than ``seconds``. The member `launcher-left-out.txt` lists
+    what is left out. ``extra`` (name in the tarball, file) comes before the logs. Secrets of ``environ`` are
+    overwritten by asterisks. A file that cannot be read is left out. Raises OSError when the tarball cannot be written.
     """
     pace, left_out = _Pace(seconds, clock), _LeftOut()
     logs = _smallest_first(logs_dir, pace, left_out)
@@ -233,7 +233,7 @@ def bundle_logs(
 
 
 class _Pace:
-    """How many bytes can still be taken: by KEPT_IN_ALL and KEPT_OF_A_FILE, and within ``seconds``, if given."""
+    """Computes how many bytes may still be packed, given the two size limits and the time limit ``seconds``, if any."""
 
     def __init__(self, seconds: float | None, clock: Callable[[], float]) -> None:
         self.taken = 0
@@ -249,7 +249,7 @@ class _Pace:
 
         A cut falls on the beginning of a line: half a line could be half a secret, which is not recognised.
         """
-        most = max(0, min(size, KEPT_OF_A_FILE, KEPT_IN_ALL - self.taken))
+        most = max(0, min(size, MAX_BYTES_OF_FILE, MAX_BYTES_OF_ALL - self.taken))
         in_time = self._bytes_in_time()
         take = min(most, in_time)
         if take < size:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from launcher.plan.plan import Bounds, Expected
-from launcher.result.contradictions import LEAST_MS, Numbers, apart, at, out_of_order
+from launcher.result.contradictions import LEAST_MS, Numbers, differ, number_at, out_of_order
 
 Lists = Mapping[str, Sequence[float]]
 """Numbers by request, where a document has them."""
@@ -41,7 +41,7 @@ _ROUGH = 0.0005
 _STATISTIC = re.compile(r"(median|min|max|p(\d{1,2}(?:\.\d{1,3})?))_(\w+)_ms")
 
 
-def of_fixed(numbers: Numbers, lists: Lists, expected: Expected) -> Iterator[str]:
+def fixed_contradictions(numbers: Numbers, lists: Lists, expected: Expected) -> Iterator[str]:
     """What contradicts a result of fixed lengths; ``lists`` are numbers by request, where the document has them."""
     tolerance, duration, completed = expected.limits.tolerance, numbers.get("duration"), numbers["completed"]
     for key in ("duration", "request_throughput", "total_input_tokens", "total_output_tokens"):
@@ -51,7 +51,7 @@ def of_fixed(numbers: Numbers, lists: Lists, expected: Expected) -> Iterator[str
     for rate, counts in _RATES.items():
         if duration and rate in numbers and all(count in numbers for count in counts):
             computed = sum(numbers[count] for count in counts) / duration
-            if apart(numbers[rate], computed, tolerance):
+            if differ(numbers[rate], computed, tolerance):
                 yield f"{rate} is {numbers[rate]:.6g}, and {' + '.join(counts)} / duration is {computed:.6g}"
     if numbers["output_throughput"] > numbers["total_token_throughput"] * (1 + tolerance):
         output, total = (f"{numbers[key]:.6g}" for key in ("output_throughput", "total_token_throughput"))
@@ -64,7 +64,7 @@ def of_fixed(numbers: Numbers, lists: Lists, expected: Expected) -> Iterator[str
         tokens, lengths = numbers.get(f"total_{kind}_tokens"), [n for n in lists.get(f"{kind}_lens", ()) if n]
         if tokens is None:
             continue
-        if lengths and apart(mean := sum(lengths) / len(lengths), tokens / completed, tolerance):
+        if lengths and differ(mean := sum(lengths) / len(lengths), tokens / completed, tolerance):
             said = f"the mean of {kind}_lens × completed is {mean * completed:.6g}"
             yield f"total_{kind}_tokens is {tokens:.6g}, and {said}"
         low, high = expected.limits.lengths
@@ -125,14 +125,14 @@ def _latencies(numbers: Numbers, lists: Lists, tolerance: float) -> Iterator[str
     times, mean = [n for n in lists.get("ttfts", ()) if n], numbers.get("mean_ttft_ms")
     if mean is None or not times or len(times) < numbers["completed"]:
         return
-    if apart(computed := sum(times) / len(times) * 1000, mean, tolerance):
+    if differ(computed := sum(times) / len(times) * 1000, mean, tolerance):
         yield f"mean_ttft_ms is {mean:.6g}, and the mean of ttfts is {computed:.6g} ms"
 
 
 def _same_rank_and_mean(numbers: Numbers, metric: str, keys: Mapping[float, str], tolerance: float) -> Iterator[str]:
     """A median by two names, and a mean that is not between the least and the most; ``keys`` are by their ranks."""
     median, p50 = f"median_{metric}_ms", f"p50_{metric}_ms"
-    if median in numbers and p50 in numbers and apart(numbers[median], numbers[p50], tolerance):
+    if median in numbers and p50 in numbers and differ(numbers[median], numbers[p50], tolerance):
         yield f"{median} is {numbers[median]:.6g}, and {p50} is {numbers[p50]:.6g}"
     mean = numbers.get(f"mean_{metric}_ms")
     for rank, sign, word in ((0.0, 1, "less"), (100.0, -1, "more")):
@@ -168,7 +168,7 @@ def _whole_latency(numbers: Numbers) -> Iterator[str]:
         yield f"mean_e2el_ms is {whole:.6g}, and {said} is {computed:.6g}"
 
 
-def doubts_of_concurrency(numbers: Numbers, *, at_full_rate: bool) -> Iterator[str]:
+def concurrency_doubts(numbers: Numbers, *, at_full_rate: bool) -> Iterator[str]:
     """Requests that were in flight at once, by their mean latency, against the concurrency (Little's law).
 
     ``at_full_rate`` says that requests were sent as fast as that allows.
@@ -183,40 +183,43 @@ def doubts_of_concurrency(numbers: Numbers, *, at_full_rate: bool) -> Iterator[s
         yield f"mean_e2el_ms × completed / duration is {at_once:.3g} requests at once, and max_concurrency {asked:g}"
 
 
-def of_agentic(document: Mapping[str, object], expected: Expected) -> Iterator[str]:
+def agentic_contradictions(document: Mapping[str, object], expected: Expected) -> Iterator[str]:
     """What contradicts an agentic result, as process_agentic_result.py aggregates it. Its numbers are finite."""
     tolerance = expected.limits.tolerance
-    completed = at(document, "num_requests_successful") or 0.0
+    completed = number_at(document, "num_requests_successful") or 0.0
     if completed != int(completed):
         yield f"num_requests_successful is {completed:g}, not a whole number"
     scenario = document.get("scenario_type")
     if isinstance(scenario, str) and scenario and "agentic" not in scenario.lower():
         yield f"scenario_type is {scenario[:200]!r}, and the plan's is agentic"
-    total, said = at(document, "num_requests_total"), at(document, "request_accounting", "records_profiled")
+    total, said = (
+        number_at(document, "num_requests_total"),
+        number_at(document, "request_accounting", "records_profiled"),
+    )
     if total is not None and completed > total:
         yield f"num_requests_successful is {completed:g}, more than num_requests_total, which is {total:g}"
     if said is not None and said != completed:
         yield f"num_requests_successful is {completed:g}, and request_accounting.records_profiled is {said:g}"
     yield from _records(document, completed, total)
-    failed = failed_of(document)
+    failed = failed_requests(document)
     if failed > expected.limits.failed * (failed + completed):
         share = f"{failed / (failed + completed):.1%}, where at most {expected.limits.failed:.4g} may"
         yield f"{failed:g} of {failed + completed:g} requests failed (request_accounting): {share}"
     throughput = ("request_metrics", "throughput")
-    duration = at(document, *throughput, "duration_seconds")
+    duration = number_at(document, *throughput, "duration_seconds")
     if duration is not None and duration <= 0:
         yield f"throughput.duration_seconds is {duration:g}, and must be above 0"
-    rates = {kind: at(document, *throughput, kind, "tokens_per_second") for kind in ("input", "output", "total")}
+    rates = {kind: number_at(document, *throughput, kind, "tokens_per_second") for kind in ("input", "output", "total")}
     for kind, rate in rates.items():
         if rate is not None and rate <= 0:
             yield f"throughput.{kind}.tokens_per_second is {rate:g}, and must be above 0"
     if all(rate is not None for rate in rates.values()):
         both = (rates["input"] or 0) + (rates["output"] or 0)
-        if apart(rates["total"] or 0, both, tolerance):
+        if differ(rates["total"] or 0, both, tolerance):
             yield f"throughput.total.tokens_per_second is {rates['total']:.6g}, and input and output are {both:.6g}"
     for kind, name in (("input", "input"), ("output", "output_actual")):
-        rate, mean = rates[kind], at(document, "request_metrics", "tokens", name, "mean")
-        if rate is not None and mean is not None and duration and apart(rate * duration, mean * completed, tolerance):
+        rate, mean = rates[kind], number_at(document, "request_metrics", "tokens", name, "mean")
+        if rate is not None and mean is not None and duration and differ(rate * duration, mean * completed, tolerance):
             tokens = f"tokens.{name}.mean × num_requests_successful is {mean * completed:.6g}"
             yield f"throughput.{kind}.tokens_per_second × duration_seconds is {rate * duration:.6g}, and {tokens}"
     yield from _gpus_of(document, rates, expected, tolerance)
@@ -224,13 +227,15 @@ def of_agentic(document: Mapping[str, object], expected: Expected) -> Iterator[s
     yield from _agentic_latencies(document.get("request_metrics"), tolerance)
 
 
-def failed_of(document: Mapping[str, object]) -> float:
+def failed_requests(document: Mapping[str, object]) -> float:
     """The requests of the measurement that failed. A record of the warm-up that failed counts in both other numbers."""
     accounting = ("request_accounting",)
-    dropped, warmup = (at(document, *accounting, f"records_{name}") for name in ("dropped_total", "warmup_dropped"))
+    dropped, warmup = (
+        number_at(document, *accounting, f"records_{name}") for name in ("dropped_total", "warmup_dropped")
+    )
     if dropped is not None and warmup is not None:
         return dropped - warmup
-    return at(document, *accounting, "records_error_dropped") or 0.0
+    return number_at(document, *accounting, "records_error_dropped") or 0.0
 
 
 def _gpus_of(
@@ -239,15 +244,15 @@ def _gpus_of(
     """The GPUs by which throughputs are divided, against those of the plan."""
     if expected.gpus is None:
         return
-    counted = [at(document, f"num_{side}_gpu") for side in ("prefill", "decode")]
+    counted = [number_at(document, f"num_{side}_gpu") for side in ("prefill", "decode")]
     if counted != [None, None] and (counted[0] or 0, counted[1] or 0) != expected.gpus:
         shown, planned = f"{counted[0] or 0:g}+{counted[1] or 0:g}", "{}+{}".format(*expected.gpus)
         yield f"num_prefill_gpu and num_decode_gpu are {shown}, and {planned} in the plan"
     for kind, rate in rates.items():
-        each = at(document, "request_metrics", "throughput", "per_gpu", f"{kind}_tput_tps")
+        each = number_at(document, "request_metrics", "throughput", "per_gpu", f"{kind}_tput_tps")
         if each is not None and each <= 0:
             yield f"per_gpu.{kind}_tput_tps is {each:g}, and must be above 0"
-        elif each and rate and apart(rate / each, sum(expected.gpus), tolerance):
+        elif each and rate and differ(rate / each, sum(expected.gpus), tolerance):
             said = f"per_gpu.{kind}_tput_tps is {each:.6g}, the {kind} by {rate / each:.3g} GPUs"
             yield f"{said}, and the plan has {sum(expected.gpus)}: {rate / sum(expected.gpus):.6g}"
 
@@ -255,7 +260,7 @@ def _gpus_of(
 def _records(document: Mapping[str, object], completed: float, total: float | None) -> Iterator[str]:
     """The records of an agentic run: all, those of the measurement, and those that were dropped."""
     names = ("total", "warmup_dropped", "error_dropped", "dropped_total")
-    counts = {name: at(document, "request_accounting", f"records_{name}") for name in names}
+    counts = {name: number_at(document, "request_accounting", f"records_{name}") for name in names}
     for name, count in counts.items():
         if count is not None and count < 0:
             yield f"request_accounting.records_{name} is {count:g}, below 0"
@@ -292,9 +297,9 @@ def _agentic_latencies(metrics: object, tolerance: float) -> Iterator[str]:
     """A first token that comes after the last; and interactivity, which is one by the latency between tokens (rounded
     to 5 decimals)."""
     for key in ("mean", "p50", "p75", "p90", "p95"):
-        first, whole = (at(metrics, "latency", name, key) for name in ("ttft", "e2el"))
+        first, whole = (number_at(metrics, "latency", name, key) for name in ("ttft", "e2el"))
         if first is not None and whole is not None and first > whole * (1 + tolerance):
             yield f"latency.ttft.{key} is {first:.6g}, more than latency.e2el.{key}, which is {whole:.6g}"
-        said, latency = (at(metrics, "latency", name, key) for name in ("intvty", "itl"))
-        if said and latency and latency > _ROUGH and apart(said, 1 / latency, tolerance):
+        said, latency = (number_at(metrics, "latency", name, key) for name in ("intvty", "itl"))
+        if said and latency and latency > _ROUGH and differ(said, 1 / latency, tolerance):
             yield f"latency.intvty.{key} is {said:.6g}, and 1 / latency.itl.{key} is {1 / latency:.6g}"

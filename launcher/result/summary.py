@@ -9,13 +9,13 @@ from typing import Any
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.plan.plan import Plan
-from launcher.result.collect import Collected
+from launcher.result.collect import CollectedResults
 
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Used:
+class Provenance:
     """What the job really ran with; None or empty where a run ended before that was known.
 
     ``srt_slurm_sha`` is the checkout's commit. ``images`` are mappings with ``reference``, ``digest``, ``squash`` and
@@ -30,11 +30,11 @@ class Used:
 
 def summary(
     plan: Plan,
-    collected: Collected,
+    collected: CollectedResults,
     *,
     state: str,
     job_id: str | None,
-    used: Used,
+    used: Provenance,
     times: Mapping[str, float | None],
     problems: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _benchmark(benchmark: Benchmark) -> dict[str, Any]:
     }
 
 
-def _points(benchmark: Benchmark, collected: Collected) -> list[dict[str, Any]]:
+def _points(benchmark: Benchmark, collected: CollectedResults) -> list[dict[str, Any]]:
     measured = {point.concurrency: point for point in collected.points}
     bad = {problem.concurrency: problem for problem in collected.problems if problem.concurrency is not None}
     asked = () if benchmark.eval_only else benchmark.concurrencies

@@ -39,9 +39,9 @@ class Evaluation:
     rehearsal: bool = False
 
 
-class Measured(msgspec.Struct, frozen=True):
-    """One concurrency, as `launcher.result.validate.Point` has it. Nobody has looked at its numbers: each may be
-    anything that JSON has."""
+class SummaryPoint(msgspec.Struct, frozen=True):
+    """One concurrency, as `launcher.result.validate.MeasuredPoint` has it. Its numbers are not validated: each may be
+    any JSON value."""
 
     state: str
     concurrency: int | None = None
@@ -74,7 +74,7 @@ class Image(msgspec.Struct, frozen=True):
 class Summary(msgspec.Struct, frozen=True):
     """What is read again of a summary. ``evaluations`` is None where nobody wrote them down yet."""
 
-    points: tuple[Measured, ...] = ()
+    points: tuple[SummaryPoint, ...] = ()
     evaluations: tuple[Evaluation, ...] | None = None
     images: tuple[Image, ...] = ()
     rehearsal: bool = False

@@ -15,8 +15,14 @@ from typing import Any
 from launcher.plan.plan import Expected
 from launcher.result import contradictions
 from launcher.result.contradictions import MARK, Window
-from launcher.result.document import Document, Unusable, finite
-from launcher.result.own_numbers import FAILED, doubts_of_concurrency, failed_of, of_agentic, of_fixed
+from launcher.result.document import Document, UnusableResult, finite
+from launcher.result.own_numbers import (
+    FAILED,
+    agentic_contradictions,
+    concurrency_doubts,
+    failed_requests,
+    fixed_contradictions,
+)
 
 _FILE_NAME = re.compile(r"results_concurrency_(\d+)_gpus_(\d+)(?:_ctx_(\d+)_gen_(\d+))?\.json")
 _AGENTIC_NAME = re.compile(r".*_conc(\d+)\.json")
@@ -31,7 +37,7 @@ _NEEDED = ("max_concurrency", "total_token_throughput", "output_throughput", "co
 
 
 @dataclass(frozen=True)
-class FileName:
+class ResultFileName:
     """What a result's file name says; ``split`` are the GPUs of prefill and of decode, None when aggregated."""
 
     concurrency: int
@@ -39,7 +45,7 @@ class FileName:
     split: tuple[int, int] | None = None
 
     @classmethod
-    def parse(cls, name: str) -> FileName | None:
+    def parse(cls, name: str) -> ResultFileName | None:
         """The parts of ``results_concurrency_N_gpus_G[_ctx_C_gen_D].json``, or None for another name."""
         found = _FILE_NAME.fullmatch(name)
         if found is None:
@@ -49,7 +55,7 @@ class FileName:
 
 
 @dataclass(frozen=True)
-class Point:
+class MeasuredPoint:
     """One measured concurrency: tokens per second and milliseconds; None where the file does not say.
 
     ``e2e_norm_intvty_p90``, in tokens/s/user, is what agentic results are drawn by.
@@ -85,52 +91,54 @@ class Point:
     doubts: tuple[str, ...] = ()
 
 
-def read_result(path: Path, concurrency: int, expected: Expected, window: Window | None = None) -> Point:
+def read_result(path: Path, concurrency: int, expected: Expected, window: Window | None = None) -> MeasuredPoint:
     """Read one sa-bench result, ``…/sa-bench_isl_I_osl_O/results_concurrency_N_gpus_G[_ctx_C_gen_D].json``.
 
     The file name and the document must both say ``concurrency``, and the directory's name the lengths that are
     ``expected`` (None: not checked), whatever the plan says beside. ``window`` is the time in which the benchmark ran.
-    Raises Unusable, and nothing else, for what the file holds and for a file that cannot be read.
+    Raises UnusableResult, and nothing else, for what the file holds and for a file that cannot be read.
     """
-    name, folder = FileName.parse(path.name), path.parent.name
+    name, folder = ResultFileName.parse(path.name), path.parent.name
     if name is None:
-        raise Unusable("its name is not results_concurrency_N_gpus_G[_ctx_C_gen_D].json")
+        raise UnusableResult("its name is not results_concurrency_N_gpus_G[_ctx_C_gen_D].json")
     if name.concurrency != concurrency:
-        raise Unusable(f"its name says concurrency {name.concurrency}, expected {concurrency}")
+        raise UnusableResult(f"its name says concurrency {name.concurrency}, expected {concurrency}")
     if (lengths := _LENGTHS.search(folder)) is not None:
         said = int(lengths[1]), int(lengths[2])
         asked = said[0] if expected.isl is None else expected.isl, said[1] if expected.osl is None else expected.osl
         if said != asked:
-            raise Unusable(f"it was measured with ISL/OSL {said[0]}/{said[1]}, expected {asked[0]}/{asked[1]}")
+            raise UnusableResult(f"it was measured with ISL/OSL {said[0]}/{said[1]}, expected {asked[0]}/{asked[1]}")
         if expected.tool is not None and not folder.startswith(f"{expected.tool}_"):
-            raise Unusable(f"its directory is {folder}, and the plan measures with {expected.tool}")
+            raise UnusableResult(f"its directory is {folder}, and the plan measures with {expected.tool}")
     return _fixed_point(path, name, Document.read(path), expected, window)
 
 
-def read_agentic_result(path: Path, concurrency: int, expected: Expected, window: Window | None = None) -> Point:
+def read_agentic_result(
+    path: Path, concurrency: int, expected: Expected, window: Window | None = None
+) -> MeasuredPoint:
     """Read one agentic result, ``<RESULT_FILENAME>_conc<N>.json``, as InferenceX aggregates it from AIPerf's records.
 
     It is valid when the workflow takes it (``num_requests_successful`` must be at least 1) and nothing contradicts it.
-    The file has seconds, the point milliseconds; there are no 99th percentiles. Raises Unusable, as `read_result`.
+    The file has seconds, the point milliseconds; there are no 99th percentiles. Raises UnusableResult.
     """
     named = _AGENTIC_NAME.fullmatch(path.name)
     if named is None or int(named[1]) != concurrency:
-        raise Unusable(f"its name does not end in _conc{concurrency}.json")
+        raise UnusableResult(f"its name does not end in _conc{concurrency}.json")
     return _agentic_point(path, concurrency, Document.read(path), expected, window)
 
 
-def read_only_result(
+def read_single_result(
     path: Path, concurrency: int, expected: Expected, gpus: int, window: Window | None = None
-) -> Point:
+) -> MeasuredPoint:
     """Read the one result of a job that measures one concurrency: its file's name says nothing that can be checked.
 
     A fixed one is benchmark_serving.py's, with the keys of sa-bench; an agentic one is as `read_agentic_result` has it.
-    Raises Unusable, as `read_result`.
+    Raises UnusableResult, as `read_result`.
     """
     if expected.mode == "agentic":
         return _agentic_point(path, concurrency, Document.read(path), expected, window)
     prefill, decode = expected.gpus or (gpus, 0)
-    name = FileName(concurrency, prefill + decode, (prefill, decode) if decode else None)
+    name = ResultFileName(concurrency, prefill + decode, (prefill, decode) if decode else None)
     return _fixed_point(path, name, Document.read(path), expected, window)
 
 
@@ -138,44 +146,46 @@ _LISTS = ("input_lens", "output_lens", "ttfts")
 _MODEL = ("model_id", "model", "model_name", "served_model_name")
 
 
-def _fixed_point(path: Path, name: FileName, document: Document, expected: Expected, window: Window | None) -> Point:
+def _fixed_point(
+    path: Path, name: ResultFileName, document: Document, expected: Expected, window: Window | None
+) -> MeasuredPoint:
     if "model_id" not in document or not isinstance(document.value("model_id"), str):
-        raise Unusable("model_id is not text" if "model_id" in document else "model_id is missing")
+        raise UnusableResult("model_id is not text" if "model_id" in document else "model_id is missing")
     concurrency, total, output, completed = (document.number(key) for key in _NEEDED)
     for key in document:
         if key in _TYPED or key.endswith("ms") or "tpot" in key:
             document.number(key)
     numbers = document.numbers()
     if concurrency != name.concurrency:
-        raise Unusable(f"max_concurrency is {concurrency:g}, expected {name.concurrency}")
+        raise UnusableResult(f"max_concurrency is {concurrency:g}, expected {name.concurrency}")
     if completed < 1:
-        raise Unusable("no request was completed")
+        raise UnusableResult("no request was completed")
     if output <= 0 or total <= 0 or numbers.get("total_output_tokens") == 0:
-        raise Unusable("no output token was generated")
+        raise UnusableResult("no output token was generated")
     if zero := [key for key, value in numbers.items() if "tpot" in key and value == 0]:
-        raise Unusable(f"{zero[0]} is 0, and process_result.py divides by it")
+        raise UnusableResult(f"{zero[0]} is 0, and process_result.py divides by it")
     lists = {key: values for key in _LISTS if (values := document.list_of_numbers(key))}
     lists["errors"] = [document.said_in("errors")]
     said = {k: document.value(k) for k in document if k in _MODEL or k in expected.row or MARK.fullmatch(k)}
     wrong = [
-        *contradictions.of_marks(said, expected),
-        *(text for key in _MODEL for text in contradictions.of_model(said.get(key), expected, key)),
-        *contradictions.of_row(said, expected, path.name),
-        *contradictions.of_gpus(name.gpus, name.split, total, expected),
-        *of_fixed(numbers, lists, expected),
-        *contradictions.of_times(numbers, expected, window),
+        *contradictions.stand_in_contradictions(said, expected),
+        *(text for key in _MODEL for text in contradictions.model_contradictions(said.get(key), expected, key)),
+        *contradictions.row_contradictions(said, expected, path.name),
+        *contradictions.gpu_contradictions(name.gpus, name.split, total, expected),
+        *fixed_contradictions(numbers, lists, expected),
+        *contradictions.time_contradictions(numbers, expected, window),
     ]
     if wrong:
-        raise Unusable("; ".join(wrong[:_MOST]))
+        raise UnusableResult("; ".join(wrong[:_MOST]))
     prefill, decode = expected.gpus or name.split or (name.gpus, 0)
     requests = numbers.get("num_prompts")
     doubts = [f"{key} is negative" for key, value in numbers.items() if key.startswith("median") and value < 0]
     if requests is not None and int(completed) < int(requests):
         doubts.append(f"{int(completed)} of {int(requests)} requests completed")
-    doubts += contradictions.of_model(document.value("tokenizer_id"), expected, "tokenizer_id")
-    doubts += contradictions.doubts_of_time(numbers.get("duration"), document.value("date"), expected, window)
-    doubts += doubts_of_concurrency(numbers, at_full_rate=document.value("request_rate") == "inf")
-    return Point(
+    doubts += contradictions.model_contradictions(document.value("tokenizer_id"), expected, "tokenizer_id")
+    doubts += contradictions.time_doubts(numbers.get("duration"), document.value("date"), expected, window)
+    doubts += concurrency_doubts(numbers, at_full_rate=document.value("request_rate") == "inf")
+    return MeasuredPoint(
         concurrency=name.concurrency,
         completed=int(completed),
         path=path,
@@ -201,31 +211,31 @@ def _fixed_point(path: Path, name: FileName, document: Document, expected: Expec
 
 def _agentic_point(
     path: Path, concurrency: int, document: Document, expected: Expected, window: Window | None
-) -> Point:
+) -> MeasuredPoint:
     completed = document.number("num_requests_successful")
     if completed < 1:
-        raise Unusable("no request succeeded")
+        raise UnusableResult("no request succeeded")
     if (said := document.number_if_any("conc")) not in (None, concurrency):
-        raise Unusable(f"conc is {said:g}, expected {concurrency}")
+        raise UnusableResult(f"conc is {said:g}, expected {concurrency}")
     gpus = (document.number_if_any(key) for key in ("num_prefill_gpu", "num_decode_gpu"))
     prefill, decode = (None if count is None else int(count) for count in gpus)
     parts = {key: document.value(key) for key in document}
     metrics = parts.get("request_metrics")
     medians = (_within(metrics, "latency", metric, "p50") for metric in ("ttft", "tpot", "itl", "e2el"))
     ttft, tpot, itl, e2el = (None if seconds is None else seconds * 1000 for seconds in medians)
-    accounting, failed = parts.get("request_accounting"), failed_of(parts)
+    accounting, failed = parts.get("request_accounting"), failed_requests(parts)
     duration = _within(metrics, "throughput", "duration_seconds")
     wrong = [
-        *contradictions.of_marks(parts, expected),
-        *contradictions.of_model(parts.get("model"), expected, "model"),
-        *contradictions.of_row(parts, expected, path.name),
-        *of_agentic(parts, expected),
+        *contradictions.stand_in_contradictions(parts, expected),
+        *contradictions.model_contradictions(parts.get("model"), expected, "model"),
+        *contradictions.row_contradictions(parts, expected, path.name),
+        *agentic_contradictions(parts, expected),
     ]
     if wrong:
-        raise Unusable("; ".join(wrong[:_MOST]))
+        raise UnusableResult("; ".join(wrong[:_MOST]))
     _within(accounting, "records_error_dropped")
     doubts = [f"{failed:g} requests failed"] if failed else []
-    return Point(
+    return MeasuredPoint(
         concurrency=concurrency,
         completed=int(completed),
         path=path,
@@ -245,7 +255,7 @@ def _agentic_point(
         duration_s=duration,
         ended=_written(path),
         rehearsal=bool(parts.get("rehearsal")),
-        doubts=(*doubts, *contradictions.doubts_of_time(duration, None, expected, window)),
+        doubts=(*doubts, *contradictions.time_doubts(duration, None, expected, window)),
     )
 
 

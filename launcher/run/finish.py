@@ -21,10 +21,10 @@ from launcher.core.reading import open_regular
 from launcher.core.terminal import one_line
 from launcher.core.waiting import begin
 from launcher.plan.plan import Plan
-from launcher.result.collect import Collected
+from launcher.result.collect import CollectedResults
 from launcher.result.logs import LOGS, TARBALL, bundle_logs, keep_logs
-from launcher.result.summary import Used, summary
-from launcher.result.validate import Point
+from launcher.result.summary import Provenance, summary
+from launcher.result.validate import MeasuredPoint
 from launcher.run.fields import Verdict
 from launcher.run.image_usage import unmark
 from launcher.run.kind import JobKind, Run
@@ -55,7 +55,7 @@ class Outcome:
 
     run: str
     state: str
-    points: tuple[Point, ...] = ()
+    points: tuple[MeasuredPoint, ...] = ()
     error: LauncherError | None = None
     verdict: Verdict | None = None
 
@@ -127,7 +127,7 @@ def finish(run: Run, state: JobState) -> Outcome:
         run.record.event("warning", f"the job COMPLETED, but {state.failed_step}")
     keep_answers(run, state)
     run.kind.end_leftovers(run)
-    collected, taken = Collected(), False
+    collected, taken = CollectedResults(), False
     try:
         collected = collect(run, patience)
         taken = True
@@ -150,10 +150,10 @@ def end_early(run: Run, error: LauncherError) -> Outcome:
     """End without results: as failed, or as cancelled, with what can be had in the seconds that a workflow leaves."""
     if not isinstance(error, Cancelled):
         run.record.event("error", str(error))
-    return _end(run, error, Collected(), None)[0]
+    return _end(run, error, CollectedResults(), None)[0]
 
 
-def collect(run: Run, patience: float = 0.0) -> Collected:
+def collect(run: Run, patience: float = 0.0) -> CollectedResults:
     """Collect the results of the run's job. Raises ResultError when that cannot be done."""
     if run.record.job is None:
         raise ResultError("this run has no job, hence no results", where=f"run {run.id}")
@@ -172,7 +172,7 @@ def logs_hint(run: Run) -> str:
     return f"launcher logs {run.id}"
 
 
-def _aggregate(run: Run, collected: Collected) -> list[str]:
+def _aggregate(run: Run, collected: CollectedResults) -> list[str]:
     """Write what InferenceX publishes of these results beside them, as a workflow's next step does; what gives none."""
     from launcher.result.aggregates import aggregate_run
 
@@ -182,7 +182,9 @@ def _aggregate(run: Run, collected: Collected) -> list[str]:
     return aggregate_run(run.results_directory, run.plan.benchmark, names, logs)
 
 
-def _end(run: Run, error: LauncherError | None, collected: Collected, state: JobState | None) -> tuple[Outcome, bool]:
+def _end(
+    run: Run, error: LauncherError | None, collected: CollectedResults, state: JobState | None
+) -> tuple[Outcome, bool]:
     """The outcome, written down; and whether logs and evidence are where the workflow looks."""
     name = "succeeded" if error is None else "cancelled" if isinstance(error, Cancelled) else "failed"
     judged = judge(run, error, state)
@@ -199,7 +201,7 @@ def _end(run: Run, error: LauncherError | None, collected: Collected, state: Job
         collected,
         state=state.word if state is not None else name,
         job_id=job.id if job is not None else None,
-        used=Used(
+        used=Provenance(
             srt_slurm_sha=run.record.step("workspace").facts.get("sha"),
             images=run.record.images,
             model=dict(run.record.step("model").facts) or None,

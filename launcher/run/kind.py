@@ -21,7 +21,7 @@ from launcher.plan.plan import OWN, Plan
 if TYPE_CHECKING:
     from launcher.benchmark.benchmark import Benchmark
     from launcher.plan.derive import Context
-    from launcher.result.collect import Collected
+    from launcher.result.collect import CollectedResults
     from launcher.run.record import RunRecord
     from launcher.runner.file import RunnerFile
     from launcher.slurm.client import JobKey, JobState, Scheduler
@@ -193,7 +193,7 @@ class JobKind(Protocol):
         """End what the run's job, which is over, has left running where its scheduler does not reach: what a daemon
         began for a job that was killed. What cannot be ended is told in the record."""
 
-    def collect(self, run: Run, patience: float) -> Collected:
+    def collect(self, run: Run, patience: float) -> CollectedResults:
         """Collect the results of the run's job into `Run.results_directory`, waiting ``patience`` seconds for those
         that are missing. Raises ResultError when that cannot be done."""
 

@@ -26,7 +26,7 @@ from launcher.srtctl.recipe import dump, variants
 
 if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
     from launcher.core.process import CommandRunner
-    from launcher.result.collect import Collected
+    from launcher.result.collect import CollectedResults
     from launcher.run.kind import Earlier, Prepared, Run, Submitted
     from launcher.slurm.client import JobKey, JobState
     from launcher.slurm.logs import EndMarkers
@@ -147,7 +147,7 @@ class SrtctlKind:
 
     def submit(self, run: Run, prepared: Prepared, earlier: Earlier, start: CommandRunner) -> Submitted:
         """Write recipe and srtslurm.yaml into the tree, and run `srtctl apply`."""
-        from launcher.result.collect import refuse_strangers
+        from launcher.result.collect import refuse_foreign_files
         from launcher.slurm.submission import IN_DOUBT_TOLD, PAUSES
         from launcher.srtctl.submit import Submission as Apply
         from launcher.srtctl.submit import apply, write_srtslurm
@@ -156,7 +156,7 @@ class SrtctlKind:
         refuse_other_directives(run)  # again: the recipe may have been in the checkout alone
         if job.recipe.document is None:
             raise ConfigError(f"recipe {job.recipe.path} was not found in srt-slurm {job.srt_slurm.ref} either")
-        refuse_strangers(run.results_directory, run.plan.results)
+        refuse_foreign_files(run.results_directory, run.plan.results)
         recipe = checkout.root / job.recipe.path
         recipe.parent.mkdir(parents=True, exist_ok=True)
         write_text(recipe, dump(job.recipe.document))
@@ -231,7 +231,7 @@ class SrtctlKind:
     def end_leftovers(self, run: Run) -> None:
         """Does nothing: Slurm ends all that its jobs began."""
 
-    def collect(self, run: Run, patience: float) -> Collected:
+    def collect(self, run: Run, patience: float) -> CollectedResults:
         """Results below ``outputs/<job id>/logs``; agentic ones where the job writes them, in the workspace."""
         from launcher.result.collect import CollectRequest, collect
 
@@ -284,11 +284,11 @@ def job_environment(
 
 def _agentic_results_there(plan: Plan) -> dict[str, int]:
     """Results that lie where this run's job will write its own: those of an earlier run, by their times."""
-    from launcher.result.collect import files_there
+    from launcher.result.collect import modification_times
 
     expected, directory = plan.results, Path(plan.workspace.shared or plan.workspace.path)
     names = [agentic_result_name(expected.filename, at) for at in expected.concurrencies]
-    return files_there(directory, names) if expected.mode == "agentic" else {}
+    return modification_times(directory, names) if expected.mode == "agentic" else {}
 
 
 def stamp_power(plan: Plan, sha: str | None, directory: Path) -> None:

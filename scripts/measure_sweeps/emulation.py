@@ -26,8 +26,8 @@ from launcher.core.errors import JobError, LauncherError, SubmissionError
 from launcher.core.process import CommandRunner
 from launcher.core.stop import Stop
 from launcher.plan.plan import Plan, SchedulerPlan
-from launcher.result.collect import Collected, Problem
-from launcher.result.validate import Point
+from launcher.result.collect import CollectedResults, Problem
+from launcher.result.validate import MeasuredPoint
 from launcher.run.kind import Earlier, Prepared, Run, Services, Submitted
 from launcher.run.loop import run_feed
 from launcher.run.record import RunRecord
@@ -191,7 +191,7 @@ class EmulatedKind:
     def end_leftovers(self, run: Run) -> None:
         pass
 
-    def collect(self, run: Run, patience: float) -> Collected:
+    def collect(self, run: Run, patience: float) -> CollectedResults:
         lost = {int(c) for c in run.plan.benchmark.settings.get("LOST", "").split()}
         assert run.record.job is not None
         if self._controller.state(run.record.job.id).word != "COMPLETED":
@@ -203,8 +203,8 @@ class EmulatedKind:
                 problems.append(Problem(f"concurrency {concurrency} is not there", concurrency))
             else:
                 path.write_text("{}")
-                points.append(Point(concurrency, 10, path, requests=10, rehearsal=True))
-        return Collected(tuple(points), tuple(problems))
+                points.append(MeasuredPoint(concurrency, 10, path, requests=10, rehearsal=True))
+        return CollectedResults(tuple(points), tuple(problems))
 
     def own_directories(self, plan: Plan) -> list[Path]:
         return []

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from launcher.rehearsal import engine_stand_in
-from launcher.result.document import Unusable
-from launcher.result.validate import Point, read_result
+from launcher.result.document import UnusableResult
+from launcher.result.validate import MeasuredPoint, read_result
 from tests.result.documents import asked, tried
 from tests.shared import SHARED, needs_shared
 
@@ -53,7 +53,7 @@ class JobRun:
     def files(self) -> set[str]:
         return {str(p.relative_to(self.output)) for p in self.output.rglob("*") if p.is_file()}
 
-    def results(self) -> dict[int, Point | Unusable]:
+    def results(self) -> dict[int, MeasuredPoint | UnusableResult]:
         found = sorted(self.logs.glob("sa-bench_*/results_*.json"))
         numbers = [int(path.name.split("_")[2]) for path in found]
         return {n: tried(read_result, p, n, asked(128, 128)) for n, p in zip(numbers, found, strict=True)}
@@ -86,7 +86,7 @@ def test_every_concurrency_has_a_result_that_the_launcher_takes(
     assert job_run.run() == 0
     results = job_run.results()
     assert list(results) == [16, 4] or list(results) == [4, 16]
-    assert all(isinstance(p, Point) and p.rehearsal and p.gpus == 12 for p in results.values())
+    assert all(isinstance(p, MeasuredPoint) and p.rehearsal and p.gpus == 12 for p in results.values())
     said = capsys.readouterr().out
     for line in ("🚀 srtctl Sweep Orchestrator", "Job ID: 7", "[INFO] Started 3 worker processes", "✓ Sweep completed"):
         assert line in said
@@ -142,13 +142,13 @@ def test_an_agentic_job_writes_into_the_workspace(job_run: JobRun, tmp_path: Pat
 @pytest.mark.parametrize(
     ("fault", "code", "results"),
     [
-        ("worker-death", 1, {4: Point}),
-        ("partial-results", 0, {4: Point}),
-        ("zero-tokens", 0, {4: Unusable, 16: Unusable}),
-        ("exit=9", 9, {4: Point, 16: Point}),
-        ("truncated-json", 0, {4: Point, 16: Unusable}),
-        ("nan", 0, {4: Point, 16: Unusable}),
-        ("slow-start=0.01,exit=3", 3, {4: Point, 16: Point}),
+        ("worker-death", 1, {4: MeasuredPoint}),
+        ("partial-results", 0, {4: MeasuredPoint}),
+        ("zero-tokens", 0, {4: UnusableResult, 16: UnusableResult}),
+        ("exit=9", 9, {4: MeasuredPoint, 16: MeasuredPoint}),
+        ("truncated-json", 0, {4: MeasuredPoint, 16: UnusableResult}),
+        ("nan", 0, {4: MeasuredPoint, 16: UnusableResult}),
+        ("slow-start=0.01,exit=3", 3, {4: MeasuredPoint, 16: MeasuredPoint}),
     ],
 )
 def test_faults_do_what_they_say(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.rehearsal.results import PREFILL_RATE, Topology, agentic_result, benchmark_result, eval_documents, solve
-from launcher.result.validate import Point, read_agentic_result, read_result
+from launcher.result.validate import MeasuredPoint, read_agentic_result, read_result
 from tests.result.documents import asked
 from tests.shared import SHARED, needs_shared
 
@@ -75,7 +75,7 @@ def test_the_launcher_takes_a_result_without_a_doubt(tmp_path: Path, concurrency
     file.parent.mkdir()
     file.write_text(json.dumps(benchmark_result(TOPOLOGY, concurrency, 1024, 1024, model="m")))
     point = read_result(file, concurrency, asked(1024, 1024))
-    assert isinstance(point, Point), point
+    assert isinstance(point, MeasuredPoint), point
     assert point.rehearsal and point.doubts == ()
     assert point.ttft_median_ms and point.tpot_p99_ms and point.throughput_per_gpu > 0
 
@@ -85,7 +85,7 @@ def test_the_launcher_takes_an_agentic_result(tmp_path: Path) -> None:
         file = tmp_path / "x_conc16.json"
         file.write_text(json.dumps(agentic_result(topology, 16, model="m")))
         point = read_agentic_result(file, 16, asked(mode="agentic"))
-        assert isinstance(point, Point), point
+        assert isinstance(point, MeasuredPoint), point
         assert point.rehearsal and point.gpus == gpus and point.ttft_median_ms
 
 

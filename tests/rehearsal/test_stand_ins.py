@@ -17,7 +17,7 @@ from launcher.core.process import clean_environment, run
 from launcher.rehearsal import stand_ins
 from launcher.rehearsal.srtctl_contract import schema_errors, stand_in_data
 from launcher.rehearsal.stand_ins import StandIns, stand_in_environment, tools_directory
-from launcher.result.validate import Point, read_result
+from launcher.result.validate import MeasuredPoint, read_result
 from launcher.run.kind import Submitted
 from launcher.slurm.client import JobKey, Phase
 from launcher.slurm.local import LocalScheduler
@@ -197,7 +197,7 @@ def test_a_whole_rehearsal(prepared: PreparedTree) -> None:
     assert "✓ Sweep completed successfully" in (logs / f"sweep_{done.job_id}.log").read_text()
     for concurrency in (1, 2):
         file = logs / f"sa-bench_isl_64_osl_64/results_concurrency_{concurrency}_gpus_4.json"
-        assert isinstance(read_result(file, concurrency, asked(64, 64)), Point)
+        assert isinstance(read_result(file, concurrency, asked(64, 64)), MeasuredPoint)
 
 
 def test_faults_of_a_submission(prepared: PreparedTree) -> None:

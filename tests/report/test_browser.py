@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from launcher.report.assemble import document
+from launcher.report.assemble import build_report
 from launcher.report.document import Document, as_json
 from launcher.report.gather import gather
-from launcher.report.page import page
+from launcher.report.page import render_page
 from tests.report.browser import CHROMIUM, DRIVER, Browser, browsing
 from tests.report.made import evaluation, row, rows, write_rows, write_runs
 
@@ -27,7 +27,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def made(*names: Path, title: str = "a report") -> Document:
-    return document(gather([str(name) for name in names], names[0]), title=title, made="2026-11-26 12:00:00")
+    return build_report(gather([str(name) for name in names], names[0]), title=title, made="2026-11-26 12:00:00")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Document, Path]:
     summary["points"][1] = {"concurrency": 16, "state": "invalid", "reason": "max_concurrency is 8, expected 16"}
     path.write_text(json.dumps(summary))
     value = made(directory)
-    (directory / "report.html").write_text(page(value))
+    (directory / "report.html").write_text(render_page(value))
     return value, directory / "report.html"
 
 
@@ -192,7 +192,7 @@ def test_evaluations_have_a_table_that_sorts_and_filters(browser: Browser, tmp_p
     summary = json.loads(path.read_text())
     low = evaluation(64, "b<i>", score=0.5, em_strict=0.5)
     path.write_text(json.dumps({**summary, "evaluations": [evaluation(64, "a"), low, evaluation(64, "c", score=0.99)]}))
-    (tmp_path / "report.html").write_text(page(made(tmp_path)))
+    (tmp_path / "report.html").write_text(render_page(made(tmp_path)))
     browser.open(tmp_path / "report.html")
     cells = "table.points tbody tr:not([hidden]) td:nth-child(6)"
     assert len(browser.each("table.points", "0")) == 2 and len(browser.each(".chart a", "0")) == 4
@@ -258,7 +258,7 @@ def test_hostile_text_shows_as_text(browser: Browser, tmp_path: Path) -> None:
         summary.write_text(json.dumps({**json.loads(summary.read_text()), **bad}))
     value = made(tmp_path / "state", tmp_path / "tree", title=HOSTILE[0])
     assert len(value.points) >= len(HOSTILE)
-    (tmp_path / "report.html").write_text(page(value))
+    (tmp_path / "report.html").write_text(render_page(value))
     browser.open(tmp_path / "report.html")
     assert browser.driver.title == HOSTILE[0]
     assert browser.said() == [] and browser.requests() == [(tmp_path / "report.html").as_uri()]
@@ -272,7 +272,7 @@ def test_hostile_text_shows_as_text(browser: Browser, tmp_path: Path) -> None:
 
 def test_two_thousand_points_are_there_at_once(browser: Browser, tmp_path: Path) -> None:
     write_rows(tmp_path / "tree", list(rows(2000)))
-    (tmp_path / "report.html").write_text(page(made(tmp_path / "tree")))
+    (tmp_path / "report.html").write_text(render_page(made(tmp_path / "tree")))
     browser.open(tmp_path / "report.html")
     assert browser.said() == []
     assert len(column(browser, 0)) == 2000

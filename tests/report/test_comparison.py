@@ -14,8 +14,8 @@ import pytest
 
 from launcher.cli import main
 from launcher.core.errors import ConfigError
-from launcher.report.comparison import Threshold, change, compare, failures
-from launcher.report.document import Gathered, Image, Run
+from launcher.report.comparison import Threshold, compare_points, metric_change, threshold_failures
+from launcher.report.document import Image, ReportInput, Run
 from launcher.report.points import Point, identity_of_row, metric
 from tests.report.made import row, write_rows, write_runs
 from tests.report.test_points import ROW
@@ -35,11 +35,11 @@ from tests.report.test_sources import change as change_files
     ],
 )  # fmt: skip
 def test_each_metric_has_its_direction(name: str, before: list[float], after: list[float], answer: str) -> None:
-    assert change(Threshold(metric(name)), before, after).answer == answer
+    assert metric_change(Threshold(metric(name)), before, after).answer == answer
 
 
 def test_repeats_give_a_median_and_a_spread() -> None:
-    found = change(Threshold(metric("tput_per_gpu")), [90.0, 100.0, 130.0], [80.0, 100.0])
+    found = metric_change(Threshold(metric("tput_per_gpu")), [90.0, 100.0, 130.0], [80.0, 100.0])
     assert (found.base, found.now, found.spread, found.change) == (100.0, 90.0, (40.0, 20.0), -0.1)
 
 
@@ -71,21 +71,21 @@ def test_points_are_compared_by_identity_and_what_is_missing_is_said() -> None:
     after = [point(4, 90.0, run="2"), point(8, 100.0, state="missing", reason="lost")]
     held = {one.metric.name: one for one in map(Threshold.parse, ("tput_per_gpu:-5%", "p99_e2el:+5%"))}
     now, base = (
-        Gathered(points, {run: Run(id=run, images=(Image(reference=image),))})
+        ReportInput(points, {run: Run(id=run, images=(Image(reference=image),))})
         for points, run, image in ((after, "2", "b"), (before, "1", "a"))
     )
-    found = list(compare(now, base, held, {}))
+    found = list(compare_points(now, base, held, {}))
     four, eight, sixteen = (one for _, one in found)
     assert (four.answer, four.differs, four.samples) == ("worse", ("image: a → b",), (1, 1))
     assert (eight.answer, eight.reason) == ("not comparable", "not ok in this run: lost")
     assert sixteen.reason == "not in this run"
-    said = [text for identity, one in found[:2] for text in failures(identity, one, held)]
+    said = [text for identity, one in found[:2] for text in threshold_failures(identity, one, held)]
     assert [text.partition(": ")[2] for text in said] == [
         "tput_per_gpu changed by -10.0%, 0.05 is the most",
         "p99_e2el is not in both runs",
         "not ok in this run: lost",
     ]
-    assert [*failures(*found[0], {}), *failures(*found[1], {})] == []
+    assert [*threshold_failures(*found[0], {}), *threshold_failures(*found[1], {})] == []
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, object], str]:

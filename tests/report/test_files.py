@@ -18,11 +18,11 @@ import pytest
 
 from launcher.cli import main
 from launcher.report import files
-from launcher.report.assemble import document
+from launcher.report.assemble import build_report
 from launcher.report.chart import phases
 from launcher.report.document import Attempt, Document, Entry, Run, as_json, schema
 from launcher.report.gather import gather
-from launcher.report.page import page
+from launcher.report.page import render_page
 from tests.report.made import CONCURRENCIES, row, rows, write_rows, write_runs
 from tests.report.test_sources import DIED, MISSING, REFUSED, change
 
@@ -37,7 +37,7 @@ def value(tmp_path: Path) -> Document:
     change(tmp_path, runs[2], "run", **DIED)
     (tmp_path / f"runs/{runs[2]}/summary.json").unlink()
     change(tmp_path, runs[3], "summary", points={16: {**MISSING, "reason": HOSTILE}})
-    return document(gather([str(tmp_path)], tmp_path), title=f"a title {HOSTILE}", made="now")
+    return build_report(gather([str(tmp_path)], tmp_path), title=f"a title {HOSTILE}", made="now")
 
 
 def test_json_is_strict_and_by_its_schema(value: Document) -> None:
@@ -88,7 +88,7 @@ def test_a_retry_is_a_suite_of_its_own() -> None:
     assert (first.get("failures"), second.get("name"), second.get("failures")) == ("1", "t, retry 1", "0")
     first_try = "<a href=#r1>a</a> <span class=missing>missing</span> node: gone"
     assert "2 attempts: missing gone; ok" in files.markdown(made)
-    assert f"{first_try}; <a href=#r2>b</a> <span class=ok>ok</span>" in page(made)
+    assert f"{first_try}; <a href=#r2>b</a> <span class=ok>ok</span>" in render_page(made)
 
 
 def test_markdown_has_units_and_bounds(value: Document) -> None:
@@ -112,7 +112,7 @@ def test_markdown_has_units_and_bounds(value: Document) -> None:
 )
 def test_the_page_is_small_and_loads_nothing(tmp_path: Path, make: Callable[[Path], None], most: int) -> None:
     make(tmp_path)
-    text = page(document(gather([str(tmp_path / "tree")], tmp_path), title="t", made="now"))
+    text = render_page(build_report(gather([str(tmp_path / "tree")], tmp_path), title="t", made="now"))
     assert len(text.encode()) <= most
     assert re.findall(r"(?:src|href)\s*=\s*[\"']?(?!#)[^\s>]*|url\(|@import|https?://", text) == []
     policy = re.search(r'http-equiv=Content-Security-Policy content="([^"]*)"', text)
@@ -126,7 +126,7 @@ def test_the_page_is_small_and_loads_nothing(tmp_path: Path, make: Callable[[Pat
 
 
 def test_the_page_says_what_is_not_ok_above_the_pictures(value: Document) -> None:
-    text = page(value)
+    text = render_page(value)
     above = text.partition("<h2>Frontiers")[0]
     for part in ("max_concurrency is 8, expected 16", "worker decode 0 was killed", "14</b> ok", ">server<"):
         assert part in above
@@ -154,7 +154,7 @@ def test_the_command_writes_all_of_it_and_prints_one_form(tmp_path: Path, capsys
 
 def test_the_time_line_has_each_job_with_what_it_waited_and_measured(tmp_path: Path) -> None:
     write_runs(tmp_path, 3)
-    found = document(gather([str(tmp_path)], tmp_path), title="t", made="now")
+    found = build_report(gather([str(tmp_path)], tmp_path), title="t", made="now")
     for run in found.runs:
         parts = list(phases(run))
         assert all(first[2] <= second[1] for first, second in pairwise(parts))
@@ -162,7 +162,7 @@ def test_the_time_line_has_each_job_with_what_it_waited_and_measured(tmp_path: P
         assert ("queue", run.submitted, run.started) in parts
         assert [(begin, end) for name, begin, end in parts if name == "measure"] == [one[1:] for one in run.measured]
         assert parts[-1] == ("rest", run.measured[-1][2], run.ended)
-    text = page(found)
+    text = render_page(found)
     picture = text.partition('<svg class=time viewBox="0 0 1000')[2].partition("</svg>")[0]
     assert [f"{run.job} {run.nodes}" for run in found.runs] == re.findall(
         r"<a href=#r\d+><text y=\d+>([^<]*)<", picture
@@ -185,8 +185,8 @@ def test_the_time_line_has_each_job_with_what_it_waited_and_measured(tmp_path: P
 def test_odd_rows_spoil_no_file(tmp_path: Path, changes: dict[str, object]) -> None:
     made = [*rows(3), row(shape=(9, 4), **changes)]
     write_rows(tmp_path / "tree", made)
-    value = document(gather([str(tmp_path / "tree")], tmp_path), title="t", made="now")
-    files.write(value, tmp_path / "out")
+    value = build_report(gather([str(tmp_path / "tree")], tmp_path), title="t", made="now")
+    files.write_report(value, tmp_path / "out")
     assert len(json.loads((tmp_path / "out/report.json").read_bytes())["points"]) == 4
     assert (tmp_path / "out/report.html").read_text(encoding="utf-8").count("<tr id=p") == 4
     ElementTree.parse(tmp_path / "out/junit.xml")

@@ -15,16 +15,16 @@ import pytest
 
 from launcher.cli import main
 from launcher.core.mounts import type_at
-from launcher.report.assemble import document
-from launcher.report.document import Gathered
+from launcher.report.assemble import build_report
+from launcher.report.document import ReportInput
 from launcher.report.history import NAME, gather_history
 from tests.report.made import BEGAN, CONCURRENCIES, write_runs
 from tests.report.test_sources import REFUSED, change
 
 
-def as_json(found: Gathered) -> object:
+def as_json(found: ReportInput) -> object:
     """What a report makes of it."""
-    return document(found, title="", made="")
+    return build_report(found, title="", made="")
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from xml.etree import ElementTree
 import pytest
 
 from launcher.report import files
-from launcher.report.comparison import comparison
+from launcher.report.comparison import compare_reports
 from launcher.report.document import Document, Entry, as_json
 from launcher.report.gather import gather
-from launcher.report.page import page
+from launcher.report.page import render_page
 from launcher.result.contradictions import rule_of
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.schema import Began, Policy, Reused, Started, Sweep
@@ -79,7 +79,7 @@ def test_a_score_is_in_every_form_and_in_no_picture(value: Document) -> None:
         line.startswith("| refused |") and "| 0.2000 |" in line and line.endswith("| gpqa |")
         for line in text.splitlines()
     )
-    shown = page(value)
+    shown = render_page(value)
     table = shown.partition("<h2>Evaluations")[2].partition("</table>")[0]
     assert table.count("<tr id=p") == 4 and "<td>gpqa<td>0.2000<td>0.0060<td>0.2000<td>0.3100" in table
     assert "below the threshold of 0.3" in shown.partition("<h2>Frontiers")[0]
@@ -155,7 +155,7 @@ def test_scores_are_compared_by_their_own_metrics(tmp_path: Path) -> None:
     base, now = (gather([str(tmp_path / side)], tmp_path) for side in ("a", "b"))
 
     def held(*thresholds: str) -> Any:
-        return comparison(report(tmp_path, str(tmp_path / "b")), now, base, thresholds)
+        return compare_reports(report(tmp_path, str(tmp_path / "b")), now, base, thresholds)
 
     found = held("tput_per_gpu:-5%")
     assert found.exit_code == 0 and found.failed == ()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from launcher.core.errors import ConfigError
-from launcher.report.assemble import document
+from launcher.report.assemble import build_report
 from launcher.report.document import Document, Entry
 from launcher.report.gather import gather
 from launcher.sweep.ledger import Ledger
@@ -19,7 +19,7 @@ from tests.report.made import CONCURRENCIES, row, rows, write_rows, write_runs
 
 
 def report(state: Path, *names: str) -> Document:
-    return document(gather(names or [str(state)], state), title="t", made="now")
+    return build_report(gather(names or [str(state)], state), title="t", made="now")
 
 
 def change(state: Path, run: str, kind: str, /, **changes: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from launcher.core.lines import Terminal
 from launcher.report.document import Document
 from launcher.report.points import metrics
-from launcher.report.terminal import show
+from launcher.report.terminal import report_lines
 from tests.report.made import evaluation, rows, write_rows, write_runs
 from tests.report.test_sources import DIED, REFUSED, change, report
 
@@ -35,7 +35,7 @@ def value(tmp_path: Path) -> Document:
 
 @pytest.mark.parametrize("width", [70, 80, 140, None])
 def test_nothing_is_cut_and_what_has_no_room_is_named(value: Document, width: int | None) -> None:
-    lines = list(show(value, Terminal(width)))
+    lines = list(report_lines(value, Terminal(width)))
     text = " ".join(" ".join(lines).split())
     assert width is None or (max(map(len, lines)) <= width and "…" not in text)
     heads = [line for line in lines if line.startswith("  topology")]
@@ -61,6 +61,6 @@ def test_of_many_points_those_on_a_frontier_are_shown(tmp_path: Path) -> None:
     write_rows(tmp_path, list(rows(100)))
     found = report(tmp_path)
     best = sum(entry.frontier for entry in found.points)
-    lines = list(show(found, Terminal(100)))
+    lines = list(report_lines(found, Terminal(100)))
     assert sum("frontier" in line for line in lines) == best + 1
     assert f"{best} of 100 points: those on a frontier" in " ".join(" ".join(lines).split())

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.plan.plan import Expected
-from launcher.result.document import Unusable
-from launcher.result.validate import Point
+from launcher.result.document import UnusableResult
+from launcher.result.validate import MeasuredPoint
 
 
 def fixed(concurrency: int = 4, **changes: Any) -> dict[str, Any]:
@@ -115,11 +115,11 @@ def age(path: Path, seconds: float) -> Path:
     return path
 
 
-def tried(read: Callable[..., Point], *given: Any) -> Point | Unusable:
+def tried(read: Callable[..., MeasuredPoint], *given: Any) -> MeasuredPoint | UnusableResult:
     """The point of a file, or why it cannot be used."""
     try:
         return read(*given)
-    except Unusable as why:
+    except UnusableResult as why:
         return why
 
 

@@ -376,7 +376,7 @@ BY_LINE = {"profile_export.jsonl", "samples.csv", "gpu_metrics.csv", "traces.jso
 
 READERS: list[tuple[str, Callable[[Path], Any]]] = [
     ("r.json", lambda d: aggregates.aggregate_fixed(d, "r", ENVIRONMENT)),
-    ("x.json", lambda d: aggregates.document(d / "x.json")),
+    ("x.json", lambda d: aggregates.read_document(d / "x.json")),
     ("power-producer-sha.txt", lambda d: aggregates.aggregate_several_nodes(d, "r", {})),
     ("aiperf_artifacts/profile_export.jsonl", lambda d: aggregates.aggregate_agentic(d, "a", {"RESULT_DIR": "."})),
     ("traces.jsonl", lambda d: aggregates.expected_outputs(d, read_records([]))),

@@ -269,7 +269,7 @@ def test_whatever_a_job_leaves_its_logs_are_kept(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_is_one_line_each_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "KEPT_IN_ALL", 1000)
+    monkeypatch.setattr(kept, "MAX_BYTES_OF_ALL", 1000)
     logs = tmp_path / "logs"
     logs.mkdir()
     for number in range(1200):
@@ -284,8 +284,8 @@ def test_what_is_left_out_is_one_line_each_and_bounded(tmp_path: Path, monkeypat
 
 def test_of_large_files_the_end_is_kept_and_little_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds on what is read, not on time: a terabyte that is one hole, a long line, many files of middle size."""
-    monkeypatch.setattr(kept, "KEPT_OF_A_FILE", 1 << 20)
-    monkeypatch.setattr(kept, "KEPT_IN_ALL", 5 << 20)
+    monkeypatch.setattr(kept, "MAX_BYTES_OF_FILE", 1 << 20)
+    monkeypatch.setattr(kept, "MAX_BYTES_OF_ALL", 5 << 20)
     logs = tmp_path / "logs"
     logs.mkdir()
     (logs / "small.log").write_text("why it failed\n")
@@ -305,7 +305,7 @@ def test_of_large_files_the_end_is_kept_and_little_is_read(tmp_path: Path, monke
 
 
 def test_a_long_line_ends_where_the_file_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "KEPT_OF_A_FILE", 1 << 20)
+    monkeypatch.setattr(kept, "MAX_BYTES_OF_FILE", 1 << 20)
     logs = tmp_path / "logs"
     logs.mkdir()
     (logs / "line.log").write_bytes(b"x" * (3 << 20) + b"the end")
@@ -314,7 +314,7 @@ def test_a_long_line_ends_where_the_file_does(tmp_path: Path, monkeypatch: pytes
 
 
 def test_files_without_number_are_not_all_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "MOST_FILES", 50)
+    monkeypatch.setattr(kept, "MAX_FILES", 50)
     logs = tmp_path / "logs"
     logs.mkdir()
     for number in range(100):

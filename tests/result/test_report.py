@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launcher.result.collect import Collected
+from launcher.result.collect import CollectedResults
 from launcher.result.summary_file import REHEARSAL, Evaluation, rows, score_rows, table_lines
 from tests.result.test_summary import BENCHMARK, GOOD, USED, a_plan, made
 
@@ -15,7 +15,7 @@ MISSING = ("-",) * 5
 
 
 def test_a_missing_point_is_shown_as_missing() -> None:
-    table = rows([made(), made(Collected(), state="TIMEOUT")])
+    table = rows([made(), made(CollectedResults(), state="TIMEOUT")])
     head = ("gb200-nv", "minimaxm3_8k1k", "dynamo-vllm fp4", "2P1D DEP4/TP8", "8192/1024")
     assert [row.cells for row in table] == [
         (*head, "4", "960", "-", "84.2", "-", "-", "ok"),
@@ -38,13 +38,13 @@ def test_what_differs_in_framework_precision_or_method_does_not_look_alike() -> 
 
 
 def test_a_point_of_a_job_that_failed_is_not_good() -> None:
-    row = rows([made(Collected(points=(GOOD,)), state="NODE_FAIL")])[0]
+    row = rows([made(CollectedResults(points=(GOOD,)), state="NODE_FAIL")])[0]
     assert (row.cells[-1], row.good) == ("ok, job NODE_FAIL", False)
 
 
 @pytest.mark.parametrize(("problems", "state"), [((), "ok"), (("no results*.json",), "failed")])
 def test_a_run_without_points_has_one_row(problems: tuple[str, ...], state: str) -> None:
-    document = made(Collected(), plan=a_plan(benchmark=replace(BENCHMARK, eval_only=True)), problems=problems)
+    document = made(CollectedResults(), plan=a_plan(benchmark=replace(BENCHMARK, eval_only=True)), problems=problems)
     assert [(row.cells[5], row.cells[-1]) for row in rows([document])] == [("-", state)]
 
 
@@ -73,7 +73,7 @@ def test_markup_in_a_name_is_text() -> None:
 def test_scores_have_a_table_of_their_own() -> None:
     good = Evaluation(64, "gsm8k", score=0.95, threshold=0.9, n_eff=1319)
     low, missing = replace(good, task="gpqa", score=0.2), Evaluation(None, state="missing", reason="no results*.json")
-    document = made(Collected(points=(GOOD,), evaluations=(good, low, missing)))
+    document = made(CollectedResults(points=(GOOD,), evaluations=(good, low, missing)))
     head = ("gb200-nv", "minimaxm3_8k1k", "dynamo-vllm fp4", "2P1D DEP4/TP8")
     assert [(row.cells, row.good) for row in score_rows([document])] == [
         ((*head, "gsm8k", "64", "0.9500", "0.90", "1319", "ok"), True),

@@ -15,9 +15,9 @@ from launcher.plan.derive import Context
 from launcher.plan.plan import Plan
 from launcher.project import plan_benchmark
 from launcher.rehearsal.stand_ins import ensure_model
-from launcher.result.collect import Collected, Problem
-from launcher.result.summary import SCHEMA_VERSION, Used, summary
-from launcher.result.validate import Point
+from launcher.result.collect import CollectedResults, Problem
+from launcher.result.summary import SCHEMA_VERSION, Provenance, summary
+from launcher.result.validate import MeasuredPoint
 from launcher.runner.fleet import Fleet
 from launcher.srtctl.locate import RecipeFinder
 from tests.benchmarks import a_benchmark
@@ -38,7 +38,7 @@ BENCHMARK = Benchmark(
     decode=Role(workers=1, tp=8),
     settings={"CONFIG_FILE": "recipes/x.yaml"},
 )
-GOOD = Point(
+GOOD = MeasuredPoint(
     concurrency=4, completed=40, path=Path("/out/r4.json"), gpus=16, total_throughput=960.5, ttft_median_ms=84.2
 )
 
@@ -53,7 +53,7 @@ def a_plan(**changes: Any) -> Plan:
     return replace(_plan(), **{"benchmark": BENCHMARK, **changes})
 
 
-COLLECTED = Collected(
+COLLECTED = CollectedResults(
     points=(GOOD,),
     problems=(
         Problem("completed is 0", 16, "invalid"),
@@ -62,13 +62,13 @@ COLLECTED = Collected(
     ),
     doubts=("odd",),
 )
-USED = Used(
+USED = Provenance(
     srt_slurm_sha="a" * 40,
     images=[{"reference": "vllm/vllm-openai:v0.23.0", "digest": "sha256:ab", "squash": "/sq/v.sqsh", "bytes": 9}],
 )
 
 
-def made(collected: Collected = COLLECTED, *, plan: Plan | None = None, **changes: Any) -> dict[str, Any]:
+def made(collected: CollectedResults = COLLECTED, *, plan: Plan | None = None, **changes: Any) -> dict[str, Any]:
     given: dict[str, Any] = {
         "state": "COMPLETED",
         "job_id": "4711",
@@ -87,7 +87,7 @@ def test_every_concurrency_asked_for_has_an_entry() -> None:
 
 
 def test_without_a_collection_all_points_are_missing() -> None:
-    document = made(Collected(), used=Used(), state="TIMEOUT", job_id=None, times={})
+    document = made(CollectedResults(), used=Provenance(), state="TIMEOUT", job_id=None, times={})
     assert {point["state"] for point in document["points"]} == {"missing"}
     assert document["job"] == {"id": None, "state": "TIMEOUT"}
     assert (document["model"], document["images"], document["times"]) == (None, [], {})
@@ -111,14 +111,14 @@ def test_it_is_json_and_says_what_ran(tmp_path: Path) -> None:
 
 
 def test_a_single_rehearsed_point_makes_it_a_rehearsal() -> None:
-    assert made(Collected(points=(replace(GOOD, rehearsal=True),)))["rehearsal"] is True
+    assert made(CollectedResults(points=(replace(GOOD, rehearsal=True),)))["rehearsal"] is True
     assert made(used=replace(USED, stand_ins=True))["rehearsal"] is True
 
 
 def test_a_point_measured_twice_is_not_shown_as_good() -> None:
-    collected = Collected(points=(GOOD,), problems=(Problem("measured twice", 4, "invalid"),))
+    collected = CollectedResults(points=(GOOD,), problems=(Problem("measured twice", 4, "invalid"),))
     assert made(collected)["points"][0]["state"] == "invalid"
 
 
 def test_an_eval_alone_asks_for_no_points() -> None:
-    assert made(Collected(), plan=a_plan(benchmark=replace(BENCHMARK, eval_only=True)))["points"] == []
+    assert made(CollectedResults(), plan=a_plan(benchmark=replace(BENCHMARK, eval_only=True)))["points"] == []

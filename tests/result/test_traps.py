@@ -18,9 +18,9 @@ import msgspec
 import pytest
 
 from launcher.plan.plan import Bounds, Expected
-from launcher.result.document import Unusable
-from launcher.result.own_numbers import of_agentic
-from launcher.result.validate import Point, read_only_result
+from launcher.result.document import UnusableResult
+from launcher.result.own_numbers import agentic_contradictions
+from launcher.result.validate import MeasuredPoint, read_single_result
 from tests.result.documents import age, agentic, evaluation, fixed, tried, write
 from tests.result.traps import FOLDER, Lane, lane, metrics, outcome, text_of, whole_agentic
 from tests.shared import SHARED, needs_shared
@@ -910,12 +910,12 @@ def test_recorded_results_of_fixed_lengths(tmp_path: Path, case: Any) -> None:
     concurrency = int(text.partition('"max_concurrency": ')[2].partition(",")[0])
     for isl in (1024, 8192):
         expected = Expected((concurrency,), "r", "fixed", False, isl, 1024, models=("org/Model-X",), rehearsal=False)
-        point = tried(read_only_result, path, concurrency, expected, 8)
+        point = tried(read_single_result, path, concurrency, expected, 8)
         refused = REFUSED.get(case["name"]) or ("where ISL is 8192" if isl == 8192 else None)
         if refused is None:
-            assert isinstance(point, Point), point
+            assert isinstance(point, MeasuredPoint), point
         else:
-            assert isinstance(point, Unusable) and refused in str(point)
+            assert isinstance(point, UnusableResult) and refused in str(point)
 
 
 @needs_shared
@@ -928,12 +928,12 @@ def test_recorded_agentic_results(tmp_path: Path, case: Any) -> None:
     disagg = case["environment"]["DISAGG"] == "true"
     row = {"framework": case["environment"]["FRAMEWORK"], "precision": "fp4", "is_multinode": disagg}
     expected = Expected((16,), "r", "agentic", False, None, None, gpus=(8, 8) if disagg else (8, 0), row=row)
-    point = tried(read_only_result, path, 16, expected, 8)
+    point = tried(read_single_result, path, 16, expected, 8)
     refused = {"agentic-none": "no request succeeded", "agentic-errors": "2 of 7 requests failed"}.get(case["name"])
     if refused is None:
-        assert isinstance(point, Point), point
+        assert isinstance(point, MeasuredPoint), point
     else:
-        assert isinstance(point, Unusable) and refused in str(point)
+        assert isinstance(point, UnusableResult) and refused in str(point)
 
 
 @needs_shared
@@ -955,9 +955,9 @@ def test_a_gate_that_is_met_exactly_passes() -> None:
     document = whole_agentic(num_requests_successful=90, request_metrics=None)
     document["request_accounting"] = {"records_error_dropped": 10}
     held = Expected((4,), "RF", "agentic", False, None, None)
-    assert list(of_agentic(document, held)) == []
+    assert list(agentic_contradictions(document, held)) == []
     document["request_accounting"]["records_error_dropped"] = 11
-    assert len(list(of_agentic(document, held))) == 1
+    assert len(list(agentic_contradictions(document, held))) == 1
 
 
 def test_judging_twenty_concurrencies_costs_little_cpu(tmp_path: Path) -> None:
@@ -981,7 +981,7 @@ def test_judging_twenty_concurrencies_costs_little_cpu(tmp_path: Path) -> None:
     held = Expected((4,), "RF", "fixed", False, 128, 128, gpus=(12, 0), models=("m",), rehearsal=False)
     began = time.thread_time()
     for _ in range(20):
-        assert isinstance(read_only_result(path, 4, held, 12), Point)
+        assert isinstance(read_single_result(path, 4, held, 12), MeasuredPoint)
     whole = time.thread_time() - began
     began = time.thread_time()
     for _ in range(20):

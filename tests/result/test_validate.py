@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.result.document import Unusable
-from launcher.result.validate import FileName, Point, read_agentic_result, read_result
+from launcher.result.document import UnusableResult
+from launcher.result.validate import MeasuredPoint, ResultFileName, read_agentic_result, read_result
 from tests.result.documents import agentic, asked, fixed, tried, write
 from tests.shared import SHARED, needs_shared
 
@@ -20,18 +20,18 @@ NAME = "sa-bench_isl_128_osl_128/results_concurrency_4_gpus_12_ctx_4_gen_8.json"
 AGENTIC = asked(mode="agentic")
 
 
-def read(tmp_path: Path, document: Any, name: str = NAME) -> Point | Unusable:
+def read(tmp_path: Path, document: Any, name: str = NAME) -> MeasuredPoint | UnusableResult:
     return tried(read_result, write(tmp_path / name, document), 4, asked(128, 128))
 
 
-def reason(answer: Point | Unusable) -> str:
-    assert isinstance(answer, Unusable), answer
+def reason(answer: MeasuredPoint | UnusableResult) -> str:
+    assert isinstance(answer, UnusableResult), answer
     return str(answer)
 
 
 def test_a_disaggregated_result(tmp_path: Path) -> None:
     point = read(tmp_path, fixed())
-    assert point == Point(
+    assert point == MeasuredPoint(
         concurrency=4,
         completed=40,
         path=tmp_path / NAME,
@@ -55,12 +55,12 @@ def test_a_disaggregated_result(tmp_path: Path) -> None:
         ended=(tmp_path / NAME).stat().st_mtime,
     )
     measured = read(tmp_path, fixed(benchmark_start_time_unix=1000.0, benchmark_end_time_unix=1010.0))
-    assert isinstance(measured, Point) and measured.ended == 1010.0
+    assert isinstance(measured, MeasuredPoint) and measured.ended == 1010.0
 
 
 def test_an_aggregated_result_counts_all_gpus_for_both(tmp_path: Path) -> None:
     point = read(tmp_path, fixed(), "sa-bench_isl_128_osl_128/results_concurrency_4_gpus_8.json")
-    assert isinstance(point, Point)
+    assert isinstance(point, MeasuredPoint)
     assert (point.gpus, point.prefill_gpus, point.decode_gpus) == (8, None, None)
     assert (point.throughput_per_gpu, point.output_throughput_per_gpu) == (120.0, 57.5)
 
@@ -74,11 +74,11 @@ def test_results_of_real_jobs(directory: str) -> None:
     found = sorted((SHARED / "reference" / directory).glob("logs/*/results_*.json"))
     assert len(found) == 2
     for path in found:
-        name = FileName.parse(path.name)
+        name = ResultFileName.parse(path.name)
         assert name is not None
         document = json.loads(path.read_text())
         point = read_result(path, name.concurrency, asked())
-        assert isinstance(point, Point)
+        assert isinstance(point, MeasuredPoint)
         assert point.completed == document["completed"]
         assert point.throughput_per_gpu == document["total_token_throughput"] / name.gpus
         decode = name.split[1] if name.split else name.gpus
@@ -172,19 +172,19 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 )
 def test_what_is_odd_is_a_doubt(tmp_path: Path, changes: dict[str, Any], name: str, said: str) -> None:
     point = read(tmp_path, fixed(**changes), name)
-    assert isinstance(point, Point)
+    assert isinstance(point, MeasuredPoint)
     assert any(said in doubt for doubt in point.doubts), point.doubts
 
 
 def test_a_rehearsal_says_so(tmp_path: Path) -> None:
     point = read(tmp_path, fixed(rehearsal=True))
-    assert isinstance(point, Point) and point.rehearsal
+    assert isinstance(point, MeasuredPoint) and point.rehearsal
 
 
 def test_an_agentic_result_in_milliseconds(tmp_path: Path) -> None:
     path = write(tmp_path / "RF_conc8.json", agentic())
     point = read_agentic_result(path, 8, AGENTIC)
-    assert point == Point(
+    assert point == MeasuredPoint(
         concurrency=8,
         completed=100,
         path=path,
@@ -208,14 +208,14 @@ def test_an_agentic_result_in_milliseconds(tmp_path: Path) -> None:
 def test_the_least_that_the_workflow_takes_of_an_agentic_result(tmp_path: Path) -> None:
     path = write(tmp_path / "RF_conc8.json", {"num_requests_successful": 1})
     point = read_agentic_result(path, 8, AGENTIC)
-    assert isinstance(point, Point)
+    assert isinstance(point, MeasuredPoint)
     assert (point.completed, point.total_throughput, point.ttft_median_ms) == (1, None, None)
 
 
 def test_failed_requests_of_an_agentic_result_are_a_doubt(tmp_path: Path) -> None:
     path = write(tmp_path / "RF_conc8.json", agentic(request_accounting={"records_error_dropped": 7}))
     point = read_agentic_result(path, 8, AGENTIC)
-    assert isinstance(point, Point)
+    assert isinstance(point, MeasuredPoint)
     assert (point.requests, point.doubts) == (107, ("7 requests failed",))
 
 
@@ -240,7 +240,7 @@ def test_an_agentic_result_that_is_none(tmp_path: Path, name: str, document: Any
 def test_a_result_cut_anywhere_is_never_a_point(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     whole = json.dumps(fixed())
     text = whole[: data.draw(st.integers(0, len(whole) - 1))]
-    assert isinstance(read(tmp_path_factory.getbasetemp() / "cut", text), Unusable)
+    assert isinstance(read(tmp_path_factory.getbasetemp() / "cut", text), UnusableResult)
 
 
 JSON = st.recursive(
@@ -266,7 +266,7 @@ def test_whatever_a_file_holds_there_is_an_answer(content: bytes, tmp_path_facto
         tried(read_result, path, 4, asked(128, 128)),
         tried(read_agentic_result, other, 4, AGENTIC),
     ):
-        if isinstance(answer, Point):
+        if isinstance(answer, MeasuredPoint):
             assert answer.completed > 0
             assert all(math.isfinite(value) for value in vars(answer).values() if isinstance(value, float))
 
@@ -275,10 +275,10 @@ NUMBERS = st.integers(0, 10**6)
 
 
 @given(
-    st.builds(FileName, NUMBERS, NUMBERS, st.none() | st.tuples(NUMBERS, NUMBERS)),
+    st.builds(ResultFileName, NUMBERS, NUMBERS, st.none() | st.tuples(NUMBERS, NUMBERS)),
 )
-def test_a_file_name_is_read_as_sa_bench_writes_it(name: FileName) -> None:
+def test_a_file_name_is_read_as_sa_bench_writes_it(name: ResultFileName) -> None:
     text = f"results_concurrency_{name.concurrency}_gpus_{name.gpus}"
     if name.split is not None:
         text += f"_ctx_{name.split[0]}_gen_{name.split[1]}"
-    assert FileName.parse(f"{text}.json") == name
+    assert ResultFileName.parse(f"{text}.json") == name

@@ -15,7 +15,7 @@ from launcher.container.results import Place
 from launcher.container.results import collect as collect_in_container
 from launcher.core.errors import ResultError
 from launcher.plan.plan import Expected
-from launcher.result.collect import Collected, CollectRequest, collect
+from launcher.result.collect import CollectedResults, CollectRequest, collect
 from tests.result.documents import agentic, changed, evaluation, fixed, write
 
 FOLDER = "sa-bench_isl_128_osl_128"
@@ -73,7 +73,7 @@ class Lane:
     def expects(self, **changes: Any) -> None:
         self.expected = change(self.expected, **changes)
 
-    def collect(self) -> Collected:
+    def collect(self) -> CollectedResults:
         if self.kind == "container":
             place = Place(self.workspace, self.workspace, self.submitted, 12, self.there_before)
             return collect_in_container(self.expected, place, patience=0)

@@ -30,8 +30,8 @@ from launcher.plan.derive import AppliedRules, Context, planned_model, whole_pla
 from launcher.plan.expected import expected_results, result_stem
 from launcher.plan.plan import Holds, Plan
 from launcher.project import Project
-from launcher.result.collect import Collected, Problem
-from launcher.result.document import Unusable
+from launcher.result.collect import CollectedResults, Problem
+from launcher.result.document import UnusableResult
 from launcher.result.validate import read_result
 from launcher.run.kind import Earlier, Prepared, Run, Submitted
 from launcher.run.prepare import prepare
@@ -144,18 +144,18 @@ class ScriptKind:
     def end_leftovers(self, run: Run) -> None:
         """Leaves nothing."""
 
-    def collect(self, run: Run, patience: float) -> Collected:
+    def collect(self, run: Run, patience: float) -> CollectedResults:
         assert run.record.job is not None
         (concurrency,) = run.plan.results.concurrencies
         path = Path(run.record.job.output, result_name(concurrency))
         if not path.exists():
-            return Collected(problems=(Problem("no result", concurrency),))
+            return CollectedResults(problems=(Problem("no result", concurrency),))
         try:
             point = read_result(path, concurrency, asked())
-        except Unusable as wrong:
+        except UnusableResult as wrong:
             raise ResultError(str(wrong), where=str(path)) from None
         shutil.copy(path, run.results_directory / f"{run.plan.results.filename}.json")
-        return Collected(points=(point,))
+        return CollectedResults(points=(point,))
 
     def own_directories(self, plan: Plan) -> Sequence[Path]:
         return ()
