@@ -115,7 +115,7 @@ class Document:
         except (msgspec.DecodeError, RecursionError):
             return []
 
-    def said_in(self, key: str) -> int:
+    def count_filled(self, key: str) -> int:
         """How many elements of a list say anything: of errors, the requests that have one."""
         try:
             found = msgspec.json.decode(self._parts[key], type=list[msgspec.Raw]) if key in self._parts else []

@@ -20,7 +20,7 @@ import msgspec
 from launcher.core.errors import ResultError
 from launcher.core.reading import built
 from launcher.plan.plan import Expected
-from launcher.result import contradictions
+from launcher.result.contradictions import model_contradictions, row_contradictions, stand_in_contradictions
 from launcher.result.document import UnusableResult, content, each_once
 from launcher.result.evaluation_rows import META, concurrency_of, main_score, refuse_unknown_form, task_scores
 from launcher.result.row_fields import finite
@@ -116,14 +116,14 @@ def judge_evaluation(files: Mapping[str, Path], expected: Expected, thresholds: 
             judged.files[name] = [str(error)]
     if meta := documents.pop(META, {}):
         marks, row = (
-            contradictions.stand_in_contradictions(meta, expected),
-            contradictions.row_contradictions(meta, expected, META),
+            stand_in_contradictions(meta, expected),
+            row_contradictions(meta, expected, META),
         )
-        judged.refuse(META, *marks, *contradictions.model_contradictions(meta.get("model"), expected, "model"), *row)
+        judged.refuse(META, *marks, *model_contradictions(meta.get("model"), expected, "model"), *row)
     least = partial(thresholds.least, str(expected.row.get("infmax_model_prefix", "")))
     said = meta["conc"] if isinstance(meta.get("conc"), int) else None
     for name, document in documents.items():
-        marks = contradictions.stand_in_contradictions(document, expected)
+        marks = stand_in_contradictions(document, expected)
         if not judged.refuse(name, *marks, *_wrong_scores(document, expected, thresholds)):
             judged.doubts += _low_scores(name, document, thresholds.origin, least)
         named, reason = concurrency_of(name), "; ".join(judged.files.get(name, ()))
@@ -191,7 +191,7 @@ def _scores(values: Mapping[str, Any]) -> dict[str, float]:
 def _wrong_scores(document: Mapping[str, Any], expected: Expected, thresholds: Thresholds) -> Iterator[str]:
     """What is wrong with one ``results*.json``."""
     for key, name in _models(document):
-        yield from contradictions.model_contradictions(name, expected, key)
+        yield from model_contradictions(name, expected, key)
     if not (tasks := _tasks(document)):
         yield "it is empty: results names no task"
         return

@@ -13,8 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from launcher.plan.plan import Expected
-from launcher.result import contradictions
-from launcher.result.contradictions import MARK, Window
+from launcher.result.contradictions import (
+    MARK,
+    Window,
+    gpu_contradictions,
+    model_contradictions,
+    row_contradictions,
+    stand_in_contradictions,
+    time_contradictions,
+    time_doubts,
+)
 from launcher.result.document import Document, UnusableResult, finite
 from launcher.result.own_numbers import (
     FAILED,
@@ -28,17 +36,17 @@ _FILE_NAME = re.compile(r"results_concurrency_(\d+)_gpus_(\d+)(?:_ctx_(\d+)_gen_
 _AGENTIC_NAME = re.compile(r".*_conc(\d+)\.json")
 _LENGTHS = re.compile(r"isl_(\d+)_osl_(\d+)")
 _TYPED = ("duration", "request_throughput", "total_input_tokens", "total_output_tokens", "num_prompts", *FAILED)
-"""Numbers wherever they are given: a text or nothing in their place would keep rates from being held against them."""
+"""Keys whose values must be numbers where they exist: a text or null would prevent the checks of the rates."""
 
-_MOST = 6
-"""Reasons that are said of one file."""
+_MAX_REASONS = 6
+"""Reasons that the message about one file lists."""
 
 _NEEDED = ("max_concurrency", "total_token_throughput", "output_throughput", "completed")
 
 
 @dataclass(frozen=True)
 class ResultFileName:
-    """What a result's file name says; ``split`` are the GPUs of prefill and of decode, None when aggregated."""
+    """The values in a result's file name; ``split`` has the GPUs of prefill and of decode, None when aggregated."""
 
     concurrency: int
     gpus: int
@@ -47,22 +55,21 @@ class ResultFileName:
     @classmethod
     def parse(cls, name: str) -> ResultFileName | None:
         """The parts of ``results_concurrency_N_gpus_G[_ctx_C_gen_D].json``, or None for another name."""
-        found = _FILE_NAME.fullmatch(name)
-        if found is None:
+        match = _FILE_NAME.fullmatch(name)
+        if match is None:
             return None
-        concurrency, gpus, prefill, decode = found.groups()
+        concurrency, gpus, prefill, decode = match.groups()
         return cls(int(concurrency), int(gpus), None if prefill is None else (int(prefill), int(decode)))
 
 
 @dataclass(frozen=True)
 class MeasuredPoint:
-    """One measured concurrency: tokens per second and milliseconds; None where the file does not say.
+    """One measured concurrency. Rates are in tokens per second, latencies in milliseconds; None means not stated.
 
-    ``e2e_norm_intvty_p90``, in tokens/s/user, is what agentic results are drawn by.
-
-    ``throughput_per_gpu`` and ``output_throughput_per_gpu`` are `tput_per_gpu` and `output_tput_per_gpu` as
-    process_result.py computes them. ``ended`` is in Unix seconds, by the document or else by the file's own time.
-    ``doubts`` are for a person to look at; they do not make the point invalid.
+    Charts of agentic results use ``e2e_norm_intvty_p90``, in tokens/s/user. ``throughput_per_gpu`` and
+    ``output_throughput_per_gpu`` are `tput_per_gpu` and `output_tput_per_gpu` as process_result.py computes them.
+    ``ended`` is in Unix seconds: the document's own value, otherwise the file's modification time. ``doubts`` need a
+    person's attention; they do not make the point invalid.
     """
 
     concurrency: int
@@ -94,9 +101,9 @@ class MeasuredPoint:
 def read_result(path: Path, concurrency: int, expected: Expected, window: Window | None = None) -> MeasuredPoint:
     """Read one sa-bench result, ``…/sa-bench_isl_I_osl_O/results_concurrency_N_gpus_G[_ctx_C_gen_D].json``.
 
-    The file name and the document must both say ``concurrency``, and the directory's name the lengths that are
-    ``expected`` (None: not checked), whatever the plan says beside. ``window`` is the time in which the benchmark ran.
-    Raises UnusableResult, and nothing else, for what the file holds and for a file that cannot be read.
+    The file name and the document must both state ``concurrency``. The directory's name must state the ``expected``
+    lengths (None: not checked). ``window`` is the time in which the benchmark ran. Raises only UnusableResult, both for
+    the content of the file and for a file that cannot be read.
     """
     name, folder = ResultFileName.parse(path.name), path.parent.name
     if name is None:
@@ -104,10 +111,10 @@ def read_result(path: Path, concurrency: int, expected: Expected, window: Window
     if name.concurrency != concurrency:
         raise UnusableResult(f"its name says concurrency {name.concurrency}, expected {concurrency}")
     if (lengths := _LENGTHS.search(folder)) is not None:
-        said = int(lengths[1]), int(lengths[2])
-        asked = said[0] if expected.isl is None else expected.isl, said[1] if expected.osl is None else expected.osl
-        if said != asked:
-            raise UnusableResult(f"it was measured with ISL/OSL {said[0]}/{said[1]}, expected {asked[0]}/{asked[1]}")
+        isl, osl = int(lengths[1]), int(lengths[2])
+        requested = isl if expected.isl is None else expected.isl, osl if expected.osl is None else expected.osl
+        if (isl, osl) != requested:
+            raise UnusableResult(f"it was measured with ISL/OSL {isl}/{osl}, expected {requested[0]}/{requested[1]}")
         if expected.tool is not None and not folder.startswith(f"{expected.tool}_"):
             raise UnusableResult(f"its directory is {folder}, and the plan measures with {expected.tool}")
     return _fixed_point(path, name, Document.read(path), expected, window)
@@ -121,8 +128,8 @@ def read_agentic_result(
     It is valid when the workflow takes it (``num_requests_successful`` must be at least 1) and nothing contradicts it.
     The file has seconds, the point milliseconds; there are no 99th percentiles. Raises UnusableResult.
     """
-    named = _AGENTIC_NAME.fullmatch(path.name)
-    if named is None or int(named[1]) != concurrency:
+    match = _AGENTIC_NAME.fullmatch(path.name)
+    if match is None or int(match[1]) != concurrency:
         raise UnusableResult(f"its name does not end in _conc{concurrency}.json")
     return _agentic_point(path, concurrency, Document.read(path), expected, window)
 
@@ -130,10 +137,10 @@ def read_agentic_result(
 def read_single_result(
     path: Path, concurrency: int, expected: Expected, gpus: int, window: Window | None = None
 ) -> MeasuredPoint:
-    """Read the one result of a job that measures one concurrency: its file's name says nothing that can be checked.
+    """Read the only result of a job that measures one concurrency: its file name contains nothing that can be checked.
 
-    A fixed one is benchmark_serving.py's, with the keys of sa-bench; an agentic one is as `read_agentic_result` has it.
-    Raises UnusableResult, as `read_result`.
+    A fixed result is benchmark_serving.py's, with the keys of sa-bench. An agentic result has the keys that
+    `read_agentic_result` describes. Raises UnusableResult.
     """
     if expected.mode == "agentic":
         return _agentic_point(path, concurrency, Document.read(path), expected, window)
@@ -149,41 +156,26 @@ _MODEL = ("model_id", "model", "model_name", "served_model_name")
 def _fixed_point(
     path: Path, name: ResultFileName, document: Document, expected: Expected, window: Window | None
 ) -> MeasuredPoint:
-    if "model_id" not in document or not isinstance(document.value("model_id"), str):
-        raise UnusableResult("model_id is not text" if "model_id" in document else "model_id is missing")
-    concurrency, total, output, completed = (document.number(key) for key in _NEEDED)
-    for key in document:
-        if key in _TYPED or key.endswith("ms") or "tpot" in key:
-            document.number(key)
-    numbers = document.numbers()
-    if concurrency != name.concurrency:
-        raise UnusableResult(f"max_concurrency is {concurrency:g}, expected {name.concurrency}")
-    if completed < 1:
-        raise UnusableResult("no request was completed")
-    if output <= 0 or total <= 0 or numbers.get("total_output_tokens") == 0:
-        raise UnusableResult("no output token was generated")
-    if zero := [key for key, value in numbers.items() if "tpot" in key and value == 0]:
-        raise UnusableResult(f"{zero[0]} is 0, and process_result.py divides by it")
+    numbers = _fixed_numbers(document, name.concurrency)
+    total, output, completed = (numbers[key] for key in ("total_token_throughput", "output_throughput", "completed"))
     lists = {key: values for key in _LISTS if (values := document.list_of_numbers(key))}
-    lists["errors"] = [document.said_in("errors")]
-    said = {k: document.value(k) for k in document if k in _MODEL or k in expected.row or MARK.fullmatch(k)}
-    wrong = [
-        *contradictions.stand_in_contradictions(said, expected),
-        *(text for key in _MODEL for text in contradictions.model_contradictions(said.get(key), expected, key)),
-        *contradictions.row_contradictions(said, expected, path.name),
-        *contradictions.gpu_contradictions(name.gpus, name.split, total, expected),
+    lists["errors"] = [document.count_filled("errors")]
+    stated = {k: document.value(k) for k in document if k in _MODEL or k in expected.row or MARK.fullmatch(k)}
+    _refuse_contradictions(
+        *stand_in_contradictions(stated, expected),
+        *(text for key in _MODEL for text in model_contradictions(stated.get(key), expected, key)),
+        *row_contradictions(stated, expected, path.name),
+        *gpu_contradictions(name.gpus, name.split, total, expected),
         *fixed_contradictions(numbers, lists, expected),
-        *contradictions.time_contradictions(numbers, expected, window),
-    ]
-    if wrong:
-        raise UnusableResult("; ".join(wrong[:_MOST]))
+        *time_contradictions(numbers, expected, window),
+    )
     prefill, decode = expected.gpus or name.split or (name.gpus, 0)
     requests = numbers.get("num_prompts")
     doubts = [f"{key} is negative" for key, value in numbers.items() if key.startswith("median") and value < 0]
     if requests is not None and int(completed) < int(requests):
         doubts.append(f"{int(completed)} of {int(requests)} requests completed")
-    doubts += contradictions.model_contradictions(document.value("tokenizer_id"), expected, "tokenizer_id")
-    doubts += contradictions.time_doubts(numbers.get("duration"), document.value("date"), expected, window)
+    doubts += model_contradictions(document.value("tokenizer_id"), expected, "tokenizer_id")
+    doubts += time_doubts(numbers.get("duration"), document.value("date"), expected, window)
     doubts += concurrency_doubts(numbers, at_full_rate=document.value("request_rate") == "inf")
     return MeasuredPoint(
         concurrency=name.concurrency,
@@ -203,10 +195,39 @@ def _fixed_point(
             for which in ("median", "p99")
         },
         duration_s=numbers.get("duration"),
-        ended=numbers.get("benchmark_end_time_unix") or _written(path),
+        ended=numbers.get("benchmark_end_time_unix") or _modification_time(path),
         rehearsal=bool(document.value("rehearsal")),
         doubts=tuple(doubts),
     )
+
+
+def _fixed_numbers(document: Document, concurrency: int) -> dict[str, float]:
+    """The numbers of a fixed result, among them those that process_result.py needs. Raises UnusableResult."""
+    if "model_id" not in document or not isinstance(document.value("model_id"), str):
+        raise UnusableResult("model_id is not text" if "model_id" in document else "model_id is missing")
+    for key in _NEEDED:
+        document.number(key)
+    for key in document:
+        if key in _TYPED or key.endswith("ms") or "tpot" in key:
+            document.number(key)
+    numbers = document.numbers()
+    if numbers["max_concurrency"] != concurrency:
+        raise UnusableResult(f"max_concurrency is {numbers['max_concurrency']:g}, expected {concurrency}")
+    if numbers["completed"] < 1:
+        raise UnusableResult("no request was completed")
+    if (
+        min(numbers["output_throughput"], numbers["total_token_throughput"]) <= 0
+        or numbers.get("total_output_tokens") == 0
+    ):
+        raise UnusableResult("no output token was generated")
+    if zero := [key for key, value in numbers.items() if "tpot" in key and value == 0]:
+        raise UnusableResult(f"{zero[0]} is 0, and process_result.py divides by it")
+    return numbers
+
+
+def _refuse_contradictions(*contradictions: str) -> None:
+    if contradictions:
+        raise UnusableResult("; ".join(contradictions[:_MAX_REASONS]))
 
 
 def _agentic_point(
@@ -215,25 +236,23 @@ def _agentic_point(
     completed = document.number("num_requests_successful")
     if completed < 1:
         raise UnusableResult("no request succeeded")
-    if (said := document.number_if_any("conc")) not in (None, concurrency):
-        raise UnusableResult(f"conc is {said:g}, expected {concurrency}")
+    if (stated := document.number_if_any("conc")) not in (None, concurrency):
+        raise UnusableResult(f"conc is {stated:g}, expected {concurrency}")
     gpus = (document.number_if_any(key) for key in ("num_prefill_gpu", "num_decode_gpu"))
     prefill, decode = (None if count is None else int(count) for count in gpus)
     parts = {key: document.value(key) for key in document}
     metrics = parts.get("request_metrics")
-    medians = (_within(metrics, "latency", metric, "p50") for metric in ("ttft", "tpot", "itl", "e2el"))
+    medians = (_number_below(metrics, "latency", metric, "p50") for metric in ("ttft", "tpot", "itl", "e2el"))
     ttft, tpot, itl, e2el = (None if seconds is None else seconds * 1000 for seconds in medians)
     accounting, failed = parts.get("request_accounting"), failed_requests(parts)
-    duration = _within(metrics, "throughput", "duration_seconds")
-    wrong = [
-        *contradictions.stand_in_contradictions(parts, expected),
-        *contradictions.model_contradictions(parts.get("model"), expected, "model"),
-        *contradictions.row_contradictions(parts, expected, path.name),
+    duration = _number_below(metrics, "throughput", "duration_seconds")
+    _refuse_contradictions(
+        *stand_in_contradictions(parts, expected),
+        *model_contradictions(parts.get("model"), expected, "model"),
+        *row_contradictions(parts, expected, path.name),
         *agentic_contradictions(parts, expected),
-    ]
-    if wrong:
-        raise UnusableResult("; ".join(wrong[:_MOST]))
-    _within(accounting, "records_error_dropped")
+    )
+    _number_below(accounting, "records_error_dropped")
     doubts = [f"{failed:g} requests failed"] if failed else []
     return MeasuredPoint(
         concurrency=concurrency,
@@ -243,30 +262,30 @@ def _agentic_point(
         gpus=None if prefill is None else prefill + (decode or 0),
         prefill_gpus=prefill,
         decode_gpus=decode,
-        total_throughput=_within(metrics, "throughput", "total", "tokens_per_second"),
-        output_throughput=_within(metrics, "throughput", "output", "tokens_per_second"),
-        throughput_per_gpu=_within(metrics, "throughput", "per_gpu", "total_tput_tps"),
-        output_throughput_per_gpu=_within(metrics, "throughput", "per_gpu", "output_tput_tps"),
+        total_throughput=_number_below(metrics, "throughput", "total", "tokens_per_second"),
+        output_throughput=_number_below(metrics, "throughput", "output", "tokens_per_second"),
+        throughput_per_gpu=_number_below(metrics, "throughput", "per_gpu", "total_tput_tps"),
+        output_throughput_per_gpu=_number_below(metrics, "throughput", "per_gpu", "output_tput_tps"),
         ttft_median_ms=ttft,
         tpot_median_ms=tpot,
         itl_median_ms=itl,
         e2el_median_ms=e2el,
-        e2e_norm_intvty_p90=_within(metrics, "latency", "e2e_norm_intvty", "p90"),
+        e2e_norm_intvty_p90=_number_below(metrics, "latency", "e2e_norm_intvty", "p90"),
         duration_s=duration,
-        ended=_written(path),
+        ended=_modification_time(path),
         rehearsal=bool(parts.get("rehearsal")),
-        doubts=(*doubts, *contradictions.time_doubts(duration, None, expected, window)),
+        doubts=(*doubts, *time_doubts(duration, None, expected, window)),
     )
 
 
-def _within(metrics: Any, *keys: str) -> float | None:
+def _number_below(metrics: Any, *keys: str) -> float | None:
     for key in keys:
         metrics = metrics.get(key) if isinstance(metrics, dict) else None
     return None if metrics is None else finite(".".join(keys), metrics)
 
 
-def _written(path: Path) -> float | None:
-    """When a file was last written, in Unix seconds; None where that cannot be learnt."""
+def _modification_time(path: Path) -> float | None:
+    """In Unix seconds; None if the file's status cannot be read."""
     with contextlib.suppress(OSError):
         return path.stat().st_mtime
     return None
