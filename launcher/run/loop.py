@@ -27,7 +27,7 @@ from launcher.run import finish, threads
 from launcher.run.finish import Outcome
 from launcher.run.kind import LOOK, Run
 from launcher.run.prepare import Gate, Preparation, prepare_in_thread
-from launcher.run.threads import Endings, EndRequests, LogView, Releases, ShowLog, left_under_way
+from launcher.run.threads import End, Endings, EndRequests, LogView, Releases, ShowLog, left_under_way
 from launcher.slurm.client import JobKey, JobState, Scheduler
 from launcher.slurm.poller import JobChange, JobPoller, Pace, end_jobs
 
@@ -67,6 +67,11 @@ class Feed(Protocol):
         """The run has a job."""
         return
 
+    def failed(self, run: Run) -> None:
+        """The run did not succeed: by Slurm's state of its job, or before it had one. Its results and logs are still
+        collected, and `ended` follows."""
+        return
+
     def ended(self, run: Run, outcome: Outcome) -> None:
         """The run has come to its end."""
 
@@ -74,8 +79,8 @@ class Feed(Protocol):
         """Runs that never began, and that somebody asked to be cancelled: they are to be ended, and come no more."""
         return ()
 
-    def gives_up(self, failed: bool) -> Cancelled | None:
-        """Why every job is to be cancelled now, if so; ``failed``: an end is known that is none of success."""
+    def gives_up(self) -> Cancelled | None:
+        """Why every job is to be cancelled now, if so."""
 
     def leaves(self) -> bool:
         """Whether the loop is to be left now, with jobs and records as they are, for another process to go on."""
@@ -91,6 +96,7 @@ class _Given(Feed):
     def __init__(self, runs: Sequence[Run], limits: Limits) -> None:
         self._waiting = deque(runs)
         self._limits = limits
+        self._any_failed = False
         self.outcomes: dict[str, Outcome] = {}
 
     @property
@@ -100,8 +106,12 @@ class _Given(Feed):
     def next(self, under_way: int) -> Run | None:
         return self._waiting.popleft() if self._waiting and under_way < self._limits.max_jobs else None
 
+    def failed(self, run: Run) -> None:
+        self._any_failed = True
+
     def ended(self, run: Run, outcome: Outcome) -> None:
         self.outcomes[run.id] = outcome
+        self._any_failed = self._any_failed or outcome.state == "failed"
 
     def cancelled(self) -> Iterable[Run]:
         asked = [run for run in self._waiting if run.record.asked_to_end()]
@@ -109,8 +119,8 @@ class _Given(Feed):
             self._waiting.remove(run)
         return asked
 
-    def gives_up(self, failed: bool) -> Cancelled | None:
-        return Cancelled("another run of the sweep failed") if failed and self._limits.fail_fast else None
+    def gives_up(self) -> Cancelled | None:
+        return Cancelled("another run of the sweep failed") if self._any_failed and self._limits.fail_fast else None
 
     def rest(self) -> Iterable[Run]:
         return self._waiting
@@ -155,7 +165,7 @@ class _Loop:
         self._requests.begin()
         try:
             while not self._feed.over or self._requests.preparing or self._watched or self._endings.under_way:
-                if self._stop.requested() or self._gives_up() is not None:
+                if self._stop.requested() or self._feed.gives_up() is not None:
                     self._abandon()
                     break
                 if self._feed.leaves():
@@ -175,8 +185,12 @@ class _Loop:
             self._requests.close()
             self._view.close(0.0 if self._stop.requested() else LAST_LINES)
 
-    def _gives_up(self) -> Cancelled | None:
-        return self._feed.gives_up(self._endings.failed)
+    def _begin_end(self, run: Run, end: End) -> None:
+        """Have the run end so, in a thread. A run that a person cancelled is no failure."""
+        succeeded = not isinstance(end, LauncherError) and end.succeeded
+        if not succeeded and not run.record.asked_to_end():
+            self._feed.failed(run)
+        self._endings.begin(run, end)
 
     def _take_outcomes(self, seconds: float = 0.0) -> None:
         for run, outcome in self._endings.taken(seconds):
@@ -191,7 +205,7 @@ class _Loop:
             return
         self._looked = time.monotonic()
         for run in self._feed.cancelled():
-            self._endings.begin(run, run.record.why_to_end())
+            self._begin_end(run, run.record.why_to_end())
         for run in self._watched.values():
             if run.id not in self._let_go_of and run.record.asked_to_end():
                 self._let_go_of.add(run.id)
@@ -220,7 +234,7 @@ class _Loop:
             if isinstance(answer, JobKey):
                 self._watch(run, answer)  # before it is no longer in preparation: a stop sees it here or there
             else:
-                self._endings.begin(run, answer)
+                self._begin_end(run, answer)
             self._forget_preparation(run)
 
     def _watch(self, run: Run, job: JobKey) -> None:
@@ -249,7 +263,7 @@ class _Loop:
         for change in answer.changes:
             if change.job in self._watched:
                 self._take_change(change)
-        if self._stop.requested() or self._gives_up():  # a job that ended so is no reason to begin another
+        if self._stop.requested() or self._feed.gives_up():  # a job that ended so is no reason to begin another
             return
         for job, run in self._watched.items():
             if job in answer.states and self._releases.may_ask(job, answer.began):
@@ -265,11 +279,11 @@ class _Loop:
         if change.given_up is not None or change.ended:
             del self._watched[change.job]
             self._view.end(run)
-            self._endings.begin(run, change.given_up or change.state)
+            self._begin_end(run, change.given_up or change.state)
 
     def _abandon(self) -> None:
         """Cancel every job first; then wait for what is being prepared, whose job may be there any moment."""
-        why = self._stop.reason() if self._stop.requested() else self._gives_up() or Cancelled("given up")
+        why = self._stop.reason() if self._stop.requested() else self._feed.gives_up() or Cancelled("given up")
         rest = list(self._feed.rest())
         for run in rest:
             if (job := run.record.job_key) is not None:  # another process submitted it, and nobody watches it yet
@@ -279,7 +293,7 @@ class _Loop:
         began = time.monotonic()
         self._abandon_preparations(began + threads.CANCEL_BOUND, why)
         for run in [*self._watched.values(), *(run for run in rest if run.record.job_key is None)]:
-            self._endings.begin(run, why)
+            self._begin_end(run, why)
         states = end_jobs(self._scheduler, list(self._watched), bound=threads.CANCEL_BOUND)
         self._await_endings(began + threads.CANCEL_BOUND, why)
         for job, state in states.items():
@@ -318,7 +332,7 @@ class _Loop:
             if isinstance(answer, JobKey):
                 self._watched[answer] = run
             else:
-                self._endings.begin(run, answer)
+                self._begin_end(run, answer)
         wait(asked.values(), max(1.0, until - time.monotonic()))
         for run in (run for run, request in asked.items() if not request.done()):
             threads.note_request(run, LauncherError("no answer yet"))

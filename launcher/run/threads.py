@@ -287,22 +287,16 @@ class Endings:
 
     def __init__(self) -> None:
         self.under_way: dict[Run, Future[Outcome]] = {}
-        self.failed = False
-        """Whether an end is known to be none of success, be it under way or over."""
 
     def begin(self, run: Run, end: End) -> None:
         """Have the run end so."""
         self.under_way[run] = begin(partial(_end, run, end), "end")
-        if not run.record.asked_to_end():  # a run that a person cancelled is no failure
-            self.failed = self.failed or isinstance(end, LauncherError) or not end.succeeded
 
     def taken(self, seconds: float = 0.0) -> Iterator[tuple[Run, Outcome]]:
         """The outcomes that are there since the last call; where there is none yet, the first within ``seconds``."""
         wait(self.under_way.values(), seconds, FIRST_COMPLETED)
         for run in [run for run, end in self.under_way.items() if end.done()]:
-            outcome = self.under_way.pop(run).result()
-            self.failed = self.failed or outcome.state == "failed"
-            yield run, outcome
+            yield run, self.under_way.pop(run).result()
 
 
 def _end(run: Run, end: End) -> Outcome:

@@ -152,12 +152,18 @@ class Decisions:
     @property
     def tripped(self) -> str:
         """Why nothing more begins after failures; "" as long as it may."""
-        said = self.state.policy.fail_fast
-        if said is None:
-            return ""
-        number = int(said) if said.isdigit() else 1
-        counted = [f for f in self.failures if said.isdigit() or f.layer == said]
-        return f"fail fast: {counted[-1].signature}" if len(counted) >= number else ""
+        return f"fail fast: {self._counted[-1].signature}" if self._counted and self.would_trip(0) else ""
+
+    def would_trip(self, failures: int) -> bool:
+        """Whether nothing more begins after ``failures`` more, whatever their layer is."""
+        policy = self.state.policy.fail_fast
+        return policy is not None and len(self._counted) + failures >= (int(policy) if policy.isdigit() else 1)
+
+    @property
+    def _counted(self) -> list[Ended]:
+        """The failures that the policy's fail_fast (a number, or a layer) counts."""
+        policy = self.state.policy.fail_fast or ""
+        return [failure for failure in self.failures if policy.isdigit() or failure.layer == policy]
 
     def due(self, now: float) -> bool:
         """Whether an attempt waits for its time alone, or for somebody to let the sweep go on."""

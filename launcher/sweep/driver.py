@@ -89,6 +89,8 @@ class Driver(Feed):
         self.records = Records(setting.runs, self.state)
         self.decisions = Decisions(self.state, setting.nodes, setting.limits)
         self.open: dict[str, Open] = {}
+        self._failed: set[str] = set()
+        """Runs that failed, and whose results and logs are still collected."""
         self.outcomes: list[Outcome] = []
         self.leaving = leaving
         self._lock, self._maker, self._setting, self._say = lock, maker, setting, say
@@ -175,7 +177,9 @@ class Driver(Feed):
                 return again
         asked_later = {run.id for _, run in self._again}
         preparing = sum(not opened.has_job and run not in asked_later for run, opened in self.open.items())
-        if self._unwritten or preparing >= AHEAD or len(self.open) >= self.state.policy.max_jobs + AHEAD:
+        if preparing >= AHEAD or len(self.open) >= self.state.policy.max_jobs + AHEAD:
+            return None
+        if self._unwritten or self._awaits_failure:
             return None
         if now - self._scanned < LOOK and (self._idle or self._said_full):
             return None
@@ -237,7 +241,7 @@ class Driver(Feed):
         if why or held is not None:
             why = why or f"breaker: {held.signature if held is not None else ''}"
             return Cancelled(f"its job was not submitted: {why}")
-        if waits or not ready:
+        if waits or not ready or self._awaits_failure:
             return False
         alive = [other for other in self.open.values() if other.admitted]
         if len(alive) >= policy.max_jobs:
@@ -250,7 +254,17 @@ class Driver(Feed):
     def submitted(self, run: Run) -> None:
         self.open[run.id].has_job = True
 
+    @property
+    def _awaits_failure(self) -> bool:
+        """Whether nothing begins until it is known what failed in these runs: they may be the last that fail fast
+        allows. That depends on the layer, and on whether the same is tried again."""
+        return bool(self._failed) and self.decisions.would_trip(len(self._failed))
+
+    def failed(self, run: Run) -> None:
+        self._failed.add(run.id)
+
     def ended(self, run: Run, outcome: Outcome) -> None:
+        self._failed.discard(run.id)
         opened = self.open[run.id]
         seen = self.records.facts(run.id)
         if opened.first is not None and seen.word == "CANCELLED":
@@ -304,7 +318,7 @@ class Driver(Feed):
                 self.on_end(event)
             self._say("end" if isinstance(event, Ended) and not event.signature else "error", told(event))
 
-    def gives_up(self, failed: bool) -> Cancelled | None:
+    def gives_up(self) -> Cancelled | None:
         if self.state.ending == "cancel":
             return Cancelled("launcher sweep cancel")
         if self.state.policy.fail_fast_cancel and (why := self.decisions.tripped):

@@ -265,15 +265,91 @@ def test_a_finished_sweep_starts_nothing(tmp_path: Path) -> None:
     assert project_in(tmp_path).controller.jobs() == before
 
 
-def test_fail_fast_with_cancel_ends_what_runs(tmp_path: Path) -> None:
+def prepared_when(monkeypatch: pytest.MonkeyPatch, conditions: dict[int, Callable[[], bool]]) -> None:
+    """Rows of these numbers are prepared once that is so."""
+    prepare = EmulatedKind.prepare
+
+    def waiting(self: EmulatedKind, run: Any) -> Any:
+        until(conditions.get(run.plan.benchmark.prefill.workers, lambda: True))
+        return prepare(self, run)
+
+    monkeypatch.setattr(EmulatedKind, "prepare", waiting)
+
+
+def test_fail_fast_with_cancel_ends_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """hydra #2551: some want to stop at once."""
-    rows = [row(1, 4, END="FAILED", SECONDS="1"), row(2, 4, SECONDS="600"), row(3, 4, SECONDS="600")]
+    rows = [row(1, 4, END="FAILED"), row(2, 4, SECONDS="600"), row(3, 4, SECONDS="600")]
+    jobs = project_in(tmp_path).controller.jobs
+    prepared_when(monkeypatch, {1: lambda: len(jobs()) == 1, 3: lambda: len(jobs()) == 2})
     driven = Driven(tmp_path, *rows, max_jobs=2, order="given", fail_fast="1", fail_fast_cancel=True)
     seen = driven.wait()
-    assert [point.state for point in seen.points[:2]] == ["failed", "cancelled"]
-    # It may have begun while the results of the first one were looked for.
-    assert seen.points[2].state in ("not started", "cancelled")
+    assert [point.state for point in seen.points] == ["failed", "cancelled", "not started"]
     assert overview(seen.state, seen.records.facts, 0.0).exit_code == 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "policy", "begins", "then"),
+    [
+        ({"END": "FAILED"}, {"fail_fast": "1"}, False, "not started"),
+        ({"END": "FAILED"}, {"fail_fast": "1", "fail_fast_cancel": True}, False, "not started"),
+        ({"END": "TIMEOUT"}, {"fail_fast": "node"}, False, "ok"),  # whose layer it is was not known before
+        ({"REFUSED": "no such account"}, {"fail_fast": "1"}, False, "not started"),
+        (
+            {"END_FIRST": "NODE_FAIL"},
+            {"fail_fast": "1", "fail_fast_cancel": True, "retries": 9},
+            False,
+            "ok",
+        ),  # tried again
+        ({"END": "FAILED"}, {"fail_fast": "2"}, True, "ok"),
+        ({"END": "FAILED"}, {}, True, "ok"),
+        ({"LOST": "4"}, {"fail_fast": "1"}, True, "ok"),  # COMPLETED
+    ],
+)
+def test_while_a_failure_is_looked_into_that_may_end_the_sweep_no_further_job_begins(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, str],
+    policy: dict[str, Any],
+    begins: bool,
+    then: str,
+) -> None:
+    """There is room for all of them. The end of the first lasts until the driver has said whether another one may be
+    submitted, and has seen a point that was added meanwhile."""
+    ledger, answers, begun = (
+        make_sweep(tmp_path, "s", [row(1, 4, **settings), row(2, 4)], Policy(order="given", **policy)),
+        list[bool | Cancelled](),
+        list[bool](),
+    )
+    added = make_sweep(tmp_path, "added", [row(3, 4)], Policy()).sweep.jobs
+    ends, end, admits = threading.Event(), threads._end, driving.Driver.admits
+
+    def seen_in_ledger(is_it: Callable[[Any], bool]) -> bool:
+        return any(is_it(event) for event in ledger.events())
+
+    def slow(run: Any, how: Any) -> Any:
+        if run.plan.benchmark.prefill.workers == 1 and run.id.split("-")[-2] == "1":
+            ends.set()
+            ledger.ask(Added(time=0.0, jobs=added, selection=()))
+            until(lambda: bool(answers) and seen_in_ledger(lambda event: isinstance(event, Added)))
+            before = len(answers)
+            until(lambda: len(answers) > before + 1 or seen_in_ledger(starts_added))
+            begun.append(seen_in_ledger(starts_added))
+        return end(run, how)
+
+    def starts_added(event: Any) -> bool:
+        return isinstance(event, Started) and event.job == added[0].key
+
+    def noted(self: driving.Driver, run: Any, ready: bool) -> bool | Cancelled:
+        answer = admits(self, run, ready)
+        if ready and run.plan.benchmark.prefill.workers == 2:
+            answers.append(answer)
+        return answer
+
+    monkeypatch.setattr(threads, "_end", slow)
+    monkeypatch.setattr(driving.Driver, "admits", noted)
+    prepared_when(monkeypatch, {2: ends.is_set})
+    seen = Driven(tmp_path).wait()
+    assert (answers[0], begun) == (begins, [begins]) and [point.state for point in seen.points[1:]] == [then, then]
 
 
 def test_results_of_another_image_than_the_first_are_none_of_this_sweep(tmp_path: Path) -> None:
