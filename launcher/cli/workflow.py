@@ -42,12 +42,12 @@ def check_environment(arguments: argparse.Namespace) -> int:
     """Say everything that this step lacks; exit 2 when it lacks something. Nothing is held, and nothing is left."""
     project = open_project(arguments, look=True)
     variables = list(variable_errors(os.environ))
-    wrong: list[LauncherError] = [*step.of_github(os.environ, __version__), *variables]
+    wrong: list[LauncherError] = [*step.github_problems(os.environ, __version__), *variables]
     plan = None
     try:
         if runner := os.environ.get("RUNNER_NAME"):
             cluster = project.fleet.for_runner_name(runner).runner
-            wrong += step.of_host(cluster.scheduler.kind, os.environ, project.state)
+            wrong += step.host_problems(cluster.scheduler.kind, os.environ, project.state)
         if not variables:
             plan = project.plan_from_environment()
             refuse_secrets(plan)
@@ -55,7 +55,7 @@ def check_environment(arguments: argparse.Namespace) -> int:
                 if found.rule not in arguments.accept:
                     text, hint = f"{found.message} [{found.rule}]", f"or --accept {found.rule}"
                     wrong.append(ConfigError(text, where=found.where, hint=hint))
-            wrong += step.of_plan(plan, os.environ, stand_in_programs(plan.tools))
+            wrong += step.plan_problems(plan, os.environ, stand_in_programs(plan.tools))
     except ConfigError as refused:
         wrong.append(refused)
     with GitHub(os.environ, cast(TextIO, StandardOutput())) as github:

@@ -1,14 +1,14 @@
-"""The doctor compares a runner file with the live cluster, claim by claim, and drafts a file for a new cluster.
+"""The doctor compares a runner file with the live cluster, key by key, and drafts a file for a new cluster.
 
-In come a runner file and what the cluster answers: Slurm's commands, git, and host.sh, which runs here and on one node,
-there with what jobs look at (`node_looks`); `queries` asks. Out come claims, each with the line of the file that it is
-about, or the text of a draft (draft.yaml). Open `comparison` first: its tables say which fact speaks about which key;
-`facts` are all that can be known.
+The input is a runner file and the cluster's answers: those of Slurm's commands, of git, and of host.sh, which runs here
+and on one node, there with the checks that jobs make (`node_checks`). `queries` collects them. The output is claims,
+each with its line of the file, or the text of a draft (draft.yaml). Open `comparison` first: its tables have the fact
+for each key; `facts` defines all facts.
 
-`step` is about less: what a step of a GitHub workflow lacks on its host, before it launches anything.
+`step` is smaller: it finds what a step of a GitHub workflow lacks on its host, before anything is launched.
 
-Nobody imports `import_proof`: it is a program, which runs here or on a node and has enroot import a tiny image.
+No module imports `import_proof`. It is a program, which runs here or on a node and has enroot import a tiny image.
 
-`comparison` and `scheduling` are pure (a contract in pyproject.toml), so that tests can judge made-up clusters: they
-must not import `programs`, which reads what the programs print.
+`comparison` and `scheduling` are pure (a contract in pyproject.toml), so that tests can use made-up clusters: they must
+not import `programs`, which parses the output of programs.
 """

@@ -1,7 +1,7 @@
-"""The two sides that are compared: what is known of a live cluster, and what a runner file says key by key.
+"""The two sides that are compared: the facts of a live cluster, and the settings of a runner file.
 
-Every fact is a value, or `Unknown` with the reason; nothing is guessed. A comparison returns what the cluster says
-where both agree; it raises `Differ` where they do not, and `Unknown` where nobody can say.
+Every fact is a value, or `Unknown` with the reason; nothing is guessed. A comparison returns what the cluster has where
+both agree. It raises `Mismatch` where they differ, and `Unknown` where the cluster gives no answer.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Side = Literal["login", "compute"]
 
 
 class Unknown(Exception):
-    """Why something is not known: the words of the program that was asked, or that nothing was asked.
+    """Why a fact is not known: the message of the program that failed, or that no program was run.
 
-    It stands in the place of a fact. ``hint`` is how to make the fact known, where that can be said.
+    It takes the place of the fact's value. ``hint`` says how to make the fact known, where there is a way.
     """
 
     def __init__(self, why: str, hint: str = "") -> None:
@@ -31,8 +31,8 @@ class Unknown(Exception):
         self.why, self.hint = why, hint
 
 
-class Differ(Exception):
-    """The cluster is not as the runner file says: ``found`` is what it says, ``hint`` how to fix the file or it."""
+class Mismatch(Exception):
+    """The cluster differs from the runner file: ``found`` is what the cluster has, ``hint`` how to fix either."""
 
     def __init__(self, found: str, hint: str) -> None:
         super().__init__(found)
@@ -45,21 +45,21 @@ T = TypeVar("T")
 Fact: TypeAlias = T | Unknown
 
 
-def known(fact: Fact[T]) -> T:
+def require(fact: Fact[T]) -> T:
     """The value of a fact. Raises the Unknown that stands in its place."""
     if isinstance(fact, Unknown):
         raise fact
     return fact
 
 
-def listed(fact: Fact[tuple[T, ...]]) -> tuple[T, ...]:
-    """A list that was asked for; empty where it is unknown."""
+def or_empty(fact: Fact[tuple[T, ...]]) -> tuple[T, ...]:
+    """The value of a list; an empty one where it is unknown."""
     return () if isinstance(fact, Unknown) else fact
 
 
 @dataclass(frozen=True)
-class Statement:
-    """One value of a runner file. ``keys`` lead to it, ``table`` is the table that it stands in."""
+class Setting:
+    """A value of a runner file, the ``keys`` that lead to it, and the ``table`` that holds it."""
 
     keys: tuple[Key, ...]
     value: Any
@@ -75,23 +75,23 @@ class Statement:
         return str(self.value).lower() if isinstance(self.value, bool) else str(self.value)
 
 
-def statements(file: RunnerFile, pattern: str, default: object = None) -> Iterator[Statement]:
-    """What the file says at each key that matches ``pattern``; nothing where it says nothing.
+def settings(file: RunnerFile, pattern: str, default: object = None) -> Iterator[Setting]:
+    """The settings whose keys match ``pattern``, without those that are not given.
 
     In a pattern ``[]`` stands for every item of a list and ``*`` for every key of a table: ``lanes.[].ref``. The value
     is ``default`` where the key is not in its table.
     """
-    found = [Statement((), file.runner)]
+    matches = [Setting((), file.runner)]
     for step in pattern.split("."):
-        found = [
-            Statement((*one.keys, key), value, one.value)
-            for one in found
-            for key, value in _below(one.value, step, default)
+        matches = [
+            Setting((*table.keys, key), value, table.value)
+            for table in matches
+            for key, value in _items(table.value, step, default)
         ]
-    return (one for one in found if one.value is not None)
+    return (setting for setting in matches if setting.value is not None)
 
 
-def _below(table: Any, step: str, default: object) -> Iterable[tuple[Key, Any]]:
+def _items(table: Any, step: str, default: object) -> Iterable[tuple[Key, Any]]:
     if step == "[]":
         return enumerate(table)
     if step == "*":
@@ -146,7 +146,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class SubmissionCheck:
-    """What `sbatch --test-only` answered to some options. ``accepted`` is None when nobody judged them."""
+    """What `sbatch --test-only` answered to some options. ``accepted`` is None where Slurm did not judge them."""
 
     options: tuple[str, ...]
     accepted: bool | None
@@ -178,34 +178,30 @@ class Mount:
 class DirectoryView:
     """A directory as one host sees it.
 
-    ``at`` is the directory itself, or the nearest directory above it that exists; everything else is about ``at``.
-    ``refused`` is why no file could be written there, "" when one could. ``free`` is in bytes, for users who are not
-    root. ``shared`` says whether this host and the login host each saw the file that the other wrote there; it is None
-    on the login host, and when that could not write one.
+    ``existing`` is the directory itself, or the nearest parent that exists; all other fields describe ``existing``.
+    ``write_error`` says why no file could be written there, "" when one could. ``free`` is in bytes, for users who are
+    not root. ``shared`` says whether this host and the login host each saw the file that the other wrote there; it is
+    None on the login host, and when that could not write one.
     """
 
-    at: str
+    existing: str
     readable: bool
-    refused: str
+    write_error: str
     mount: Fact[Mount]
     free: int | None = None
     shared: bool | None = None
 
     def is_at(self, path: str) -> bool:
-        """Whether the directory itself is there."""
-        return self.at == path
-
-    @property
-    def writable(self) -> bool:
-        return not self.refused
+        """Whether the directory itself exists."""
+        return self.existing == path
 
 
 @dataclass(frozen=True)
-class Looked:
-    """What came of a look at a node: why it is ``red``, "" where all is well, and what it wrote down last."""
+class NodeCheck:
+    """The outcome of a check on a node: the message of its ``failure``, "" where it passed, and its last ``result``."""
 
-    red: str
-    fact: str = ""
+    failure: str
+    result: str = ""
 
 
 @dataclass(frozen=True)
@@ -218,13 +214,13 @@ class Host:
     devices: Fact[int] = _NOT_YET
     directories: Mapping[str, DirectoryView] = field(default_factory=dict)
     unseen: str = ""
-    """Why directories are missing that were asked about."""
+    """Why requested directories are missing from ``directories``."""
     disks: tuple[Mount, ...] = ()
     """Mounted local disks (NVMe, RAID) beside the system's own."""
     shares: tuple[Mount, ...] = ()
     """Mounted network file systems."""
-    looks: Mapping[str, Fact[Looked]] = field(default_factory=dict)
-    """What jobs would look at on it (`launcher.doctor.node_looks`), by name."""
+    checks: Mapping[str, Fact[NodeCheck]] = field(default_factory=dict)
+    """The checks that a job makes on its node (`launcher.doctor.node_checks`), by name."""
 
     def directory(self, path: str) -> Fact[DirectoryView]:
         return self.directories.get(path) or Unknown(self.unseen or f"{self.name} was not asked about {path}")
@@ -232,9 +228,9 @@ class Host:
 
 @dataclass(frozen=True)
 class SlurmFacts:
-    """What Slurm says. ``config`` is slurm.conf as the controller has it, ``user`` who asked.
+    """Slurm's answers to ``user``. ``config`` is slurm.conf as the controller has it.
 
-    ``associations`` are what accounting lets that user do: jobs of an account, in a partition ("" for any).
+    ``associations`` are the accounts that accounting lets that user charge, each with a partition ("" for any).
     """
 
     user: str
@@ -250,18 +246,19 @@ class SlurmFacts:
         if isinstance(self.partitions, Unknown):
             return self.partitions
         names = [partition.name for partition in self.partitions]
-        wrong = "Slurm has no default partition" if name is None else f"Slurm shows no partition {name!r}"
-        found = (p for p in self.partitions if (p.default if name is None else p.name == name))
-        return next(found, Unknown(wrong, suggest(name or "", names, f"there are {', '.join(names)}")))
+        problem = "Slurm has no default partition" if name is None else f"Slurm shows no partition {name!r}"
+        matches = (p for p in self.partitions if (p.default if name is None else p.name == name))
+        return next(matches, Unknown(problem, suggest(name or "", names, f"there are {', '.join(names)}")))
 
     def nodes_of(self, partition: str | None) -> Fact[tuple[Node, ...]]:
         """The nodes of the partition of this name, of the default one without a name."""
-        found, nodes = self.partition(partition), self.nodes
-        if isinstance(found, Unknown):
-            return found
-        return nodes if isinstance(nodes, Unknown) else tuple(node for node in nodes if found.name in node.partitions)
+        try:
+            name, nodes = require(self.partition(partition)).name, require(self.nodes)
+        except Unknown as unknown:
+            return unknown
+        return tuple(node for node in nodes if name in node.partitions)
 
-    def setting(self, name: str) -> Fact[str]:
+    def config_value(self, name: str) -> Fact[str]:
         if isinstance(self.config, Unknown):
             return self.config
         return self.config.get(name) or Unknown(f"`scontrol show config` shows no {name}")
@@ -269,12 +266,12 @@ class SlurmFacts:
     @property
     def accounts(self) -> list[str]:
         """The accounts that accounting lets the user name; empty when they are not known."""
-        return list(dict.fromkeys(account for account, _ in listed(self.associations)))
+        return list(dict.fromkeys(account for account, _ in or_empty(self.associations)))
 
     @property
     def no_accounting(self) -> bool:
         """Whether Slurm says that it keeps no accounting, so that an account means nothing."""
-        kind = self.setting("AccountingStorageType")
+        kind = self.config_value("AccountingStorageType")
         return isinstance(kind, str) and (kind.endswith("/none") or kind == "(null)")
 
 
@@ -282,8 +279,8 @@ NO_SLURM = SlurmFacts("", *[Unknown("the runner's scheduler is the embedded one"
 
 
 @dataclass(frozen=True)
-class Imported:
-    """Whether enroot imported the tiny image; what there is to say, and how to ``fix`` it."""
+class ImportTrial:
+    """Whether enroot imported the tiny image, what to ``say`` about that, and how to ``fix`` a failure."""
 
     imported: bool
     say: str
@@ -292,12 +289,12 @@ class Imported:
 
 @dataclass(frozen=True)
 class ClusterFacts:
-    """Everything that was asked of a cluster.
+    """Everything that a cluster was asked for.
 
-    ``submissions`` are the jobs that Slurm was asked about, by name (see `launcher.doctor.scheduling.jobs_to_check`).
-    ``locks`` says whether locks hold in the image directory between two processes of this host.
-    ``refs`` are the refs (name → commit) of each repository, by its name in the runner file. ``imports`` is what came
-    of an import of a tiny image where images are imported, None where that was not tried.
+    ``submissions`` are the answers for jobs, by name (see `launcher.doctor.scheduling.jobs_to_check`). ``locks`` says
+    whether locks hold in the image directory between two processes of this host. ``refs`` are the refs (name → commit)
+    of each repository, by its name in the runner file. ``imports`` is the trial import of a tiny image where images are
+    imported, None where it was not tried.
     """
 
     slurm: SlurmFacts
@@ -308,21 +305,21 @@ class ClusterFacts:
     submissions: Mapping[str, SubmissionCheck] = field(default_factory=dict)
     locks: Fact[LockProbe] | None = None
     refs: Mapping[str, Fact[Mapping[str, str]]] = field(default_factory=dict)
-    imports: Fact[Imported] | None = None
+    imports: Fact[ImportTrial] | None = None
     stand_ins: tuple[str, ...] = ()
-    """The programs that runs start in place of the cluster's own, which then do not matter."""
+    """The programs that runs replace by stand-ins; the cluster's own then do not matter."""
 
     def side(self, side: Side) -> Fact[Host]:
         return self.login if side == "login" else self.compute
 
     @property
     def node(self) -> Host | None:
-        """The compute node that was looked at, if one was."""
+        """The compute node that was probed, None without one."""
         return None if isinstance(self.compute, Unknown) else self.compute
 
-    def looked(self, name: str) -> Fact[Looked] | None:
-        """What came of a look on the node; None where it was not tried."""
-        return None if self.node is None else self.node.looks.get(name)
+    def node_check(self, name: str) -> Fact[NodeCheck] | None:
+        """The outcome of a check on the node; None where it was not tried."""
+        return None if self.node is None else self.node.checks.get(name)
 
     def on_node(self, path: str) -> Fact[DirectoryView]:
         return self.compute if isinstance(self.compute, Unknown) else self.compute.directory(path)
@@ -338,10 +335,10 @@ class ClusterFacts:
 
     @property
     def job(self) -> SubmissionCheck:
-        """The smallest job, as it was tried."""
+        """The answer for the smallest job."""
         return self.submissions.get("job", SubmissionCheck((), None, "sbatch was not asked"))
 
     @property
     def no_enroot(self) -> bool:
-        """Whether enroot was looked for here and on a node, and is on neither."""
+        """Whether a node was probed, and neither it nor this host has enroot."""
         return self.node is not None and all(isinstance(h.enroot, Unknown) for h in (self.login, self.node))

@@ -1,8 +1,8 @@
-"""Can enroot import on this host? A tiny image of our own, from a registry of our own on loopback, is the proof.
+"""Can enroot import on this host? It imports a tiny image from a registry on loopback; this module makes both.
 
-``python -m launcher.doctor.import_proof DIRECTORY [OPTIONS]`` imports it into DIRECTORY, with OPTIONS for mksquashfs,
-and prints one line of JSON: ``imported`` (true or false), what there is to ``say``, how to ``fix`` it. It runs here, or
-as a job of its own.
+``python -m launcher.doctor.import_proof DIRECTORY [OPTIONS]`` imports the image into DIRECTORY, with OPTIONS for
+mksquashfs, and prints one line of JSON: ``imported`` (true or false), a message (``say``), and how to ``fix`` it.
+It runs on this host, or as a job.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _MAKES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def documents() -> dict[str, tuple[str, bytes]]:
-    """A whole image by the paths at which a registry has it: kind of content, and content."""
+    """The documents of the image by their paths in a registry: media type and content."""
     buffer, note = io.BytesIO(), b"made by `launcher runner doctor`\n"
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         entry = tarfile.TarInfo("etc/launcher-doctor")
@@ -57,22 +57,22 @@ def documents() -> dict[str, tuple[str, bytes]]:
     manifest = json.dumps(
         {"schemaVersion": 2, "mediaType": _MANIFEST, "config": parts[0], "layers": parts[1:]}
     ).encode()
-    found = {f"blobs/{_digest(content)}": (kind, content) for kind, content in ((_CONFIG, config), (_LAYER, layer))}
-    return found | {f"manifests/{name}": (_MANIFEST, manifest) for name in ("1", _digest(manifest))}
+    blobs = {f"blobs/{_digest(content)}": (kind, content) for kind, content in ((_CONFIG, config), (_LAYER, layer))}
+    return blobs | {f"manifests/{name}": (_MANIFEST, manifest) for name in ("1", _digest(manifest))}
 
 
 @contextmanager
 def registry() -> Iterator[str]:
-    """A registry with the one image, on loopback; its HOST:PORT."""
+    """A registry on loopback with this one image; yields its HOST:PORT."""
     served = documents()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            kind, content = served.get(self.path.removeprefix(f"/v2/{_NAME}/"), ("application/json", b"{}"))
-            is_there = self.path.removeprefix(f"/v2/{_NAME}/") in served
-            self.send_response(200 if is_there else 404)
+            path = self.path.removeprefix(f"/v2/{_NAME}/")
+            kind, content = served.get(path, ("application/json", b"{}"))
+            self.send_response(200 if path in served else 404)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(content)))
             self.send_header("Docker-Content-Digest", _digest(content))
@@ -83,7 +83,7 @@ def registry() -> Iterator[str]:
         do_HEAD = do_GET
 
         def log_message(self, format: str, *arguments: object) -> None:
-            """Say nothing."""
+            """Print nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
@@ -96,21 +96,22 @@ def registry() -> Iterator[str]:
 
 
 def prove(directory: Path, options: str = "", command: tuple[str, ...] = ("enroot",)) -> str:
-    """Import the image into ``directory``, and leave nothing there; what was done. Raises ImageError, OSError."""
+    """Import the image into ``directory``, and leave no file there. Returns a message. Raises ImageError, OSError."""
     directory.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with TemporaryDirectory(prefix="launcher-doctor-", dir=directory) as place, registry() as address:
-        own = {**directory_variables(place), "ENROOT_ALLOW_HTTP": "y", "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
-        Path(own["TMPDIR"]).mkdir(parents=True)
+    with TemporaryDirectory(prefix="launcher-doctor-", dir=directory) as temporary, registry() as address:
+        variables = {**directory_variables(temporary), "ENROOT_ALLOW_HTTP": "y"}
+        variables |= {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
+        Path(variables["TMPDIR"]).mkdir(parents=True)
         if options:
-            own["ENROOT_SQUASH_OPTIONS"] = options
-        squash = Path(place, "image.sqsh")
+            variables["ENROOT_SQUASH_OPTIONS"] = options
+        squash = Path(temporary, "image.sqsh")
         argv = [*command, "import", "-o", str(squash), f"docker://{address}#{_NAME}:1"]
-        done = run(argv, timeout=LIMIT, env={**clean_environment(os.environ), **own})
-        if done.timed_out:
-            raise ImageError(f"enroot import of a tiny image did not end within {LIMIT:.0f} s: {done.tail()}")
-        if not done.ok:
-            fault = diagnose(done)
+        completed = run(argv, timeout=LIMIT, env={**clean_environment(os.environ), **variables})
+        if completed.timed_out:
+            raise ImageError(f"enroot import of a tiny image did not end within {LIMIT:.0f} s: {completed.tail()}")
+        if not completed.ok:
+            fault = diagnose(completed)
             raise ImageError(f"enroot import of a tiny image failed: {fault.what}", hint=fault.hint)
         inspect(squash)
         listing = check_lists(squash)
@@ -121,10 +122,10 @@ def _digest(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-def main(words: list[str]) -> None:
-    """Print what came of it."""
+def main(arguments: list[str]) -> None:
+    """Try an import, and print the line of JSON."""
     try:
-        answer = {"imported": True, "say": prove(Path(words[0]), words[1] if words[1:] else ""), "fix": ""}
+        answer = {"imported": True, "say": prove(Path(arguments[0]), arguments[1] if arguments[1:] else ""), "fix": ""}
     except ImageError as error:
         answer = {"imported": False, "say": error.message, "fix": error.hint or ""}
     except OSError as error:

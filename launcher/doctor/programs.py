@@ -1,6 +1,6 @@
-"""The programs that know the cluster: running them in a clean environment, and reading what they print into facts.
+"""The programs that know the cluster: running them in a clean environment, and parsing their output into facts.
 
-Each reader ignores lines that are not its own, such as banners.
+Each parser ignores lines of another form, such as banners.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ TIMEOUT = 20.0
 """Seconds that a program may take to answer."""
 
 _LONGEST = 2000
-"""Characters of what a program said: far beyond any line that tells something."""
+"""Characters that are quoted of a program's output."""
 
-_TELLING = re.compile(r"error|fatal|unable|denied|cannot", re.IGNORECASE)
+_ERROR = re.compile(r"error|fatal|unable|denied|cannot", re.IGNORECASE)
 _PREFIXES = ("SINFO_", "SACCTMGR_", "SCONTROL_", "SRUN_")
 _CONFIG = re.compile(r"^(\w+)\s*= (.*?)\s*$", re.MULTILINE)
 _GPUS = re.compile(r"(?:^|,)gpu(?::([^:,(]+))?:(\d+)(?=[,(]|$)")
 
 
 def clean_runner(environ: Mapping[str, str], runner: CommandRunner = run) -> CommandRunner:
-    """``runner`` in an environment in which the programs of the cluster answer as they do to everybody."""
-    kept = {name: value for name, value in clean_environment(environ).items() if not name.startswith(_PREFIXES)}
-    return partial(runner, env={**kept, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"})
+    """``runner`` without variables of the environment that change the answers of the cluster's programs."""
+    clean = {name: value for name, value in clean_environment(environ).items() if not name.startswith(_PREFIXES)}
+    return partial(runner, env={**clean, "LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0"})
 
 
 def ask(runner: CommandRunner, argv: Sequence[str], read: Callable[[str], T], *, may_be_empty: bool = False) -> Fact[T]:
-    """What ``read`` makes of the program's output; unknown when it fails, or when nothing can be read."""
+    """The program's output as ``read`` parses it; unknown when the program fails, or when it prints nothing useful."""
     answer = runner(argv, timeout=TIMEOUT)
     if not answer.ok:
         return no_answer(answer)
@@ -48,16 +48,16 @@ def ask(runner: CommandRunner, argv: Sequence[str], read: Callable[[str], T], *,
 
 
 def no_answer(answer: Completed) -> Unknown:
-    """Why a program gave no answer, in a line."""
+    """Why a program gave no answer, in one line."""
     program = answer.argv[0]
     if answer.returncode == NOT_FOUND:
         return Unknown(f"there is no {program} here")
     lines = (answer.stderr.strip() or answer.stdout.strip()).splitlines()
-    telling = [line for line in lines if _TELLING.search(line)][:2] or lines[-2:]
-    words = " ".join(" ".join(telling).split())[:_LONGEST]
+    errors = [line for line in lines if _ERROR.search(line)][:2] or lines[-2:]
+    text = " ".join(" ".join(errors).split())[:_LONGEST]
     slow = f"did not answer within {answer.seconds:.0f} s"
-    how = slow if answer.timed_out else f"failed (exit {answer.returncode})"
-    return Unknown(f"{program} {how}" + (f": {words}" if words else ""))
+    problem = slow if answer.timed_out else f"failed (exit {answer.returncode})"
+    return Unknown(f"{program} {problem}" + (f": {text}" if text else ""))
 
 
 def config(text: str) -> dict[str, str]:
@@ -108,7 +108,7 @@ def gpus(text: str) -> tuple[tuple[str, int], ...]:
 
 
 def mounts(text: str) -> tuple[Mount, ...]:
-    """`findmnt -J` with the columns TARGET,SOURCE,FSTYPE, nested or not; none for what is not JSON."""
+    """`findmnt -J` with the columns TARGET,SOURCE,FSTYPE, nested or not; empty where it is not JSON."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -124,6 +124,6 @@ def _mounts(entries: object) -> Iterator[Mount]:
 
 
 def refs(text: str) -> dict[str, str]:
-    """`git ls-remote`: ref → commit; an annotated tag is what it points at (the line with ``^{}``, after its own)."""
-    found = re.findall(r"^([0-9a-f]{40})\t(.*)$", text, re.MULTILINE)
-    return {name.removesuffix("^{}"): commit for commit, name in found}
+    """`git ls-remote`: ref → commit. An annotated tag has the commit of its second line, which ends in ``^{}``."""
+    lines = re.findall(r"^([0-9a-f]{40})\t(.*)$", text, re.MULTILINE)
+    return {name.removesuffix("^{}"): commit for commit, name in lines}

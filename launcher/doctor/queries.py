@@ -1,8 +1,8 @@
-"""Asking a cluster about itself, from its login node: all that a runner file, or the draft of one, wants to know.
+"""Queries about a cluster, made on its login node: all facts that a runner file, or the draft of one, needs.
 
 Formats are those of Slurm 20.02 and later, tried on 22.05; never ``--json`` (see launcher/slurm/commands.py).
 
-What one host sees is printed by host.sh, which runs here and, by one srun, on one compute node.
+host.sh prints what one host sees. It runs here and, by one srun, on one compute node.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from launcher.core.errors import ImageError
 from launcher.core.node_partner import attended
 from launcher.core.process import NOT_FOUND, CommandRunner, Completed
 from launcher.core.slurm_notation import node_names
-from launcher.doctor import comparison, node_looks, programs, scheduling
+from launcher.doctor import comparison, node_checks, programs, scheduling
 from launcher.doctor.comparison import Fill
 from launcher.doctor.facts import (
     ClusterFacts,
     DirectoryView,
     Fact,
     Host,
-    Imported,
+    ImportTrial,
     SlurmFacts,
     SubmissionCheck,
     Unknown,
-    listed,
+    or_empty,
 )
 from launcher.doctor.programs import TIMEOUT, ask, no_answer
 from launcher.image import probe
@@ -45,7 +45,7 @@ from launcher.image.probe import LockProbe
 from launcher.runner.file import RunnerFile
 
 SCRIPT_TIMEOUT = 60.0
-"""Seconds that the script may take: looking at a directory of a dead NFS server hangs."""
+"""Seconds that host.sh may take: it hangs in a directory of a dead NFS server."""
 
 JOB_MINUTES = 2
 """Time limit of the node's job; Slurm's smallest unit is a minute."""
@@ -55,10 +55,10 @@ _SILENT = re.compile(
     r"|could not establish a configuration source|protocol authentication error|munge",
     re.IGNORECASE,
 )
-"""What sbatch says when nobody judged the job. Everything else with a non-zero exit is a refusal."""
+"""Errors of sbatch that do not judge the job. Every other non-zero exit is a refusal."""
 
 _BUSY = re.compile(r"nodes are busy|immediate execution impossible", re.IGNORECASE)
-"""What srun says when its --immediate is over (22.05 and later: the first)."""
+"""Errors of srun after the time of --immediate (22.05 and later: the first)."""
 
 _SYSTEM = ("/", "/boot", "/boot/efi", "/var", "/usr", "/home", "/tmp", "/etc", "/run", "/proc", "/sys", "/dev")
 
@@ -75,23 +75,25 @@ def cluster_facts(
     wait: float,
     log: Callable[[str], None],
 ) -> ClusterFacts:
-    """Ask about the jobs and the directories of a file, of a cluster whose Slurm was asked already.
+    """The facts about the jobs and the directories of a file, added to those of Slurm.
 
-    ``fill`` puts values for the placeholders of paths. With ``node`` a short job looks from a node, and ``log`` gets a
-    line before; ``wait`` is how many seconds it may wait for its node.
+    ``fill`` puts values for the placeholders of paths. With ``node`` a short job probes a node, which ``log`` is given
+    a line about first; the job may wait ``wait`` seconds for its node.
     """
     on_slurm, partition = file.runner.scheduler.kind == "slurm", file.runner.scheduler.partition
-    paths = [path for required in comparison.required(file, fill) for path in required.paths]
+    paths = [path for required in comparison.required_paths(file, fill) for path in required.paths]
     submissions = check_submissions(run, scheduling.jobs_to_check(file, slurm)) if on_slurm else {}
-    one_node = {"job", *scheduling.gpu_requests(slurm, partition)}  # a partition may refuse jobs that ask for no GPU
-    start = node and any(tried.accepted for name, tried in submissions.items() if name in one_node)
+    one_node = {"job", *scheduling.gpu_requests(slurm, partition)}  # a partition may refuse jobs without GPUs
+    start = node and any(check.accepted for name, check in submissions.items() if name in one_node)
     if start:
         log(f"looking from a node of {partition or 'the default partition'} (a job of at most {JOB_MINUTES} minutes)")
     options = _srun_options(file, slurm) if start else ()
-    meet, looks = fill(file.runner.images.directory), node_looks.of_checkpoints(file, fill)
-    storage = file.storage_of(meet)
-    local = storage is not None and storage.locks == "local"
-    login, compute = probe_hosts(run, paths, options, wait=wait, meet=meet, local_locks=local, looks=looks)
+    images, checks = fill(file.runner.images.directory), node_checks.checkpoint_checks(file, fill)
+    storage = file.storage_of(images)
+    local_locks = storage is not None and storage.locks == "local"
+    login, compute = probe_hosts(
+        run, paths, options, wait=wait, meeting_directory=images, local_locks=local_locks, checks=checks
+    )
     if node and not on_slurm:
         compute = login  # the embedded scheduler runs its jobs on this very machine
     elif node and not start:
@@ -100,7 +102,7 @@ def cluster_facts(
 
 
 def with_locks_and_refs(file: RunnerFile, facts: ClusterFacts, fill: Fill, run: CommandRunner) -> ClusterFacts:
-    """Ask the repositories for their refs, too, and try locks between two processes here."""
+    """``facts`` with the refs of the repositories, and with a trial of locks between two processes here."""
     urls = {name: fill(url) for name, url in file.runner.repositories.items()}
     with ThreadPoolExecutor(1) as pool:
         refs = pool.submit(repository_refs, run, urls.values())
@@ -110,21 +112,21 @@ def with_locks_and_refs(file: RunnerFile, facts: ClusterFacts, fill: Fill, run: 
 
 
 def with_import(file: RunnerFile, facts: ClusterFacts, fill: Fill, run: CommandRunner, *, wait: float) -> ClusterFacts:
-    """Have enroot import a tiny image from a registry on loopback, where the file says that images are imported.
+    """``facts`` with a trial import of a tiny image from a registry on loopback, on the host that imports images.
 
-    Not tried where enroot is not, which is said anyway, and on a node unless one was looked at.
+    It is not tried where that host has no enroot, which is a claim of its own, nor on a node that was not probed.
     """
     images = file.runner.images
     side = facts.side(images.import_on)
     if isinstance(side, Unknown) or isinstance(side.enroot, Unknown):
         return facts
-    place = fill(images.temporary or "/tmp")
-    own = [sys.executable, "-m", "launcher.doctor.import_proof", place, images.squash_options]
-    on_node = images.import_on == "compute" and file.runner.scheduler.kind == "slurm"
-    argv = [*(["srun", *_srun_options(file, facts.slurm)[0], f"--immediate={wait:.0f}"] if on_node else []), *own]
+    argv = [sys.executable, "-m", "launcher.doctor.import_proof", fill(images.temporary or "/tmp")]
+    argv.append(images.squash_options)
+    if images.import_on == "compute" and file.runner.scheduler.kind == "slurm":
+        argv = ["srun", *_srun_options(file, facts.slurm)[0], f"--immediate={wait:.0f}", *argv]
     answer = run(argv, timeout=wait + SCRIPT_TIMEOUT * 2)
     try:
-        return replace(facts, imports=Imported(**json.loads(answer.stdout.splitlines()[-1])))
+        return replace(facts, imports=ImportTrial(**json.loads(answer.stdout.splitlines()[-1])))
     except (IndexError, ValueError, TypeError):
         return replace(facts, imports=no_answer(answer))
 
@@ -132,85 +134,85 @@ def with_import(file: RunnerFile, facts: ClusterFacts, fill: Fill, run: CommandR
 def _srun_options(file: RunnerFile, slurm: SlurmFacts) -> tuple[list[str], ...]:
     """srun's options for one node, in the order to try them: without a GPU, then with one.
 
-    Only nodes that exist are left out: srun refuses a job that excludes an unknown one.
+    srun refuses a job that excludes an unknown node, so only nodes that exist are excluded.
     """
-    scheduler, there = file.runner.scheduler, {each.name for each in listed(slurm.nodes)}
-    named = (name for rule in file.runner.exclude_nodes for name in node_names(rule.node) if name in there)
-    exclude = ",".join(dict.fromkeys(named))
-    given = {"partition": scheduler.partition, "account": scheduler.account, "exclude": exclude}
-    words = [f"--{name}={value}" for name, value in given.items() if value]
-    gpus = any(node.gpus for node in listed(slurm.nodes_of(scheduler.partition)))
-    forms = scheduling.gpu_requests(slurm, scheduler.partition) if gpus else []
-    return (words, *([*words, form] for form in forms[:1] + forms[-1:]))
+    scheduler, existing = file.runner.scheduler, {node.name for node in or_empty(slurm.nodes)}
+    excluded = (name for rule in file.runner.exclude_nodes for name in node_names(rule.node) if name in existing)
+    exclude = ",".join(dict.fromkeys(excluded))
+    values = {"partition": scheduler.partition, "account": scheduler.account, "exclude": exclude}
+    options = [f"--{name}={value}" for name, value in values.items() if value]
+    has_gpus = any(node.gpus for node in or_empty(slurm.nodes_of(scheduler.partition)))
+    forms = scheduling.gpu_requests(slurm, scheduler.partition) if has_gpus else []
+    return (options, *([*options, form] for form in forms[:1] + forms[-1:]))
 
 
-def _locks(run: CommandRunner, path: str, facts: ClusterFacts) -> Fact[LockProbe]:
+def _locks(run: CommandRunner, directory: str, facts: ClusterFacts) -> Fact[LockProbe]:
     """Whether locks hold in the image directory between two processes here."""
-    seen = facts.login.directory(path)
-    if isinstance(seen, Unknown) or not seen.writable:
+    view = facts.login.directory(directory)
+    if isinstance(view, Unknown) or view.write_error:
         return Unknown("the image directory cannot be written from here")
     try:
-        return probe.probe_processes(Path(seen.at), run)
+        return probe.probe_processes(Path(view.existing), run)
     except ImageError as error:
         return Unknown(error.message)
 
 
 def slurm_facts(run: CommandRunner) -> SlurmFacts:
-    """Everything that Slurm says of itself and of the user who asks. At most as slow as its slowest program."""
+    """The facts of Slurm, and of this user's accounts. It takes as long as the slowest program."""
     user = pwd.getpwuid(os.getuid()).pw_name
     show, accounting = ["scontrol", "--all", "--oneliner", "show"], ["sacctmgr", "-nP", "show"]
-    questions: dict[str, tuple[list[str], Callable[[str], Any]]] = {
+    queries: dict[str, tuple[list[str], Callable[[str], Any]]] = {
         "version": (["sinfo", "--version"], partial(_first, r"\d+\.\d+\.\d+\S*")),
         "config": (["scontrol", "show", "config"], programs.config),
         "partitions": ([*show, "partition"], programs.partitions),
         "nodes": ([*show, "node"], programs.nodes),
         "default_account": ([*accounting, "user", user, "format=DefaultAccount"], partial(_first, r"\S+")),
     }
-    with ThreadPoolExecutor(len(questions)) as pool:
-        asked = {name: pool.submit(ask, run, argv, read) for name, (argv, read) in questions.items()}
-        config = asked["config"].result()
+    with ThreadPoolExecutor(len(queries)) as pool:
+        answers = {name: pool.submit(ask, run, argv, read) for name, (argv, read) in queries.items()}
+        config = answers["config"].result()
         cluster = config.get("ClusterName") if isinstance(config, Mapping) else None
         mine = [f"user={user}", *([f"cluster={cluster}"] if cluster else []), "format=Account,Partition"]
         associations = ask(run, [*accounting, "assoc", *mine], programs.associations, may_be_empty=True)
-    return SlurmFacts(user=user, associations=associations, **{name: fact.result() for name, fact in asked.items()})
+    return SlurmFacts(user=user, associations=associations, **{name: fact.result() for name, fact in answers.items()})
 
 
 def _first(pattern: str, text: str) -> str:
-    found = re.search(pattern, text)
-    return found[0] if found else ""
+    match = re.search(pattern, text)
+    return match[0] if match else ""
 
 
 def check_submissions(run: CommandRunner, jobs: Mapping[str, Sequence[str]]) -> dict[str, SubmissionCheck]:
-    """Whether Slurm would take each of these jobs (sbatch's options, by name).
+    """Whether Slurm would accept each of these jobs (sbatch's options, by name).
 
     `sbatch --test-only` submits nothing. It asks the controller, so account, QOS, limits and GRES are judged as those
     of a real job; each call uses up a job id (22.05).
     """
-    found: dict[str, SubmissionCheck] = {}
+    checks: dict[str, SubmissionCheck] = {}
     for name, options in jobs.items():
         argv = ["sbatch", "--test-only", "--job-name=launcher-doctor", *options, "--wrap=true"]
-        found[name] = _judged(tuple(options), run(argv, timeout=TIMEOUT))
-        if found[name].accepted is None:
+        checks[name] = _submission_check(tuple(options), run(argv, timeout=TIMEOUT))
+        if checks[name].accepted is None:
             break  # the controller does not answer, and each further call would cost the whole time-out
-    return found
+    return checks
 
 
-def _judged(options: tuple[str, ...], answer: Completed) -> SubmissionCheck:
-    words = re.sub(r"sbatch: (error: )?|allocation failure: ", "", answer.tail(3))
-    words = "; ".join(dict.fromkeys(line.strip() for line in words.splitlines() if "Try " not in line))
+def _submission_check(options: tuple[str, ...], answer: Completed) -> SubmissionCheck:
+    text = re.sub(r"sbatch: (error: )?|allocation failure: ", "", answer.tail(3))
+    text = "; ".join(dict.fromkeys(line.strip() for line in text.splitlines() if "Try " not in line))
     if answer.ok:
-        return SubmissionCheck(options, True, words)
+        return SubmissionCheck(options, True, text)
     if answer.timed_out or answer.returncode == NOT_FOUND or _SILENT.search(answer.stderr):
         return SubmissionCheck(options, None, no_answer(answer).why)
-    return SubmissionCheck(options, False, words or f"exit {answer.returncode}")
+    return SubmissionCheck(options, False, text or f"exit {answer.returncode}")
 
 
 def repository_refs(run: CommandRunner, urls: Iterable[str]) -> dict[str, Fact[Mapping[str, str]]]:
     """The refs of git repositories, by URL."""
-    wanted = list(dict.fromkeys(urls))
+    distinct = list(dict.fromkeys(urls))
     with ThreadPoolExecutor(4) as pool:
-        found = pool.map(lambda url: ask(run, ["git", "ls-remote", "--", url], programs.refs), wanted)
-    return dict(zip(wanted, found, strict=True))
+        refs = pool.map(lambda url: ask(run, ["git", "ls-remote", "--", url], programs.refs), distinct)
+    return dict(zip(distinct, refs, strict=True))
 
 
 def probe_hosts(
@@ -219,67 +221,68 @@ def probe_hosts(
     srun: Sequence[Sequence[str]] = (),
     *,
     wait: float = 60.0,
-    meet: str = "",
+    meeting_directory: str = "",
     local_locks: bool = False,
-    looks: Mapping[str, list[str]] = MappingProxyType({}),
+    checks: Mapping[str, list[str]] = MappingProxyType({}),
 ) -> tuple[Host, Fact[Host]]:
     """This host and one compute node, and the directories ``paths`` as each of them sees them.
 
-    ``srun`` are sets of srun's options: the next set is tried when Slurm refuses one, because a partition may want GPUs
-    to be asked for. Without any set no job is started. ``wait`` is how many seconds to wait for a node. In ``meet``,
-    one of the paths, node and host compare clock and locks; ``looks`` are what else is looked at there, by name. No
-    file is left behind, unless the node's job is killed in between: then an empty hidden one on a disk of that node.
+    ``srun`` are sets of srun's options: the next set is tried when Slurm refuses one, because a partition may require
+    that jobs request GPUs. Without any set no job is started. The job may wait ``wait`` seconds for its node. Node and
+    host compare clock and locks in ``meeting_directory``, one of the paths; ``checks`` are further checks on the node,
+    by name. No file is left behind, unless the node's job is killed: then an empty hidden one on a disk of that node.
     """
-    wanted = list(dict.fromkeys(paths))
+    paths = list(dict.fromkeys(paths))
     token = secrets.token_hex(4)
     script = ["sh", "-c", _SCRIPT, "sh", token]
-    here = run([*script, "login", *wanted], timeout=SCRIPT_TIMEOUT)
-    login = _host(here, token, wanted)
+    login = _read_host(run([*script, "login", *paths], timeout=SCRIPT_TIMEOUT), token, paths)
     if isinstance(login, Unknown):
         login = Host("this host", login, login, login, unseen=login.why)
     compute: Fact[Host] = Unknown("no job was started to look (--no-node)")
-    returned: dict[str, str] = {}
+    written = {path: str(paths.index(path)) for path, view in login.directories.items() if not view.write_error}
+    seen_again: dict[str, str] = {}
     try:
         if srun:
-            place = login.directories.get(meet)
-            with attended(Path(place.at)) if place is not None and place.writable else nullcontext() as met:
-                looks = {**(node_looks.of_login(met, local_locks=local_locks) if met is not None else {}), **looks}
-                compute = _look_from_a_node(run, srun, [token, "compute", *wanted], looks, wait)
+            meeting = login.directories[meeting_directory].existing if meeting_directory in written else None
+            with attended(Path(meeting)) if meeting is not None else nullcontext() as attended_in:
+                if attended_in is not None:
+                    checks = {**node_checks.login_checks(attended_in, local_locks=local_locks), **checks}
+                compute = _probe_node(run, srun, [token, "compute", *paths], checks, wait)
     finally:
-        ours = {path: str(wanted.index(path)) for path, seen in login.directories.items() if seen.writable}
-        if places := [word for path, index in ours.items() for word in (index, login.directories[path].at)]:
-            returned = dict(_printed(run([*script, "after", *places], timeout=SCRIPT_TIMEOUT), token))
+        arguments = [text for path, i in written.items() for text in (i, login.directories[path].existing)]
+        if arguments:
+            seen_again = dict(_printed(run([*script, "after", *arguments], timeout=SCRIPT_TIMEOUT), token))
     if isinstance(compute, Unknown):
         return login, compute
-    directories, looked = {}, compute.looks
-    for path, seen in compute.directories.items():
-        both = seen.shared and (not seen.writable or ours.get(path) in returned)
-        directories[path] = replace(seen, shared=both if path in ours else None)
-    if meet in directories and not directories[meet].shared:
-        looked = {name: fact for name, fact in looked.items() if name not in node_looks.OF_LOGIN}
-    return login, replace(compute, directories=directories, looks=looked)
+    directories, outcomes = {}, compute.checks
+    for path, view in compute.directories.items():
+        shared = view.shared and (bool(view.write_error) or written.get(path) in seen_again)
+        directories[path] = replace(view, shared=shared if path in written else None)
+    if meeting_directory in directories and not directories[meeting_directory].shared:
+        outcomes = {name: outcome for name, outcome in outcomes.items() if name not in node_checks.LOGIN_CHECKS}
+    return login, replace(compute, directories=directories, checks=outcomes)
 
 
-def _look_from_a_node(
+def _probe_node(
     run: CommandRunner,
     srun: Sequence[Sequence[str]],
-    words: Sequence[str],
-    looks: Mapping[str, list[str]],
+    arguments: Sequence[str],
+    checks: Mapping[str, list[str]],
     wait: float,
 ) -> Fact[Host]:
-    """What one node sees of itself, by a short job; ``words`` are what host.sh is given."""
+    """What one node sees of itself, by a short job; ``arguments`` are those of host.sh."""
     one_node = ["srun", "--nodes=1", "--ntasks=1", f"--time={JOB_MINUTES}", f"--immediate={max(1, round(wait))}"]
     one_node += ["--job-name=launcher-doctor", "--chdir=/", "--input=none"]
-    program = ["bash", "-c", f"{_SCRIPT}\n{node_looks.script(looks)}", "sh", *words]
+    program = ["bash", "-c", f"{_SCRIPT}\n{node_checks.script(checks)}", "sh", *arguments]
     compute: Fact[Host] = Unknown("no job was started to look")
     for options in srun:
-        there = run([*one_node, *options, *program], timeout=wait + SCRIPT_TIMEOUT)
-        compute = _host(there, words[0], words[2:])
+        answer = run([*one_node, *options, *program], timeout=wait + SCRIPT_TIMEOUT)
+        compute = _read_host(answer, arguments[0], arguments[2:])
         if isinstance(compute, Host):
-            return replace(compute, looks=node_looks.read(dict(_printed(there, words[0])), looks))
-        if there.timed_out:
+            return replace(compute, checks=node_checks.outcomes(dict(_printed(answer, arguments[0])), checks))
+        if answer.timed_out:
             break
-        if _BUSY.search(there.stderr):
+        if _BUSY.search(answer.stderr):
             return Unknown(f"no node was free within {wait:.0f} s ({compute})")
     return compute
 
@@ -291,34 +294,34 @@ def _printed(answer: Completed, token: str) -> Iterator[tuple[str, str]]:
             yield parts[1], parts[2].strip()
 
 
-def _host(answer: Completed, token: str, wanted: Sequence[str]) -> Fact[Host]:
-    """A host, read from the lines that the script printed before it ended, or hung in a directory and was killed."""
+def _read_host(answer: Completed, token: str, paths: Sequence[str]) -> Fact[Host]:
+    """A host by the lines that host.sh printed, also where it hung in a directory and was killed."""
     printed = dict(_printed(answer, token))
     if "name" not in printed:
         return no_answer(answer) if not answer.ok else Unknown(f"{answer.argv[0]} printed nothing that could be read")
     name, devices = printed["name"], printed.get("devices", "")
     no_enroot = f"{name} has no enroot on its PATH" if "enroot.none" in printed else no_answer(answer).why
-    mounted = programs.mounts(printed.get("mounts", ""))
+    mounts = programs.mounts(printed.get("mounts", ""))
     return Host(
         name=name,
         arch=printed.get("arch") or Unknown(no_answer(answer).why),
         enroot=printed.get("enroot") or Unknown(no_enroot),
         devices=int(devices) if devices.isdigit() else Unknown("not seen"),
-        directories={path: _seen(printed, i) for i, path in enumerate(wanted) if f"{i}.end" in printed},
+        directories={path: _directory_view(printed, i) for i, path in enumerate(paths) if f"{i}.end" in printed},
         unseen="" if "end" in printed else f"{name} did not come to it: {no_answer(answer).why}",
-        disks=tuple(m for m in mounted if m.source.startswith(("/dev/nvme", "/dev/md")) and m.target not in _SYSTEM),
-        shares=tuple(m for m in mounted if m.network),
+        disks=tuple(m for m in mounts if m.source.startswith(("/dev/nvme", "/dev/md")) and m.target not in _SYSTEM),
+        shares=tuple(m for m in mounts if m.network),
     )
 
 
-def _seen(printed: dict[str, str], i: int) -> DirectoryView:
-    found = programs.mounts(printed.get(f"{i}.mount", ""))
+def _directory_view(printed: dict[str, str], i: int) -> DirectoryView:
+    mounts = programs.mounts(printed.get(f"{i}.mount", ""))
     blocks, _, size = printed.get(f"{i}.space", "").partition(" ")
     return DirectoryView(
-        at=printed.get(f"{i}.at", "/"),
+        existing=printed.get(f"{i}.at", "/"),
         readable=f"{i}.readable" in printed,
-        refused="" if f"{i}.written" in printed else printed.get(f"{i}.refused") or "it cannot be written",
-        mount=found[-1] if found else Unknown(f"findmnt: {printed.get(f'{i}.mount') or 'no answer'}"),
+        write_error="" if f"{i}.written" in printed else printed.get(f"{i}.refused") or "it cannot be written",
+        mount=mounts[-1] if mounts else Unknown(f"findmnt: {printed.get(f'{i}.mount') or 'no answer'}"),
         free=int(blocks) * int(size) if blocks.isdigit() and size.isdigit() else None,
         shared={"yes": True, "no": False}.get(printed.get(f"{i}.shared", "")),
     )

@@ -25,7 +25,7 @@ from launcher.benchmark.matrix import Entry
 from launcher.cli import main
 from launcher.core.errors import ConfigError
 from launcher.core.shipped import shipped
-from launcher.doctor.step import serves
+from launcher.doctor.step import is_compatible
 from launcher.project import Project
 from tests.cli.github_steps import GitHubJob, programs
 from tests.conftest import SlurmCluster
@@ -169,7 +169,7 @@ def test_a_step_that_lacks_nothing_is_told_so(step: Any, capsys: pytest.CaptureF
      ("3.0.0", "2.9.9", False), ("2.1.0", "2.2.0", False), ("0.1.0", "x", False)],
 )  # fmt: skip
 def test_which_version_serves_a_workflow(version: str, wanted: str, good: bool) -> None:
-    assert serves(version, wanted) is good
+    assert is_compatible(version, wanted) is good
 
 
 def test_settings_of_a_row_are_data(tmp_path: Path) -> None:

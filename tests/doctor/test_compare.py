@@ -11,7 +11,7 @@ import pytest
 from launcher.core.yaml_source import Document
 from launcher.doctor import scheduling
 from launcher.doctor.comparison import Claim, compare, notes
-from launcher.doctor.facts import ClusterFacts, Host, Looked, Unknown
+from launcher.doctor.facts import ClusterFacts, Host, NodeCheck, Unknown
 from launcher.image.probe import GRANTED_TO_BOTH, LockProbe
 from launcher.runner.file import RunnerFile
 from tests.doctor.stand_ins import LOCAL, LUSTRE, cluster, facts, node, refused, seen, taken
@@ -126,16 +126,17 @@ def with_seen(on: ClusterFacts, side: str, path: str, **changes: Any) -> Cluster
 @pytest.mark.parametrize(
     ("side", "path", "changes", "key", "found"),
     [
-        ("compute", "/lustre/models/a", {"at": "/lustre/models"}, "models[0].path", "is not there"),
-        ("compute", "/raid/models/b", {"at": "/raid"}, "models[1].path", "is not there"),
-        ("login", "/lustre/images", {"refused": "Permission denied"}, "images.directory", "Permission denied"),
-        ("login", "/lustre/cache", {"at": "/", "refused": "Read-only file system"}, "checkout.cache", "cannot make it"),
-        ("compute", "/lustre/runs", {"refused": "Permission denied"}, "checkout.directory", "cannot write"),
+        ("compute", "/lustre/models/a", {"existing": "/lustre/models"}, "models[0].path", "is not there"),
+        ("compute", "/raid/models/b", {"existing": "/raid"}, "models[1].path", "is not there"),
+        ("login", "/lustre/images", {"write_error": "Permission denied"}, "images.directory", "Permission denied"),
+        ("login", "/lustre/cache", {"existing": "/", "write_error": "Read-only file system"}, "checkout.cache",
+         "cannot make it"),
+        ("compute", "/lustre/runs", {"write_error": "Permission denied"}, "checkout.directory", "cannot write"),
         ("compute", "/lustre/runs", {"mount": LOCAL, "shared": False}, "checkout.directory", "it is another"),
         ("compute", "/lustre", {"mount": LOCAL}, "storage[0]", "not lustre"),
         ("login", "/lustre/models/a", {"readable": False}, "models[0].path", "runner cannot list"),
-        ("login", "/lustre/images", {"at": "/lustre/f", "refused": "/lustre/f is not a directory"}, "images.directory",
-         "is not a directory"),
+        ("login", "/lustre/images", {"existing": "/lustre/f", "write_error": "/lustre/f is not a directory"},
+         "images.directory", "is not a directory"),
     ],
 )  # fmt: skip
 def test_a_directory_that_is_otherwise_differs(side: str, path: str, changes: Any, key: str, found: str) -> None:
@@ -151,8 +152,8 @@ def test_shared_storage_that_the_file_hides_from_a_side_differs() -> None:
 
 
 def test_a_directory_that_the_launcher_makes_may_be_missing() -> None:
-    on = with_seen(whole(file()), "login", "/lustre/images", at="/lustre")
-    on = with_seen(on, "compute", "/lustre/images", at="/lustre", shared=True)
+    on = with_seen(whole(file()), "login", "/lustre/images", existing="/lustre")
+    on = with_seen(on, "compute", "/lustre/images", existing="/lustre", shared=True)
     assert judged(file(), on)["images.directory"].verdict == "agree"
 
 
@@ -161,7 +162,7 @@ def test_without_a_node_what_only_it_could_say_is_unknown() -> None:
     for key in ("storage[1]", "models[1].path", "checkout.directory", "images.directory"):
         assert (claims[key].verdict, "no node was free" in claims[key].why) == ("unknown", True)
     assert claims["checkout.cache"].verdict == claims["node.gpus"].verdict == "agree"
-    missing = with_seen(whole(file(), compute=Unknown("busy")), "login", "/lustre/models/a", at="/lustre")
+    missing = with_seen(whole(file(), compute=Unknown("busy")), "login", "/lustre/models/a", existing="/lustre")
     assert judged(file(), missing)["models[0].path"].verdict == "differ"  # what is known to be wrong, is
 
 
@@ -274,7 +275,7 @@ def test_nothing_is_asked_about_programs_that_a_stand_in_replaces() -> None:
     of = file(TEXT.replace("name: x\n", "name: x\ntools: rehearsal\n"))
     claims = judged(of, whole(of, stand_ins=("enroot", "srtctl")))
     assert claims["tools"].verdict == "unknown" and "images.import-on" not in claims
-    missing = with_seen(whole(of, stand_ins=("enroot", "srtctl")), "login", "/lustre/models/a", at="/lustre")
+    missing = with_seen(whole(of, stand_ins=("enroot", "srtctl")), "login", "/lustre/models/a", existing="/lustre")
     assert judged(of, missing)["models[0].path"].verdict == "agree"  # a rehearsal makes its checkpoint
 
 
@@ -290,24 +291,24 @@ def test_locks_that_do_not_hold_differ() -> None:
 @pytest.mark.parametrize(
     ("look", "key", "looked", "verdict", "said"),
     [
-        ("locks", "images.lock", Looked("", "locks hold with the login node"), "agree", "hold with the login node"),
-        ("locks", "images.lock", Looked("the node n: a lock in /x is not seen"), "differ", "is not seen"),
-        ("locks", "images.lock", Looked("", "locks are each host's own, as …"), "agree", "are each host's own"),
-        ("locks", "images.lock", Looked("", "locks hold …, though the runner file says …"), "differ", "though"),
-        ("locks", "images.lock", Looked(""), "unknown", "did not come to it"),
+        ("locks", "images.lock", NodeCheck("", "locks hold with the login node"), "agree", "hold with the login node"),
+        ("locks", "images.lock", NodeCheck("the node n: a lock in /x is not seen"), "differ", "is not seen"),
+        ("locks", "images.lock", NodeCheck("", "locks are each host's own, as …"), "agree", "are each host's own"),
+        ("locks", "images.lock", NodeCheck("", "locks hold …, though the runner file says …"), "differ", "though"),
+        ("locks", "images.lock", NodeCheck(""), "unknown", "did not come to it"),
         ("locks", "images.lock", Unknown("it took too long"), "unknown", "too long"),
-        ("clock", "node", Looked("the node n: its clock is 9 s off", "clock_offset 9"), "differ", "9 s off"),
-        ("/lustre/models/a", "models[0].path", Looked("", "checkpoint_files 9"), "agree", "checkpoint files 9"),
-        ("/lustre/models/a", "models[0].path", Looked("the checkpoint … lacks 1 file"), "differ", "lacks 1 file"),
+        ("clock", "node", NodeCheck("the node n: its clock is 9 s off", "clock_offset 9"), "differ", "9 s off"),
+        ("/lustre/models/a", "models[0].path", NodeCheck("", "checkpoint_files 9"), "agree", "checkpoint files 9"),
+        ("/lustre/models/a", "models[0].path", NodeCheck("the checkpoint … lacks 1 file"), "differ", "lacks 1 file"),
     ],
 )
 def test_what_a_job_would_look_at_on_its_node(
-    look: str, key: str, looked: Looked | Unknown, verdict: str, said: str
+    look: str, key: str, looked: NodeCheck | Unknown, verdict: str, said: str
 ) -> None:
     on = whole(file())
     assert isinstance(on.compute, Host)
     before = [c for c in compare(file(), on, str) if c.key == key]
-    on = dataclasses.replace(on, compute=dataclasses.replace(on.compute, looks={look: looked}))
+    on = dataclasses.replace(on, compute=dataclasses.replace(on.compute, checks={look: looked}))
     (claim,) = [c for c in compare(file(), on, str) if c.key == key and c not in before]
     assert (
         claim.verdict == verdict and said in f"{claim.found}{claim.why}" and bool(claim.hint) == (verdict == "differ")

@@ -36,7 +36,7 @@ def tried(on: ClusterFacts, *refuse: str) -> Mapping[str, SubmissionCheck]:
 
 def made(*refuse: str, **changes: Any) -> ClusterFacts:
     files = [load(facts(**changes), root=root)[0] for root in (None, DIRECTORY)]
-    named = [path for file in files for required in comparison.required(file, fill) for path in required.paths]
+    named = [path for file in files for required in comparison.required_paths(file, fill) for path in required.paths]
     on = facts([*named, "/lustre", "/raid", "/home", "/weka data"], **changes)
     return dataclasses.replace(on, submissions=tried(on, *refuse))
 
@@ -57,7 +57,7 @@ def load(on: ClusterFacts, **changes: Any) -> tuple[RunnerFile, str]:
 
 def differing(file: RunnerFile, on: ClusterFacts) -> list[str]:
     """What the doctor would find otherwise, had it looked at the same cluster."""
-    paths = [path for required in comparison.required(file, fill) for path in required.paths]
+    paths = [path for required in comparison.required_paths(file, fill) for path in required.paths]
     full = made(slurm=on.slurm)
     directories = {p: on.login.directories.get(p) or seen(p) for p in paths}
     on = of_login(on, directories=directories)

@@ -16,7 +16,7 @@ from launcher.core.errors import ImageError
 from launcher.core.process import Completed, run
 from launcher.doctor import queries
 from launcher.doctor.comparison import compare
-from launcher.doctor.facts import Imported, Unknown
+from launcher.doctor.facts import ImportTrial, Unknown
 from launcher.doctor.import_proof import prove
 from launcher.runner.file import RunnerFile
 from tests.doctor.stand_ins import facts
@@ -88,10 +88,10 @@ def test_it_is_a_claim_of_the_file(tmp_path: Path) -> None:
         return text.replace("{state}", str(tmp_path))
 
     asked = queries.with_import(file, facts(), fill, here, wait=10)
-    assert isinstance(asked.imports, Imported) and asked.imports.imported, asked.imports
+    assert isinstance(asked.imports, ImportTrial) and asked.imports.imported, asked.imports
     claims = [c for c in compare(file, asked, fill) if "enroot imports there" in c.says]
     assert [c.verdict for c in claims] == ["agree"]
-    broken = dataclasses.replace(asked, imports=Imported(False, "enroot import failed:\n  x", "install x"))
+    broken = dataclasses.replace(asked, imports=ImportTrial(False, "enroot import failed:\n  x", "install x"))
     (claim,) = [c for c in compare(file, broken, fill) if "enroot imports there" in c.says]
     assert (claim.verdict, claim.found, claim.hint) == ("differ", "enroot import failed: x", "install x")
 

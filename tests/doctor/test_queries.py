@@ -12,7 +12,7 @@ import pytest
 from launcher.core.process import Completed
 from launcher.core.yaml_source import Document
 from launcher.doctor import queries
-from launcher.doctor.facts import Host, Looked, Unknown
+from launcher.doctor.facts import Host, NodeCheck, Unknown
 from launcher.doctor.programs import clean_runner
 from launcher.runner.file import RunnerFile
 from tests.commands import Answer, Reply, ScriptedCommands, failed, not_installed
@@ -89,10 +89,10 @@ def test_a_look_at_this_host(tmp_path: Path) -> None:
     login, compute = queries.probe_hosts(clean_runner(os.environ), paths)
     assert isinstance(compute, Unknown) and "--no-node" in compute.why
     spaced, new, below, proc = (login.directories[path] for path in paths)
-    assert spaced.is_at(paths[0]) and spaced.writable and spaced.readable and spaced.free
-    assert (new.at, new.writable) == (str(tmp_path), True)
-    assert below.refused == f"{tmp_path}/file is not a directory"
-    assert proc.at == "/proc" and not proc.writable
+    assert spaced.is_at(paths[0]) and not spaced.write_error and spaced.readable and spaced.free
+    assert (new.existing, new.write_error) == (str(tmp_path), "")
+    assert below.write_error == f"{tmp_path}/file is not a directory"
+    assert proc.existing == "/proc" and proc.write_error
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "with space"]  # nothing of ours is left
 
 
@@ -160,14 +160,16 @@ def test_a_node_whose_prolog_prints(tmp_path: Path) -> None:
 
     stand_in = ScriptedCommands(not_installed, srun=srun, sh=None)
     run = clean_runner({"PATH": "/usr/bin:/bin"}, stand_in)
-    looks = {"good": ["fact all well"], "bad": ["fail 4 'it is bad'"], "silent": ["exit"], "later": ["SECONDS=99"]}
-    looks |= {"late": ["fact x y"]}
+    checks = {"good": ["fact all well"], "bad": ["fail 4 'it is bad'"], "silent": ["exit"], "later": ["SECONDS=99"]}
+    checks |= {"late": ["fact x y"]}
     here = str(tmp_path)
-    _, compute = queries.probe_hosts(run, [here], [["--partition=p"]], meet=here, looks=looks)
+    _, compute = queries.probe_hosts(run, [here], [["--partition=p"]], meeting_directory=here, checks=checks)
     assert isinstance(compute, Host)
     assert compute.directories[here].shared is True
     assert list(tmp_path.iterdir()) == []
-    found = {name: looked.red or looked.fact for name, looked in compute.looks.items() if isinstance(looked, Looked)}
+    found = {
+        name: check.failure or check.result for name, check in compute.checks.items() if isinstance(check, NodeCheck)
+    }
     expected = {"locks": "locks hold with the login node", "clock": "clock_offset 0"}
     assert found == {**expected, "good": "all well", "bad": "it is bad", "later": "", "late": "x y"}
-    assert isinstance(compute.looks["silent"], Unknown)
+    assert isinstance(compute.checks["silent"], Unknown)

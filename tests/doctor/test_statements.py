@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launcher.core.yaml_source import Document
-from launcher.doctor.facts import statements
+from launcher.doctor.facts import settings
 from launcher.runner.file import RunnerFile
 from tests.doctor.test_compare import TEXT
 
@@ -29,15 +29,15 @@ from tests.doctor.test_compare import TEXT
 )
 def test_what_a_file_says_at_a_key(pattern: str, found: dict[str, object]) -> None:
     file = RunnerFile(Document("x.yaml", TEXT))
-    assert {one.dotted: one.value for one in statements(file, pattern)} == found
+    assert {one.dotted: one.value for one in settings(file, pattern)} == found
 
 
 def test_a_default_stands_for_a_key_that_is_not_there() -> None:
     file = RunnerFile(Document("x.yaml", TEXT))
-    (one,) = statements(file, "srtslurm.use_exclusive_sbatch_directive", default=False)
+    (one,) = settings(file, "srtslurm.use_exclusive_sbatch_directive", default=False)
     assert (one.keys, one.value) == (("srtslurm", "use_exclusive_sbatch_directive"), False)
 
 
 def test_the_table_of_a_value_is_beside_it() -> None:
-    (ref,) = statements(RunnerFile(Document("x.yaml", TEXT)), "lanes.[].ref")
+    (ref,) = settings(RunnerFile(Document("x.yaml", TEXT)), "lanes.[].ref")
     assert (ref.table.repository, ref.table.ref) == ("nvidia", ref.value)
