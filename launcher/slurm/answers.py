@@ -207,16 +207,29 @@ def where_it_ran(state: JobState, shown: JobState | None, steps: Sequence[Record
     return replace(state, nodes="") if of_a_step else state
 
 
-def may_be_copied(step: Record, state: JobState) -> bool:
-    """Whether how a step ended may be unknown to accounting: of a step without an end it shows the word and the end of
-    the job, and 0:0 (as_mysql_jobacct_process.c). Seen for 0.4 s after jobs whose step failed (22.05)."""
-    copied = (step.state.word, step.state.ended, step.state.exit_code) == (state.word, state.ended, (0, 0))
+def may_lack_ends(steps: Sequence[Record], state: JobState) -> bool:
+    """Whether these steps of an ended job (`may_lack_codes`) may leave an exit code unknown: there is none of them, one
+    seems to run still, or the record of one may be copied from the job's.
+
+    Of a step without an end accounting shows the word and the end of the job, and 0:0 (as_mysql_jobacct_process.c).
+    Seen for 0.4 s after jobs whose step failed (22.05).
+    """
+    ended = [step for step in steps if step.ended]
+    hides_code = [s for s in ended if s.step != "extern" and (s.step == "batch") == (state.word == "FAILED")]
+    job_end = (state.word, state.ended, (0, 0))
     return (
-        copied
-        and may_lack_codes(state)
-        and step.step != "extern"
-        and (step.step == "batch") == (state.word == "FAILED")
+        not steps
+        or len(ended) < len(steps)
+        or any((s.state.word, s.state.ended, s.state.exit_code) == job_end for s in hides_code)
     )
+
+
+def has_all_codes(shown: JobState) -> bool:
+    """Whether an ended job's codes as the controller shows them are final. It counts steps that were cancelled too: to
+    tell those codes from a failed step's takes accounting. An array's task may have no exit code of its own."""
+    if shown.word == SUCCESS:
+        return shown.derived in (None, (0, 0))
+    return shown.exit_code not in (None, (0, 0))
 
 
 def with_codes(state: JobState, steps: Sequence[Record]) -> JobState:
@@ -241,4 +254,5 @@ def with_shown_codes(state: JobState, shown: JobState, steps: Sequence[Record]) 
     that one of those has is told of nobody."""
     cancelled = {step.state.exit_code for step in steps if step.state.word == "CANCELLED"}
     derived = state.derived if shown.derived in cancelled else shown.derived
-    return replace(state, exit_code=shown.exit_code or state.exit_code, derived=derived)
+    code = state.exit_code if shown.exit_code in (None, (0, 0)) else shown.exit_code
+    return replace(state, exit_code=code, derived=derived)

@@ -19,8 +19,9 @@ from launcher.slurm.answers import (
     SQUEUE_FORMAT,
     Answer,
     Record,
-    may_be_copied,
+    has_all_codes,
     may_lack_codes,
+    may_lack_ends,
     of_this_job,
     records_in,
     scontrol_records,
@@ -46,8 +47,8 @@ IDS_A_CALL = 2000
 SHOWN_A_ROUND = 20
 """At most so many calls of `scontrol show job` for one question: each call takes one id."""
 
-STEP_TRIES, STEP_PAUSE = 4, 0.5
-"""How often, and with which pauses in seconds, accounting is asked for the ends of an ended job's steps."""
+STEP_REPEATS, STEP_PAUSE = 3, 0.5
+"""How often accounting is asked again for the ends of an ended job's steps, and the pause in seconds before each."""
 
 LOOK_BEFORE_CANCEL = 1.0
 """Seconds that squeue may take, before scancel, to say whose the ids are: scancel has to be sent two seconds after a
@@ -125,36 +126,46 @@ class SlurmCommands:
                 break
         return shown
 
-    def _with_steps(self, found: dict[JobKey, JobState], accounts: Answer, queue: Answer) -> dict[JobKey, JobState]:
+    def _with_steps(self, states: dict[JobKey, JobState], accounts: Answer, queue: Answer) -> dict[JobKey, JobState]:
         """The states, with the exit codes that an ended job's steps have and its own record lacks (`may_lack_codes`).
 
-        The step's own record has the code, and mostly the controller has it too. A step may seem to run for a moment
-        after its job, or to have ended as its job did (`may_be_copied`): of those the controller knows the codes once
-        it shows the job no more as COMPLETING (22.05, all of 5,423 answers about jobs with a failed step).
+        The step's own record has the code. Where that record may not be complete yet, the controller knows the codes
+        once it shows the job no more as COMPLETING (22.05, all of 5,423 answers about jobs with a failed step).
+        Accounting is asked again only where the controller's answer is not enough, since each question of it may take
+        seconds where slurmdbd is busy.
         """
-        left = [job for job, state in found.items() if may_lack_codes(state) and state.source in ("sacct", "scontrol")]
-        untold: list[JobKey] = []
-        copied: list[JobKey] = []
-        for attempt in range(STEP_TRIES if left else 0):
-            if attempt:
-                self._sleep(STEP_PAUSE)
-            if attempt or not any(job.id in accounts.steps for job in left):
-                accounts = self._accounts(left)
-            steps = {job: of_this_job(accounts.steps.get(job.id, ()), found[job]) for job in left}
-            found |= {job: with_codes(found[job], own) for job, own in steps.items()}
-            untold += [job for job, own in steps.items() if not own]
-            left = [job for job, own in steps.items() if not all(step.ended for step in own)]
-            copied += [
-                job
-                for job, own in steps.items()
-                if job not in left and found[job].source == "sacct" and any(may_be_copied(s, found[job]) for s in own)
-            ]
-            if not left:
+        steps = dict(accounts.steps)
+
+        def steps_of(job: JobKey) -> list[Record]:
+            return of_this_job(steps.get(job.id, ()), states[job])
+
+        def lacks_ends(job: JobKey) -> bool:
+            return not steps_of(job) or not all(step.ended for step in steps_of(job))
+
+        ended = [
+            job for job, state in states.items() if state.source in ("sacct", "scontrol") and may_lack_codes(state)
+        ]
+        shown = {job: states[job] for job in ended if states[job].source == "scontrol"}
+        if not queue.error:  # a controller that gives no answer is asked last, since each call then takes 9 s
+            unclear = [job for job in ended if job not in shown and may_lack_ends(steps_of(job), states[job])]
+            shown |= self._show_states(unclear, states)
+        waiting = [job for job in ended if lacks_ends(job) and not (job in shown and has_all_codes(shown[job]))]
+        for _ in range(STEP_REPEATS if waiting else 0):
+            self._sleep(STEP_PAUSE)
+            steps.update(self._accounts(waiting).steps)
+            if not (waiting := [job for job in waiting if lacks_ends(job)]):
                 break
-        for job, answer in self._show([*untold, *left, *([] if queue.error else copied)]).items():
-            if (shown := answer.state(job)) is not None and shown.word == found[job].word:
-                found[job] = with_shown_codes(found[job], shown, accounts.steps.get(job.id, ()))
-        return {job: with_memory_limit(state, accounts.steps.get(job.id, ())) for job, state in found.items()}
+        shown |= self._show_states([job for job in waiting if job not in shown], states)
+        for job in ended:
+            states[job] = with_codes(states[job], steps_of(job))
+        for job, state in shown.items():
+            states[job] = with_shown_codes(states[job], state, steps.get(job.id, ()))
+        return {job: with_memory_limit(state, steps.get(job.id, ())) for job, state in states.items()}
+
+    def _show_states(self, jobs: Sequence[JobKey], states: Mapping[JobKey, JobState]) -> dict[JobKey, JobState]:
+        """The states that scontrol shows of these jobs, where their word is the one that is known already."""
+        answers = {job: answer.state(job) for job, answer in self._show(jobs).items()}
+        return {job: state for job, state in answers.items() if state is not None and state.word == states[job].word}
 
     def find(self, token: str) -> list[JobKey]:
         """Look for the token in the comments that squeue and sacct show, of jobs since yesterday.

@@ -10,7 +10,7 @@ import pytest
 from launcher.core.errors import JobError
 from launcher.slurm.answers import records_in, scontrol_records, timestamp
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
-from launcher.slurm.commands import SlurmCommands
+from launcher.slurm.commands import STEP_REPEATS, SlurmCommands
 from tests.commands import Reply, ScriptedCommands
 from tests.slurm.fakes import DOWN, NO_DATABASE, NOT_KNOWN, TIMED_OUT
 
@@ -173,21 +173,60 @@ def test_a_step_that_the_memory_limit_ended_is_told_whatever_others_ended_with(
     assert runner.programs() == ["squeue", "sacct"]
 
 
-def test_a_step_that_seems_to_run_after_its_job_is_waited_for() -> None:
-    answers = iter([STEPS.format("RUNNING", "0:0"), STEPS.format("RUNNING", "0:0"), STEPS.format("FAILED", "5:0")])
-    waits: list[float] = []
-    runner = ScriptedCommands(squeue=SQUEUE, sacct=lambda argv: SACCT + next(answers))
-    (state,) = SlurmCommands(runner=runner, environ={}, sleep=waits.append).poll([DONE]).values()
-    assert state.derived == (5, 0) and len(waits) == 2
+def shown_as_done(derived: str) -> str:
+    """What scontrol shows of the job `DONE`."""
+    text = SCONTROL.replace("JobId=2", "JobId=1").replace("=FAILED", "=COMPLETED").replace(" ExitCode=3", " ExitCode=0")
+    return text.replace("DerivedExitCode=5:0", f"DerivedExitCode={derived}")
+
+
+@pytest.mark.parametrize(
+    ("answers", "derived", "calls"),
+    [
+        # The controller's answer is enough, where no step of the job failed.
+        ([SACCT + STEPS.format("RUNNING", "0:0")], "0:0", 1),
+        ([SACCT], "0:0", 1),
+        # It has a code, which may be a cancelled step's: accounting is waited for.
+        ([SACCT + STEPS.format("RUNNING", "0:0")] * 2 + [SACCT + STEPS.format("FAILED", "5:0")], "5:0", 3),
+        ([SACCT + STEPS.format("RUNNING", "0:0"), SACCT + STEPS.format("CANCELLED", "143:0")], "143:0", 2),
+        ([SACCT, SACCT + STEPS.format("CANCELLED", "143:0")], "143:0", 2),
+        ([""], "0:0", 1),
+    ],
+)
+def test_accounting_is_asked_again_only_where_the_controller_does_not_tell(
+    answers: list[str], derived: str, calls: int
+) -> None:
+    replies, pauses = iter(answers), list[float]()
+    scontrol = shown_as_done(derived)
+    runner = ScriptedCommands(squeue=SQUEUE, sacct=lambda argv: next(replies), scontrol=scontrol)
+    (state,) = SlurmCommands(runner=runner, environ={}, sleep=pauses.append).poll([DONE]).values()
+    assert state.succeeded and state.derived == ((5, 0) if derived == "5:0" else (0, 0))
+    assert runner.programs() == ["squeue", "sacct", "scontrol", *["sacct"] * (calls - 1)] and len(pauses) == calls - 1
+
+
+def test_a_step_that_seems_to_run_after_its_job_is_waited_for_while_the_controller_is_away() -> None:
+    replies = iter([STEPS.format("RUNNING", "0:0"), STEPS.format("RUNNING", "0:0"), STEPS.format("FAILED", "5:0")])
+    pauses: list[float] = []
+    runner = ScriptedCommands(squeue=DOWN, sacct=lambda argv: SACCT + next(replies))
+    (state,) = SlurmCommands(runner=runner, environ={}, sleep=pauses.append).poll([DONE]).values()
+    assert state.derived == (5, 0) and len(pauses) == 2
+
+
+def test_accounting_that_is_asked_again_about_one_job_has_told_enough_of_the_others() -> None:
+    """The memory limit of a failed job is in the first answer only."""
+    first = SACCT.replace("2|FAILED|3:0|0:0", "2|FAILED|3:0|3:0")
+    first += "2.0|OUT_OF_MEMORY|0:125|||1795289084||||\n" + STEPS.format("RUNNING", "0:0")
+    replies = iter([first, SACCT.splitlines()[0] + "\n" + STEPS.format("FAILED", "5:0")])
+    runner = ScriptedCommands(squeue=SQUEUE, sacct=lambda argv: next(replies), scontrol=shown_as_done("5:0"))
+    states = SlurmCommands(runner=runner, environ={}, sleep=lambda seconds: None).poll([DONE, FAILED])
+    assert states[DONE].derived == (5, 0) and states[FAILED].out_of_memory
 
 
 def test_where_no_step_tells_the_controller_does() -> None:
-    scontrol = (
-        SCONTROL.replace("JobId=2", "JobId=1").replace("=FAILED", "=COMPLETED").replace(" ExitCode=3", " ExitCode=0")
-    )
+    scontrol = shown_as_done("5:0")
     for steps in ("", NO_DATABASE, STEPS.format("FAILED", "7:0").replace("1795289084", "1795200000")):
-        answers = iter([SACCT, steps])
-        state, _ = poll(DONE, squeue=SQUEUE, sacct=lambda argv, answers=answers: next(answers), scontrol=scontrol)
+        replies = iter([SACCT, *[steps] * STEP_REPEATS])
+        runner = ScriptedCommands(squeue=SQUEUE, sacct=lambda argv, replies=replies: next(replies), scontrol=scontrol)
+        (state,) = SlurmCommands(runner=runner, environ={}, sleep=lambda seconds: None).poll([DONE]).values()
         assert state.succeeded and state.derived == (5, 0), steps
 
 
