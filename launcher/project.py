@@ -161,7 +161,7 @@ class Project:
         if name is not None:
             return self.fleet.get(name)
         serving = self.fleet.by_label.get(benchmark.runner, ())
-        if claimed := self.fleet.broken_that_serve(benchmark.runner):
+        if claimed := self.fleet.broken_file_with("labels", benchmark.runner):
             raise claimed  # it may be the only one, or one of several
         if len(serving) == 1:
             return serving[0]

@@ -47,7 +47,7 @@ def limit_short(r: ContainerResolved) -> Iterator[Found]:
     seconds, limit = r.rules.benchmark.duration, slurm_notation.limit_seconds(r.plan.scheduler.time_limit)
     if r.rules.benchmark.agentic and seconds and limit is not None and seconds + LOADING > limit:
         message = f"the trace is replayed for {seconds} s, and the job is ended after {limit / 60:.0f} minutes"
-        yield message, r.rules.lane.place
+        yield message, r.rules.lane.location
 
 
 @container_rule("port-shared", "warning", "jobs that share a node would use one port")
@@ -57,7 +57,7 @@ def port_shared(r: ContainerResolved) -> Iterator[Found]:
         left = r.rules.file.runner.node.gpus - allocation.gpus
         if left > 0:
             message = f"the job leaves {count_of(left, 'GPU')} of its node to others, and every job uses port {port}"
-            yield message, r.rules.lane.place
+            yield message, r.rules.lane.location
 
 
 @container_rule("corpus-unmounted", "warning", "an agentic run has no place for its corpus")
@@ -65,14 +65,14 @@ def corpus_unmounted(r: ContainerResolved) -> Iterator[Found]:
     place = r.job.container.environment.get(CORPUS)
     if r.rules.benchmark.agentic and (place is None or not _is_mounted(place, r.job)):
         said = f"{CORPUS} is {place}, which is not mounted" if place else f"{CORPUS} is not set"
-        yield f"{said}: every agentic run downloads and converts the corpus again", r.rules.lane.place
+        yield f"{said}: every agentic run downloads and converts the corpus again", r.rules.lane.location
 
 
 @container_rule("cache-unmounted", "warning", "a cache lies where nothing is mounted")
 def cache_unmounted(r: ContainerResolved) -> Iterator[Found]:
     for name, value in r.job.container.environment.items():
         if "CACHE" in name and name != CORPUS and not value.startswith("/tmp/") and not _is_mounted(value, r.job):
-            yield f"{name} is {value}, which is not mounted: it is lost with the container", r.rules.lane.place
+            yield f"{name} is {value}, which is not mounted: it is lost with the container", r.rules.lane.location
 
 
 def _is_mounted(path: str, job: ContainerJob) -> bool:
@@ -83,7 +83,7 @@ def _is_mounted(path: str, job: ContainerJob) -> bool:
 def model_unstaged(r: ContainerResolved) -> Iterator[Found]:
     if r.rules.model.rule.downloads and not r.rules.model.rule.otherwise:
         message = f"{r.rules.benchmark.model} is staged nowhere: a job downloads it to {r.plan.model.path}"
-        yield message, r.rules.model.place
+        yield message, r.rules.model.location
 
 
 @container_rule("result-elsewhere", "error", "the script writes its result where the checkout is not")

@@ -132,7 +132,7 @@ def capacity(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
 
 @plan_rule("moving-ref", "warning", "the lane names a branch where a commit belongs")
 def moving_ref(s: SrtctlResolved) -> Iterator[Found]:
-    yield from moving(s.rules.lane.rule, s.rules.lane.place)
+    yield from moving(s.rules.lane.rule, s.rules.lane.location)
 
 
 def moving(lane: LaneRule, place: SourceLocation) -> Iterator[Found]:
@@ -148,9 +148,9 @@ def setup_script(s: SrtctlResolved) -> Iterator[Found]:
         return
     message = f"set-up script {s.setup.name} is not in this repository"
     if s.setup.found is False:
-        yield f"{message}, nor in {s.refs}", s.rules.lane.place
+        yield f"{message}, nor in {s.refs}", s.rules.lane.location
     else:
-        yield f"{message}; whether srt-slurm has it shows after the checkout", s.rules.lane.place, "warning"
+        yield f"{message}; whether srt-slurm has it shows after the checkout", s.rules.lane.location, "warning"
 
 
 @plan_rule("name-too-long", "error", "a result file's name is longer than a name may be")
@@ -206,7 +206,7 @@ def option_unknown(s: SrtctlResolved, schema: Schema) -> Iterator[Found]:
     for option, is_asked in asked.items():
         if is_asked and schema.options and option not in schema.options:
             message = f"`srtctl apply` of {s.refs} has no {option}, and ends with exit code 2"
-            yield message, s.rules.lane.place
+            yield message, s.rules.lane.location
 
 
 @version_rule("preflight-blind", "error", "srtctl looks for the model where it cannot be seen")
@@ -217,7 +217,7 @@ def preflight_blind(s: SrtctlResolved, schema: Schema) -> Iterator[Found]:
         storage = s.rules.file.storage_of(path) if path is not None else None
         if storage is not None and "login" not in storage.seen_by:
             message = f"{s.refs} looks for {path} before it submits, and only compute nodes see {storage.path}"
-            yield message, s.rules.lane.place
+            yield message, s.rules.lane.location
 
 
 @any_rule("known-problem", "warning", "the runner file says what is wrong with a rule that applies")
@@ -230,14 +230,14 @@ def known_problem(r: Resolved) -> Iterator[Found]:
 def image_replaced(r: Resolved) -> Iterator[Found]:
     own, published = r.rules.image, r.rules.benchmark.image
     if own is not None and own.rule.image and not is_image(own.rule.image, published):
-        yield f"{own.rule.image} is run, and the numbers are published as {published}'s", own.place
+        yield f"{own.rule.image} is run, and the numbers are published as {published}'s", own.location
 
 
 @any_rule("model-otherwise", "warning", "the checkpoint is not seen from here, and would be downloaded")
 def model_otherwise(r: Resolved) -> Iterator[Found]:
     path, model = r.plan.model.path, r.rules.model
     if path is not None and path.startswith("hf:") and path == model.rule.otherwise:
-        yield f"no directory of {model.rule.path} is seen from here: every node would download {path}", model.place
+        yield f"no directory of {model.rule.path} is seen from here: every node would download {path}", model.location
 
 
 _MAKES = {"arm64": "aarch64", "aarch64": "aarch64", "amd64": "x86_64", "x86_64": "x86_64", "x86-64": "x86_64"}

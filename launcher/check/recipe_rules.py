@@ -202,7 +202,7 @@ def time_budget(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
         yield message, s.place("health_check")
     if limit >= most:
         message = f"the job may run {limit:g} min, and the workflow ends after {most} min, waits in the queue included"
-        yield message, s.place("slurm", "time_limit") if f.time_limit else s.rules.lane.place
+        yield message, s.place("slurm", "time_limit") if f.time_limit else s.rules.lane.location
 
 
 def _health_wait(s: SrtctlResolved) -> float:

@@ -20,7 +20,7 @@ from launcher.image.reference import PlannedImage, Reference, squash_name
 from launcher.plan.expected import held_against, result_stem
 from launcher.plan.plan import Expected, Holds, ModelCache, Plan, PlannedModel, SchedulerPlan, WorkspacePlan
 from launcher.runner.cluster_schema import Storage
-from launcher.runner.file import Applied, RunnerFile, applies, fill_in
+from launcher.runner.file import AppliedRule, RunnerFile, applies, fill_in
 from launcher.runner.schema import Adjustment, ImageRule, Images, LaneRule, ModelRule
 
 
@@ -57,10 +57,10 @@ class AppliedRules(msgspec.Struct, frozen=True):
     benchmark: Benchmark
     file: RunnerFile
     power: bool
-    model: Applied[ModelRule]
-    lane: Applied[LaneRule]
-    image: Applied[ImageRule] | None
-    adjustments: Sequence[Applied[Adjustment]]
+    model: AppliedRule[ModelRule]
+    lane: AppliedRule[LaneRule]
+    image: AppliedRule[ImageRule] | None
+    adjustments: Sequence[AppliedRule[Adjustment]]
 
     @classmethod
     def of(cls, benchmark: Benchmark, file: RunnerFile, *, power: bool = False) -> AppliedRules:
@@ -71,7 +71,7 @@ class AppliedRules(msgspec.Struct, frozen=True):
         return cls(benchmark, file, power, model, lane, image, file.adjustments(benchmark, power=power))
 
     @property
-    def all(self) -> list[Applied[Any]]:
+    def all(self) -> list[AppliedRule[Any]]:
         """Every rule that applies: of the model, the lane, the image, then the adjustments."""
         return [self.model, self.lane, *([self.image] if self.image is not None else []), *self.adjustments]
 
@@ -86,9 +86,9 @@ class Resolved(msgspec.Struct, frozen=True):
     rules: AppliedRules
 
 
-def known(applied: Sequence[Applied[Any]]) -> list[Finding]:
+def known(applied: Sequence[AppliedRule[Any]]) -> list[Finding]:
     """What the runner file itself says is wrong with the rules that apply."""
-    said = [(a.rule.known, a.place) for a in applied]
+    said = [(a.rule.known, a.location) for a in applied]
     return [Finding("known-problem", k.severity, k.message, place) for k, place in said if k is not None]
 
 

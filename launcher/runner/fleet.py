@@ -1,4 +1,4 @@
-"""The runner files of all directories, and which of them a name, a RUNNER_NAME or a matrix label means."""
+"""The runner files of all directories, found by name, by RUNNER_NAME or by matrix label."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Fleet:
     @cached_property
     def paths(self) -> dict[str, Path]:
         """Runner name (the file's stem) → file."""
-        found: dict[str, Path] = {}
+        paths: dict[str, Path] = {}
         for directory in self.directories:
             for path in sorted(directory.glob("*.yaml")):
-                found.setdefault(path.stem, path)
-        return found
+                paths.setdefault(path.stem, path)
+        return paths
 
     def get(self, name: str) -> RunnerFile:
-        """The runner of this name. Raises ConfigError naming the nearest one."""
+        """The runner of this name. Raises ConfigError, which names the nearest one."""
         if name not in self.paths:
             raise ConfigError(
                 f"there is no runner {name!r}",
@@ -45,10 +45,10 @@ class Fleet:
                 self._read[path] = _read(path, name)
             except ConfigError as error:
                 self._read[path] = error
-        found = self._read[path]
-        if isinstance(found, ConfigError):
-            raise found
-        return found
+        file = self._read[path]
+        if isinstance(file, ConfigError):
+            raise file
+        return file
 
     def all(self) -> list[RunnerFile]:
         """Every runner file. Raises ConfigError for the first that cannot be read."""
@@ -56,30 +56,30 @@ class Fleet:
 
     def readable(self, broken: list[ConfigError] | None = None) -> list[RunnerFile]:
         """The runner files that can be read. The errors of the others are added to ``broken``."""
-        found = []
+        files = []
         for name in self.paths:
             try:
-                found.append(self.get(name))
+                files.append(self.get(name))
             except ConfigError as error:
                 if broken is not None:
                     broken.append(error)
-        return found
+        return files
 
     def for_runner_name(self, runner_name: str) -> RunnerFile:
-        """The cluster of a physical runner (``b300-nv_07``), which its name up to the first underscore tells.
+        """The cluster of a physical runner (``b300-nv_07``), by its name up to the first underscore.
 
         Raises ConfigError when no runner file has that prefix.
         """
         prefix = runner_name.partition("_")[0]
-        if (only := self._of_those_that_say(prefix)) is not None:
-            return only
+        if (file := self._only_with_prefix(prefix)) is not None:
+            return file
         files, broken = self.readable(), self.broken
-        if error := self._claimed("runners", prefix):
+        if error := self.broken_file_with("runners", prefix):
             raise error
         for file in files:
             if prefix in file.runner.runners:
                 return file
-        known = [p for f in files for p in f.runner.runners]
+        known = [known_prefix for file in files for known_prefix in file.runner.runners]
         unread = f"; {count_of(len(broken), 'runner file')} cannot be read, the first: {broken[0]}" if broken else ""
         raise ConfigError(
             f"no runner file claims the prefix {prefix!r} of RUNNER_NAME={runner_name}{unread}",
@@ -87,48 +87,46 @@ class Fleet:
             hint=suggest(prefix, known, f"known prefixes: {', '.join(known)}"),
         )
 
-    def _of_those_that_say(self, prefix: str) -> RunnerFile | None:
-        """The file with this prefix, if all files that have the word can be read; the others need not be."""
-        found = None
+    def _only_with_prefix(self, prefix: str) -> RunnerFile | None:
+        """The file with this prefix, found without parsing files that do not contain the word. None where one of those
+        that contain it cannot be read."""
+        match = None
         for name, path in self.paths.items():
             try:
                 if prefix.encode() in read_file(path, LARGEST_FILE):
                     file = self.get(name)
-                    found = found or (file if prefix in file.runner.runners else None)
+                    match = match or (file if prefix in file.runner.runners else None)
             except (OSError, ConfigError):
                 return None
-        return found
+        return match
 
     @cached_property
     def broken(self) -> list[ConfigError]:
-        """Why runner files cannot be read."""
-        found: list[ConfigError] = []
-        self.readable(found)
-        return found
+        """The errors of the runner files that cannot be read."""
+        errors: list[ConfigError] = []
+        self.readable(errors)
+        return errors
 
-    def broken_that_serve(self, label: str) -> ConfigError | None:
-        """The error of a runner file that cannot be read and has this label, by what can be read of it."""
-        return self._claimed("labels", label)
-
-    def _claimed(self, key: str, word: str) -> ConfigError | None:
-        """The error of a broken file that has the word under a key. One that is no YAML at all claims its own name."""
-        for path, found in self._read.items() if self.broken else ():
-            if isinstance(found, ConfigError):
-                claims: object = [path.stem]
+    def broken_file_with(self, key: str, value: str) -> ConfigError | None:
+        """The error of a broken file that lists a value under a key, as far as the file can be read; without that, its
+        own name is its only value."""
+        for path, file in self._read.items() if self.broken else ():
+            if isinstance(file, ConfigError):
+                values: object = [path.stem]
                 with contextlib.suppress(ConfigError):
-                    claims = Document.read(path, strict=False).mapping().get(key)
-                if isinstance(claims, list) and word in claims:
-                    return found
+                    values = Document.read(path, strict=False).mapping().get(key)
+                if isinstance(values, list) and value in values:
+                    return file
         return None
 
     @cached_property
     def by_label(self) -> Mapping[str, Sequence[RunnerFile]]:
-        """Matrix label → the clusters that serve it, of those that can be read. A job of GitHub's lands on any."""
-        found: dict[str, list[RunnerFile]] = {}
+        """Matrix label → the clusters that serve it, of those that can be read. GitHub may give a job to any."""
+        files: dict[str, list[RunnerFile]] = {}
         for file in self.readable():
             for label in file.runner.labels:
-                found.setdefault(label, []).append(file)
-        return found
+                files.setdefault(label, []).append(file)
+        return files
 
 
 def _read(path: Path, name: str) -> RunnerFile:

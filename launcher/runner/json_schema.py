@@ -21,7 +21,7 @@ FILE = "runner.schema.json"
 """The schema's file, beside the runner files."""
 
 MODELINE = f"# yaml-language-server: $schema={FILE}"
-"""First line of a runner file: by it an editor finds the schema (relative to the file)."""
+"""First line of a runner file, which tells an editor where the schema is (relative to the file)."""
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -39,25 +39,27 @@ def json_schema() -> dict[str, Any]:
         described |= _described(ast.parse(Path(inspect.getfile(module)).read_text(encoding="utf-8")))
     for name, definition in generated["$defs"].items():
         definition["description"] = _plain(definition["description"])
-        for key, said in definition["properties"].items():
-            # What is not given is not there: an editor should not propose to write `null` or all of a rule's keys.
-            if said.get("default", ...) in (None, [], {}) or isinstance(said.get("default"), dict):
-                del said["default"]
+        for key, schema in definition["properties"].items():
+            # Without empty defaults: an editor should not propose to write `null` or all keys of a rule.
+            if schema.get("default", ...) in (None, [], {}) or isinstance(schema.get("default"), dict):
+                del schema["default"]
             if sentence := described[name].get(key):
-                said["description"] = sentence
-    # No `$ref` at the top: an editor that knows draft 7 only would see nothing beside it.
+                schema["description"] = sentence
+    # No `$ref` at the top: an editor that knows draft 7 only would ignore what stands beside it.
     root = generated["$defs"].pop(types.Runner.__name__)
     return {"$schema": _DRAFT, **root, "title": "launcher runner file", "$defs": generated["$defs"]}
 
 
 def _described(module: ast.Module) -> dict[str, dict[str, str]]:
-    """Class → key as a file spells it → the sentences under the field, its own or those of its base."""
-    found: dict[str, dict[str, str]] = {}
+    """Class → key as a file spells it → the docstring of the field, its own or that of its base."""
+    described: dict[str, dict[str, str]] = {}
     for node in module.body:
         if isinstance(node, ast.ClassDef):
-            inherited = [found.get(base.id, {}) for base in node.bases if isinstance(base, ast.Name)]
-            found[node.name] = {key: said for part in inherited for key, said in part.items()} | dict(_fields(node))
-    return found
+            described[node.name] = {}
+            for base in node.bases:
+                described[node.name] |= described.get(base.id, {}) if isinstance(base, ast.Name) else {}
+            described[node.name] |= _fields(node)
+    return described
 
 
 def _fields(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
