@@ -14,12 +14,10 @@ import re
 import shlex
 import shutil
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from queue import SimpleQueue
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
@@ -228,27 +226,6 @@ def refusal_lines(errors: Sequence[Wrong], others: int, what: str, done: str = "
             yield f"  {one.where or one.of}: {redact(one.message, os.environ)}"
         if hint:
             yield f"    hint: {hint}"
-
-
-def values_from_thread(work: Callable[[Callable[[Value], None]], object]) -> Iterator[Value]:
-    """Run ``work`` in a thread, and yield each value that it passes to its argument. What it raises is raised at the
-    end."""
-    queue: SimpleQueue[Value | None] = SimpleQueue()
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work(queue.put)
-        except BaseException as error:  # noqa: BLE001 - raised by the reader of the values
-            errors.append(error)
-        finally:
-            queue.put(None)
-
-    threading.Thread(target=run, daemon=True, name="answer").start()
-    while (value := queue.get()) is not None:
-        yield value
-    if errors:
-        raise errors[0]
 
 
 def show_message(value: Message, terminal: Terminal) -> Iterator[str]:

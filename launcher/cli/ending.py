@@ -1,5 +1,5 @@
-"""Commands about runs by their records: `cancel` and `cleanup` end what they hold, `collect` has their results again;
-and what `ci` finds left of earlier jobs of its runner."""
+"""Commands that need only the records of runs: `cancel` and `cleanup` end jobs, `collect` collects results again; and
+how `ci` ends the jobs that earlier jobs of its runner left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from launcher.benchmark.environment import github_job
-from launcher.cli.command import Command, Log, Message, for_each_name, show_message, values_from_thread
+from launcher.cli.command import Command, Log, Message, for_each_name, show_message
 from launcher.cli.common import open_project
 from launcher.core.errors import ConfigError, JobError, LauncherError, Wrong, as_error
 from launcher.core.github import GitHub
@@ -44,128 +44,126 @@ from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.other_jobs import jobs_named
 
 TREES_KEPT = 86400.0
-"""Seconds for which the tree of a cancelled run is left to be looked at."""
-
+"""Seconds for which the tree of a cancelled run is kept, so that somebody can look at it."""
 
 AT_ONCE = 8
 """Runs that are ended at a time."""
 
+_BY_CLEANUP = "launcher cleanup"
+
+EndAction = Callable[[Log], object]
+"""Ends one run or job, and logs what it did."""
+
 
 @partial(Command, Message, show=show_message)
 def cancel(arguments: argparse.Namespace, log: Log) -> Iterator[Message]:
-    """Cancel runs' jobs, side by side, and wait until the scheduler says that they are gone."""
+    """Cancel the jobs of several runs at a time, and wait until the scheduler says that they are gone."""
     project = open_project(arguments)
-    runs, wrong = for_each_name(requested_runs(arguments, project), lambda name: run_named(project.runs, name))
+    runs, errors = for_each_name(requested_runs(arguments, project), lambda name: run_named(project.runs, name))
     yield from end_runs(project, runs, "launcher cancel", SILENCE)
-    yield from (Message(run=one.of, wrong=(one,)) for one in wrong)
+    yield from (Message(run=one.of, wrong=(one,)) for one in errors)
 
 
 @partial(Command, Message, show=show_message)
 def cleanup(arguments: argparse.Namespace, log: Log) -> Iterator[Message]:
-    """End the jobs of runs that nobody drives any more; with RUN or --from-env, of that run."""
+    """End the jobs of runs that no launcher drives any more; with RUN or --from-env, of that run."""
     project = open_project(arguments)
     for name in arguments.runs:
         run = run_named(project.runs, name)
         if not (project.runs / check_run_id(run)).is_dir():
             yield Message(f"run {run} has no record: it never began", run)
             continue
-        wrong = yield from _ended(_ends(project, [run], _BY_CLEANUP))
-        if not wrong:
+        errors = yield from _end_all(_run_actions(project, [run], _BY_CLEANUP))
+        if not errors:
             _remove_collected(project, [RunRecord.load(project.runs, run)])
     if arguments.from_env and not arguments.runs:
-        yield from _cleaned_of_job(project)
+        yield from _clean_up_github_job(project)
     elif not arguments.runs:
-        yield from _cleaned_everywhere(project)
+        yield from _clean_up_all(project)
 
 
-def _cleaned_everywhere(project: Project) -> Iterator[Message]:
+def _clean_up_all(project: Project) -> Iterator[Message]:
     unreadable: list[UnreadableRecord] = []
-    left, elsewhere = find_orphans(project.runs, unreadable)
-    yield from _ended(_ends(project, [record.id for record in left], _BY_CLEANUP, unreadable=unreadable))
-    for record in elsewhere:
+    orphans, undecided = find_orphans(project.runs, unreadable)
+    yield from _end_all(_run_actions(project, [record.id for record in orphans], _BY_CLEANUP, unreadable=unreadable))
+    for record in undecided:
         yield Message(told_left_alone(record), record.id)
-    yield Message(f"{count_of(len(left), 'run was', 'runs were')} left behind" if left else "no run was left behind")
+    count = len(orphans)
+    yield Message(f"{count_of(count, 'run was', 'runs were')} left behind" if count else "no run was left behind")
     if unreadable:
-        yield Message(
-            f"{count_of(len(unreadable), 'record')} cannot be read: {', '.join(one.id for one in unreadable)}"
-        )
+        names = ", ".join(one.id for one in unreadable)
+        yield Message(f"{count_of(len(unreadable), 'record')} cannot be read: {names}")
     _remove_old_trees(project)
     _remove_collected(project, records(project.runs))
-    from launcher.model.nodes import end_orphaned_jobs  # no run stages on nodes: only here
+    from launcher.model.nodes import end_orphaned_jobs  # runs stage nothing on nodes, so only this command imports it
 
-    yield from _ended({"stagings": lambda log: end_orphaned_jobs(project.state, SlurmCommands, log)})
-
-
-_BY_CLEANUP = "launcher cleanup"
-
-End = Callable[[Log], object]
-"""Ends what something holds, and tells about it."""
+    yield from _end_all({"stagings": lambda log: end_orphaned_jobs(project.state, SlurmCommands, log)})
 
 
-def _ends(
+def _run_actions(
     project: Project,
     runs: Sequence[str],
     why: str,
     silence: float = END_PATIENCE,
     unreadable: Sequence[UnreadableRecord] = (),
-) -> dict[str, End]:
-    """What ends these runs, and those whose records cannot be read, by their ids."""
-    ends: dict[str, End] = {run: partial(_end, project, run, why, silence) for run in runs}
-    return {**ends, **{one.id: partial(_end_unreadable, project, one) for one in unreadable}}
+) -> dict[str, EndAction]:
+    """The actions that end these runs, and those with an unreadable record, by run id."""
+    actions: dict[str, EndAction] = {run: partial(_end_run, project, run, why, silence) for run in runs}
+    return {**actions, **{one.id: partial(_end_unreadable, project, one) for one in unreadable}}
 
 
 def end_runs(project: Project, runs: Sequence[str], why: str, silence: float = END_PATIENCE) -> Iterator[Message]:
-    """End what these runs hold, side by side; what is said of it as it comes, and at the end how they stand."""
-    wrong = yield from _ended(_ends(project, runs, why, silence))
-    for run in {*runs} - {one.of for one in wrong}:
+    """End several runs at a time. Yields what is logged meanwhile, then the state of each run that has ended."""
+    errors = yield from _end_all(_run_actions(project, runs, why, silence))
+    for run in {*runs} - {one.of for one in errors}:
         with contextlib.suppress(ConfigError):
             yield Message(run=run, state=RunRecord.load(project.runs, run).fields.state)
 
 
-def _ended(ends: Mapping[str, End]) -> Generator[Message, None, list[Wrong]]:
-    """The same of any ends; what went wrong comes last, in order, and is returned too."""
-    wrong: list[Wrong] = []
-
-    def work(hand: Callable[[Message], None]) -> None:
-        wrong.extend(_side_by_side(ends, lambda text, run: hand(Message(text, run))))
-
-    yield from values_from_thread(work)
-    yield from (Message(run=one.of, wrong=(one,)) for one in wrong)
-    return wrong
-
-
-def _side_by_side(ends: Mapping[str, End], told: Callable[[str, str], None]) -> list[Wrong]:
-    """Bring ends about, AT_ONCE of them at a time; what went wrong. None of them fails or delays the others."""
-    wrong: dict[str, Wrong] = {}
-    left = SimpleQueue[tuple[str, End]]()
-    for item in ends.items():
-        left.put(item)
+def _end_all(actions: Mapping[str, EndAction]) -> Generator[Message, None, list[Wrong]]:
+    """Run the actions, AT_ONCE of them at a time; none of them fails or delays the others. Yields what each logs at
+    once, and its error at the end; returns the errors. Both are in the order of ``actions``."""
+    remaining, messages = SimpleQueue[tuple[str, EndAction]](), SimpleQueue[Message | None]()
+    for item in actions.items():
+        remaining.put(item)
+    failed: dict[str, Wrong] = {}
 
     def work() -> None:
-        with contextlib.suppress(Empty):
+        try:
             while True:
-                run_id, end = left.get_nowait()
+                name, end = remaining.get_nowait()
                 try:
-                    end(lambda text, run=run_id: told(text, run))  # type: ignore[misc]
+                    end(lambda text, name=name: messages.put(Message(text, name)))  # type: ignore[misc]
                 except Exception as fault:  # noqa: BLE001
-                    wrong[run_id] = Wrong.by(as_error(fault, f"run {run_id}"), run_id)
+                    failed[name] = Wrong.by(as_error(fault, f"run {name}"), name)
+        except Empty:
+            pass
+        finally:
+            messages.put(None)
 
-    threads = [threading.Thread(target=work, daemon=True, name="end") for _ in range(min(AT_ONCE, len(ends)))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [wrong[run_id] for run_id in ends if run_id in wrong]
+    workers = min(AT_ONCE, len(actions))
+    for _ in range(workers):
+        # A daemon: an interrupted command need not wait for a scheduler that gives no answer.
+        threading.Thread(target=work, daemon=True, name="end").start()
+    while workers:
+        if (message := messages.get()) is None:
+            workers -= 1
+        else:
+            yield message
+    errors = [failed[name] for name in actions if name in failed]
+    yield from (Message(run=one.of, wrong=(one,)) for one in errors)
+    return errors
 
 
 def _remove_old_trees(project: Project, job_name: str | None = None) -> None:
-    """Remove the trees of workflows' runs that were cancelled, a day after they ended: their own launchers had no time.
+    """Remove the trees of workflows' cancelled runs a day after they ended; with ``job_name``, of one GitHub runner.
 
-    With ``job_name`` of one GitHub runner. Logs stay no longer: what there was time for, the workflow has.
+    The launcher of such a run had no time for it. Logs stay no longer either: the workflow has those for which there
+    was time.
     """
     for record in records(project.runs):
         fields = record.fields
-        if fields.results != "workspace" or fields.state != "cancelled" or not record.fields.settled:
+        if fields.results != "workspace" or fields.state != "cancelled" or not fields.settled:
             continue
         if (fields.ended or 0.0) > time.time() - TREES_KEPT:
             continue
@@ -175,80 +173,77 @@ def _remove_old_trees(project: Project, job_name: str | None = None) -> None:
                 finish.remove_directories(record, project.kind(plan.kind), plan)
 
 
-def _remove_collected(project: Project, ended: Iterable[RunRecord]) -> None:
-    """Remove what runs by hand made for themselves, where all that it was for is with their records."""
-    for record in ended:
+def _remove_collected(project: Project, candidates: Iterable[RunRecord]) -> None:
+    """Remove the own directories of runs by hand that succeeded: all their results are with their records."""
+    for record in candidates:
         job, by_hand = record.job, record.fields.results != "workspace"
         if by_hand and record.fields.state == "succeeded" and job is not None and Path(job.output).is_dir():
-            with contextlib.suppress(ConfigError, OSError):  # of a kind that is not known any more; another user's
+            with contextlib.suppress(ConfigError, OSError):  # a kind that is not known any more; another user's run
                 if record.directory.stat().st_uid == os.getuid():
                     finish.clear_left(open_run(project, record))
 
 
-def _cleaned_of_job(project: Project) -> Iterator[Message]:
-    """End what an earlier step of this GitHub job began; where there is no such run, whatever this runner left."""
+def _clean_up_github_job(project: Project) -> Iterator[Message]:
+    """End what earlier steps of this GitHub job began; if they began nothing, what earlier jobs of its runner left."""
     job = github_job(project.environ)
-    if found := _runs_of_job(project):
-        yield from _ended(_ends(project, found, _BY_CLEANUP))
+    if runs := _runs_of_github_job(project):
+        yield from _end_all(_run_actions(project, runs, _BY_CLEANUP))
         return
     runner = project.fleet.for_runner_name(job.runner_name).runner
     job_name = fill_in(runner.scheduler.job_name, {"runner": job.runner_name})
     unreadable: list[UnreadableRecord] = []
-    left, elsewhere = orphans_of_job_name(project.runs, job_name, unreadable)
-    for record in left:
+    orphans, undecided = orphans_of_job_name(project.runs, job_name, unreadable)
+    for record in orphans:
         text = f"run {record.id} was left behind on {job.runner_name} by another job of GitHub; ending it"
         yield Message(text, record.id)
-    ends = _ends(project, [record.id for record in left], _BY_CLEANUP, unreadable=unreadable)
+    actions = _run_actions(project, [record.id for record in orphans], _BY_CLEANUP, unreadable=unreadable)
     if runner.scheduler.kind == "slurm":
         for key in jobs_named(job_name, project.environ):
             yield Message(f"run {key.token} has no record here, and its {key} lives; ending it", key.token)
-            ends[str(key)] = partial(end_lost, key, SlurmCommands())
-    yield from _ended(ends)
-    for record in elsewhere:
+            actions[str(key)] = partial(end_lost, key, SlurmCommands())
+    yield from _end_all(actions)
+    for record in undecided:
         yield Message(told_left_alone(record), record.id)
-    if not (ends or elsewhere):
+    if not (actions or undecided):
         run_id = project.run_id_from_environment()
         yield Message(f"run {run_id} has no record: it never began, and no job of {job.runner_name} is left", run_id)
 
 
-def _runs_of_job(project: Project) -> list[str]:
-    """The ids of the runs that this GitHub job began: as it left them for later steps, by the environment that both
-    have, and by the key that this environment gives, as far as it has what that takes."""
-    named = project.environ.get(VARIABLE, "")
+def _runs_of_github_job(project: Project) -> list[str]:
+    """The ids of the runs that this GitHub job began. They come from records of the same job, from the run id that this
+    environment gives, and from the one that `launcher ci` left for later steps."""
+    left_for_steps = project.environ.get(VARIABLE, "")
     ours = runs_of_job(project.runs, project.environ)
-    found = [record.id for record in ours if not record.fields.settled] or [record.id for record in ours[-1:]]
+    ids = [record.id for record in ours if not record.fields.settled] or [record.id for record in ours[-1:]]
+    with contextlib.suppress(ConfigError):  # a later step may lack variables of the run id
+        ids.append(project.run_id_from_environment())
     with contextlib.suppress(ConfigError):
-        found.append(project.run_id_from_environment())
-    with contextlib.suppress(ConfigError):
-        found += [check_run_id(named)] if named else []
-    return [run for run in dict.fromkeys(found) if (project.runs / run).is_dir()]
+        ids += [check_run_id(left_for_steps)] if left_for_steps else []
+    return [run for run in dict.fromkeys(ids) if (project.runs / run).is_dir()]
 
 
-def _end(project: Project, run_id: str, why: str, silence: float, log: Log) -> None:
-    """End what a run holds, also where its record or plan cannot be read. Raises LauncherError."""
+def _end_run(project: Project, run_id: str, why: str, silence: float, log: Log) -> None:
+    """End the job of a run, even if its record or plan cannot be read. Raises LauncherError."""
     directory = project.runs / check_run_id(run_id)
+    job = None
     try:
         record = RunRecord.load(project.runs, run_id)
+        job = record.job
+        run = open_run(project, record)
     except ConfigError as error:
         if not directory.is_dir():
             raise
-        lost = UnreadableRecord(directory, error)
-    else:
-        try:
-            run = open_run(project, record)
-        except ConfigError as error:
-            lost = UnreadableRecord(directory, error, record.job)
-        else:
-            try:
-                end_run(run, why, log, silence)
-            finally:
-                record.let_go()  # whoever ends thousands must not hold as many locks
-            return
-    end_unreadable(lost, schedulers_for(project, lost), log)
+        lost = UnreadableRecord(directory, error, job)
+        end_unreadable(lost, schedulers_for(project, lost), log)
+        return
+    try:
+        end_run(run, why, log, silence)
+    finally:
+        record.let_go()  # or a command that ends thousands of runs would hold as many locks
 
 
 def _end_unreadable(project: Project, lost: UnreadableRecord, log: Log) -> None:
-    """End the job of a run whose record cannot be read, if nobody drives the run. Raises LauncherError."""
+    """End the job of a run with an unreadable record, unless a launcher drives the run. Raises LauncherError."""
     driven = lost.driven
     if driven is False:
         end_unreadable(lost, schedulers_for(project, lost), log)
@@ -259,29 +254,29 @@ def _end_unreadable(project: Project, lost: UnreadableRecord, log: Log) -> None:
 
 
 def requested_runs(arguments: argparse.Namespace, project: Project) -> list[str]:
-    """The runs that a command is about: those that are named, else that of this GitHub job."""
+    """The runs that a command is for: those that it names, else the run of this GitHub job. Raises ConfigError."""
     if arguments.runs:
         return list(arguments.runs)
     if arguments.from_env:
-        found = _runs_of_job(project)
-        return [found[-1] if found else project.run_id_from_environment()]
+        runs = _runs_of_github_job(project)
+        return [runs[-1] if runs else project.run_id_from_environment()]
     raise ConfigError("which run?", hint="RUN, or --from-env in a GitHub job; `launcher status` lists them")
 
 
 @partial(Command, Message, show=show_message)
 def collect(arguments: argparse.Namespace, log: Log) -> Iterator[Message]:
-    """Collect and check results again, of one run after the other."""
+    """Collect and check the results again, one run after the other."""
     project = open_project(arguments)
     for name in dict.fromkeys(requested_runs(arguments, project)):
         try:
             record = load_named(project.runs, name)
-            yield Message(f"run {record.id}: {(state := _collected(project, record))}", record.id, state)
+            yield Message(f"run {record.id}: {(state := _collect_run(project, record))}", record.id, state)
         except LauncherError as error:
             yield Message(run=name, wrong=(Wrong.by(error, name),))
 
 
-def _collected(project: Project, record: RunRecord) -> str:
-    """Collect a run's results; its state then. Raises LauncherError."""
+def _collect_run(project: Project, record: RunRecord) -> str:
+    """Collect a run's results, and return its state then. Raises LauncherError."""
     if record.owned_by_another:
         raise record.driven_error()
     run = open_run(project, record)
@@ -295,9 +290,9 @@ def _collected(project: Project, record: RunRecord) -> str:
             hint = f"launcher logs -f {record.id}"
             raise JobError(f"the job has not ended: {state.describe()}", where=str(job), hint=hint)
         if state.phase is not Phase.TERMINAL:
-            found = finish.collect(run)
+            results = finish.collect(run)
             finish.deliver(run)
-            found.raise_if_bad(finish.logs_hint(run))
+            results.raise_if_bad(finish.logs_hint(run))
             return record.fields.state
         outcome = finish.finish(run, state)
     finally:
@@ -308,20 +303,25 @@ def _collected(project: Project, record: RunRecord) -> str:
 
 
 def end_leftovers(project: Project, plan: Plan, github: GitHub, log: Log) -> None:
-    """End what a launcher that was killed left of an earlier job of this GitHub runner, and say so."""
+    """End what killed launchers left of earlier jobs of this GitHub runner, with a warning in GitHub for each run."""
     unreadable: list[UnreadableRecord] = []
-    left, elsewhere = orphans_of_job_name(project.runs, plan.job_name, unreadable)
+    orphans, undecided = orphans_of_job_name(project.runs, plan.job_name, unreadable)
     _remove_old_trees(project, plan.job_name)
-    for record in elsewhere:
+    for record in undecided:
         github.warning(told_left_alone(record), title="launcher: left behind")
-    for record in left:
+    for record in orphans:
         github.warning(f"run {record.id} was left behind by an earlier job of this runner; ending it")
     ours = [lost for lost in unreadable if lost.job_name == plan.job_name]
     for lost in unreadable:
-        ending = "; ending its job" if lost in ours else ""
-        github.warning(f"run {lost.id}: {lost.error}{ending}", title="launcher: records")
-        if not ending:
+        suffix = "; ending its job" if lost in ours else ""
+        github.warning(f"run {lost.id}: {lost.error}{suffix}", title="launcher: records")
+        if lost not in ours:
             log(f"run {lost.id} may be another runner's: `launcher cleanup {lost.id}` ends its job")
-    ends = _ends(project, [record.id for record in left], "the next launcher on this runner", unreadable=ours)
-    for one in _side_by_side(ends, lambda text, run: log(text)):
-        github.warning(f"{one.where or one.of}: {one.message}", title="launcher: left behind")
+    actions = _run_actions(
+        project, [record.id for record in orphans], "the next launcher on this runner", unreadable=ours
+    )
+    for message in _end_all(actions):
+        for one in message.wrong:
+            github.warning(f"{one.where or one.of}: {one.message}", title="launcher: left behind")
+        if message.text:
+            log(message.text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from launcher.cli import helping, main
+from launcher.cli import ending, helping, main
 from launcher.cli.arguments import parser
-from launcher.cli.command import values_from_thread
 from launcher.core.errors import ConfigError
 from launcher.run.naming import shortest, sweep_named
 from launcher.run.record import RecordedJob, RunRecord
@@ -152,14 +152,19 @@ def test_logs_of_several_runs_are_told_apart_and_one_without_a_job_keeps_no_othe
     assert "has no job yet" in shown and "line 1" in shown
 
 
-def test_what_comes_from_a_thread_comes_in_order_and_its_error_last() -> None:
-    def work(hand: Callable[[int], None]) -> None:
-        hand(1)
-        hand(2)
+def test_what_ending_runs_log_comes_at_once_and_errors_come_last_in_order() -> None:
+    first_logged = threading.Event()
+
+    def fails(log: Callable[[str], None]) -> None:
         raise ConfigError("x")
 
-    came = []
-    with pytest.raises(ConfigError):
-        for value in values_from_thread(work):
-            came.append(value)
-    assert came == [1, 2]
+    def ends(log: Callable[[str], None]) -> None:
+        log("one")
+        assert first_logged.wait(60)  # the reader of the messages has this one while the run is still being ended
+        log("two")
+
+    messages = []
+    for message in ending._end_all({"b": fails, "a": ends, "c": fails}):
+        messages.append((message.run, message.text, [one.message for one in message.wrong]))
+        first_logged.set()
+    assert messages == [("a", "one", []), ("a", "two", []), ("b", "", ["x"]), ("c", "", ["x"])]

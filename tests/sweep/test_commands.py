@@ -300,7 +300,7 @@ def test_a_detached_start_keeps_the_code_of_what_was_refused_and_hands_flags_on(
         words.extend(argv)
         return detached.Driver(Process(), log, 0)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(detached, "start", start)
+    monkeypatch.setattr(detached, "start_driver", start)
     matrix = user.workspace / "m.yaml"
     shipped = Path(sweeping.__file__).parents[2] / "recipes/matrix.yaml"
     matrix.write_text(shipped.read_text() + "\nbad:\n  image: x\n")
