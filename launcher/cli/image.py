@@ -124,7 +124,7 @@ def _tag(image: Image, where: Where) -> list[str]:
     from launcher.image.registry import Registry
 
     note = image.sidecar
-    if note is None or not where.policy.may_ask(note.uri):
+    if note is None or not where.policy.may_query_registry(note.uri):
         return []
     reference, environment = Reference.parse(note.uri), {**os.environ, **where.rule.environment}
     if reference.digest:

@@ -1,7 +1,7 @@
 """``python die_with_parent.py PID PROGRAM …`` runs PROGRAM, which gets SIGTERM when its parent PID is gone.
 
-A launcher that is killed cannot end the srun of an import, and the job would go on for nobody. This file is run by its
-path and needs no package. It ends with the code that a shell would give when the program cannot be started.
+A killed launcher cannot end the srun of an import, so the job would continue although nobody waits for it. This file is
+run by its path and needs no package. When the program cannot be started it exits with the code that a shell would give.
 """
 
 import ctypes

@@ -1,11 +1,12 @@
 """A squash file: whether it is whole, and the record beside it (``<squash>.json``), the `Sidecar`.
 
-Reading the superblock takes 0.1 ms, reading the lists 0.1 s. A file can be used without a record, and those of the bash
-launchers have none. A record that does not fit the file beside it says nothing, because the file was replaced since.
+Reading the superblock takes 0.1 ms, reading the lists of inodes and directories 0.1 s. A file can be used without a
+record; the files of the bash launchers have none. A record that does not fit the file beside it means nothing, because
+the file was replaced since.
 
 A squash file begins with a superblock of 96 bytes (kernel, fs/squashfs/squashfs_fs.h). mksquashfs writes it last, so a
-killed import leaves zeros there; and it says how long the file must be, so a cut copy shows. What neither check sees is
-damage in the data blocks of a file of the right length (seen with squashfs-tools 4.5.1).
+killed import leaves zeros there. It states the length of the file, so a cut copy is noticed. Neither check sees damage
+in the data blocks of a file of the right length (seen with squashfs-tools 4.5.1).
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ _MAGIC = 0x73717368
 _ABSENT = 0xFFFF_FFFF_FFFF_FFFF
 _COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
 _PADDING = 4096
-"""mksquashfs fills its files up to a multiple of this (unless `-nopad`), so another length is that of a cut copy."""
+"""mksquashfs pads files to a multiple of this (unless `-nopad`), so a file of another length was cut."""
 
 WHOLE = "whole"
-"""What `check_lists` says of a file whose lists were all read; other answers say why they were not."""
+"""What `check_lists` returns when all lists were read; any other answer says why they were not."""
 
-_USED = 600.0
-"""Seconds by which a recorded use may be too old, so that not every hit has to change the file system."""
+_USE_RESOLUTION = 600.0
+"""Seconds within which a use is not recorded again, so that not every hit changes the file system."""
 
 
 class MissingImage(ImageError):
@@ -53,11 +54,11 @@ class DamagedImage(ImageError):
 
 @dataclass(frozen=True, slots=True)
 class Superblock:
-    """What the superblock and the file's status say. Sizes in bytes, times from the epoch.
+    """What the superblock and stat(2) say. Sizes in bytes, times from the epoch.
 
     ``created`` is the time that mksquashfs recorded (seconds), ``mtime_ns`` the file's own (nanoseconds);
-    ``bytes_used`` is the length without the padding, ``size`` the file's. ``changed_ns`` is the file's ctime, which no
-    program can set: it tells a file that was put in another's place with the same times.
+    ``bytes_used`` is the length without the padding, ``size`` the length of the file. ``changed_ns`` is the file's
+    ctime, which no program can set: it shows when another file with the same times took its place.
     """
 
     compressor: str
@@ -71,23 +72,23 @@ class Superblock:
 
 
 def inspect(path: Path) -> Superblock:
-    """Check that ``path`` is a squash file of full length, at the cost of a stat and one read of 96 bytes.
+    """Check that ``path`` is a squash file of full length, by one stat and one read of 96 bytes.
 
-    Raises MissingImage; DamagedImage for what is no squashfs 4.0 or is shorter than it says; ImageError for what must
-    not be replaced: a directory, a device, a file that may not be read or a file system that does not answer.
+    Raises MissingImage; DamagedImage when it is no squashfs 4.0, or shorter than it states; ImageError for what must
+    not be replaced: a directory, a device, a file that cannot be read, or a file system that does not answer.
     """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # asked before open, which would wait for the writer of a FIFO
             kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise ImageError(f"{kind}, where a squash file belongs", where=str(path), hint="move it away by hand")
-        handle = _open_unnoticed(path)
+        handle = _open_without_atime(path)
         try:
             head = os.read(handle, _SUPERBLOCK.size)
         finally:
             os.close(handle)
     except OSError as error:
-        # ESTALE on NFS: another client removed the file between our look-up and our read.
+        # ESTALE (NFS): another client removed the file between our look-up and our read.
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
             raise MissingImage(f"no squash file: {error.strerror}", where=str(path)) from None
         message = f"the squash file cannot be read: {words_of(error, path)}"
@@ -95,11 +96,11 @@ def inspect(path: Path) -> Superblock:
     return _parse(head, status, path)
 
 
-def _open_unnoticed(path: Path) -> int:
-    """Open for reading without a new time of access, by which `image gc` knows that somebody else used the file."""
+def _open_without_atime(path: Path) -> int:
+    """Open for reading without updating the access time, which tells `image gc` when somebody else used the file."""
     try:
         return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOATIME)
-    except PermissionError:  # open(2): of others' files not
+    except PermissionError:  # O_NOATIME is refused for files of other users (open(2))
         return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
@@ -126,19 +127,19 @@ def _parse(head: bytes, status: os.stat_result, path: Path) -> Superblock:
         (not all(_SUPERBLOCK.size <= table < used for table in present), "a table lies outside of the file"),
         (not inode_table < directory_table < id_table, "its tables are out of order"),
     )
-    if wrong := next((reason for is_so, reason in reasons if is_so), None):
-        raise DamagedImage(f"not a whole squash file: {wrong}", where=str(path))
+    if problem := next((reason for is_so, reason in reasons if is_so), None):
+        raise DamagedImage(f"not a whole squash file: {problem}", where=str(path))
     return Superblock(
         _COMPRESSORS[compressor], created, block_size, inodes, used, size, status.st_mtime_ns, status.st_ctime_ns
     )
 
 
 def check_lists(path: Path, runner: CommandRunner = run) -> str:
-    """Let `unsquashfs -l` read every inode and directory (0.1 s for 64,000 of them): `WHOLE`, or why nobody can tell.
+    """Let `unsquashfs -l` read every inode and directory (0.1 s for 64,000): `WHOLE`, or why they were not checked.
 
     Raises DamagedImage.
     """
-    # Only its own verdict counts as damage: on clusters with a default memory limit unsquashfs was killed by the cgroup
+    # Only a verdict of unsquashfs itself counts as damage: on clusters with a default memory limit the cgroup killed it
     # (exit 137), and builds without lzo or zstd refuse whole files.
     done = runner(["unsquashfs", "-l", str(path)], timeout=300.0)
     if done.ok:
@@ -154,14 +155,14 @@ def check_lists(path: Path, runner: CommandRunner = run) -> str:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What is recorded of a squash file.
+    """The record of a squash file.
 
-    ``reference`` as it was given, ``uri`` its canonical form. ``digest`` is that of the manifest that was imported,
-    when it could be had, ``index`` that of the index that named it; ``architecture`` is Debian's name. ``size`` in
-    bytes, ``mtime_ns`` and ``superblock_time`` (seconds) from the epoch; ``seconds`` is what the import took.
-    ``how`` is ``imported``, or ``adopted`` for a file that somebody else made. ``hash`` is of all content (see
-    `file_hash`), ``options`` are those of mksquashfs. ``changed_ns`` is the file's ctime when the hash was known to be
-    right. The record's own mtime is when the image was last used (see `record_use`).
+    ``reference`` is written as it was given, ``uri`` is its canonical form. ``digest`` is the digest of the imported
+    manifest, if it is known, ``index`` the digest of the index that names it; ``architecture`` is Debian's name.
+    ``size`` is in bytes, ``mtime_ns`` and ``superblock_time`` (seconds) from the epoch; ``seconds`` is the duration of
+    the import. ``how`` is ``imported``, or ``adopted`` for a file that somebody else made. ``hash`` is the hash of all
+    content (see `file_hash`), ``options`` are those of mksquashfs. ``changed_ns`` is the file's ctime when the hash was
+    known to be right. The record's own mtime is the time of the last use (see `record_use`).
     """
 
     reference: str
@@ -185,15 +186,15 @@ class Sidecar:
     written: str = field(default_factory=stamp)
 
     def fits(self, block: Superblock) -> bool:
-        """Whether this record is of that file. Times are compared in seconds: file servers round them differently."""
+        """Whether this record describes that file. File servers round times differently, so seconds are compared."""
         same_second = self.mtime_ns // 10**9 == block.mtime_ns // 10**9
         return same_second and (self.size, self.superblock_time) == (block.size, block.created)
 
     def is_untouched(self, block: Superblock) -> bool:
-        """Whether nothing was done to the file since its hash was known to be right, chmod and rename among it."""
+        """Whether nothing touched the file since its hash was known to be right, not even chmod or rename."""
         if self.changed_ns is None:
             return False
-        # A file server may round a time that this host's cache still has in full.
+        # A file server may round a time that this host's cache still has at full precision.
         units = (1, 100, 1000, 10**6, 10**9)
         pairs = ((self.changed_ns, block.changed_ns), (block.changed_ns, self.changed_ns))
         return any(rounded == full // unit * unit for rounded, full in pairs for unit in units)
@@ -204,7 +205,7 @@ class Sidecar:
         return read_json(sidecar_path(squash), cls)
 
     def write(self, squash: Path, *, replace: bool = True) -> OSError | None:
-        """Write the record; without ``replace`` only where there is none. Returns the error."""
+        """Write the record; without ``replace`` only if there is none. Returns the error, if any."""
         final, text = sidecar_path(squash), json.dumps(asdict(self), indent=2) + "\n"
         try:
             if replace:
@@ -220,10 +221,10 @@ class Sidecar:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """What was done for an image at ``squash``, and what is known of the file (``sidecar``).
+    """How an image came to ``squash``, and the record of the file (``sidecar``).
 
     ``how``: ``hit`` (our record fits the file), ``adopted`` (whole, and made by somebody else), ``imported``.
-    ``seconds`` are for all of it, waiting included. ``facts`` are one-line statements of what was not as it should be.
+    ``seconds`` is the whole duration, with waiting. ``facts`` are one-line statements about what was not as expected.
     """
 
     squash: Path
@@ -235,7 +236,7 @@ class ImageRecord:
 
 @contextlib.contextmanager
 def temporary_beside(final: Path) -> Iterator[Path]:
-    """A name for a file to be published as ``final``; what is still there under it afterwards is removed."""
+    """A temporary name for a file to be published as ``final``. A file that still has it after the block is removed."""
     temporary = temporary_name(final)
     try:
         yield temporary
@@ -250,43 +251,44 @@ def sidecar_path(squash: Path) -> Path:
 
 
 def record_use(squash: Path) -> None:
-    """Note that the image is used now, as the mtime of its record. Records of other users cannot be touched."""
+    """Set the mtime of the image's record: it is used now. Records of other users cannot be changed and stay."""
     path = sidecar_path(squash)
     with contextlib.suppress(OSError):
-        if time.time() - path.stat().st_mtime > _USED:
+        if time.time() - path.stat().st_mtime > _USE_RESOLUTION:
             os.utime(path)
 
 
 def file_hash(path: Path) -> str:
-    """``xxh3-128:…`` of the content, at several GiB/s: it shows decay, not malice. Raises OSError."""
+    """``xxh3-128:…`` of the content, at several GiB/s. It detects damage, not manipulation. Raises OSError."""
     import xxhash
 
     value = xxhash.xxh3_128()
     buffer = memoryview(bytearray(4 << 20))
-    with open(_open_unnoticed(path), "rb", buffering=0) as file:
+    with open(_open_without_atime(path), "rb", buffering=0) as file:
         while size := file.readinto(buffer):
             value.update(buffer[:size])
     return f"xxh3-128:{value.hexdigest()}"
 
 
-def check_recorded_hash(squash: Path, known: Sidecar, block: Superblock) -> tuple[Sidecar, str]:
-    """The record of a file that fits it, after a look at all content where the file was touched since; and a fact.
+def check_recorded_hash(squash: Path, sidecar: Sidecar, block: Superblock) -> tuple[Sidecar, str]:
+    """Read all content of a file that was touched since its hash was recorded, and compare.
 
-    The fact is empty when nothing is to be said. Raises ImageError for another content than the recorded one, OSError.
+    ``sidecar`` fits the file. Returns it, updated after a successful comparison, and a fact, which may be empty. Raises
+    ImageError when the content is not what was recorded, OSError.
     """
-    if known.hash is None:
-        unsaid = f"{squash.name} is {known.digest} by a record without a hash: nobody can verify that"
-        return known, unsaid if known.digest is not None else ""
-    if known.is_untouched(block):
-        return known, ""
-    if (found := file_hash(squash)) != known.hash:
+    if sidecar.hash is None:
+        unsaid = f"{squash.name} is {sidecar.digest} by a record without a hash: nobody can verify that"
+        return sidecar, unsaid if sidecar.digest is not None else ""
+    if sidecar.is_untouched(block):
+        return sidecar, ""
+    if (actual := file_hash(squash)) != sidecar.hash:
         raise ImageError(
-            f"the file was swapped or damaged since it was recorded as {known.digest or known.reference}: "
-            f"its content is {found}, and {known.hash} was recorded",
+            f"the file was swapped or damaged since it was recorded as {sidecar.digest or sidecar.reference}: "
+            f"its content is {actual}, and {sidecar.hash} was recorded",
             where=str(squash),
             hint="move it away: it is imported again then, and running jobs keep what they have",
         )
-    known, error = replace(known, changed_ns=block.changed_ns), None
-    if inspect(squash) == block:  # it did not change while it was read
-        error = known.write(squash)
-    return known, f"{squash.name} was read whole; that cannot be recorded: {error.strerror}" if error else ""
+    sidecar, error = replace(sidecar, changed_ns=block.changed_ns), None
+    if inspect(squash) == block:  # the file did not change while it was read
+        error = sidecar.write(squash)
+    return sidecar, f"{squash.name} was read whole; that cannot be recorded: {error.strerror}" if error else ""

@@ -1,8 +1,8 @@
-"""Getting an image into place: found whole in a fraction of a millisecond, or imported, checked and published once.
+"""Getting an image into place: a whole file is found in a fraction of a millisecond; else it is imported once.
 
-Readers of the final name (pyxis, srtctl, the bash launchers, jobs that run) take no lock. So an import writes under a
-name of its own in the same directory, is checked there, and is renamed when it is whole; a whole file is never replaced
-or removed. The lock in front of it only keeps two from doing the same work (launcher/core/lease.py).
+Readers of the final name (pyxis, srtctl, the bash launchers, running jobs) take no lock. So an import writes to a
+temporary name in the same directory. The file is checked there, and renamed when it is whole; a whole file is never
+replaced or removed. The lock only keeps two processes from doing the same work (launcher/core/lease.py).
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ from launcher.image.squash import (
     record_use,
 )
 
-if TYPE_CHECKING:  # urllib is for those who import
+if TYPE_CHECKING:  # urllib is loaded only for an import
     from launcher.image.registry import Manifest, Registry
 
 TAG_TIMEOUT = 2.0
-"""Seconds that a registry has to say what a tag names now, where that changes nothing."""
+"""Seconds to wait for the registry's answer about a tag, where the answer changes nothing."""
 
 NFS_VISIBLE_AFTER = 60
-"""Seconds after which an NFS client shows a file that another host made, at a name that was looked for before (nfs(5):
-acdirmax)."""
+"""Seconds after which an NFS client that missed a file sees it, when another host made it meanwhile (nfs(5): acdirmax).
+"""
 
-_LEAST_FINAL, _LEAST_TEMPORARY = 0.5, 2.0
-"""Bytes per downloaded byte that an import is sure to need. Seen with zstd-3: the squash file is as large as the layers
-or somewhat smaller; the temporaries hold the layers again compressed, and unpacked, which is twice to three times more.
+_FINAL_RATIO, _TEMPORARY_RATIO = 0.5, 2.0
+"""Bytes per downloaded byte that an import needs at least. Seen with zstd-3: the squash file is as large as the layers
+or somewhat smaller; the temporaries hold the layers compressed, and also unpacked, which is two to three times more.
 """
 
 _HINTS = {
@@ -83,30 +83,31 @@ def ensure_image(
     """Have the image as a whole squash file.
 
     ``run`` starts programs, in ``environment``. ``log`` gets one line at a time. ``sleep`` may raise to end a wait.
-    ``mark`` is told of each squash file before it is looked for. Raises ImageError, with the line that names the image.
+    ``mark`` is called with each squash file before it is searched. Raises ImageError, with the line that names the
+    image.
     """
     if policy.make_directory:
         image.squash_path.parent.mkdir(parents=True, exist_ok=True)
-    enroot = policy.place(Enroot(environment, run, log, sleep), image)
+    enroot = policy.enroot_for(image, Enroot(environment, run, log, sleep))
     registry = None
-    if policy.may_ask(image.uri):
-        from launcher.image.registry import Registry  # urllib is for those who import
+    if policy.may_query_registry(image.uri):
+        from launcher.image.registry import Registry  # urllib is loaded only for an import
 
-        reference, asked_in = Reference.parse(image.uri), {**environment, **image.environment}
-        registry = Registry(reference, asked_in, image.architecture, log=log, sleep=sleep)
+        reference, settings = Reference.parse(image.uri), {**environment, **image.environment}
+        registry = Registry(reference, settings, image.architecture, log=log, sleep=sleep)
     record = Placement(image, enroot, registry, mark).ensure()
-    known = record.sidecar
-    digest = f", {known.digest}" if known.digest else ""
-    log(f"image {image.reference}: {record.how} in {record.seconds:.3f} s ({known.size / 1e6:.1f} MB{digest})")
+    digest = f", {record.sidecar.digest}" if record.sidecar.digest else ""
+    size = f"{record.sidecar.size / 1e6:.1f} MB"
+    log(f"image {image.reference}: {record.how} in {record.seconds:.3f} s ({size}{digest})")
     return record
 
 
 @dataclass
 class Placement:
-    """Has one image in place, once, by an ``enroot``, whose log gets one line at a time, as things happen.
+    """Has one image in place, by ``enroot``. For one use.
 
-    Without a ``registry`` nobody is asked before an import, and of a tag that moved nothing is known. ``mark`` is told
-    of each path before it is looked for. ``lock`` is the class of lock. ``facts`` are those of the record.
+    Without a ``registry`` no image is looked up, and no moved tag is noticed. ``mark`` is called with each path before
+    it is searched. ``lock`` is the class of lock. ``facts`` becomes `ImageRecord.facts`.
     """
 
     image: PlannedImage
@@ -119,33 +120,33 @@ class Placement:
     def ensure(self) -> ImageRecord:
         """Have the image at ``image.squash``, whole; with ``moved_tag: refresh`` perhaps beside it.
 
-        A whole file costs a stat, a read of 96 bytes and the record beside it: no lock and no process. What its tag
-        names now is asked of the registry, at the cost of `TAG_TIMEOUT` seconds at most where ``image.moved_tag`` is
-        ``keep``. Otherwise it is imported under the lock, or without it when that is not to be had. Raises ImageError.
+        A whole file costs a stat, a read of 96 bytes and the record beside it: no lock and no process. The registry is
+        asked what its tag names now, which takes at most `TAG_TIMEOUT` seconds where ``image.moved_tag`` is ``keep``.
+        Any other file is imported under the lock, or without a lock if none can be had. Raises ImageError.
         """
         began = time.monotonic()
         try:
-            found = self._ensure_file()
-            if self.registry is not None and found.how != "imported":
-                found = self._follow_tag(found, self.registry)
+            record = self._ensure_file()
+            if self.registry is not None and record.how != "imported":
+                record = self._follow_tag(record, self.registry)
         except ImageError as error:
-            error.where = error.where or self.image.place()
+            error.where = error.where or self.image.location()
             raise
-        return replace(found, seconds=time.monotonic() - began, facts=tuple(self.facts))
+        return replace(record, seconds=time.monotonic() - began, facts=tuple(self.facts))
 
     def _note(self, fact: str) -> None:
         self.facts.append(fact)
         self.enroot.log(fact)
 
-    def _follow_tag(self, found: ImageRecord, registry: Registry) -> ImageRecord:
-        """Ask what the image's tag names now, and do what ``image.moved_tag`` says if that is another image."""
-        rule, bound = self.image.moved_tag, math.inf
-        if rule == "keep":  # the answer changes nothing, so that it is not waited for long
-            bound = TAG_TIMEOUT
-            registry = replace(registry, log=lambda message: None, timeout=bound, attempts=1)
+    def _follow_tag(self, record: ImageRecord, registry: Registry) -> ImageRecord:
+        """Ask which image the tag names now; if it is another one, do what ``image.moved_tag`` says."""
+        rule, timeout = self.image.moved_tag, math.inf
+        if rule == "keep":  # the answer changes nothing, so we do not wait for it long
+            timeout = TAG_TIMEOUT
+            registry = replace(registry, log=lambda message: None, timeout=timeout, attempts=1)
         try:
-            asked = partial(registry.check_tag, found.squash, found.sidecar)
-            fact, moved_to = within(asked, bound, lambda seconds: None)
+            query = partial(registry.check_tag, record.squash, record.sidecar)
+            fact, moved_to = within(query, timeout, lambda seconds: None)
         except TimeoutError:
             fact, moved_to = f"the registry did not say within {TAG_TIMEOUT:g} s what the tag names now", None
         if moved_to and rule == "fail":
@@ -154,34 +155,34 @@ class Placement:
         if fact:
             self._note(f"{fact}; it is kept (images.moved-tag)" if moved_to and rule == "keep" else fact)
         if moved_to and rule == "refresh":
-            self.image = replace(self.image, squash=str(refreshed_name(found.squash, moved_to)))
+            self.image = replace(self.image, squash=str(refreshed_name(record.squash, moved_to)))
             return self._ensure_file()
-        return found
+        return record
 
     def _ensure_file(self) -> ImageRecord:
         """Have a whole file at ``image.squash``, whatever its tag names now."""
         image, squash = self.image, self.image.squash_path
         self.mark(squash)
         try:
-            found = self._find()
-            if isinstance(found, str):
-                if os.path.lexists(squash) and (kept := cannot_remove(squash)):
-                    raise ImageError(f"it cannot be replaced: {found}", where=str(squash), hint=f"it is {kept}")
+            record, problem = self._find_whole()
+            if record is None:
+                if os.path.lexists(squash) and (owned_by := cannot_remove(squash)):
+                    raise ImageError(f"it cannot be replaced: {problem}", where=str(squash), hint=f"it is {owned_by}")
                 require_writable(squash.parent)
                 with self._locked() as lock:
-                    found = self._find(is_locked=True)
-                    if isinstance(found, str):
-                        self.enroot.log(f"importing {image.reference} to {squash}: {found}")
-                        found = self._import(lock)
+                    record, problem = self._find_whole(is_locked=True)
+                    if record is None:
+                        self.enroot.log(f"importing {image.reference} to {squash}: {problem}")
+                        record = self._import(lock)
         except OSError as error:
-            place = Path(error.filename or squash.parent)
-            if place.name.endswith(TEMPORARY_SUFFIX):
-                place = place.parent
+            path = Path(error.filename or squash.parent)
+            if path.name.endswith(TEMPORARY_SUFFIX):
+                path = path.parent
             raise ImageError(
-                f"cannot import {image.reference}: {place}: {error.strerror}",
-                hint=_HINTS.get(error.errno or 0) or next_step(error, place),
+                f"cannot import {image.reference}: {path}: {error.strerror}",
+                hint=_HINTS.get(error.errno or 0) or next_step(error, path),
             ) from error
-        return found
+        return record
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[Lock]:
@@ -194,12 +195,12 @@ class Placement:
             on_wait=lambda owner: self.enroot.log(f"waiting for {squash.name}: {owner}"),
             sleep=self.enroot.sleep,
         )
-        with lock as held:
-            for fact in held.facts:
+        with lock as result:
+            for fact in result.facts:
                 self._note(fact)
-            if held.owner:
-                self._note(f"no lock in {image.lock_wait:g} s, going on without it: {held.owner}")
-            elif not held.acquired:
+            if result.owner:
+                self._note(f"no lock in {image.lock_wait:g} s, going on without it: {result.owner}")
+            elif not result.acquired:
                 self._note("no lock can be had, going on without it")
             yield lock
 
@@ -207,83 +208,83 @@ class Placement:
     def _owner(self) -> Path:
         return self.image.squash_path.with_name(f".{self.image.squash_path.name}.owner")
 
-    def _find(self, is_locked: bool = False) -> ImageRecord | str:
-        """The image if it is there and whole, else why an import is needed.
+    def _find_whole(self, is_locked: bool = False) -> tuple[ImageRecord | None, str]:
+        """The image if its file is there and whole; else None, and why an import is needed.
 
-        A file that changed since it was recorded has its lists read, too. Raises ImageError for another image's file.
+        If the file changed since it was recorded, its lists are read too. Raises ImageError for another image's file.
         """
         image, squash = self.image, self.image.squash_path
         try:
             block = inspect(squash)
-            known = Sidecar.read(squash)
-            if known is None and not is_locked and self._owner.exists() and os.access(squash.parent, os.W_OK):
-                with self._locked():  # who imported it writes the record next: adopted now, its digest would be lost
-                    return self._find(is_locked=True)
-            known = known or Sidecar.read(squash)  # it was written, and the lock given back, after the first look
-            if known is not None and known.fits(block):
-                self._contradict(known)
-                known, fact = check_recorded_hash(squash, known, block)
+            recorded = Sidecar.read(squash)
+            if recorded is None and not is_locked and self._owner.exists() and os.access(squash.parent, os.W_OK):
+                with self._locked():  # the importer writes the record next; if we adopted now, its digest would be lost
+                    return self._find_whole(is_locked=True)
+            recorded = recorded or Sidecar.read(squash)  # perhaps it was written and unlocked after the first look
+            if recorded is not None and recorded.fits(block):
+                self._check_same_image(recorded)
+                recorded, fact = check_recorded_hash(squash, recorded, block)
                 if fact:
                     self._note(fact)
                 record_use(squash)
-                return ImageRecord(squash, "hit", known)
-            listing = check_lists(squash, self.enroot.run) if known is not None else None
+                return ImageRecord(squash, "hit", recorded), ""
+            listing = check_lists(squash, self.enroot.run) if recorded is not None else None
         except (MissingImage, DamagedImage) as error:
-            return error.message
+            return None, error.message
         adopted = Sidecar(image.reference, image.uri, "adopted", block.size, block.mtime_ns, block.created, listing)
-        if known is not None:
-            before = f"{known.digest or known.reference}, recorded by {known.user} at {known.written}"
+        if recorded is not None:
+            before = f"{recorded.digest or recorded.reference}, recorded by {recorded.user} at {recorded.written}"
             self._note(f"{squash.name} is another file than {before}: which image it holds is not known")
-        adopted.write(squash, replace=known is not None)
-        return ImageRecord(squash, "adopted", adopted)
+        adopted.write(squash, replace=recorded is not None)
+        return ImageRecord(squash, "adopted", adopted), ""
 
-    def _contradict(self, known: Sidecar) -> None:
-        """Raise ImageError when the record of the file names another image than the one that is asked for."""
+    def _check_same_image(self, recorded: Sidecar) -> None:
+        """Raise ImageError when the record of the file names another image than the requested one."""
         image, squash = self.image, self.image.squash_path
-        wanted = Reference.parse(image.uri).digest
-        if known.uri != image.uri:
+        digest = Reference.parse(image.uri).digest
+        if recorded.uri != image.uri:
             raise ImageError(
-                f"this squash file is of {known.reference}, and {image.reference} would have the same name",
+                f"this squash file is of {recorded.reference}, and {image.reference} would have the same name",
                 where=str(squash),
                 hint="spell one of the two images another way (registry#…, digest), or move the file away",
             )
-        if wanted and known.digest and wanted not in (known.digest, known.index):
+        if digest and recorded.digest and digest not in (recorded.digest, recorded.index):
             raise ImageError(
-                f"this squash file is of {known.digest} by its record, and {wanted} is asked for",
+                f"this squash file is of {recorded.digest} by its record, and {digest} is asked for",
                 where=str(squash),
                 hint="move the file away: it is imported again then, and running jobs keep what they have",
             )
 
     def _import(self, lock: Lock) -> ImageRecord:
-        """Import the image under a name of our own, check it, publish it unless somebody else did, and record it."""
+        """Import the image to a temporary name, check it, publish it unless another process did, and record it."""
         image, squash, began = self.image, self.image.squash_path, time.monotonic()
-        manifest, reference = self._manifest(), Reference.parse(image.uri)
-        on_node = self.enroot.is_on_node
-        with contextlib.ExitStack() as files, _private_directory(image.temporary, on_node) as (private, own):
-            _check_space(squash.parent, private, manifest.size if manifest else 0)
-            enroot = replace(self.enroot, environment={**self.enroot.environment, **own, **image.environment})
-            if manifest is not None:  # by digest, so that a tag cannot move meanwhile
+        manifest, reference = self._look_up(), Reference.parse(image.uri)
+        private = _private_directory(image.temporary, self.enroot.is_on_node)
+        with contextlib.ExitStack() as files, private as (directory, variables):
+            _check_space(squash.parent, directory, manifest.size if manifest else 0)
+            enroot = replace(self.enroot, environment={**self.enroot.environment, **variables, **image.environment})
+            if manifest is not None:  # import by digest, because a tag could move meanwhile
                 digest: str | None = manifest.digest
                 uri = replace(reference, digest=digest).uri
             else:
                 digest, uri = reference.digest or enroot.digest(image.uri), image.uri
             temporary, version = enroot.fetch(uri, squash, image.import_timeout, files, self._note)
-            block, listing, content = self._verify(temporary)
+            block, listing, content_hash = self._verify(temporary)
             if lock.lost:
                 self._note("the lock was taken over during the import; publishing all the same")
             is_ours = publish_new(temporary, squash, whole=self._is_whole)
         if not is_ours:
             self._note("another process published it first; ours was dropped")
-            found = self._find(is_locked=True)
-            if isinstance(found, str):
-                raise ImageError(f"another process replaced it: {found}", hint="run again")
-            return found
+            record, problem = self._find_whole(is_locked=True)
+            if record is None:
+                raise ImageError(f"another process replaced it: {problem}", hint="run again")
+            return record
         sidecar = Sidecar(
             *(image.reference, image.uri, "imported", block.size, block.mtime_ns, block.created, listing, version),
             digest=digest,
             index=manifest.index if manifest else None,
             architecture=manifest.architecture if manifest else None,
-            hash=content,
+            hash=content_hash,
             options=enroot.environment.get("ENROOT_SQUASH_OPTIONS"),
             seconds=round(time.monotonic() - began, 3),
             changed_ns=squash.stat().st_ctime_ns,  # publishing changed it
@@ -292,10 +293,10 @@ class Placement:
             self._note(f"no record could be written beside it: {error.strerror}")
         return ImageRecord(squash, "imported", sidecar)
 
-    def _manifest(self) -> Manifest | None:
-        """Look the image up. None, and a fact, when the registry says nothing: enroot may still reach it.
+    def _look_up(self) -> Manifest | None:
+        """The image's manifest; None, and a fact, when the registry does not answer: enroot may still reach it.
 
-        Raises ImageError for what will not pass.
+        Raises ImageError when the registry refuses the image.
         """
         if self.registry is None:
             return None
@@ -308,13 +309,13 @@ class Placement:
             return None
 
     def _verify(self, temporary: Path) -> tuple[Superblock, str, str]:
-        """What enroot left must be whole, and on storage, before it gets its name. Gives its hash too.
+        """Check that the imported file is whole, and sync it to storage. Returns superblock, listing and hash.
 
         Raises ImageError, OSError.
         """
         from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_fixed
 
-        attempts = Retrying(  # what enroot left on a node may take a while to be seen from here
+        attempts = Retrying(  # a file that was written on a node may become visible here only later
             retry=retry_if_exception_type((MissingImage, DamagedImage)),
             stop=stop_after_attempt(NFS_VISIBLE_AFTER // 2 if self.enroot.is_on_node else 1),
             wait=wait_fixed(2.0),
@@ -343,26 +344,25 @@ class Placement:
 
 
 @contextlib.contextmanager
-def _private_directory(parent: str | None, on_node: bool) -> Iterator[tuple[Path | None, dict[str, str]]]:
-    """A directory for enroot's temporaries that no other import shares, below ``parent``; gone afterwards.
+def _private_directory(parent: str | None, is_on_node: bool) -> Iterator[tuple[Path | None, dict[str, str]]]:
+    """Within the block: a directory for enroot's temporaries below ``parent`` that no other import shares.
 
-    Gives it and the environment that makes enroot use it; neither on a node, which has its own. Raises OSError.
+    Gives it and the variables that make enroot use it; on a node, which makes its own, None and {}. Raises OSError.
     """
-    if on_node:
+    if is_on_node:
         yield None, {}
         return
-    # Without it imports meet in one cache, and what a killed one leaves (1.9 GB each time, enroot 4.1.2) cannot be told
-    # from what a live one needs. The name bears host and pid, by which `dead_temporaries` knows it.
-    place = Path(parent or tempfile.gettempdir())
-    make_directories(place)
-    private = temporary_name(place / "enroot")
+    # Otherwise imports share one cache, where the leftovers of a killed import (1.9 GB each, enroot 4.1.2) cannot be
+    # distinguished from what a live one needs. `dead_temporaries` reads host and pid from the name.
+    private = temporary_name(Path(parent or tempfile.gettempdir(), "enroot"))
+    make_directories(private.parent)
     private.mkdir(mode=0o700)
     try:
-        own = directory_variables(private)
-        Path(own["TMPDIR"]).mkdir()
-        yield private, own
+        variables = directory_variables(private)
+        Path(variables["TMPDIR"]).mkdir()
+        yield private, variables
     finally:
-        for directory, names, _ in os.walk(private):  # in layers are directories that even their owner may not write
+        for directory, names, _ in os.walk(private):  # layers contain directories that even their owner cannot write
             for path in (Path(directory, name) for name in names):
                 with contextlib.suppress(OSError):
                     if not path.is_symlink():
@@ -371,28 +371,28 @@ def _private_directory(parent: str | None, on_node: bool) -> Iterator[tuple[Path
 
 
 def _check_space(final: Path, temporary: Path | None, size: int) -> None:
-    """Refuse an import that is sure to run out of space in the directories ``final`` and ``temporary``.
+    """Refuse an import that would certainly run out of space in the directories ``final`` and ``temporary``.
 
-    ``size`` is how many bytes are downloaded, 0 when that is not known; ``temporary`` is None when it is on another
+    ``size`` is the number of bytes to download, 0 when it is not known; ``temporary`` is None when it is on another
     host. Raises ImageError, or OSError from statvfs.
     """
-    wanted = {final: _LEAST_FINAL}
+    ratios = {final: _FINAL_RATIO}
     if temporary is not None:
         shared = final.stat().st_dev == temporary.stat().st_dev
-        wanted |= {final: _LEAST_FINAL + _LEAST_TEMPORARY} if shared else {temporary: _LEAST_TEMPORARY}
-    for directory, times in wanted.items():
+        ratios |= {final: _FINAL_RATIO + _TEMPORARY_RATIO} if shared else {temporary: _TEMPORARY_RATIO}
+    for directory, ratio in ratios.items():
         status = os.statvfs(directory)
-        free, least = status.f_bavail * status.f_frsize, times * size
+        free, needed = status.f_bavail * status.f_frsize, ratio * size
         is_out_of_inodes = status.f_files and not status.f_favail  # btrfs counts none
         is_unknown = not status.f_blocks  # some FUSE file systems do not tell
-        if is_unknown or (free >= max(least, 1) and not is_out_of_inodes):
+        if is_unknown or (free >= max(needed, 1) and not is_out_of_inodes):
             continue
         what = f"{'no inode' if is_out_of_inodes else _gib(free)} free in {directory}"
         if size:
-            what += f", and an image of {_gib(size)} compressed needs {_gib(least)} there at the least"
-        left = ", ".join(path.name for path in dead_temporaries(directory))
+            what += f", and an image of {_gib(size)} compressed needs {_gib(needed)} there at the least"
+        remains = ", ".join(path.name for path in dead_temporaries(directory))
         hint = "free space there, or name another directory (images.directory, images.temporary)"
-        hint += f"; killed imports left {left}" if left else ""
+        hint += f"; killed imports left {remains}" if remains else ""
         raise ImageError(f"not enough space for an import: {what}", hint=hint)
 
 

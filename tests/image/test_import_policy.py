@@ -102,7 +102,12 @@ def test_only_registries_that_may_be_asked_are_asked() -> None:
     """Stand-in images are in none, and a test's own is on this machine."""
     everywhere = dataclasses.replace(LOCAL, registries=None)
     hub, local = "docker://registry-1.docker.io#a/b:1", "docker://127.0.0.1:5000#a/b:1"
-    assert [policy.may_ask(uri) for policy in (LOCAL, everywhere) for uri in (hub, local)] == [False, True, True, True]
+    assert [policy.may_query_registry(uri) for policy in (LOCAL, everywhere) for uri in (hub, local)] == [
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("policy", ["keep", "refresh", "fail"])

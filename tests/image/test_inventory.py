@@ -127,7 +127,9 @@ def test_what_dead_processes_left_goes_and_what_may_live_stays(directory: Path) 
     assert next(item.size for item in found if item.path == dead) >= 1000
     assert all(ImageDirectory(directory).remove(item) is None for item in found)
     assert len(list(directory.iterdir())) == 3
-    assert names(ImageDirectory(directory, parts=-1.0).garbage()) == sorted(p.name for p in directory.iterdir())
+    assert names(ImageDirectory(directory, temporary_grace=-1.0).garbage()) == sorted(
+        p.name for p in directory.iterdir()
+    )
 
 
 def test_a_lock_that_a_live_process_took_meanwhile_stays(directory: Path) -> None:

@@ -117,7 +117,7 @@ def state(final: Path, before: bytes | None) -> tuple[str, str | None]:
 def clean(place: Path) -> str | None:
     """What `image gc` leaves of a killed import; None for nothing."""
     directory = place / "images"
-    contents = ImageDirectory(directory, parts=0.0)
+    contents = ImageDirectory(directory, temporary_grace=0.0)
     for item in contents.garbage():
         contents.remove(item)
     if (place / "tmp").is_dir():
