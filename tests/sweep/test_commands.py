@@ -318,7 +318,7 @@ def test_a_cancel_that_no_driver_took_ends_the_jobs(
 ) -> None:
     """The driver dies while it is asked. Ends of runs are a stand-in."""
     ended: list[str] = []
-    monkeypatch.setattr(ending, "ended", lambda project, runs, why: ended.extend(runs) or iter(()))
+    monkeypatch.setattr(ending, "end_runs", lambda project, runs, why: ended.extend(runs) or iter(()))
     made.append(Started(time=0.0, job=made.sweep.jobs[0].key, run="m-1", concurrencies=(4,)))
     (user.state / "runs/m-1").mkdir(parents=True)
     owner, seen = LockOwner.here("drives"), [1, 1]
