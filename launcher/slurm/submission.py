@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from launcher.core.errors import JobsExist
+from launcher.core.errors import JobsExist, SubmissionUnknown
 from launcher.core.waiting import until
 from launcher.slurm.client import JobKey, Phase, Scheduler, SchedulerUnreachable, jobs_with_token
 
@@ -88,26 +88,44 @@ def _alone(job_id: str, token: str, scheduler: Scheduler) -> dict[str, JobKey]:
     return {} if state.phase is Phase.UNKNOWN else {job_id: replace(key, submitted=state.submitted)}
 
 
-def jobs_of(
-    job_id: str | None,
+def find_job(
+    printed: Sequence[str],
+    problem: str,
     token: str,
     earlier: frozenset[str] | None,
     scheduler: Scheduler,
     pauses: Sequence[float],
     sleep: Callable[[float], None] = time.sleep,
-) -> dict[str, JobKey]:
-    """The jobs of a submission that named this one, or failed (None). Raises SchedulerUnreachable."""
-    if earlier is None and job_id is not None:
-        return _alone(job_id, token, scheduler)
-    return new_jobs(token, earlier or frozenset(), scheduler, pauses, sleep)
+) -> tuple[str, JobKey | None] | None:
+    """The id of the job that a submission made, and the job as the scheduler knows it; None when there is no job.
 
+    ``printed`` are the ids that the submitting program printed. ``problem`` says why it counts as failed: then its ids
+    and the jobs that carry the token count together, because a printed job exists whether or not the scheduler shows
+    comments yet. ``problem`` is "" after a success, with one printed id. ``earlier`` are ids of jobs that carried the
+    token before, None where there can be none.
 
-def check_first(ids: Sequence[str], found: Mapping[str, JobKey]) -> None:
-    """Raise JobsExist when another launcher submitted a job with our token before ours, the first of ``ids``.
-
-    Of several jobs with the token every launcher goes on with the same one, the earliest. Ids grow, except where they
-    start again after MaxJobId: there the submit time decides.
+    Raises SubmissionUnknown when the scheduler cannot be asked after a failure, and JobsExist when there are several
+    jobs, or when another launcher submitted one with our token first.
     """
+    try:
+        if earlier is None and not problem:
+            found = _alone(printed[0], token, scheduler)
+        else:
+            found = new_jobs(token, earlier or frozenset(), scheduler, pauses if problem else (), sleep)
+    except SchedulerUnreachable as error:
+        if problem:
+            raise SubmissionUnknown(
+                f"whether a job was submitted is unknown.\n{problem}\nThe scheduler: {error.message}",
+                where=f"token {token}",
+                hint="not submitted again; resume the run when the scheduler answers: it looks for this token first",
+            ) from None
+        found = {}
+    ids = list(dict.fromkeys([*(i for i in printed if i.isdecimal()), *(found if problem else ())]))
+    if len(ids) > 1:
+        message = f"one job was asked for, and there are {', '.join(ids)}.\n{problem}"
+        raise JobsExist(message, job_ids=tuple(ids), hint="cancel them")
+    # Of several jobs with the token every launcher goes on with the same one, the earliest. Ids grow, except where they
+    # start again after MaxJobId: there the submit time decides.
     first = min(found, key=lambda job: (found[job].submitted or 0.0, int(job)), default=None)
     if ids and ids[0] in found and first != ids[0]:
         raise JobsExist(
@@ -115,3 +133,4 @@ def check_first(ids: Sequence[str], found: Mapping[str, JobKey]) -> None:
             job_ids=tuple(ids),
             hint="that one goes on; choose another --run-id for this one",
         )
+    return (ids[0], found.get(ids[0])) if ids else None

@@ -1,13 +1,13 @@
-"""`srtctl apply`, run once, and the certainty about which job is ours afterwards.
+"""Runs `srtctl apply` once, and finds out which job is ours.
 
-A submission that failed or timed out may have reached Slurm all the same: sbatch can lose the answer after the
-controller took the job, and srtctl does more work after sbatch returned. So the scheduler is asked for a job that
-carries our token before a submission counts as failed. Nothing here ever submits twice.
+A submission that failed or timed out may have reached Slurm nevertheless: sbatch can lose the answer after the
+controller took the job, and srtctl does more work after sbatch returned. So before a submission counts as failed, the
+scheduler is asked for a job with our token. Nothing here ever submits twice.
 
 srtctl validates srtslurm.yaml as a whole. When one key is unknown or one value has the wrong type, it logs a warning,
 drops the *whole* file and submits without any default or alias (`load_cluster_config` in srt-slurm's
-``src/srtctl/core/config.py``, the same from sa-submission-q2-2026 to v1.0.68). So the keys are read from the checkout
-before the file is written, and the warning is looked for afterwards.
+``src/srtctl/core/config.py``, the same from sa-submission-q2-2026 to v1.0.68). So the known keys are read from the
+checkout before the file is written, and srtctl's output is searched for the warning afterwards.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from typing import Any
 
 import msgspec
 
-from launcher.core.errors import CheckoutError, ConfigError, JobsExist, SubmissionError, SubmissionUnknown, suggest
+from launcher.core.errors import CheckoutError, ConfigError, JobsExist, SubmissionError, suggest
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import write_text
 from launcher.run.kind import Submitted
-from launcher.slurm.client import JobKey, Scheduler, SchedulerUnreachable
+from launcher.slurm.client import Scheduler
 from launcher.slurm.other_jobs import elsewhere
 from launcher.slurm.submission import HINTS as SBATCH_HINTS
-from launcher.slurm.submission import PAUSES, check_first, hint_for, jobs_of
+from launcher.slurm.submission import PAUSES, find_job, hint_for
 from launcher.srtctl import recipe
 from launcher.srtctl.planned import LOG, SRTSLURM
-from launcher.srtctl.sbatch_wrapper import cluster_told, wrapper_on_path
+from launcher.srtctl.sbatch_wrapper import reported_cluster, wrapper_on_path
 
 HELP_TIMEOUT = 120.0
 """Seconds for ``srtctl apply --help``: importing srtctl from a shared file system can take long."""
@@ -43,14 +43,14 @@ SCHEMA_FILE = Path("src/srtctl/core/schema.py")
 """Where a checkout of srt-slurm declares the keys of srtslurm.yaml: annotated fields of the class `ClusterConfig`."""
 
 STRING_MAPS = ("model_paths", "containers", "default_mounts", "default_sbatch_directives", "cloud")
-"""Keys of srtslurm.yaml whose values are maps of strings: marshmallow refuses a number there ("Not a valid string")."""
+"""Keys of srtslurm.yaml whose values map strings to strings: marshmallow refuses a number ("Not a valid string")."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _JOB = re.compile(r"\bJob\s+(\S+)\s+submitted!")
 _OUTPUT = re.compile(r"Logs: (?P<directory>/.*)/logs\s*$", re.MULTILINE)
 
 _SUMMARY = re.compile(r"^Running:\n(?:(?!🚀|❌|Error|Traceback|\d{4}-).*\n?)*", re.MULTILINE)
-"""What srtctl prints after a submission: what runs, and advice about identity blocks."""
+"""srtctl's summary after a submission: the services that run, and advice about identity blocks."""
 
 _DROPPED = re.compile(
     r"(?:Failed to load or validate srtslurm\.yaml: |(?=SRTSLURM_CONFIG set but file not found: ))(?P<why>.*)"
@@ -61,11 +61,11 @@ _DROPPED = re.compile(
 class Submission:
     """One `srtctl apply`.
 
-    ``argv`` begins ``srtctl apply``; options that this srtctl lacks are left out, and ``--json`` is added where it
+    ``argv`` begins with ``srtctl apply``. An option that this srtctl lacks is left out, and ``--json`` is added if it
     exists (``options``: see `checkout.Checkout`). ``root`` is the work tree, the working directory of the command.
-    ``environment`` is complete and clean (`process.clean_environment`): all of it reaches the job. ``token`` is what
-    the recipe's job comment carries; ``earlier`` are the ids of jobs that carried it before. With ``hold`` the job is
-    submitted held, and the caller has to release it. ``timeout`` is in seconds.
+    ``environment`` is complete and clean (`process.clean_environment`): all of it reaches the job. ``token`` is the
+    job's comment by the recipe; ``earlier`` are the ids of jobs that had it before. With ``hold`` the job is submitted
+    held, and the caller must release it. ``timeout`` is in seconds.
     """
 
     argv: tuple[str, ...]
@@ -79,26 +79,26 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """What one run of srtctl printed.
+class _Printed:
+    """The output of one run of srtctl.
 
-    ``ids`` are job ids in their order, ``error`` is srtctl's own error, ``output_dir`` where the job writes (both may
-    be ""), ``begun`` how many submissions it began, ``said`` the whole text.
+    ``ids`` are job ids in order, ``error`` is srtctl's own error and ``output_dir`` the job's directory (both may be
+    ""), ``submissions`` is the number of submissions that it began, ``text`` the whole output.
     """
 
     ids: tuple[str, ...]
     error: str
     output_dir: str
-    begun: int
-    said: str
+    submissions: int
+    text: str
 
 
 def apply_options(program: str, tree: Path, environment: Mapping[str, str], run: CommandRunner = run) -> set[str]:
     """The long options that ``program apply`` takes, from its help; ``tree`` is its work tree.
 
-    The version number does not tell them (srt-slurm has said 0.3.0 for long): sa-submission-q2-2026 lacks ``--json``
-    and ``--no-preflight``, aflowers/vllm-gb200-v0.20.0 only the latter. Raises CheckoutError when srtctl does not
-    start.
+    The version number does not show them (many versions of srt-slurm are 0.3.0): sa-submission-q2-2026 lacks
+    ``--json`` and ``--no-preflight``, aflowers/vllm-gb200-v0.20.0 only the latter. Raises CheckoutError when srtctl
+    does not start.
     """
     done = run([program, "apply", "--help"], timeout=HELP_TIMEOUT, cwd=tree, env={**environment, "COLUMNS": "200"})
     if not done.ok:
@@ -117,85 +117,60 @@ def apply(
 ) -> Submitted:
     """Submit exactly one job.
 
-    Raises SubmissionError when there is no job; SubmissionUnknown when that cannot be said; JobsExist when there are
-    jobs that have to go: several, or one that srtctl submitted after it had dropped srtslurm.yaml.
+    Raises SubmissionError when there is no job; SubmissionUnknown when that is not certain; JobsExist when there are
+    jobs that must be cancelled: several, or one that srtctl submitted after it had dropped srtslurm.yaml.
     """
     argv, notes = _argv(submission)
     with _environment(submission) as environment:
         done = run(argv, timeout=submission.timeout, cwd=submission.root, env=environment)
-        cluster = elsewhere(cluster_told(environment), submission.environment)
-    answer = _read(done)
-    one = len(answer.ids) == 1 and answer.ids[0].isdecimal() and answer.begun <= 1
-    failed = not done.ok or answer.error != "" or not one
-    trouble = _trouble(done, answer, submission.timeout) if failed else ""
+        cluster = elsewhere(reported_cluster(environment), submission.environment)
+    printed = _read(done)
+    one = len(printed.ids) == 1 and printed.ids[0].isdecimal() and printed.submissions <= 1
+    failed = not done.ok or printed.error != "" or not one
+    problem = _problem(done, printed, submission.timeout) if failed else ""
     # Once sbatch was reached, a job can still appear.
-    may_come = done.timed_out or (done.returncode or 0) < 0 or answer.begun > 0
-    try:
-        named, token = None if failed else answer.ids[0], submission.token
-        found = jobs_of(named, token, submission.earlier, scheduler, PAUSES if failed and may_come else [], sleep)
-    except SchedulerUnreachable as error:
-        if failed:
-            raise SubmissionUnknown(
-                f"whether a job was submitted is unknown.\n{trouble}\nThe scheduler: {error.message}",
-                where=f"token {submission.token}",
-                hint="not submitted again; resume the run when the scheduler answers: it looks for this token first",
-            ) from None
-        found = {}
-    ids = _ours(answer, found, failed, trouble)
-    dropped = dropped_warning(answer.said)
-    if not ids:
-        hint = hint_for(" ".join(trouble.split()), {**_hints(), **SBATCH_HINTS})
+    may_come = done.timed_out or (done.returncode or 0) < 0 or printed.submissions > 0
+    pauses = PAUSES if may_come else ()
+    job = find_job(printed.ids, problem, submission.token, submission.earlier, scheduler, pauses, sleep)
+    dropped = dropped_warning(printed.text)
+    if job is None:
+        hints = msgspec.yaml.decode(Path(__file__).with_name("srtctl_faults.yaml").read_bytes(), type=dict[str, str])
         also = f"\nsrtctl had dropped srtslurm.yaml: {dropped}" if dropped else ""
-        raise SubmissionError(trouble + also, where=_recipe(argv), hint=hint)
-    ours = found.get(ids[0])
-    cluster = cluster if ours is None else ours.cluster  # where our token is found counts more than what was printed
+        hint = hint_for(" ".join(problem.split()), {**hints, **SBATCH_HINTS})
+        raise SubmissionError(problem + also, where=_recipe(argv), hint=hint)
+    job_id, key = job
+    if printed.submissions > 1:
+        raise JobsExist(
+            f"one job was asked for, and srtctl submitted more than job {job_id}.\n{problem}",
+            job_ids=(job_id,),
+            hint="cancel it",
+        )
+    cluster = cluster if key is None else key.cluster  # where our token was found counts more than what was printed
     if dropped:
         raise JobsExist(
             f"the job was submitted without srtslurm.yaml, hence without aliases and defaults: {dropped}",
-            job_ids=ids,
+            job_ids=(job_id,),
             hint="cancel it and correct the runner file's `srtslurm` table",
             cluster=cluster,
         )
-    output = _output(answer, submission.root, ids[0])
+    output = submission.root / "outputs" / job_id
+    if Path(printed.output_dir).name == job_id:
+        output = submission.root / printed.output_dir  # srtctl prints a relative ``-o`` as it was given
     return Submitted(
-        job_id=ids[0],
-        submitted=None if ours is None else ours.submitted,
+        job_id=job_id,
+        submitted=None if key is None else key.submitted,
         output=output,
-        log=output / LOG.format(ids[0]),
+        log=output / LOG.format(job_id),
         held=submission.hold,
         cluster=cluster,
         adopted=failed,
-        said=answer.said,
-        notes=(*notes, f"srtctl failed, and the job exists: {trouble}") if failed else tuple(notes),
+        said=printed.text,
+        notes=(*notes, f"srtctl failed, and the job exists: {problem}") if failed else tuple(notes),
     )
 
 
-def _hints() -> dict[str, str]:
-    """What to do about words of srtctl, by regular expressions for these."""
-    return msgspec.yaml.decode(Path(__file__).with_name("srtctl_faults.yaml").read_bytes(), type=dict[str, str])
-
-
-def _ours(answer: _Answer, found: Mapping[str, JobKey], failed: bool, trouble: str) -> tuple[str, ...]:
-    """The id of the job that this submission made, or nothing. Raises JobsExist when it made several, or came second.
-
-    After a success the id that srtctl printed counts. After a failure the printed ids and those that the scheduler has
-    count together: a printed job exists, whether or not the scheduler shows comments yet.
-    """
-    ids = answer.ids
-    if failed:
-        ids = tuple(dict.fromkeys([i for i in answer.ids if i.isdecimal()] + list(found)))
-        if len(ids) > 1 or (ids and answer.begun > 1):
-            raise JobsExist(
-                f"one job was asked for, and srtctl submitted {', '.join(ids)}.\n{trouble}",
-                job_ids=ids,
-                hint="cancel them; the selector must name exactly one variant",
-            )
-    check_first(ids, found)
-    return ids
-
-
 def _argv(submission: Submission) -> tuple[list[str], list[str]]:
-    """The argv as this srtctl takes it, and notes about what had to be changed."""
+    """The argv with the options that this srtctl accepts, and notes about the changes."""
     argv, notes = list(submission.argv), []
     if not _recipe(argv):
         raise SubmissionError(
@@ -219,18 +194,18 @@ def _recipe(argv: Sequence[str]) -> str:
 @contextlib.contextmanager
 def _environment(submission: Submission) -> Iterator[dict[str, str]]:
     """The environment of srtctl: wide lines, no colours, the tree's own Python first on PATH, then our sbatch."""
-    # srtctl prints through rich, which wraps at COLUMNS (15 was seen to break the job's line) and colours under
-    # FORCE_COLOR.
+    # srtctl prints through rich, which wraps lines at COLUMNS (15 broke the line with the job's id) and prints colours
+    # if FORCE_COLOR is set.
     kept = {k: v for k, v in submission.environment.items() if k not in ("FORCE_COLOR", "CLICOLOR_FORCE")}
     programs = submission.root / ".venv/bin"
-    usual = kept.get("PATH", "/usr/local/bin:/usr/bin:/bin")
-    with wrapper_on_path(submission.token, submission.earlier or frozenset(), usual, hold=submission.hold) as sbatch:
+    path = kept.get("PATH", "/usr/local/bin:/usr/bin:/bin")
+    with wrapper_on_path(submission.token, submission.earlier or frozenset(), path, hold=submission.hold) as sbatch:
         path = f"{programs}:{sbatch['PATH']}" if programs.is_dir() else sbatch["PATH"]
         yield {**kept, **sbatch, "COLUMNS": "500", "NO_COLOR": "1", "PATH": path}
 
 
-def _read(done: Completed) -> _Answer:
-    """Read srtctl's records (one JSON object per line, with ``--json``) and its prose."""
+def _read(done: Completed) -> _Printed:
+    """Read srtctl's records (with ``--json``, one JSON object per line) and its other text."""
     out, err = _ANSI.sub("", done.stdout), _ANSI.sub("", done.stderr)
     records: list[dict[str, Any]] = []
     for line in out.splitlines():
@@ -240,39 +215,34 @@ def _read(done: Completed) -> _Answer:
     submitted = [r for r in records if r.get("status") == "submitted"]
     errors = [str(r.get("error") or "no reason given") for r in records if r.get("status") == "error"]
     errors += ["no-submissions: there was nothing to submit" for r in records if r.get("status") == "no-submissions"]
-    said = "\n".join(text.strip() for text in (out, err) if text.strip())
-    logs = _OUTPUT.search(said)
+    text = "\n".join(part.strip() for part in (out, err) if part.strip())
+    logs = _OUTPUT.search(text)
     directory = submitted[0].get("output_dir") if submitted else ""
-    return _Answer(
-        ids=tuple(dict.fromkeys([*(str(r.get("slurm_job_id")) for r in submitted), *_JOB.findall(said)])),
+    return _Printed(
+        ids=tuple(dict.fromkeys([*(str(r.get("slurm_job_id")) for r in submitted), *_JOB.findall(text)])),
         error="\n".join(errors),
         output_dir=str(directory or (logs["directory"] if logs else "")),
-        begun=said.count("Submitting: "),
-        said=said,
+        submissions=text.count("Submitting: "),
+        text=text,
     )
 
 
-def _trouble(done: Completed, answer: _Answer, timeout: float) -> str:
-    """What went wrong, in full: srtctl's own error, and its prose without log lines and advice."""
+def _problem(done: Completed, printed: _Printed, timeout: float) -> str:
+    """How the submission failed: srtctl's own error, and its other text without log lines and advice."""
     if done.timed_out:
         first = f"srtctl apply did not end within {timeout:.0f} s and was stopped"
     elif done.ok:
-        first = f"srtctl apply exited with 0 and named {', '.join(answer.ids) or 'no job'}"
+        first = f"srtctl apply exited with 0 and named {', '.join(printed.ids) or 'no job'}"
     else:
         first = f"srtctl apply exited with {done.returncode}"
-    prose = [
+    other_lines = [
         line
-        for line in _SUMMARY.sub("", answer.said).splitlines()
+        for line in _SUMMARY.sub("", printed.text).splitlines()
         if line.strip() and " | INFO | " not in line and not line.startswith("{")
     ]
-    return "\n".join(filter(None, [first, answer.error, *prose]))
-
-
-def _output(answer: _Answer, root: Path, job_id: str) -> Path:
-    """Where the job writes: the directory that srtctl printed, made absolute, else the usual one."""
-    if Path(answer.output_dir).name == job_id:
-        return root / answer.output_dir  # a relative ``-o`` is printed as it was given
-    return root / "outputs" / job_id
+    if len(printed.ids) > 1 or printed.submissions > 1:
+        first += "; the selector must name exactly one variant"
+    return "\n".join(filter(None, [first, printed.error, *other_lines]))
 
 
 def dump_srtslurm(document: Mapping[str, Any]) -> str:
@@ -295,7 +265,7 @@ def dump_srtslurm(document: Mapping[str, Any]) -> str:
 def known_keys(checkout: Path) -> frozenset[str]:
     """The keys of srtslurm.yaml that this checkout's srtctl knows, from its source, which is parsed and not imported.
 
-    Raises CheckoutError when the tree has no such declaration, because it is not srt-slurm then.
+    Raises CheckoutError when the tree does not declare them, because then it is not srt-slurm.
     """
     schema = checkout / SCHEMA_FILE
     try:
@@ -326,9 +296,9 @@ def write_srtslurm(path: Path, document: Mapping[str, Any], known: Collection[st
 
 
 def dropped_warning(text: str) -> str | None:
-    """Why srtctl dropped its srtslurm.yaml, from what it printed; None when it did not.
+    """Why srtctl dropped its srtslurm.yaml, by its output; None when it did not.
 
-    srtctl goes on without the file, submits and exits with 0.
+    srtctl continues without the file, submits and exits with 0.
     """
-    found = _DROPPED.search(text)
-    return found["why"].strip() if found else None
+    match = _DROPPED.search(text)
+    return match["why"].strip() if match else None

@@ -9,8 +9,16 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from launcher.container.submit import submit_job
+from launcher.core.process import CommandRunner
+from launcher.run.kind import Submitted
 
 SRUN_STAND_IN = r"""#!/usr/bin/env bash
 # srun_stand_in: srun without pyxis, and without Slurm one task on this host. A container's working directory is the
@@ -147,3 +155,21 @@ class StandIns:
 
 def _words(path: Path) -> list[str]:
     return path.read_bytes().decode().split("\0")[:-1]
+
+
+def submit_as_stand_in_run(
+    token: str,
+    scheduler: Any,
+    start: CommandRunner,
+    earlier: frozenset[str] = frozenset(),
+    sleep: Callable[[float], None] = time.sleep,
+) -> Submitted:
+    """`submit_job` of ``sbatch`` by a stand-in of a run and of its kind, whose jobs have their directories in /r."""
+    services = SimpleNamespace(scheduler=scheduler, environ={})
+    run: Any = SimpleNamespace(id=token, plan=None, services=services, waits=lambda text, seconds: sleep)
+    kind: Any = SimpleNamespace(
+        output_directory=lambda plan, job_id: Path("/r", job_id),
+        log_in=lambda output, job_id: output / "log",
+        holds=lambda plan: True,
+    )
+    return submit_job(kind, run, ["sbatch"], {}, earlier, start)

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from launcher.container.submit import TIMEOUT, JobAnswer, environment, sbatch_argv, submit
+from launcher.container.submit import TIMEOUT, environment, sbatch_argv
 from launcher.core.errors import JobsExist, SubmissionError, SubmissionUnknown
 from launcher.core.process import Completed
+from launcher.run.kind import Submitted
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
 from launcher.slurm.submission import PAUSES
 from tests.container.plans import a_container, a_job, an_allocation
+from tests.container.stand_ins import submit_as_stand_in_run
 
 TOKEN = "run-7"
 
@@ -43,27 +45,30 @@ class Slurm:
     def poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
         return {job: JobState(Phase.ALIVE, "PENDING") for job in jobs}
 
-    def submit(self, earlier: frozenset[str] = frozenset()) -> JobAnswer:
-        sleep = self.slept.append
-        given: Any = self
-        answer = submit(["sbatch"], {}, token=TOKEN, earlier=earlier, scheduler=given, run=self.run, sleep=sleep)
+    def submit(self, earlier: frozenset[str] = frozenset()) -> Submitted:
+        submitted = submit_as_stand_in_run(TOKEN, self, self.run, earlier, self.slept.append)
         assert len(self.calls) == 1, "never twice"
-        return answer
+        return submitted
 
 
 @pytest.mark.parametrize("out", ["12\n", "12;cluster\n", "Welcome to the cluster\n12\n", "Submitted batch job 12\n"])
 def test_the_id_that_sbatch_prints(out: str) -> None:
-    assert Slurm(["12"], out=out).submit() == JobAnswer("12", 1000.0, out.strip())
+    submitted = Slurm(["12"], out=out).submit()
+    assert submitted == Submitted(
+        "12", 1000.0, Path("/r/12"), Path("/r/12/log"), held=True, said=out.strip(), left_out=[]
+    )
 
 
 def test_a_scheduler_that_does_not_answer_after_a_good_submission() -> None:
-    assert Slurm(None, out="12\n").submit() == JobAnswer("12", None, "12")
+    submitted = Slurm(None, out="12\n").submit()
+    assert (submitted.job_id, submitted.submitted, submitted.adopted) == ("12", None, False)
 
 
 def test_a_job_whose_answer_was_lost_is_found_by_its_token() -> None:
     slurm = Slurm([], ["12"], code=1, err="sbatch: error: Batch job submission failed: Socket timed out")
     answer = slurm.submit(earlier=frozenset({"3"}))
-    assert answer.job_id == "12" and "Socket timed out" in answer.adopted and slurm.slept == [PAUSES[0]]
+    assert answer.job_id == "12" and answer.adopted and slurm.slept == [PAUSES[0]]
+    assert "Socket timed out" in answer.notes[0]
 
 
 def test_a_submission_that_was_cut_off_is_looked_for() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from launcher.container.submit import submit
 from launcher.core.errors import ConfigError
 from launcher.core.process import NOT_FOUND, Completed
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
@@ -17,6 +16,7 @@ from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.other_jobs import ByCluster, elsewhere, jobs_named, other_clusters, refuse_other_clusters
 from launcher.slurm.submission import printed_cluster, printed_ids
 from tests.conftest import SlurmCluster
+from tests.container.stand_ins import submit_as_stand_in_run
 
 CONFIG = (
     "Configuration data as of 2026-11-26T20:00:00\nClusterName             = west\nCommunicationParameters = (null)\n"
@@ -144,7 +144,7 @@ def test_a_submission_to_another_cluster_whose_answer_was_lost_is_found_there(pr
     east, north = Cluster("PENDING", [JobKey("7", 2.0, "r")]), Cluster("PENDING", None)
     scheduler = ByCluster(here, {"east": east, "north": north}.__getitem__, lambda: ("north", "east"))
     lost = Replies(1, LOST, sbatch=printed)
-    told = submit(["sbatch"], {}, token="r", earlier=frozenset(), scheduler=scheduler, run=lost)
+    told = submit_as_stand_in_run("r", scheduler, lost)
     assert (told.job_id, told.submitted, told.cluster) == ("7", 2.0, "east") and told.adopted
     scheduler.cancel([JobKey(told.job_id, told.submitted, "r", told.cluster)])
     assert (east.cancelled, here.cancelled) == (["7"], [])
