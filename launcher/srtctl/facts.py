@@ -1,7 +1,7 @@
-"""What a recipe says, as typed values that are read from one resolved variant. Nothing is guessed.
+"""The content of a recipe as typed values, read from one resolved variant. Nothing is guessed.
 
 A value that the recipe does not give is None. Some numbers follow from others by a rule of srtctl or of the engine
-(GPUs of a worker, width of an expert group); each rule stands at the line that applies it.
+(GPUs of a worker, size of an expert group); a comment explains each rule at the line that applies it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ VLLM, SGLANG = "vllm", "sglang"
 
 
 def _spellings(*flags: str) -> tuple[str, ...]:
-    """Flags as recipes write them: engines take ``max-model-len`` and ``max_model_len`` alike."""
+    """Each flag with hyphens and with underscores, because engines accept both (``max-model-len``)."""
     return tuple(s for f in flags for s in dict.fromkeys((f, f.replace("-", "_"), f.replace("_", "-"))))
 
 
@@ -38,7 +38,7 @@ _FLAGS = {
     "max_model_len": _spellings("max-model-len", "context-length", "max-seq-len"),
     "served_model_name": _spellings("served-model-name"),
 }
-"""How the engines spell each flag; of several that are given, the first counts."""
+"""The spellings of each flag by engine; if a recipe gives several, the first in this order counts."""
 
 _CONTAINER_PATHS: tuple[KeyPath, ...] = (
     ("model", "container"),
@@ -52,11 +52,11 @@ _CONTAINER_PATHS: tuple[KeyPath, ...] = (
 
 
 class RoleFacts(msgspec.Struct, frozen=True):
-    """One side of a topology: its nodes and workers, its GPUs per worker, and what the flags of its engine say.
+    """One side of a topology: nodes, workers, GPUs per worker, and the flags of its engine.
 
-    None stands for a flag that is not given. ``ep`` is a size. vLLM has a switch instead: on, the experts spread over
-    ``tp * dp * pcp`` GPUs, off is 1. ``dp_attention`` is a switch of sglang and TensorRT-LLM; vLLM has none, and there
-    it is a ``dp`` above 1.
+    None means that a flag is not given. ``ep`` is a size; vLLM has a switch instead, which stands for
+    ``tp * dp * pcp`` GPUs when it is on and for 1 when it is off. ``dp_attention`` is a switch of sglang and
+    TensorRT-LLM; for vLLM, which has none, it means a ``dp`` above 1.
     """
 
     nodes: int | None
@@ -74,10 +74,10 @@ class RoleFacts(msgspec.Struct, frozen=True):
     pcp: int | None
 
     def as_role(self) -> Role | None:
-        """This side as a matrix would write it, with the engines' defaults of 1 and off; None when that is not certain.
+        """This side as a matrix writes it, with the engines' defaults (1, off); None if that is not certain.
 
-        A matrix calls the GPUs of one worker ``tp``: DEP8 of vLLM (tp 1, dp 8) is tp 8 with dp-attn. The matrices have
-        no single way to write tp *and* dp above 1, or sglang's plain data parallelism; these are None.
+        A matrix calls the GPUs of one worker ``tp``: DEP8 of vLLM (tp 1, dp 8) is tp 8 with dp-attn. The result is None
+        for tp *and* dp above 1, and for sglang's plain data parallelism, which matrices write in several ways.
         """
         if self.workers is None or self.tp is None:
             return None
@@ -94,19 +94,19 @@ class RoleFacts(msgspec.Struct, frozen=True):
 
 
 class ContainerUse(msgspec.Struct, frozen=True):
-    """A container string of a recipe, and every path of the document that holds it."""
+    """A container string of a recipe, and every path in the document that has this value."""
 
     alias: str
     paths: tuple[KeyPath, ...]
 
 
 class RecipeFacts(msgspec.Struct, frozen=True):
-    """What one resolved recipe says.
+    """The facts of one resolved recipe.
 
-    ``nodes`` is the number that srtctl asks Slurm for: the workers' nodes and those set aside for infrastructure.
-    ``time_limit`` is in Slurm's notation; None also when YAML made a number of it (an unquoted 4:00:00 is 14400).
-    ``nginx_by_default`` says that srtctl starts an nginx that the recipe does not name. ``pinned`` are repository
-    and commit of the model by the recipe's own identity (``hf:ORGANISATION/NAME@COMMIT``).
+    ``nodes`` is the number that srtctl requests from Slurm: the workers' nodes and dedicated nodes for infrastructure.
+    ``time_limit`` is in Slurm's notation; it is None also if YAML read a number (an unquoted 4:00:00 is 14400).
+    ``nginx_by_default``: srtctl starts an nginx that the recipe does not name. ``pinned`` has the model's repository
+    and commit from the recipe's ``identity`` section (``hf:ORGANISATION/NAME@COMMIT``).
     """
 
     name: str | None
@@ -132,13 +132,13 @@ class RecipeFacts(msgspec.Struct, frozen=True):
 
     @property
     def roles(self) -> dict[str, RoleFacts]:
-        """The roles that the recipe has, by the names that engine configurations use."""
+        """The sides that the recipe has, by the names that engine configurations use."""
         sides = {"prefill": self.prefill, "decode": self.decode, "aggregated": self.aggregated}
         return {name: side for name, side in sides.items() if side is not None}
 
     @property
     def served_model_name(self) -> str | None:
-        """The name under which all roles serve the model; None when they give none, or different ones."""
+        """The name under which all sides serve the model; None if they give none, or different ones."""
         names = {side.served_model_name for side in self.roles.values()}
         return names.pop() if len(names) == 1 else None
 
@@ -148,18 +148,19 @@ def recipe_facts(document: Mapping[str, Any]) -> RecipeFacts:
 
     Raises ConfigError for concurrencies that srtctl could not read either.
     """
-    engine = _text(document, "backend", "type") or SGLANG  # the schema's own default backend
+    engine = _text(document, "backend", "type") or SGLANG  # srtctl's default backend
     prefill = _role(document, engine, "prefill")
-    decode = _role(document, engine, "decode", sharing=prefill)
+    decode = _role(document, engine, "decode", colocated_with=prefill)
     aggregated = _role(document, engine, "agg")
     nodes = _nodes(document, prefill, decode, aggregated)
-    # srtctl starts several frontends unless told otherwise, and an nginx before them, but not on one node alone. The
-    # schema fills in nginx:1.27.4 after aliases were resolved, so the cluster gets this string as it is.
-    several_frontends = _at(document, "frontend", "enable_multiple_frontends") is not False and nodes != 1
+    # By default srtctl starts several frontends behind an nginx, except on a single node. The schema fills in
+    # nginx:1.27.4 after it resolved aliases, so the cluster receives this string unchanged.
+    several_frontends = _value_at(document, "frontend", "enable_multiple_frontends") is not False and nodes != 1
     aliases: dict[str, list[KeyPath]] = {}
     for path in _CONTAINER_PATHS:
         if (alias := _text(document, *path)) is not None:
             aliases.setdefault(alias, []).append(path)
+    repository, commit = (_text(document, "identity", "model", key) or "" for key in ("repo", "revision"))
     return RecipeFacts(
         name=_text(document, "name"),
         model_path=_text(document, "model", "path"),
@@ -171,7 +172,7 @@ def recipe_facts(document: Mapping[str, Any]) -> RecipeFacts:
         benchmark_type=_text(document, "benchmark", "type"),
         isl=_number(document, "benchmark", "isl"),
         osl=_number(document, "benchmark", "osl"),
-        concurrencies=_concurrencies(_at(document, "benchmark", "concurrencies")),
+        concurrencies=_concurrencies(_value_at(document, "benchmark", "concurrencies")),
         gpu_type=_text(document, "resources", "gpu_type"),
         gpus_per_node=_number(document, "resources", "gpus_per_node"),
         prefill=prefill,
@@ -180,29 +181,25 @@ def recipe_facts(document: Mapping[str, Any]) -> RecipeFacts:
         nodes=nodes,
         time_limit=_text(document, "slurm", "time_limit"),
         sbatch_directives=_mapping(document, "sbatch_directives"),
-        pinned=_pinned(document),
+        pinned=f"hf:{repository}@{commit}" if repository and re.fullmatch(r"[0-9a-f]{40}", commit) else None,
     )
 
 
-def _pinned(document: Mapping[str, Any]) -> str | None:
-    repository, commit = (_text(document, "identity", "model", key) for key in ("repo", "revision"))
-    is_pinned = repository and commit and re.fullmatch(r"[0-9a-f]{40}", commit)
-    return f"hf:{repository}@{commit}" if is_pinned else None
-
-
-def _role(document: Mapping[str, Any], engine: str, side: str, sharing: RoleFacts | None = None) -> RoleFacts | None:
-    """One side; ``sharing`` is the side on whose nodes it may be."""
+def _role(
+    document: Mapping[str, Any], engine: str, side: str, colocated_with: RoleFacts | None = None
+) -> RoleFacts | None:
+    """One side (prefill, decode or agg); ``colocated_with`` is the side whose nodes it may share."""
     nodes = _number(document, "resources", f"{side}_nodes")
     workers = _number(document, "resources", f"{side}_workers")
     config = _mapping(document, "backend", f"{engine}_config", "aggregated" if side == "agg" else side)
     if nodes is None and workers is None and not config:
         return None
     gpus, per_node = (_number(document, "resources", name) for name in (f"gpus_per_{side}", "gpus_per_node"))
-    # srtctl's ResourceConfig: the given number, else an even share of the side's nodes, else prefill's on shared nodes.
+    # srtctl's ResourceConfig: the given number, else an equal share of the side's nodes, else prefill's if they share.
     if gpus is None and nodes and workers and per_node:
         gpus = nodes * per_node // workers
-    elif gpus is None and nodes == 0 and workers and sharing is not None:
-        gpus = sharing.gpus_per_worker
+    elif gpus is None and nodes == 0 and workers and colocated_with is not None:
+        gpus = colocated_with.gpus_per_worker
     flags = {name: next((config[s] for s in spellings if s in config), None) for name, spellings in _FLAGS.items()}
     numbers = {name: _number(flags, name) for name in ("tp", "pp", "dp", "ep", "dcp", "pcp", "max_model_len")}
     attention = flags["dp_attention"]
@@ -226,65 +223,65 @@ def _role(document: Mapping[str, Any], engine: str, side: str, sharing: RoleFact
 def _nodes(
     document: Mapping[str, Any], prefill: RoleFacts | None, decode: RoleFacts | None, aggregated: RoleFacts | None
 ) -> int | None:
-    """The nodes of the workers, and those that are set aside for etcd and NATS, the frontend and the client."""
+    """The workers' nodes, and dedicated nodes for etcd and NATS, the frontend and the client."""
     resources, backend = _mapping(document, "resources"), _mapping(document, "backend")
     if resources.get("prefill_nodes") is not None or resources.get("decode_nodes") is not None:
         nodes = (_number(resources, "prefill_nodes") or 0) + (_number(resources, "decode_nodes") or 0)
         per_node = _number(resources, "gpus_per_node")
         gpus = [(s.workers or 0) * (s.gpus_per_worker or 0) for s in (prefill, decode) if s and s.engine == VLLM]
-        # Both sides of vLLM share nodes when they fit on one, or are allowed to span several.
-        shared = backend.get("allow_prefill_decode_colocation") is True
-        across = backend.get("allow_prefill_decode_colocation_across_nodes") is True
-        if shared and per_node and len(gpus) == 2 and all(gpus) and (across or sum(gpus) <= per_node):
+        # Both sides of vLLM share nodes if they fit on one, or may span several.
+        may_share = backend.get("allow_prefill_decode_colocation") is True
+        may_span = backend.get("allow_prefill_decode_colocation_across_nodes") is True
+        if may_share and per_node and len(gpus) == 2 and all(gpus) and (may_span or sum(gpus) <= per_node):
             nodes = -(-sum(gpus) // per_node)
     elif aggregated is not None and aggregated.nodes is not None:
         nodes = aggregated.nodes or 1
     else:
         return None
-    set_aside = (
+    switches = (
         ("infra", "etcd_nats_dedicated_node"),
         ("frontend", "dedicated_node"),
         ("benchmark", "client_dedicated_node"),
     )
-    extra = sum(_at(document, *path) is True for path in set_aside)
+    dedicated = sum(_value_at(document, *path) is True for path in switches)
     colocated = _mapping(document, "benchmark").get("colocate_with_frontend", True)
-    return nodes + (min(extra, 1) if colocated else extra)
+    return nodes + (min(dedicated, 1) if colocated else dedicated)
 
 
-def _concurrencies(said: Any) -> tuple[int, ...] | None:
-    if said is None:
+def _concurrencies(value: Any) -> tuple[int, ...] | None:
+    if value is None:
         return None
-    parts = said.split("x") if isinstance(said, str) else said if isinstance(said, (list, tuple)) else [said]
-    numbers = [_whole(part) for part in parts]
+    parts = value.split("x") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
+    numbers = [_integer(part) for part in parts]
     if not numbers or any(n is None or n < 1 for n in numbers):
         raise ConfigError(
-            f"benchmark.concurrencies: {said!r} is neither a number, a list of numbers, nor numbers joined by 'x'",
+            f"benchmark.concurrencies: {value!r} is neither a number, a list of numbers, nor numbers joined by 'x'",
             hint='write "4x8x16" or [4, 8, 16]',
         )
     return tuple(n for n in numbers if n is not None)
 
 
-def _at(document: Any, *path: str) -> Any:
+def _value_at(document: Any, *path: str) -> Any:
     for key in path:
         document = document.get(key) if isinstance(document, dict) else None
     return document
 
 
 def _mapping(document: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
-    value = _at(document, *path)
+    value = _value_at(document, *path)
     return value if isinstance(value, dict) else {}
 
 
 def _text(document: Mapping[str, Any], *path: str) -> str | None:
-    value = _at(document, *path)
+    value = _value_at(document, *path)
     return value if isinstance(value, str) and value else None
 
 
 def _number(document: Mapping[str, Any], *path: str) -> int | None:
-    return _whole(_at(document, *path))
+    return _integer(_value_at(document, *path))
 
 
-def _whole(value: Any) -> int | None:
+def _integer(value: Any) -> int | None:
     if isinstance(value, bool):
         return None
     if isinstance(value, int):

@@ -1,4 +1,4 @@
-"""Jobs that srtctl submits, as a kind of job: a pinned srt-slurm tree, a recipe, `srtctl apply`."""
+"""The kind of job that srtctl submits: from a pinned srt-slurm tree and a recipe, by `srtctl apply`."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
 PlanRow = Callable[[Benchmark, RunnerFile, Context], Plan]
 Complete = Callable[[Plan, Path], Plan]
 
-FROM_SRTCTL = ("sbatch_script.sh", "config.yaml", "recipe.lock.yaml")
-"""What srtctl leaves beside a job's logs, and what tells how the job was made."""
+SRTCTL_FILES = ("sbatch_script.sh", "config.yaml", "recipe.lock.yaml")
+"""Files that srtctl writes beside a job's logs, and that show how the job was made."""
 
 _BEGIN = "srtctl Sweep Orchestrator"
 _END = re.compile(
     r"^(?:(?P<good>✓ Sweep completed successfully)|✗ Sweep failed \(exit code: (?P<code>\d+)\))\nEnd: [^\n]*\n=+\n",
     re.MULTILINE,
 )
-"""The marker. The batch script prints it after the orchestrator ended, and exits with the same code (every srt-slurm
-from v1.0.0 to v1.0.68, templates/job_script_minimal.j2)."""
+"""The marker of a job's end. The batch script prints it after the orchestrator ended, and exits with the same code (all
+versions of srt-slurm from v1.0.0 to v1.0.68, templates/job_script_minimal.j2)."""
 
 
 KEPT_FOR_SRTCTL = (
     *("TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME", "UV_*", "SRTSLURM_*"),
 )
-"""What srtctl, and the uv that its jobs call on their nodes, read of the host beside `KEPT`."""
+"""Host variables, beside `KEPT`, that are read by srtctl and by uv, which its jobs run on their nodes."""
 
 
 class SrtctlKind:
@@ -67,7 +67,7 @@ class SrtctlKind:
         return end_markers()
 
     def describe(self, plan: Plan) -> list[tuple[str, str]]:
-        """The recipe, the aliases, the srt-slurm tree, and the command that submits."""
+        """The recipe, the aliases, the srt-slurm tree, and the submitting command."""
         job = SrtctlJob.of(plan)
         tree = job.srt_slurm
         return [
@@ -82,7 +82,7 @@ class SrtctlKind:
         ]
 
     def fingerprint(self, plan: Plan) -> dict[str, str]:
-        """The variant of the recipe that is submitted, without what a run has of its own; and the srt-slurm tree."""
+        """The submitted variant of the recipe, without values of a single run; and the srt-slurm tree."""
         job = SrtctlJob.of(plan)
         tree, recipe = job.srt_slurm, job.recipe
         patches = "".join(f" with {patch.commit[:12]} of {patch.path}" for patch in tree.patches)
@@ -93,21 +93,21 @@ class SrtctlKind:
             directives = chosen.get("sbatch_directives") or {}
             directives = {k: v for k, v in directives.items() if k not in ("comment", "exclude")}
             slurm = {k: v for k, v in (chosen.get("slurm") or {}).items() if k != "time_limit"}
-            own = {"benchmark": benchmark, "sbatch_directives": directives, "slurm": slurm}
-            text = json.dumps({**chosen, **own}, default=str)
+            common = {**chosen, "benchmark": benchmark, "sbatch_directives": directives, "slurm": slurm}
+            text = json.dumps(common, default=str)
             document = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:12]
         return {"recipe": document, "srt-slurm": f"{tree.sha}{patches}" if tree.sha else ""}
 
     def is_complete(self, plan: Plan) -> bool:
-        """Whether the recipe was at hand: it decides about images and model."""
+        """Whether the recipe is known: it decides about images and model."""
         return SrtctlJob.of(plan).recipe.document is not None
 
     def complete(self, plan: Plan, prepared: Prepared) -> Plan:
-        """The plan again, with the recipe that the checkout holds."""
+        """The plan again, with the recipe from the checkout."""
         return self._complete(plan, prepared.root)
 
     def prepare(self, run: Run) -> Prepared:
-        """The srt-slurm tree of this run, with its overlays."""
+        """Make the srt-slurm tree of this run, with its overlays."""
         from launcher.run.kind import Prepared
         from launcher.srtctl.checkout import Checkouts
 
@@ -121,7 +121,7 @@ class SrtctlKind:
                 run.log(f"overlay {overlay.source} is not in the workspace; the recipe comes from {job.recipe.origin}")
             else:
                 raise ConfigError("the lane's overlay is not in the workspace", where=overlay.source)
-        wanted = change(job.srt_slurm, overlays=tuple(overlays))
+        tree = change(job.srt_slurm, overlays=tuple(overlays))
         checkouts = Checkouts(
             environ=services.environment,
             setup_environment=services.tools.environment,
@@ -129,21 +129,21 @@ class SrtctlKind:
             sleep=services.stop.sleep,
             resolved=self._resolved,
         )
-        checkout = checkouts.prepare(wanted)
+        checkout = checkouts.prepare(tree)
         for note in checkout.notes:
             run.log(note)
-        run.log(f"srt-slurm {wanted.ref} ({checkout.sha[:12]}) at {checkout.root}")
-        facts = {"root": str(checkout.root), "sha": checkout.sha, "notes": list(checkout.notes)}
-        there = _agentic_results_there(run.plan)
-        return Prepared(checkout.root, {**facts, "there_before": there}, checkout)
+        run.log(f"srt-slurm {tree.ref} ({checkout.sha[:12]}) at {checkout.root}")
+        existing = _existing_agentic_results(run.plan)
+        facts = {"sha": checkout.sha, "notes": list(checkout.notes), "there_before": existing}
+        return Prepared(checkout.root, {"root": str(checkout.root), **facts}, checkout)
 
     def look(self, run: Run) -> None:
-        """From a node of the partition, where the runner file asks for it."""
+        """Check images and checkpoint from a node of the partition, if the runner file requires it."""
         if SrtctlJob.of(run.plan).look_from_node and run.plan.scheduler.kind == "slurm":
-            from launcher.srtctl.short_job import look_from_a_node
+            from launcher.srtctl.short_job import check_from_node
 
             state = run.record.directory.parent.parent / "preflight"
-            run.log(f"preflight: {look_from_a_node(run.plan, state, run.services.run, run.services.environment)}")
+            run.log(f"preflight: {check_from_node(run.plan, state, run.services.run, run.services.environment)}")
 
     def submit(self, run: Run, prepared: Prepared, earlier: Earlier, start: CommandRunner) -> Submitted:
         """Write recipe and srtslurm.yaml into the tree, and run `srtctl apply`."""
@@ -153,7 +153,7 @@ class SrtctlKind:
         from launcher.srtctl.submit import apply, write_srtslurm
 
         job, checkout = SrtctlJob.of(run.plan), prepared.own
-        refuse_other_directives(run)  # again: the recipe may have been in the checkout alone
+        refuse_other_directives(run)  # again: `prepare` had no recipe if only the checkout has it
         if job.recipe.document is None:
             raise ConfigError(f"recipe {job.recipe.path} was not found in srt-slurm {job.srt_slurm.ref} either")
         refuse_foreign_files(run.results_directory, run.plan.results)
@@ -180,9 +180,8 @@ class SrtctlKind:
         return replace(submitted, left_out=left_out(environ, environment))
 
     def holds(self, plan: Plan) -> bool:
-        """Slurm's jobs are submitted held, unless recipe, variant or cluster ask for a hold of their own."""
-        asked = any("hold" in table for table in _directives(SrtctlJob.of(plan)))
-        return plan.scheduler.kind == "slurm" and not asked
+        """Jobs of Slurm are submitted held, unless recipe, variant or cluster set the directive ``hold`` themselves."""
+        return plan.scheduler.kind == "slurm" and not any("hold" in d for d in _directives(SrtctlJob.of(plan)))
 
     def output_directory(self, plan: Plan, job_id: str) -> Path:
         """``outputs/<job id>`` of the run's tree."""
@@ -193,14 +192,14 @@ class SrtctlKind:
         return log.parent.parent if log.parent.name == "logs" else None
 
     def log_in(self, output: Path, job_id: str) -> Path:
-        """What srtctl's orchestrator writes."""
+        """The log of srtctl's orchestrator."""
         return output / LOG.format(job_id)
 
     def make_whole(self, run: Run) -> None:
-        """Give the job's directory what srtctl writes into it after sbatch returned, when it had no time to.
+        """Write what srtctl writes into the job's directory after sbatch returned, in case it was interrupted.
 
-        The configuration is a copy of the recipe (srt-slurm c88ef731, cli/submit.py); of a recipe with variants srtctl
-        makes another file, which is not made up for. Raises OSError.
+        The configuration is a copy of the recipe (srt-slurm c88ef731, cli/submit.py). For a recipe with variants srtctl
+        writes another file, which is not replaced here. Raises OSError.
         """
         job, recorded = SrtctlJob.of(run.plan), run.record.job
         assert recorded is not None
@@ -211,44 +210,44 @@ class SrtctlKind:
             write_text(config, recipe.read_text())
 
     def end_by_log(self, job: JobKey, log: Path) -> JobState | None:
-        """By the lines that srtctl's script writes last."""
+        """Read the last lines of srtctl's script."""
         return self._markers.read(job, log)
 
     def evidence(self, run: Run) -> Mapping[str, Path | str]:
-        """Recipe and srtslurm.yaml as submitted, before that as planned; and what srtctl gave to the job."""
+        """Recipe and srtslurm.yaml as submitted, or as planned before that; and the files that srtctl wrote."""
         job, recorded = SrtctlJob.of(run.plan), run.record.job
         tree = Path(job.srt_slurm.root)
-        found: dict[str, Path | str] = {}
+        files: dict[str, Path | str] = {}
         for name, path, document in (
             ("recipe.yaml", tree / job.recipe.path, job.recipe.document),
             (SRTSLURM, tree / SRTSLURM, job.srtslurm),
         ):
-            found[name] = path if path.is_file() or document is None else dump(document)
+            files[name] = path if path.is_file() or document is None else dump(document)
         if recorded is not None:
-            found.update({name: Path(recorded.output) / name for name in FROM_SRTCTL})
-        return found
+            files |= {name: Path(recorded.output) / name for name in SRTCTL_FILES}
+        return files
 
     def end_leftovers(self, run: Run) -> None:
-        """Does nothing: Slurm ends all that its jobs began."""
+        """Does nothing: Slurm ends every process of its jobs."""
 
     def collect(self, run: Run, patience: float) -> CollectedResults:
-        """Results below ``outputs/<job id>/logs``; agentic ones where the job writes them, in the workspace."""
+        """Collect results from ``outputs/<job id>/logs``, and agentic ones from the workspace."""
         from launcher.result.collect import CollectRequest, collect
 
         plan, recorded = run.plan, run.record.job
         assert recorded is not None
-        expected, into = plan.results, run.results_directory
-        stamp_power(plan, run.record.step("workspace").facts.get("sha"), into)
+        facts = run.record.step("workspace").facts
+        stamp_power(plan, facts.get("sha"), run.results_directory)
         request = CollectRequest(
             logs_dir=Path(recorded.output) / "logs",
-            workspace=into,
-            expected=expected,
+            workspace=run.results_directory,
+            expected=plan.results,
             job_id=recorded.id,
             started=recorded.submitted or run.record.fields.created,
             agentic_source=Path(plan.workspace.shared or plan.workspace.path),
             published=run.record.step("collect").facts.get("published", {}),
             patience=patience,
-            there_before=run.record.step("workspace").facts.get("there_before", {}),
+            there_before=facts.get("there_before", {}),
         )
         return collect(request, sleep=run.services.stop.sleep)
 
@@ -258,7 +257,7 @@ class SrtctlKind:
 
 
 def _directives(job: SrtctlJob) -> list[dict[str, object]]:
-    """What recipe, variants and cluster ask of sbatch."""
+    """The sbatch directives of recipe, variants and cluster."""
     recipe = job.recipe.document or {}
     sections = [recipe, *(section for section in recipe.values() if isinstance(section, dict))]
     tables = [s.get("sbatch_directives") for s in sections] + [job.srtslurm.get("default_sbatch_directives")]
@@ -266,7 +265,7 @@ def _directives(job: SrtctlJob) -> list[dict[str, object]]:
 
 
 def refuse_other_directives(run: Run) -> None:
-    """Raise ConfigError when recipe or cluster send the job to another cluster."""
+    """Raise ConfigError when a directive sends the job to another cluster."""
     from launcher.slurm.other_jobs import refuse_other_clusters
 
     if run.plan.scheduler.kind == "slurm":
@@ -277,13 +276,13 @@ def refuse_other_directives(run: Run) -> None:
 def job_environment(
     job: SrtctlJob, passes: Sequence[str] | None, environ: Mapping[str, str], tools: Mapping[str, str]
 ) -> dict[str, str]:
-    """The whole environment of srtctl and of the job, which gets all of it: what programs need, what the plan passes
-    of the host's variables, and what the plan exports."""
+    """The whole environment of srtctl, which is also the job's: variables that programs need, the host's variables that
+    the plan passes, and those that the plan exports."""
     return {**from_host(environ, (*KEPT, *KEPT_FOR_SRTCTL), passes), **tools, **job.submit.environment}
 
 
-def _agentic_results_there(plan: Plan) -> dict[str, int]:
-    """Results that lie where this run's job will write its own: those of an earlier run, by their times."""
+def _existing_agentic_results(plan: Plan) -> dict[str, int]:
+    """Results of an earlier run under the names that this run's job will write: name → modification time."""
     from launcher.result.collect import modification_times
 
     expected, directory = plan.results, Path(plan.workspace.shared or plan.workspace.path)
@@ -292,9 +291,9 @@ def _agentic_results_there(plan: Plan) -> dict[str, int]:
 
 
 def stamp_power(plan: Plan, sha: str | None, directory: Path) -> None:
-    """Leave what the workflow's audit of a power measurement reads: which exporter, and which commit of srt-slurm.
+    """Write the stamps that the workflow's audit of power measurements reads: the exporter, and srt-slurm's commit.
 
-    Names and formats are InferenceX's. Nothing for a run without power telemetry. Raises ResultError.
+    Names and formats are InferenceX's. A run without power telemetry has none. Raises ResultError.
     """
     from launcher.result.logs import EXPORTER_STAMP, PRODUCER_STAMP
 
@@ -309,7 +308,7 @@ def stamp_power(plan: Plan, sha: str | None, directory: Path) -> None:
 
 
 def end_markers() -> EndMarkers:
-    """Reads what srtctl's script writes last."""
+    """A reader of the last lines of srtctl's script."""
     from launcher.slurm.logs import EndMarkers
 
     return EndMarkers(_END, begin=_BEGIN)

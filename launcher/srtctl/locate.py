@@ -1,4 +1,4 @@
-"""Finding the recipe that a benchmark names: in the workspace, in this repository, or in the pinned srt-slurm tree."""
+"""Finds the recipe that a benchmark names: in the workspace, in this repository, or in the pinned srt-slurm tree."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from launcher.srtctl.facts import RecipeFacts, recipe_facts
 from launcher.srtctl.recipe import Variant, family_member, split_selector, variants
 
 OVERLAY = "benchmarks/multi_node/srt-slurm-recipes"
-"""Where InferenceX keeps the recipes that it lays over srt-slurm's own."""
+"""InferenceX's directory of recipes that are copied over srt-slurm's own."""
 
 
 @dataclass(frozen=True)
 class FoundRecipe:
-    """A recipe file, and what srtctl will see of it.
+    """A recipe file, and the document that srtctl will read.
 
-    ``path`` and ``selector`` are as the benchmark names them. ``document`` is what will lie under ``path`` in the
-    checkout: the file itself, or, for a family's member that was named by its own file (`recipe.family_member`), that
-    member alone.
+    ``path`` and ``selector`` are as the benchmark names them. ``document`` will be written to ``path`` in the checkout:
+    it is the content of ``file``, or only one member of a family that was named by a file of its own
+    (`recipe.family_member`).
     """
 
     path: str
@@ -34,11 +34,11 @@ class FoundRecipe:
     document: Mapping[str, Any]
     origin: str
     section: tuple[str, ...] = ()
-    """Where a family's member stands in the family's file."""
+    """The path of a family's member in the family's file."""
 
     @cached_property
     def variants(self) -> tuple[Sequence[Variant], str | None]:
-        """The variants that the selector picks, or none and the reason: callers report a bad selector as a finding."""
+        """The variants that the selector picks; or none, and the reason, which callers report as a finding."""
         try:
             return variants(self.document, self.selector), None
         except ConfigError as error:
@@ -47,15 +47,15 @@ class FoundRecipe:
     @cached_property
     def facts(self) -> RecipeFacts | None:
         """The facts of the first variant; None when the selector picks none. Raises ConfigError: see `recipe_facts`."""
-        found, _ = self.variants
-        return recipe_facts(found[0].document) if found else None
+        picked, _ = self.variants
+        return recipe_facts(picked[0].document) if picked else None
 
 
 class SetupScript(msgspec.Struct, frozen=True):
     """The set-up script of a lane's containers.
 
-    ``directory`` is the one of the workspace or of this repository that holds it, or None. ``found`` says whether the
-    run will have it; None when that cannot be told before the checkout.
+    ``directory`` is the directory of the workspace or of this repository that has it, or None. ``found`` says whether
+    the run will have it; None when that is unknown before the checkout.
     """
 
     name: str
@@ -64,11 +64,11 @@ class SetupScript(msgspec.Struct, frozen=True):
 
 
 class RecipeFinder:
-    """Looks recipes up in some trees, and reads each file once.
+    """Looks recipes up in several trees, and reads each file once.
 
-    ``workspace`` is an InferenceX checkout, ``repository`` the directories that hold this project's ``recipes/…``
-    files, ``trees`` directories of srt-slurm trees named by ref or sha (``--srt-slurm``), ``checkout`` the one tree
-    that a run has checked out for itself, whatever its ref.
+    ``workspace`` is an InferenceX checkout, ``repository`` the directories of this project's ``recipes/…`` files,
+    ``trees`` directories of srt-slurm trees named by ref or sha (``--srt-slurm``), ``checkout`` the tree that a run has
+    checked out for itself, whatever its ref.
     """
 
     def __init__(
@@ -83,17 +83,17 @@ class RecipeFinder:
         self.checkout = checkout
         self._overlay = workspace / OVERLAY if workspace is not None else None
         self._files: dict[Path, Document | None] = {}
-        self._found: dict[tuple[Path, str, str | None], FoundRecipe] = {}
+        self._recipes: dict[tuple[Path, str, str | None], FoundRecipe] = {}
 
     def find(self, config_file: str, refs: Sequence[str] = ()) -> FoundRecipe | None:
-        """The first recipe that ``config_file`` names, or None when no tree at hand holds it: see `all`."""
-        return next(self.all(config_file, refs), None)
+        """The first recipe that ``config_file`` names, or None when no known tree has it: see `find_all`."""
+        return next(self.find_all(config_file, refs), None)
 
-    def all(self, config_file: str, refs: Sequence[str] = ()) -> Iterator[FoundRecipe]:
+    def find_all(self, config_file: str, refs: Sequence[str] = ()) -> Iterator[FoundRecipe]:
         """Every recipe that ``config_file`` names: the workspace's, this repository's, the srt-slurm tree's.
 
-        ``refs`` are the names (ref, sha) under which the lane's srt-slurm tree may lie. Raises ConfigError for a path
-        that leaves the tree, and for a file that cannot be read.
+        ``refs`` are the names (ref, sha) that the lane's srt-slurm tree may have. Raises ConfigError for a path outside
+        the tree, and for a file that cannot be read.
         """
         path, selector = split_selector(config_file)
         parts, form = PurePosixPath(path), "recipes/…/name.yaml[:selector]"
@@ -105,70 +105,67 @@ class RecipeFinder:
             )
         if parts.suffix not in (".yaml", ".yml"):
             raise ConfigError(f"recipe path {path!r} does not name a YAML file", where="CONFIG_FILE", hint=form)
-        # Without a family the same file is looked for a second time, and is as missing as at first.
+        # Without a family the same file is looked up a second time, and is still missing.
         family, override = (family_member(path) if selector is None else None) or (path, "")
-        places = zip(self._places(path, refs), self._places(family, refs), strict=True)
-        for (file, origin), (family_file, _) in places:
+        candidates = zip(self._candidates(path, refs), self._candidates(family, refs), strict=True)
+        # Rows of a sweep share a recipe object, so that its variants and facts are computed once.
+        for (file, origin), (family_file, _) in candidates:
             if (document := self.read(file)) is not None:
-                known = self._found.get((file, path, selector))
-                yield known or self._keep(file, FoundRecipe(path, selector, document, document.mapping(), origin))
+                key = file, path, selector
+                if key not in self._recipes:
+                    self._recipes[key] = FoundRecipe(path, selector, document, document.mapping(), origin)
+                yield self._recipes[key]
             elif (document := self.read(family_file)) is not None and override in document.mapping():
-                if (known := self._found.get((family_file, path, None))) is None:
-                    alone = variants(document.mapping(), override)[0].document
-                    found = FoundRecipe(path, None, document, alone, f"{origin}, {family}:{override}", (override,))
-                    known = self._keep(family_file, found)
-                yield known
-
-    def _keep(self, file: Path, found: FoundRecipe) -> FoundRecipe:
-        """Keep a recipe that was found, as rows of a sweep share it, and so its variants and facts are worked out once.
-
-        `files` are read once, too. An origin belongs to its file: no two places have one file.
-        """
-        return self._found.setdefault((file, found.path, found.selector), found)
+                key = family_file, path, None
+                if key not in self._recipes:
+                    member = variants(document.mapping(), override)[0].document
+                    origin = f"{origin}, {family}:{override}"
+                    self._recipes[key] = FoundRecipe(path, None, document, member, origin, (override,))
+                yield self._recipes[key]
 
     def read(self, path: Path) -> Document | None:
-        """A recipe file as it stands, read once; None when there is none. Raises ConfigError when it is not YAML."""
+        """The document of a recipe file, read once; None for a missing one. Raises ConfigError when it is not YAML."""
         if path not in self._files:
             self._files[path] = Document.read(path, strict=False) if path.is_file() else None
         return self._files[path]
 
     def files(self) -> Iterator[tuple[Path, str | None]]:
-        """Every recipe file of the trees at hand, with the ref of the srt-slurm tree that it belongs to, if any."""
-        places: list[tuple[Path, str | None]] = [] if self._overlay is None else [(self._overlay, None)]
-        places += [(engine, None) for d in self.repository for engine in sorted(d.glob("*/"))]
-        places += [(ref / "recipes", ref.name) for tree in self.trees for ref in sorted(tree.glob("*/"))]
-        for place, ref in places:
-            yield from ((path, ref) for path in sorted(place.rglob("*.yaml")))
+        """Every recipe file of the known trees, with the ref of its srt-slurm tree, if it is from one."""
+        directories: list[tuple[Path, str | None]] = [] if self._overlay is None else [(self._overlay, None)]
+        directories += [(engine, None) for d in self.repository for engine in sorted(d.glob("*/"))]
+        directories += [(ref / "recipes", ref.name) for tree in self.trees for ref in sorted(tree.glob("*/"))]
+        for directory, ref in directories:
+            yield from ((path, ref) for path in sorted(directory.rglob("*.yaml")))
 
     def tree_at_hand(self, refs: Sequence[str]) -> Path | None:
-        """The lane's srt-slurm tree, or None: without it nobody knows what srt-slurm holds."""
+        """The lane's srt-slurm tree, or None when it is not available."""
         if self.checkout is not None:
             return self.checkout
         return next((t / ref for t in self.trees for ref in refs if ref and (t / ref).is_dir()), None)
 
     @property
     def overlays(self) -> Path | None:
-        """The workspace's recipes, which are laid over srt-slurm's; None when it has none."""
+        """The directory of the workspace's recipes; None when it has none."""
         return self._overlay if self._overlay is not None and self._overlay.is_dir() else None
 
     def setup_script(self, name: str, refs: Sequence[str], listed: bool | None) -> SetupScript:
-        """Where the set-up script ``name`` lies: in the workspace, in this repository, or in the lane's srt-slurm.
+        """Look the set-up script ``name`` up in the workspace, in this repository, and in the lane's srt-slurm.
 
-        ``listed`` says whether srt-slurm is known to have it; it counts when the lane's tree is not at hand.
+        ``listed`` says whether srt-slurm is known to have it; it is used when the lane's tree is not available.
         """
         overlay = [] if self._overlay is None else [self._overlay / "configs"]
-        places = [*overlay, *(directory / "setup" for directory in self.repository)]
-        if holding := next((place for place in places if (place / name).is_file()), None):
-            return SetupScript(name, str(holding), True)
+        directories = [*overlay, *(directory / "setup" for directory in self.repository)]
+        if directory := next((d for d in directories if (d / name).is_file()), None):
+            return SetupScript(name, str(directory), True)
         if tree := self.tree_at_hand(refs):
-            # A tree that was cut down to its recipes says nothing against it.
+            # A tree that was reduced to its recipes has no configs; then the script may exist.
             return SetupScript(name, None, (tree / "configs" / name).is_file() or not (tree / "configs").is_dir())
-        # What the workspace would add to srt-slurm's own is not known where there is no workspace.
-        unknown = listed is False and not any(place.is_dir() for place in overlay)
+        # Without a workspace it is unknown which scripts it would add to srt-slurm's own.
+        unknown = listed is False and not any(directory.is_dir() for directory in overlay)
         return SetupScript(name, None, None if unknown else listed)
 
-    def _places(self, path: str, refs: Sequence[str]) -> Iterator[tuple[Path, str]]:
-        """Where a file of srt-slurm's tree may lie, in the order in which the places count, and the place's name."""
+    def _candidates(self, path: str, refs: Sequence[str]) -> Iterator[tuple[Path, str]]:
+        """The files that may be ``path`` of srt-slurm's tree, the first one that exists wins; each with its origin."""
         inner = path.removeprefix("recipes/").removeprefix(f"{OVERLAY}/")
         if self._overlay is not None:
             yield self._overlay / inner, "workspace overlay"

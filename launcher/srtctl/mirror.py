@@ -1,4 +1,4 @@
-"""One bare mirror per git repository, shared by all runs: the network is asked only for a commit that is missing."""
+"""One bare mirror per git repository, shared by all runs: git fetches only when a commit is missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NETWORK_TIMEOUT = 900.0
 """Seconds for one clone or fetch; srt-slurm with all its refs is 16 MB."""
 
 LOCAL_TIMEOUT = 120.0
-"""Seconds for a git command that stays on this machine's file systems."""
+"""Seconds for a git command that needs no network."""
 
 _SHA = re.compile(r"[0-9a-f]{40}")
 _DUBIOUS = "dubious ownership"
@@ -31,18 +31,18 @@ _PERMANENT = re.compile(
     re.IGNORECASE,
 )
 
-_OF_A_REPOSITORY = re.compile(
+_REPOSITORY_VARIABLES = re.compile(
     "GIT_(DIR|WORK_TREE|INDEX_FILE|OBJECT_DIRECTORY|ALTERNATE_OBJECT_DIRECTORIES|COMMON_DIR|NAMESPACE|PREFIX)"
 )
-"""Variables that git sets for hooks; inherited, they would send our commands to another repository."""
+"""Variables that git sets for hooks. If inherited, they would direct our commands to another repository."""
 
 
 class Git:
-    """Runs git without prompts, in English, and without the variables that name the caller's own repository."""
+    """Runs git without prompts, in English, and without variables that name another repository."""
 
     def __init__(self, runner: CommandRunner = run, environ: Mapping[str, str] | None = None) -> None:
         inherited = os.environ if environ is None else environ
-        kept = {k: v for k, v in inherited.items() if not _OF_A_REPOSITORY.fullmatch(k)}
+        kept = {k: v for k, v in inherited.items() if not _REPOSITORY_VARIABLES.fullmatch(k)}
         self.environ = {**kept, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
         self._run = runner
 
@@ -62,9 +62,9 @@ class Git:
 class Mirror:
     """The mirror of one repository (a URL or a path) below ``cache``.
 
-    Nothing is ever pruned or garbage-collected in it: work trees borrow its objects, and a pinned commit that was
-    force-pushed away upstream must stay. Where another user has made the mirror, this one gets a mirror of its own
-    beside it: git refuses to work in repositories of others. ``notes`` collects what the user should know.
+    Nothing is ever pruned or garbage-collected in it: work trees borrow its objects, and a pinned commit must stay
+    available after a force-push upstream. If another user owns the mirror, this user gets a separate one beside it,
+    because git refuses to work in other users' repositories. ``notes`` collects messages for the user.
     """
 
     def __init__(self, cache: Path, repository: str, git: Git, *, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -78,45 +78,45 @@ class Mirror:
 
     @property
     def path(self) -> Path:
-        """The bare repository; it may not be there yet."""
+        """The bare repository; it may not exist yet."""
         return own_name(self._path)
 
     def commit(self, sha: str) -> str:
-        """This commit, which is fetched when the mirror lacks it.
+        """The full sha of a commit, which is fetched if the mirror lacks it.
 
         Raises CheckoutError when the repository does not have it.
         """
         if not _SHA.fullmatch(sha):
             raise CheckoutError(f"{sha!r} is not a commit's full sha", where=self.repository)
         self._clone_once()
-        found = self._rev_parse(sha)
-        if found is None:
+        commit = self._rev_parse(sha)
+        if commit is None:
             with self._fetching():
                 self._network("fetch", "--quiet", "origin", cwd=self.path)
-                found = self._rev_parse(sha)
-                if found is None:
-                    # GitHub gives a commit by its full sha also when no ref reaches it any more.
+                commit = self._rev_parse(sha)
+                if commit is None:
+                    # GitHub serves a commit by its full sha even when no ref reaches it any more.
                     reference = f"{sha}:refs/launcher/{sha}"
                     self._git("fetch", "--quiet", "origin", reference, cwd=self.path, timeout=NETWORK_TIMEOUT)
-                    found = self._rev_parse(sha)
-        if found is None:
+                    commit = self._rev_parse(sha)
+        if commit is None:
             raise CheckoutError(
                 f"the repository has no commit {sha}",
                 where=self.repository,
                 hint="it belongs to another fork, or was force-pushed away: correct the lane's repository or sha",
             )
-        return found
+        return commit
 
     def tip(self, ref: str, *, fresh: bool = False) -> str | None:
-        """The commit that a branch or tag names (as of the last fetch, or now with ``fresh``); None when unknown."""
+        """The commit of a branch or tag (as of the last fetch, or now with ``fresh``); None for an unknown ref."""
         self._clone_once()
         if fresh:
             with self._fetching():
                 self._network("fetch", "--quiet", "origin", cwd=self.path)
         return self._rev_parse(f"refs/tags/{ref}") or self._rev_parse(f"refs/heads/{ref}")
 
-    def change(self, commit: str, path: str) -> str:
-        """What one commit changed in one file, as a patch. Raises CheckoutError when it changed nothing there."""
+    def patch_of(self, commit: str, path: str) -> str:
+        """One commit's change of one file, as a patch. Raises CheckoutError when the commit does not change it."""
         sha = self.commit(commit)
         text = self._git.text("show", "--format=", "--binary", sha, "--", path, cwd=self.path)
         if not text.strip():
@@ -124,9 +124,9 @@ class Mirror:
         return text
 
     def work_tree(self, directory: Path, sha: str, patches: Sequence[str] = ()) -> None:
-        """Check ``sha`` out into ``directory`` (made here), detached, and apply ``patches``; HEAD stays at ``sha``.
+        """Check ``sha`` out into the new ``directory``, detached, and apply ``patches``; HEAD stays at ``sha``.
 
-        The tree has no objects of its own: it borrows the mirror's.
+        The tree has no git objects: it borrows the mirror's.
         """
         directory.mkdir(parents=True)
         self._git.text("init", "--quiet", "--template=", ".", cwd=directory)
@@ -142,7 +142,8 @@ class Mirror:
         return done.stdout.strip() if done.ok else None
 
     def _clone_once(self) -> None:
-        while not os.access(self.path, os.X_OK):  # again where another user was faster: that one is none of ours
+        # `path` changes when another user publishes a mirror first; then the loop clones a separate one.
+        while not os.access(self.path, os.X_OK):
             make_directories(self.path.parent)
             require_writable(self.path.parent)
             with self._fetching():
@@ -156,13 +157,13 @@ class Mirror:
         return self.lock(self.path, f"fetching {self.repository}", NETWORK_TIMEOUT)
 
     @contextlib.contextmanager
-    def lock(self, path: Path, what: str, wait: float) -> Iterator[None]:
-        """Hold the lock of ``path`` in the block, so that work is not done twice; go on without it after ``wait``
-        seconds. The block must publish its result as a whole, so that doing the work twice does no harm."""
-        with Lock(path.with_suffix(".lock"), what=what, wait=wait) as held:
-            self.notes.extend(held.facts)
-            if not held.acquired and held.owner:
-                self.notes.append(f"{what}: done at the same time as {held.owner}, which has not ended in {wait:.0f} s")
+    def lock(self, path: Path, work: str, wait: float) -> Iterator[None]:
+        """Hold the lock of ``path`` in the block, so that ``work`` is not done twice; after ``wait`` seconds the block
+        runs without it. The block must publish its result as a whole, so that doing the work twice does no harm."""
+        with Lock(path.with_suffix(".lock"), what=work, wait=wait) as lock:
+            self.notes.extend(lock.facts)
+            if not lock.acquired and lock.owner:
+                self.notes.append(f"{work}: done at the same time as {lock.owner}, which has not ended in {wait:.0f} s")
             yield
 
     def _network(self, *words: str | Path, cwd: Path) -> None:
@@ -184,7 +185,7 @@ class Mirror:
 
 
 class Commits:
-    """Tells whether a repository has a commit, from the mirrors below some cache directories, without the network."""
+    """Looks commits up in the mirrors below some cache directories, without the network."""
 
     def __init__(self, caches: Sequence[Path]) -> None:
         self._caches = caches
@@ -195,6 +196,6 @@ class Commits:
         """Whether a mirror of ``repository`` (a URL) has the commit; None when there is no mirror of it."""
         if (repository, sha) not in self._known:
             mirrors = [m for c in self._caches if os.access(m := Mirror(c, repository, self._git).path, os.X_OK)]
-            held = (self._git("cat-file", "-e", f"{sha}^{{commit}}", cwd=mirror).ok for mirror in mirrors)
-            self._known[repository, sha] = any(held) if mirrors else None
+            exists = (self._git("cat-file", "-e", f"{sha}^{{commit}}", cwd=mirror).ok for mirror in mirrors)
+            self._known[repository, sha] = any(exists) if mirrors else None
         return self._known[repository, sha]

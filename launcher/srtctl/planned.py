@@ -1,4 +1,4 @@
-"""The part of a plan that only jobs of srtctl have, and what was found while it was made: what `check` looks at."""
+"""The part of a plan that only jobs of srtctl have, and the facts from planning that the rules of `check` use."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ SRTSLURM = "srtslurm.yaml"
 """srtctl's configuration of the cluster, at the top of the work tree."""
 
 LOG = "logs/sweep_{}.log"
-"""What srtctl's orchestrator writes, in the own directory of the job with the id that is filled in."""
+"""The log of srtctl's orchestrator, below the job's own directory; its placeholder is the job's id."""
 
 
 class PlannedOverlay(msgspec.Struct, frozen=True):
-    """``source`` (absolute) is laid over ``destination`` (below the checkout)."""
+    """``source`` (absolute) is copied over ``destination`` (below the checkout)."""
 
     source: str
     destination: str
 
 
 class SrtSlurm(msgspec.Struct, frozen=True):
-    """The srt-slurm tree of this run: a commit, what is laid over it, how it is made ready, and where."""
+    """The srt-slurm tree of this run: its commit, overlays, patches, set-up commands and directories."""
 
     repository: str
     ref: str
@@ -44,9 +44,9 @@ class SrtSlurm(msgspec.Struct, frozen=True):
 
 
 class PlannedRecipe(msgspec.Struct, frozen=True):
-    """The recipe as it will be submitted; ``document`` is None until the checkout that holds it is there.
+    """The recipe as it will be submitted; ``document`` is None if only the checkout has it, which is made later.
 
-    ``file`` is the file that it was read from, ``section`` the part of a file of several variants that it is.
+    ``file`` is the file that it was read from, ``section`` its part of a file of several variants.
     """
 
     path: str
@@ -58,7 +58,7 @@ class PlannedRecipe(msgspec.Struct, frozen=True):
 
 
 class Submit(msgspec.Struct, frozen=True):
-    """``argv`` as typed in the checkout's root, ``environment`` what is exported for the job beside the caller's."""
+    """``argv`` is run in the checkout's root; ``environment`` is exported for the job beside the caller's."""
 
     argv: tuple[str, ...]
     environment: dict[str, str]
@@ -67,9 +67,9 @@ class Submit(msgspec.Struct, frozen=True):
 class SrtctlJob(PlanPart, frozen=True):
     """The part of a plan that only srtctl needs.
 
-    ``models`` are the aliases of the checkpoint with their paths, ``srtslurm`` the document of srtslurm.yaml. ``power``
-    says that the recipe asks for DCGM power telemetry; then the exporter's image and srt-slurm's commit are stamped.
-    ``look_from_node``: a short job looks at images and checkpoint before the submission.
+    ``models`` are the aliases of the checkpoint with their paths, ``srtslurm`` is the document of srtslurm.yaml.
+    ``power``: the recipe requests DCGM power telemetry; then stamps of the exporter's image and of srt-slurm's commit
+    are written. ``look_from_node``: a short job checks images and checkpoint before the submission.
     """
 
     models: dict[str, str]
@@ -81,8 +81,8 @@ class SrtctlJob(PlanPart, frozen=True):
     look_from_node: bool = False
 
     def as_details(self) -> dict[str, Any]:
-        """In JSON values, as a plan holds it."""
-        # The recipe's document is one already, and by far the largest part.
+        """As JSON values, for the plan."""
+        # The recipe's document, by far the largest part, consists of JSON values already and is not converted.
         recipe = msgspec.structs.replace(self.recipe, document=None)
         details = super(SrtctlJob, msgspec.structs.replace(self, recipe=recipe)).as_details()
         details["recipe"]["document"] = self.recipe.document
@@ -90,12 +90,11 @@ class SrtctlJob(PlanPart, frozen=True):
 
 
 class RecipeLookup(msgspec.Struct, frozen=True):
-    """What was found of the recipe that a benchmark names.
+    """The result of looking up the recipe that a benchmark names.
 
-    ``found`` is None when no tree at hand holds it. ``passed_over`` is a copy that comes before it and runs another
-    image than the benchmark. ``variants`` are those that the selector gives, with ``selector_problem`` when it gives
-    none for a reason; ``facts`` is about the first. ``tree_at_hand`` says whether it is known what the lane's own
-    srt-slurm tree holds.
+    ``found`` is None when no known tree has it. ``passed_over`` is an earlier copy whose image is not the benchmark's.
+    ``variants`` are those that the selector picks; ``selector_problem`` says why it picks none; ``facts`` describes the
+    first. ``tree_at_hand`` says whether the content of the lane's own srt-slurm tree is known.
     """
 
     found: FoundRecipe | None
@@ -112,9 +111,9 @@ class RecipeLookup(msgspec.Struct, frozen=True):
 
 
 class SrtctlResolved(Resolved, frozen=True):
-    """The plan of a job of srtctl without findings, and what was found for it: what the rules of `check` look at.
+    """The plan of a job of srtctl without findings, and the facts that the rules of `check` use.
 
-    ``narrowed`` says that the recipe will run only the concurrencies that were chosen by hand.
+    ``narrowed``: the recipe will run only the concurrencies that were chosen by hand.
     """
 
     job: SrtctlJob
@@ -130,22 +129,22 @@ class SrtctlResolved(Resolved, frozen=True):
 
     @property
     def preflight(self) -> bool:
-        """Whether `srtctl apply` looks for model and image on its own machine before it submits."""
+        """Whether `srtctl apply` checks on its own machine that model and image exist before it submits."""
         return "--no-preflight" not in self.job.submit.argv
 
     @property
     def refs(self) -> str:
-        """The lane's srt-slurm as people name it."""
+        """The name of the lane's srt-slurm in messages."""
         return f"srt-slurm {self.rules.lane.rule.ref}"
 
     def place(self, *keys: Key) -> SourceLocation | str:
-        """Where the recipe says it: in the variant's own section when that has the key, else in the base."""
+        """The location of a key: in the variant's own section if that has the key, else in the base."""
         found, variant = self.recipe.found, self.recipe.variant
         if found is None:
             return self.rules.benchmark.source
         if found.section:
-            places: tuple[tuple[Key, ...], ...] = ((*found.section, *keys), ("base", *keys))
+            paths: tuple[tuple[Key, ...], ...] = ((*found.section, *keys), ("base", *keys))
         else:
-            places = variant.places(keys) if variant is not None else (keys,)
-        whole = (p for p in places if reached(found.file.data, p) == len(p))
-        return SourceLocation(found.file, *next(whole, places[-1]))
+            paths = variant.places(keys) if variant is not None else (keys,)
+        existing = (path for path in paths if reached(found.file.data, path) == len(path))
+        return SourceLocation(found.file, *next(existing, paths[-1]))

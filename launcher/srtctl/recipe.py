@@ -1,8 +1,8 @@
-"""Recipes as srtctl reads them: a file and a selector give variants, and a document is written back as YAML.
+"""Reads recipes as srtctl does: a file and a selector give variants. Writes a document back as YAML.
 
 A recipe file is either *plain*, or has the ``base:`` form: ``base:`` and sections ``override_<name>:`` and
 ``zip_override_<name>:`` that are merged into it. The rules are srtctl's own (`generate_override_configs` in
-``src/srtctl/core/config.py``, the same at every ref in use, 517d3c37 to c88ef731). Nothing here touches a file.
+``src/srtctl/core/config.py``, the same at every ref in use, 517d3c37 to c88ef731). This module opens no file.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ _SELECTOR = re.compile(r"base|override_\S+|zip_override_[\w-]+(\[\d+\])?")
 class Variant(msgspec.Struct, frozen=True):
     """One configuration that a recipe file holds.
 
-    ``suffix`` is what srtctl appends to the name ("" for a plain recipe), ``selector`` the one that picks this variant
-    alone (None for a plain recipe), ``keys`` the path of its section in the file. ``document`` is the whole resolved
-    recipe; it shares parts with the file's document, so it must not be changed in place (`edit.apply_edits` copies what
-    it changes).
+    ``suffix`` is what srtctl appends to the name ("" for a plain recipe), ``selector`` the one that picks only this
+    variant (None for a plain recipe), ``keys`` the path of its section in the file. ``document`` is the whole resolved
+    recipe. It shares parts with the file's document, so it must not be changed in place (`edit.apply_edits` copies).
     """
 
     suffix: str
@@ -41,15 +40,15 @@ class Variant(msgspec.Struct, frozen=True):
     document: Mapping[str, Any]
 
     def places(self, path: Sequence[Key]) -> tuple[tuple[Key, ...], ...]:
-        """The paths in the *file* that may give a value of this document; the one that wins comes first."""
-        here = (*self.keys, *path)
-        return (here, (BASE, *path)) if self.selector not in (None, BASE) else (here,)
+        """The paths in the *file* that can set a value of this document; the one that wins comes first."""
+        own = (*self.keys, *path)
+        return (own, (BASE, *path)) if self.selector not in (None, BASE) else (own,)
 
 
 def split_selector(config_file: str) -> tuple[str, str | None]:
     """Split ``path[:selector]`` as `srtctl apply -f` does (`parse_config_arg`): at the last colon.
 
-    Raises ConfigError when what follows the colon is no selector, as in a path that contains a colon.
+    Raises ConfigError if the text after the colon is not a selector, as in a path that contains a colon.
     """
     path, colon, selector = config_file.rpartition(":")
     if not colon:
@@ -66,12 +65,12 @@ def split_selector(config_file: str) -> tuple[str, str | None]:
 
 
 def family_member(path: str) -> tuple[str, str] | None:
-    """The family file and section that stand in for a missing file: variant ``override_NAME`` of ``DIR.yaml`` for
+    """The family file and section that replace a missing file: ``DIR.yaml`` and ``override_NAME`` for
     ``DIR/NAME.yaml``.
 
     Matrices name one file per variant, and one family file in the ``base:`` form holds them all:
-    ``…/8k1k/3p2d-dep4-dep8-8k1k.yaml`` is ``…/8k1k.yaml:override_3p2d-dep4-dep8-8k1k``. No file is looked at: the
-    caller checks that ``path`` is missing and that the family has that section. None for a path without a directory.
+    ``…/8k1k/3p2d-dep4-dep8-8k1k.yaml`` is ``…/8k1k.yaml:override_3p2d-dep4-dep8-8k1k``. The caller must check that
+    ``path`` is missing and that the family has that section. None for a path without a directory.
     """
     member = PurePosixPath(path)
     family = member.parent
@@ -83,13 +82,13 @@ def family_member(path: str) -> tuple[str, str] | None:
 def variants(document: Mapping[str, Any], selector: str | None = None, *, where: str | None = None) -> list[Variant]:
     """Resolve a recipe file's document to the variants that ``selector`` picks, as srtctl would submit them.
 
-    Without a selector: a plain recipe is one variant; of the ``base:`` form, all overrides and zip groups, sorted by
+    Without a selector a plain recipe is one variant; the ``base:`` form gives all overrides and zip groups, sorted by
     name, without the base. Raises ConfigError (at ``where``) when the selector picks nothing, when a zip group cannot
-    be zipped, and when a plain recipe is given a selector: srtctl ignores it with a warning in its log, and the
-    benchmark would measure something else than was asked for.
+    be zipped, and for a selector on a plain recipe: srtctl would ignore it with a warning in its log, and the benchmark
+    would not measure what was requested.
 
     One quirk is not imitated: srtctl submits zip variants through a second merge (`resolve_override_yaml`), which
-    restores a key that a ``null`` in a *zip* section had deleted, and drops a ``null`` of the base.
+    restores a key that a ``null`` in a *zip* section deleted, and drops a ``null`` of the base.
     """
     try:
         return _variants(document, selector)
@@ -111,14 +110,14 @@ def _variants(document: Mapping[str, Any], selector: str | None) -> list[Variant
         return [Variant(BASE, BASE, (BASE,), base)]
     picked = [
         variant
-        for key, index in _pick(document, selector)
+        for key, index in _pick_sections(document, selector)
         for variant in _expand(base, key, _section(document, key), index)
     ]
     for variant in picked:
-        twin = OVERRIDE + variant.suffix
-        if variant.keys != (twin,) and twin in document:  # srtctl would run the latter's content for both
+        override = OVERRIDE + variant.suffix
+        if variant.keys != (override,) and override in document:
             raise ConfigError(
-                f"{variant.selector!r} and {twin!r} have one name for srtctl, which would run {twin!r} for both",
+                f"{variant.selector!r} and {override!r} have one name for srtctl, which would run the latter for both",
                 hint="rename one of them",
             )
     return picked
@@ -131,28 +130,28 @@ def _section(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return section
 
 
-def _pick(document: Mapping[str, Any], selector: str | None) -> list[tuple[str, int | None]]:
-    """The keys of the sections that a selector picks, each with an index into it, or None for all of it."""
+def _pick_sections(document: Mapping[str, Any], selector: str | None) -> list[tuple[str, int | None]]:
+    """The keys of the sections that a selector picks, each with an index into a zip group, or None for all of it."""
     overrides, zips = (sorted(k for k in document if isinstance(k, str) and k.startswith(p)) for p in (OVERRIDE, ZIP))
-    every = [*overrides, *zips]
+    sections = [*overrides, *zips]
     if selector is None:
-        return [(key, None) for key in every]
+        return [(key, None) for key in sections]
     indexed = _INDEXED.fullmatch(selector)
     if indexed and indexed[1] in zips:
         return [(indexed[1], int(indexed[2]))]
-    globs = not indexed and _is_glob(selector)
-    picked = [key for key in every if (fnmatch.fnmatch(key, selector) if globs else key == selector)]
+    is_glob = not indexed and _is_glob(selector)
+    picked = [key for key in sections if (fnmatch.fnmatch(key, selector) if is_glob else key == selector)]
     if not picked:
         available = [*overrides, *(f"{key}[i]" for key in zips)]
         raise ConfigError(
             f"no variant {selector!r}; available: {', '.join(available) or '(only base)'}",
-            hint=suggest(selector, every),
+            hint=suggest(selector, sections),
         )
     return [(key, None) for key in sorted(picked)]
 
 
 def _expand(base: Mapping[str, Any], key: str, section: Mapping[str, Any], index: int | None) -> Iterator[Variant]:
-    """The variants of one section; of a zip group only that with the index, if there is one."""
+    """The variants of one section; with ``index`` only that one of a zip group."""
     prefix = base.get("name", "unnamed")
     if key.startswith(OVERRIDE):
         name = key[len(OVERRIDE) :]
@@ -167,7 +166,7 @@ def _expand(base: Mapping[str, Any], key: str, section: Mapping[str, Any], index
         raise ConfigError(f"index [{index}] is out of range: {key!r} has {variants}, 0 to {count - 1}")
     for i in range(count) if index is None else (index,):
         merged = deep_merge(base, _zip_slice(section, i))
-        if not isinstance(section.get("name"), list):  # one name for all would not tell them apart
+        if not isinstance(section.get("name"), list):  # variants need different names
             merged["name"] = f"{prefix}_{group}_{i}"
         yield Variant(f"{group}_{i}", f"{key}[{i}]", (key,), merged)
 
@@ -187,26 +186,26 @@ def _zip_length(key: str, section: Mapping[str, Any]) -> int:
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
-def unshared(value: Any) -> Any:
-    """A deep copy in which no two places share an object; `copy.deepcopy` would keep those of YAML's ``*name``."""
-    # Most values are scalars, and a recipe is copied for every row: so scalars are sorted out before the call.
+def unshared_copy(value: Any) -> Any:
+    """A deep copy in which no two places share an object; `copy.deepcopy` keeps those of a YAML alias (``*name``)."""
+    # A recipe is copied for every row, and most of its values are scalars: no call is made for these.
     if isinstance(value, Mapping):
-        return {key: item if type(item) in _SCALARS else unshared(item) for key, item in value.items()}
+        return {key: item if type(item) in _SCALARS else unshared_copy(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [item if type(item) in _SCALARS else unshared(item) for item in value]
+        return [item if type(item) in _SCALARS else unshared_copy(item) for item in value]
     return value
 
 
 def deep_merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
     """Merge as srtctl does: mappings by key, a ``null`` deletes the key, anything else (lists too) replaces.
 
-    The result shares with both sides what only one of them has.
+    The result shares values with both arguments.
     """
     merged: dict[str, Any] = {}
-    for key, value in {**base, **override}.items():  # the base's order, then what is new
-        below = base.get(key)
-        if key in override and isinstance(value, Mapping) and isinstance(below, Mapping):
-            merged[key] = deep_merge(below, value)
+    for key, value in {**base, **override}.items():  # keys of the base come first, in their order
+        base_value = base.get(key)
+        if key in override and isinstance(value, Mapping) and isinstance(base_value, Mapping):
+            merged[key] = deep_merge(base_value, value)
         elif key not in override or value is not None:
             merged[key] = value
     return merged
@@ -234,19 +233,19 @@ def _is_glob(selector: str) -> bool:
     return "*" in selector or "?" in selector
 
 
-_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+_PLAIN_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 _RESERVED = frozenset(["y", "n", "yes", "no", "on", "off", "true", "false", "null", "inf", "nan", "infinity"])
-"""Words that some YAML reader (of 1.1, 1.2 or something between) takes for a boolean, null or number."""
+"""Words that some YAML reader (1.1, 1.2 or a mixture) takes for a boolean, null or number."""
 
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class _RecipeDumper(_Dumper):  # type: ignore[misc]
-    """The safe dumper, with strings quoted by our own rule."""
+    """The safe dumper, with strings quoted by `_represent_text`."""
 
 
 def _represent_text(dumper: Any, text: str) -> Any:
-    plain = _PLAIN.fullmatch(text) and text.lower() not in _RESERVED
+    plain = _PLAIN_WORD.fullmatch(text) and text.lower() not in _RESERVED
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
 
 
@@ -254,14 +253,14 @@ _RecipeDumper.add_representer(str, _represent_text)
 
 
 def dump(document: Mapping[str, Any]) -> str:
-    """The document as YAML that YAML 1.1 (PyYAML) and 1.2 (ruamel, which srtctl uses as well) read alike.
+    """The document as text that YAML 1.1 (PyYAML) and 1.2 (ruamel, which srtctl also uses) read alike.
 
-    Every string but a plain word is quoted: bare, ``4:00:00`` is 14400, ``1e3`` a number to one of them and ``y`` true
-    to another. Keys keep their order; no anchors. Raises ConfigError for a value that YAML has no word for.
+    Every string except a plain word is quoted: unquoted, ``4:00:00`` is 14400, ``1e3`` a number to one of them, and
+    ``y`` true to another. Keys keep their order; no anchors. Raises ConfigError for a value that YAML cannot express.
     """
     try:
         text: str = yaml.dump(
-            unshared(document), Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True, width=2**20
+            unshared_copy(document), Dumper=_RecipeDumper, sort_keys=False, allow_unicode=True, width=2**20
         )
     except yaml.representer.RepresenterError as error:
         raise ConfigError(f"cannot be written as YAML: {error.args}") from None

@@ -1,4 +1,4 @@
-"""From a benchmark, a runner and a recipe to the plan of a job of srtctl: pure decisions. No socket, process, clock."""
+"""Plans a job of srtctl from a benchmark, a runner and a recipe. Pure decisions: no socket, no process, no clock."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ from launcher.srtctl.planned import (
 from launcher.srtctl.recipe import Variant, family_member
 
 SA_BENCH = "sa-bench"
-"""srtctl's own client of fixed lengths, as a recipe names it and as the directory of its results begins."""
+"""srtctl's own client for fixed sequence lengths: its name in recipes, and the prefix of its results' directory."""
 
 HasFile = Callable[[str, str | None, str], bool | None]
-"""(ref, sha, path) → whether srt-slurm has the file at that version; None when that is not known."""
+"""(ref, sha, path) → whether srt-slurm has the file at that version; None when that is unknown."""
 
 
 class SrtctlPlanner:
     """Plans jobs of srtctl.
 
-    ``finder`` looks recipes and set-up scripts up in the trees at hand, ``has_file`` knows what is in the others.
+    ``finder`` looks recipes and set-up scripts up in the available trees, ``has_file`` knows the files of the others.
     """
 
     def __init__(self, finder: RecipeFinder, has_file: HasFile) -> None:
@@ -54,22 +54,23 @@ class SrtctlPlanner:
     def plan(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> SrtctlResolved:
         """Decide everything that a run will do.
 
-        Raises ConfigError when the runner supports no such benchmark, when the benchmark names no recipe, and when the
-        recipe cannot be read or edited.
+        Raises ConfigError when the runner does not support the benchmark, when the benchmark names no recipe, and when
+        the recipe cannot be read or edited.
         """
         rules, recipe = self._rules_and_recipe(benchmark, file)
         lane, adjustments = rules.lane.rule, [adjustment.rule for adjustment in rules.adjustments]
         script: str | None = derive.last([lane.setup_script, *(a.setup_script for a in adjustments)], None)
         listed = self._has(lane, f"configs/{script}") if script else None
         setup = self.finder.setup_script(script, _refs(lane), listed) if script else None
-        asked, has = set(benchmark.concurrencies), set((recipe.facts and recipe.facts.concurrencies) or ())
-        narrowed = context.narrow and (asked < has or (bool(has) and not asked & has))
+        # The recipe runs its own concurrencies unless a person chose others.
+        chosen, own = set(benchmark.concurrencies), set((recipe.facts and recipe.facts.concurrencies) or ())
+        narrowed = context.narrow and (chosen < own or (bool(own) and not chosen & own))
 
         rule = rules.model.rule
         model_path = derive.model_path(rule, benchmark, context)
         if model_path is None:
             raise ConfigError("a model of srtctl needs `path`", where=rules.model.where)
-        # The alias to register is the one that the recipe uses, if it means this checkpoint; the lane's own if unread.
+        # Register the alias that the recipe uses if it names this checkpoint; without a recipe, the lane's own alias.
         alias = rule.alias if recipe.facts is None else recipe.facts.model_path
         models = {alias: model_path} if alias and alias in (rule.alias, *rule.also) else {}
         images, containers = _images(rules, recipe.facts, context)
@@ -92,7 +93,7 @@ class SrtctlPlanner:
         argv = _argv(rules, planned_recipe, setup, derive.tags(rules, context))
         submit = Submit(argv, {**environment_of(benchmark), **exports})
         job = SrtctlJob(models, tree, srtslurm, planned_recipe, submit, rules.power, _preflight(rules) == "node")
-        limit = longer((recipe.facts and recipe.facts.time_limit) or srtslurm.get("default_time_limit"), context)
+        limit = lengthened((recipe.facts and recipe.facts.time_limit) or srtslurm.get("default_time_limit"), context)
         plan = derive.whole_plan(
             rules,
             context,
@@ -107,10 +108,10 @@ class SrtctlPlanner:
         return SrtctlResolved(plan, rules, job, recipe, setup, narrowed)
 
     def _rules_and_recipe(self, benchmark: Benchmark, file: RunnerFile) -> tuple[AppliedRules, RecipeLookup]:
-        """The rules that apply, and the recipe as far as it is at hand.
+        """The rules that apply, and the recipe if an available tree has it.
 
-        The workspace's copy is looked at before the lane is known, since what it asks for (power telemetry) can decide
-        the lane, and the lane decides which srt-slurm tree has the others.
+        The workspace's copy is read before the lane is known, because its power telemetry can decide the lane. The lane
+        then decides in which srt-slurm tree other copies are looked up.
         """
         config_file = benchmark.config_file
         if not config_file:
@@ -119,40 +120,41 @@ class SrtctlPlanner:
                 where=benchmark.source,
                 hint="additional-settings: [CONFIG_FILE=recipes/…]",
             )
-        found, passed_over = self._choose(benchmark, config_file, ())
+        found, passed_over = self._choose_copy(benchmark, config_file, ())
         power = found is not None and _asks_for_power(found.document)
         rules = AppliedRules.of(benchmark, file, power=power)
         refs = _refs(rules.lane.rule)
         if found is None:
-            found, passed_over = self._choose(benchmark, config_file, refs)
+            found, passed_over = self._choose_copy(benchmark, config_file, refs)
         variants, problem = found.variants if found is not None else ([], None)
-        at_hand = self.finder.tree_at_hand(refs) is not None or (found is None and self._lacks(rules, config_file))
-        seen = found.facts if found is not None else None
-        return rules, RecipeLookup(found, passed_over, variants, problem, seen, at_hand)
+        at_hand = self.finder.tree_at_hand(refs) is not None or (
+            found is None and self._is_known_missing(rules, config_file)
+        )
+        facts = found.facts if found is not None else None
+        return rules, RecipeLookup(found, passed_over, variants, problem, facts, at_hand)
 
-    def _choose(
+    def _choose_copy(
         self, benchmark: Benchmark, config_file: str, refs: tuple[str, ...]
     ) -> tuple[FoundRecipe | None, FoundRecipe | None]:
-        """The copy of a recipe that belongs to the benchmark's row, and the one before it that does not.
+        """The copy of a recipe that belongs to the benchmark's row, and an earlier copy that does not.
 
-        A row and a recipe are one pair: of several copies the first that runs the row's image is meant. When none does
-        the first is taken, and `check` says what is wrong with it.
+        Of several copies the row means the first that runs the row's image. If none does, the first is used, and
+        `check` reports its problem.
         """
         first = None
-        for recipe in self.finder.all(config_file, refs):
-            found, _ = recipe.variants
-            model = found[0].document.get("model") if found else None
-            runs = model.get("container") if isinstance(model, dict) else None
-            if not isinstance(runs, str) or not is_image_reference(runs) or derive.is_image(runs, benchmark.image):
+        for recipe in self.finder.find_all(config_file, refs):
+            variants, _ = recipe.variants
+            model = variants[0].document.get("model") if variants else None
+            image = model.get("container") if isinstance(model, dict) else None
+            if not isinstance(image, str) or not is_image_reference(image) or derive.is_image(image, benchmark.image):
                 return recipe, first
             first = first or recipe
         return first, None
 
-    def _lacks(self, rules: AppliedRules, config_file: str) -> bool:
-        """Whether a recipe that is in no tree at hand is known to be in the lane's srt-slurm neither.
+    def _is_known_missing(self, rules: AppliedRules, config_file: str) -> bool:
+        """Whether a recipe that no available tree has is known to be missing from the lane's srt-slurm too.
 
-        This is known only where the workspace was searched, which lays recipes over srt-slurm's; a member of a family
-        may be there as well.
+        This is known only if the workspace was searched, whose recipes are copied over srt-slurm's.
         """
         lane = rules.lane.rule
         path = config_file.partition(":")[0]
@@ -164,8 +166,8 @@ class SrtctlPlanner:
         return self.has_file(lane.ref, lane.sha, path)
 
 
-def longer(limit: str | None, context: Context) -> str | None:
-    """A time limit in Slurm's notation, multiplied as the context says."""
+def lengthened(limit: str | None, context: Context) -> str | None:
+    """A time limit in Slurm's notation, multiplied by `Context.longer`."""
     seconds = limit_seconds(limit)
     if context.longer == 1.0 or not seconds:
         return limit
@@ -174,61 +176,60 @@ def longer(limit: str | None, context: Context) -> str | None:
 
 
 def _holds(recipe: RecipeFacts | None, limit: str | None, file: RunnerFile) -> Holds:
-    """What srtctl asks Slurm for: whole nodes."""
+    """The resources that srtctl requests from Slurm: whole nodes."""
     nodes = recipe.nodes if recipe is not None else None
     per_node = (recipe.gpus_per_node if recipe is not None else None) or file.runner.node.gpus
     return Holds(limit, nodes, None if nodes is None else nodes * per_node)
 
 
 def _results(expected: Expected, recipe: RecipeFacts | None) -> Expected:
-    """What results are held against, with what the recipe decides: who measures, what serves, on how many GPUs.
+    """The expected results, with the values that the recipe decides: client, engine, model names, GPUs.
 
-    Of fixed lengths the workflow reads the GPUs out of the file's name, where sa-bench writes what the recipe starts;
-    the row's own numbers count data parallelism in several ways. An agentic result has them from the row.
+    For fixed lengths the workflow reads the GPUs from the file's name, where sa-bench writes those that the recipe
+    starts; the row's own numbers count data parallelism in several ways. An agentic result has the row's numbers.
     """
     if recipe is None:
         return replace(expected, gpus=expected.gpus if expected.mode == "agentic" else None)
     sides = [recipe.aggregated] if recipe.prefill is None else [recipe.prefill, recipe.decode]
     counts = [(s.workers or 0) * (s.gpus_per_worker or 0) if s is not None else 0 for s in sides]
-    held, gpus = sum(counts) if all(counts) else None, expected.gpus
+    total, gpus = sum(counts) if all(counts) else None, expected.gpus
     if expected.mode != "agentic":
         if recipe.prefill is None and recipe.aggregated is not None and recipe.benchmark_type == SA_BENCH:
-            # srtctl gives sa-bench the GPUs of the nodes, also those that no worker has (sa_bench.py, c88ef731).
+            # srtctl tells sa-bench all GPUs of the nodes, also those without a worker (sa_bench.py, c88ef731).
             counts = [(recipe.aggregated.nodes or 1) * (recipe.gpus_per_node or 4)]
         gpus = (counts[0], counts[1] if len(counts) > 1 else 0) if all(counts) else None
     served = [side.served_model_name for side in recipe.roles.values()]
-    names = (*expected.models, *(name for name in (*served, recipe.model_path) if name))
+    models = tuple(dict.fromkeys([*expected.models, *(name for name in (*served, recipe.model_path) if name)]))
     tool = SA_BENCH if expected.mode == "fixed" and recipe.benchmark_type == SA_BENCH else None
-    models = tuple(dict.fromkeys(names))
-    return replace(expected, gpus=gpus, held=held, models=models, tool=tool, engine=recipe.engine)
+    return replace(expected, gpus=gpus, held=total, models=models, tool=tool, engine=recipe.engine)
 
 
 def _refs(lane: LaneRule) -> tuple[str, ...]:
-    """The names under which the lane's srt-slurm tree may lie."""
+    """The names that the lane's srt-slurm tree may have."""
     return tuple(r for r in (lane.sha, lane.ref) if r)
 
 
 def _asks_for_power(document: Mapping[str, Any]) -> bool:
-    holders = [document, document.get("base")]
-    telemetry = [h.get("telemetry") for h in holders if isinstance(h, Mapping)]
+    sections = [document, document.get("base")]
+    tables = [section.get("telemetry") for section in sections if isinstance(section, Mapping)]
     return any(
-        isinstance(t, Mapping) and t.get("provider") == "dcgm-power" and t.get("enabled") is True for t in telemetry
+        isinstance(t, Mapping) and t.get("provider") == "dcgm-power" and t.get("enabled") is True for t in tables
     )
 
 
 def _images(
-    rules: AppliedRules, seen: RecipeFacts | None, context: Context
+    rules: AppliedRules, recipe: RecipeFacts | None, context: Context
 ) -> tuple[tuple[PlannedImage, ...], dict[str, str]]:
-    """The images to have, and the squash files that the recipe's container names stand for."""
+    """The required images, and the squash file of each container name of the recipe."""
     benchmark, runner = rules.benchmark, rules.file.runner
     main = derive.benchmark_image(rules, context)
-    if seen is None:
+    if recipe is None:
         return (main,), {benchmark.image: main.squash}
     planned: dict[str, PlannedImage] = {main.squash: main}
     containers: dict[str, str] = {}
     helpers = runner.images.helpers
     where = f"{rules.file.path} (images.helpers)"
-    for use in seen.container_aliases:
+    for use in recipe.container_aliases:
         name, role = use.alias, use.paths[0][0]
         if role == "model" and (name in runner.images.aliases or derive.is_image(name, benchmark.image)):
             containers[name] = main.squash
@@ -242,7 +243,7 @@ def _images(
 
 
 def _srt_slurm(rules: AppliedRules, context: Context, setup: SetupScript | None) -> SrtSlurm:
-    """The srt-slurm tree of the run: which commit, what is laid over it, how it is made ready, and where."""
+    """The srt-slurm tree of the run."""
     lane, runner = rules.lane.rule, rules.file.runner
     overlays = [
         PlannedOverlay(str(PurePosixPath(context.workspace, OVERLAY, o.source)), o.destination or f"recipes/{o.source}")
@@ -265,7 +266,7 @@ def _srt_slurm(rules: AppliedRules, context: Context, setup: SetupScript | None)
 
 
 def _srtslurm_document(rules: AppliedRules, context: Context) -> dict[str, Any]:
-    """The part of srtslurm.yaml that runner file and row decide; what is None is left to srtctl."""
+    """The part of srtslurm.yaml that runner file and row decide; a key that is None is left out."""
     runner = rules.file.runner
     partition, account = derive.partition_and_account(rules, context)
     limits = [rules.lane.rule.time_limit, *(a.rule.time_limit for a in rules.adjustments)]
@@ -282,7 +283,7 @@ def _srtslurm_document(rules: AppliedRules, context: Context) -> dict[str, Any]:
 
 
 def _exports(rules: AppliedRules, context: Context, stem: str) -> dict[str, str]:
-    """What runner file and row have the job's environment say; later adjustments win. ``stem`` is RESULT_FILENAME."""
+    """The job's variables by runner file and row; later adjustments win. ``stem`` is RESULT_FILENAME."""
     runner = rules.file.runner
     exports = {
         runner.workspace.variable: derive.shared_workspace(rules, context) or context.workspace,
@@ -293,15 +294,15 @@ def _exports(rules: AppliedRules, context: Context, stem: str) -> dict[str, str]
     if rules.model.rule.served:
         exports["SERVED_MODEL_NAME"] = fill_in(rules.model.rule.served, {"model": rules.benchmark.model})
     passed = names_passed(context.host, runner.pass_environment)
-    for adjustment in rules.adjustments:  # of what the runner file passes, the host's value wins
+    for adjustment in rules.adjustments:  # for a variable in `pass-environment`, the host's value wins
         exports.update({name: value for name, value in adjustment.rule.exports.items() if name not in passed})
     return exports
 
 
 def _preflight(rules: AppliedRules) -> bool | str:
-    """Who looks before the submission: srtctl, nobody, or a node."""
-    said: bool | str = derive.last([rules.lane.rule.preflight, *(a.rule.preflight for a in rules.adjustments)], True)
-    return said
+    """Who checks images and model before the submission: srtctl (True), nobody (False), or ``"node"``."""
+    value: bool | str = derive.last([rules.lane.rule.preflight, *(a.rule.preflight for a in rules.adjustments)], True)
+    return value
 
 
 def _argv(rules: AppliedRules, recipe: PlannedRecipe, setup: SetupScript | None, tags: str) -> tuple[str, ...]:
@@ -316,7 +317,7 @@ def _argv(rules: AppliedRules, recipe: PlannedRecipe, setup: SetupScript | None,
 
 
 def _planned_recipe(rules: AppliedRules, recipe: RecipeLookup, context: Context, narrowed: bool) -> PlannedRecipe:
-    """The recipe as it will be submitted; a narrowed one is the variant alone, and so has no selector."""
+    """The recipe as it will be submitted; a narrowed one is a single variant, and so has no selector."""
     path, _, selector = (rules.benchmark.config_file or "").partition(":")
     selected = None if narrowed else selector or None
     found, variant = recipe.found, recipe.variant
@@ -343,16 +344,17 @@ def _edited(
     edits = [edit for adjustment in rules.adjustments for edit in adjustment.rule.edits]
     edits += acceptance_edits(benchmark, document)
     if context.longer != 1.0:
-        own = recipe.facts.time_limit if recipe.facts is not None else None
         limits = [rules.lane.rule.time_limit, *(a.rule.time_limit for a in rules.adjustments)]
-        limit = own or derive.last(limits, rules.file.runner.scheduler.time_limit)
-        edits.append(Edit(("slurm", "time_limit"), longer(limit, context)))
+        limit = (recipe.facts and recipe.facts.time_limit) or derive.last(
+            limits, rules.file.runner.scheduler.time_limit
+        )
+        edits.append(Edit(("slurm", "time_limit"), lengthened(limit, context)))
     if narrowed is not None:
         document = narrowed.document
         edits.append(Edit(("benchmark", "concurrencies"), "x".join(str(c) for c in benchmark.concurrencies)))
-    already = str((recipe.facts.sbatch_directives.get("exclude") if recipe.facts is not None else None) or "")
+    excluded = str((recipe.facts.sbatch_directives.get("exclude") if recipe.facts is not None else None) or "")
     nodes = derive.excluded_nodes(rules, context)
-    nodes = [n for n in nodes if not any(fnmatch.fnmatchcase(n, pattern) for pattern in already.split(","))]
+    nodes = [n for n in nodes if not any(fnmatch.fnmatchcase(n, pattern) for pattern in excluded.split(","))]
     if nodes:
-        edits.append(Edit(("sbatch_directives", "exclude"), ",".join([*filter(None, [already]), *nodes])))
+        edits.append(Edit(("sbatch_directives", "exclude"), ",".join([*filter(None, [excluded]), *nodes])))
     return with_comment(apply_edits(document, edits), context.run_key)

@@ -1,6 +1,6 @@
-"""A look from one node of the partition, in a short job without GPUs, before a job of srtctl's is submitted.
+"""Checks images and checkpoint from a node of the partition, in a short job without GPUs, before srtctl submits.
 
-What a good look found holds for `KEPT` seconds for every run that asks the same of the same partition.
+A good answer is used again for `KEPT` seconds by every run that checks the same on the same partition.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ KEPT = 3600.0
 """Seconds for which an answer is used again."""
 
 WAIT = 300.0
-"""Seconds that a node is waited for: a partition without a free one is no reason to keep a run from queueing."""
+"""Seconds to wait for a node. A partition without a free node must not keep a run from queueing."""
 
-_RED: dict[int, type[LauncherError]] = {3: ImageError, 4: ModelError, 8: NodeError}
+_ERRORS: dict[int, type[LauncherError]] = {3: ImageError, 4: ModelError, 8: NodeError}
 
 _FRAME = r"""set -u -o pipefail
 say() { :; }
@@ -36,39 +36,39 @@ fail() { printf 'launcher: error: %s\n' "${*:2}" >&2; exit "$1"; }
 """
 
 
-def look_from_a_node(
+def check_from_node(
     plan: Plan, state: Path, run: CommandRunner, environment: Mapping[str, str], now: float | None = None
 ) -> str:
-    """What a node sees of images and checkpoint, of this host's clock and of locks beside the images, in a sentence.
-    Raises ImageError, ModelError, NodeError for a red one.
+    """Have a node check images, checkpoint, this host's clock, and locks beside the images; the result as a sentence.
 
-    ``state`` is the directory of answers. Where no node answers in time, that is the sentence.
+    ``state`` is the directory of kept answers. The sentence also says if no node answered in time. Raises ImageError,
+    ModelError, NodeError when a check fails.
     """
-    looks = [*look_at_images(plan), *look_at_model(plan.model)]
-    if not looks:
+    checks = [*look_at_images(plan), *look_at_model(plan.model)]
+    if not checks:
         return "nothing of this plan can be looked at from a node"
     planned, now = plan.scheduler, time.time() if now is None else now
-    key = hashlib.sha256(f"{plan.runner}\0{planned.partition}\0{functions()}{looks}".encode()).hexdigest()[:24]
+    key = hashlib.sha256(f"{plan.runner}\0{planned.partition}\0{functions()}{checks}".encode()).hexdigest()[:24]
     answer = state / key
     try:
         if 0 <= now - answer.stat().st_mtime < KEPT:
-            kept = read_file(answer, 4096).decode().strip()
-            return f"{kept} looked {round((now - answer.stat().st_mtime) / 60)} minutes ago"
+            node = read_file(answer, 4096).decode().strip()
+            return f"{node} looked {round((now - answer.stat().st_mtime) / 60)} minutes ago"
     except (OSError, UnicodeDecodeError):
         pass
     argv = ["srun", "--nodes=1", "--ntasks=1", "--gres=none", "--time=5", "--export=ALL"]
     argv += [f"--job-name={plan.job_name}", f"--immediate={WAIT:.0f}"]
     argv += [f"--{name}={value}" for name in ("partition", "account") if (value := getattr(planned, name))]
     shared = next((Path(image.squash).parent for image in plan.images if image.shared and image.squash), None)
-    with attended(shared) if shared is not None else nullcontext() as place:
-        local = shared is not None and plan.locks_are_local(str(shared))
-        asked = looks if place is None else with_login(word(str(place)), looks, local=local)
-        script = "\n".join([_FRAME, functions(), *asked, "uname -n"])
+    with attended(shared) if shared is not None else nullcontext() as directory:
+        if directory is not None:
+            checks = with_login(word(str(directory)), checks, local=plan.locks_are_local(str(shared)))
+        script = "\n".join([_FRAME, functions(), *checks, "uname -n"])
         done = run([*argv, "bash", "-c", script], timeout=2 * WAIT, env=environment)
-    said = re.findall(r"launcher: error: (.*)", done.stderr)
-    if done.returncode in _RED and said:
-        raise _RED[done.returncode](
-            said[0], where=f"partition {planned.partition}", hint="looked at before a GPU is held"
+    error = re.search(r"launcher: error: (.*)", done.stderr)
+    if done.returncode in _ERRORS and error:
+        raise _ERRORS[done.returncode](
+            error[1], where=f"partition {planned.partition}", hint="looked at before a GPU is held"
         )
     if not done.ok:
         return f"no node looked at images and checkpoint: {' '.join(done.stderr.split())[-200:]}"

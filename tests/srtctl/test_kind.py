@@ -99,7 +99,7 @@ def test_a_node_looks_before_the_submission_where_that_is_asked(
         record=SimpleNamespace(directory=tmp_path / "state/runs/r"),
         services=SimpleNamespace(run=None, environment={}),
     )
-    looked = "launcher.srtctl.short_job.look_from_a_node"
+    looked = "launcher.srtctl.short_job.check_from_node"
     monkeypatch.setattr(looked, lambda plan, state, run, environment: f"looked, kept in {state}")
     srtctl_kind().look(run)
     assert said == ([f"preflight: looked, kept in {tmp_path / 'state/preflight'}"] if asked else [])

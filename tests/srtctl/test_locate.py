@@ -26,9 +26,9 @@ def test_the_workspace_then_ours_then_the_tree(finder: RecipeFinder, tmp_path: P
     put(tmp_path / "trees/v1/recipes/a.yaml", "name: tree\n")
     put(tmp_path / "own/a.yaml", "name: ours\n")
     put(tmp_path / "ws" / OVERLAY / "a.yaml", "name: workspace\n")
-    names = [r.document["name"] for r in finder.all("recipes/a.yaml", ("v1",))]
+    names = [r.document["name"] for r in finder.find_all("recipes/a.yaml", ("v1",))]
     assert names == ["workspace", "ours", "tree"]
-    assert [r.document["name"] for r in finder.all("recipes/a.yaml")] == ["workspace", "ours"]
+    assert [r.document["name"] for r in finder.find_all("recipes/a.yaml")] == ["workspace", "ours"]
 
 
 def test_rows_of_one_recipe_share_it_and_each_selector_has_its_own(finder: RecipeFinder, tmp_path: Path) -> None:

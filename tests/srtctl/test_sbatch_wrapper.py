@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.srtctl.sbatch_wrapper import VARIABLE, cluster_told, wrapper_on_path
+from launcher.srtctl.sbatch_wrapper import VARIABLE, reported_cluster, wrapper_on_path
 
 LINE = "4242|PENDING|||1795289084|N/A|N/A||None|tok-a\n"
 
@@ -74,8 +74,8 @@ def test_the_cluster_that_sbatch_names_is_left_for_the_launcher(
     programs.program("sbatch", f'echo "{says}"')
     with wrapper_on_path("tok-a", frozenset(), programs.path) as environment:
         subprocess.run(["sbatch", "x"], env={**os.environ, **environment}, capture_output=True, timeout=60, check=True)
-        assert cluster_told(environment) == cluster
-    assert cluster_told(environment) == cluster_told({}) == ""
+        assert reported_cluster(environment) == cluster
+    assert reported_cluster(environment) == reported_cluster({}) == ""
 
 
 @pytest.mark.parametrize(

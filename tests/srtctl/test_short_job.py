@@ -14,7 +14,7 @@ from launcher.core.errors import ImageError, LauncherError, ModelError, NodeErro
 from launcher.core.process import Completed
 from launcher.plan.plan import Plan
 from launcher.run.verdict import verdict
-from launcher.srtctl.short_job import KEPT, look_from_a_node
+from launcher.srtctl.short_job import KEPT, check_from_node
 from tests.container.plans import a_plan, an_image
 from tests.model.checkpoints import checkpoint
 
@@ -47,22 +47,22 @@ def plan_of(root: Path) -> Plan:
 
 def test_a_good_answer_is_used_again_for_a_while(tmp_path: Path) -> None:
     plan, node, state = plan_of(tmp_path), Node(), tmp_path / "state"
-    assert "looked at images and checkpoint" in look_from_a_node(plan, state, node, {})
-    assert "minutes ago" in look_from_a_node(plan, state, node, {}) and len(node.calls) == 1
+    assert "looked at images and checkpoint" in check_from_node(plan, state, node, {})
+    assert "minutes ago" in check_from_node(plan, state, node, {}) and len(node.calls) == 1
     assert state.stat().st_mode & 0o777 == 0o700
     assert "ask_login" in node.calls[0][-1] and not list(tmp_path.rglob("*launcher-look*")), "the login node was there"
     later = next(state.iterdir()).stat().st_mtime + KEPT + 1
-    look_from_a_node(plan, state, node, {}, now=later)
+    check_from_node(plan, state, node, {}, now=later)
     assert len(node.calls) == 2 and "--gres=none" in node.calls[0]
 
 
 def test_an_answer_that_cannot_be_read_is_asked_again(tmp_path: Path) -> None:
     plan, node, state = plan_of(tmp_path), Node(), tmp_path / "state"
-    look_from_a_node(plan, state, node, {})
+    check_from_node(plan, state, node, {})
     (answer,) = state.iterdir()
     for number, spoil in enumerate((lambda: answer.write_bytes(b"\xff"), lambda: os.truncate(answer, 1 << 42)), 2):
         spoil()
-        assert "looked at images and checkpoint" in look_from_a_node(plan, state, node, {})
+        assert "looked at images and checkpoint" in check_from_node(plan, state, node, {})
         assert len(node.calls) == number
 
 
@@ -74,16 +74,16 @@ def test_what_is_red_is_put_down_to_its_layer_and_asked_again(
     (Path(plan.images[0].squash) if gone == "image" else tmp_path / gone).unlink()
     for _ in range(2):
         with pytest.raises(error, match=str(tmp_path)) as raised:
-            look_from_a_node(plan, tmp_path / "state", node, {})
+            check_from_node(plan, tmp_path / "state", node, {})
     assert verdict(raised.value).layer == error.layer and len(node.calls) == 2
 
 
 def test_locks_that_a_node_has_for_itself_are_a_fault_of_the_node(tmp_path: Path) -> None:
     with pytest.raises(NodeError, match=r"a lock that it holds in .* not seen") as raised:
-        look_from_a_node(plan_of(tmp_path), tmp_path / "state", Node(flock="flock() { :; }"), {})
+        check_from_node(plan_of(tmp_path), tmp_path / "state", Node(flock="flock() { :; }"), {})
     assert verdict(raised.value).layer == "node"
 
 
 def test_a_partition_without_a_free_node_keeps_nothing_from_running(tmp_path: Path) -> None:
-    said = look_from_a_node(plan_of(tmp_path), tmp_path / "state", Node(answers=False), {})
+    said = check_from_node(plan_of(tmp_path), tmp_path / "state", Node(answers=False), {})
     assert "no node looked" in said and not (tmp_path / "state").exists()
