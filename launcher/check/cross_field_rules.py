@@ -1,9 +1,10 @@
 """What versions of srt-slurm demand of a recipe beyond the types of its values.
 
-Demands are facts, and stand in srtctl_demands.json. A version is known to make one (``sources``) by a class, a function
-of it and a text therein; a field's default can count as one. A version that makes those ``by`` which a demand is made,
-and not those of ``not-by``, ``needs`` some values of every recipe that has those of ``when``; what is wrong is said
-``at`` a key, else at each value's own. What no table can say is below.
+The demands are facts in srtctl_demands.json. Each has an id; ``sources`` says how an id is recognised in a version's
+source: by a class, one of its functions (or a field's default) and a text in it. A row of ``demands`` holds for a
+version that has all ids of ``by`` and none of ``not-by``: a recipe that has the values of ``when`` must have those of
+``needs``. A violation is reported at the key ``at``, otherwise at the key of each value. Demands that a table cannot
+express are functions below.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ import msgspec
 from launcher.core.reading import built
 from launcher.core.yaml_source import Key
 
-Broken = tuple[tuple[Key, ...], str]
-"""The keys that a demand is about, and what is wrong with them."""
+UnmetDemand = tuple[tuple[Key, ...], str]
+"""The path of the key that a demand is about, and what is wrong with its value."""
 
 _MODES = ("prefill", "decode", "aggregated")
 
 
-class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a value has to be, where no word says it. One that is not given is right, unless it must be ``given``."""
+class Condition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A condition on a value that one word cannot express. A missing value meets it, unless it must be ``given``."""
 
     said: str = ""
     given: bool = False
@@ -48,17 +49,17 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-Values = dict[str, Wanted | bool | str | None]
-"""Key of a recipe, with dots → what it has to be; None is a value that is not given."""
+Conditions = dict[str, Condition | bool | str | None]
+"""Dotted key of a recipe → what its value must be; None: the value must be missing."""
 
 
 class Demand(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
-    """One row of the table; ``who`` begins what is said of a recipe that does not meet it."""
+    """One row of the table; ``who`` begins the message about a recipe that does not meet it."""
 
     by: frozenset[str]
     who: str
-    when: Values
-    needs: Values
+    when: Conditions
+    needs: Conditions
     not_by: frozenset[str] = frozenset()
     at: str | None = None
 
@@ -77,74 +78,69 @@ def table() -> Table:
     return msgspec.json.decode(Path(__file__).with_name("srtctl_demands.json").read_bytes(), type=built(Table))
 
 
-@cache
-def _demands_made(made: frozenset[str]) -> list[Demand]:
-    return [demand for demand in table().demands if demand.by <= made and not demand.not_by & made]
-
-
-def unmet_demands(made: frozenset[str], recipe: Mapping[str, Any]) -> Iterator[Broken]:
-    """Which of a version's demands a recipe, whose types are right, does not meet."""
-    seen = _Recipe(made, recipe)
-    for demand in _demands_made(made):
-        if seen.lacks(demand.when):
+def unmet_demands(demand_ids: frozenset[str], recipe: Mapping[str, Any]) -> Iterator[UnmetDemand]:
+    """The demands of a version that a recipe, whose types are right, does not meet."""
+    view = _RecipeView(demand_ids, recipe)
+    for demand in table().demands:
+        if not demand.by <= demand_ids or demand.not_by & demand_ids or view.unmet(demand.when):
             continue
-        unmet = seen.lacks(demand.needs)
+        unmet = view.unmet(demand.needs)
         if unmet and demand.at is not None:
-            yield tuple(demand.at.split(".")), f"{demand.who} needs {' and '.join(unmet.values())}"
-        elif unmet:
-            yield from ((tuple(key.split(".")), f"{demand.who} needs {said}") for key, said in unmet.items())
-    for by, look in _OWN.items():
-        if by in made:
-            yield from look(seen)
+            unmet = {demand.at: " and ".join(unmet.values())}
+        for key, problem in unmet.items():
+            yield tuple(key.split(".")), f"{demand.who} needs {problem}"
+    for demand_id, check in _CODED_DEMANDS.items():
+        if demand_id in demand_ids:
+            yield from check(view)
 
 
 def _is_on(value: Any) -> bool:
     return value.lower() in ("t", "true", "on", "y", "yes", "1") if isinstance(value, str) else bool(value)
 
 
-class _Recipe(dict[str, Any]):
-    """A recipe whose types are right, by its keys with dots, beside the demands that a version makes of it."""
+class _RecipeView(dict[str, Any]):
+    """A recipe whose types are right, by dotted keys, with the ids of the demands that a version makes."""
 
-    def __init__(self, made: frozenset[str], document: Mapping[str, Any]) -> None:
-        self.made, self.document = made, document
+    def __init__(self, demand_ids: frozenset[str], document: Mapping[str, Any]) -> None:
+        self.demand_ids, self.document = demand_ids, document
         nodes = (self["resources.prefill_nodes"], self["resources.decode_nodes"])
         profiling, telemetry = self["profiling.type"], _is_on(self["telemetry.enabled"])
-        of_power = "scraper" not in made or self["telemetry.provider"] == "dcgm-power"
-        # What the table calls so, and no key of a recipe says.
+        of_power = "scraper" not in demand_ids or self["telemetry.provider"] == "dcgm-power"
+        # The table uses these names for what no single key of a recipe states.
         self["disaggregated"] = nodes != (None, None)
-        self["profiled by phases"] = profiling not in ("none", "nsys-time" if "profiling-time" in made else None)
+        self["profiled by phases"] = profiling not in ("none", "nsys-time" if "profiling-time" in demand_ids else None)
         self["telemetry of power"] = telemetry and of_power
         self["telemetry by scraper"] = telemetry and self["telemetry.provider"] != "dcgm-power"
 
     def __missing__(self, key: str) -> Any:
-        """What the recipe says, else the schema's default where the table has it, else None."""
-        found: Any = self.document
+        """The recipe's value, else the schema's default where the table has it, else None."""
+        value: Any = self.document
         for part in key.split("."):
-            found = found.get(part) if isinstance(found, dict) else None
-        self[key] = table().defaults.get(key) if found is None else found
+            value = value.get(part) if isinstance(value, dict) else None
+        self[key] = table().defaults.get(key) if value is None else value
         return self[key]
 
-    def lacks(self, values: Values) -> dict[str, str]:
-        """Those values that are not what they have to be: key → what should be there."""
-        wrong = {}
-        for key, wanted in values.items():
+    def unmet(self, values: Conditions) -> dict[str, str]:
+        """The values that do not meet their conditions: key → what is expected."""
+        unmet_values = {}
+        for key, condition in values.items():
             value = self[key]
-            if isinstance(wanted, Wanted):
-                met, said = wanted.is_met_by(value), wanted.said
-            elif isinstance(wanted, bool):
-                met, said = _is_on(value) == wanted, str(wanted).lower()
+            if isinstance(condition, Condition):
+                is_met, expected = condition.is_met_by(value), condition.said
+            elif isinstance(condition, bool):
+                is_met, expected = _is_on(value) == condition, str(condition).lower()
             else:
-                met, said = value == wanted, wanted or "absent"
-            if not met:
-                wrong[key] = f"{key} {said}".rstrip() + ("" if value is None else f" (it is {value})")
-        return wrong
+                is_met, expected = value == condition, condition or "absent"
+            if not is_met:
+                unmet_values[key] = f"{key} {expected}".rstrip() + ("" if value is None else f" (it is {value})")
+        return unmet_values
 
     def engine(self, mode: str) -> Mapping[str, Any]:
-        """The engine's flags on one side, as the recipe spells them."""
+        """The engine's flags for one role, as the recipe spells them."""
         return self[f"backend.{self['backend.type']}_config.{mode}"] or {}
 
 
-def _profiler_keys(r: _Recipe) -> Iterator[Broken]:
+def _profiler_keys(r: _RecipeView) -> Iterator[UnmetDemand]:
     if (r["profiling.type"], r["backend.type"]) == ("nsys", "vllm"):
         for mode in _MODES:
             for key in r.engine(mode):
@@ -152,7 +148,7 @@ def _profiler_keys(r: _Recipe) -> Iterator[Broken]:
                     yield ("backend", "vllm_config", mode, key), f"{key} is set by srtctl when nsys profiling is on"
 
 
-def _power(r: _Recipe) -> Iterator[Broken]:
+def _power(r: _RecipeView) -> Iterator[UnmetDemand]:
     if not r["telemetry of power"]:
         return
     # two collector cycles, each of two requests and 1 s of grace
@@ -161,9 +157,9 @@ def _power(r: _Recipe) -> Iterator[Broken]:
     if join is not None and float(join) <= least:
         message = f"telemetry.collector_join_timeout_seconds is {float(join):g}; expected more than {least:g}"
         yield ("telemetry", "collector_join_timeout_seconds"), message
-    said = r["benchmark.concurrencies"] or ()
+    concurrencies = r["benchmark.concurrencies"] or ()
     try:
-        numbers = [int(part) for part in (said.split("x") if isinstance(said, str) else said)]
+        numbers = [int(n) for n in (concurrencies.split("x") if isinstance(concurrencies, str) else concurrencies)]
     except ValueError:
         numbers = []
     if not numbers or len(set(numbers)) != len(numbers) or any(n <= 0 for n in numbers):
@@ -171,29 +167,29 @@ def _power(r: _Recipe) -> Iterator[Broken]:
         yield ("benchmark", "concurrencies"), message
 
 
-def _tachometer(r: _Recipe) -> Iterator[Broken]:
-    own = "observability.tachometer.storage_subdir"
-    both = _is_on(r["observability.tachometer.enabled"]) and _is_on(r["telemetry.enabled"])
-    if both and r[own] == r["telemetry.storage_subdir"]:
-        yield tuple(own.split(".")), "tachometer and telemetry must not share a storage_subdir"
+def _tachometer(r: _RecipeView) -> Iterator[UnmetDemand]:
+    key = "observability.tachometer.storage_subdir"
+    are_both_on = _is_on(r["observability.tachometer.enabled"]) and _is_on(r["telemetry.enabled"])
+    if are_both_on and r[key] == r["telemetry.storage_subdir"]:
+        yield tuple(key.split(".")), "tachometer and telemetry must not share a storage_subdir"
 
 
-def _mooncake(r: _Recipe) -> Iterator[Broken]:
+def _mooncake(r: _RecipeView) -> Iterator[UnmetDemand]:
     if r["backend.mooncake_kv_store"] is None or not r["disaggregated"]:
         return
     sides = [{str(k).replace("_", "-"): v for k, v in r.engine(mode).items()} for mode in ("prefill", "decode")]
-    where = ("backend", "mooncake_kv_store")
-    if r["backend.type"] == "sglang" or "mooncake-vllm" not in r.made:
+    keys = ("backend", "mooncake_kv_store")
+    if r["backend.type"] == "sglang" or "mooncake-vllm" not in r.demand_ids:
         if not any(side.get("disaggregation-transfer-backend") == "mooncake" for side in sides):
-            yield where, "mooncake_kv_store is set, and neither side has disaggregation-transfer-backend: mooncake"
+            yield keys, "mooncake_kv_store is set, and neither side has disaggregation-transfer-backend: mooncake"
     elif r["backend.type"] == "vllm":
-        said = [side.get("kv-transfer-config") for side in sides]
-        if not any(isinstance(text, str) and "mooncake" in text.lower() for text in said):
-            yield where, "mooncake_kv_store is set, and neither side's kv-transfer-config names a Mooncake connector"
+        transfer_configs = [side.get("kv-transfer-config") for side in sides]
+        if not any(isinstance(text, str) and "mooncake" in text.lower() for text in transfer_configs):
+            yield keys, "mooncake_kv_store is set, and neither side's kv-transfer-config names a Mooncake connector"
 
 
-def _no_headless(r: _Recipe) -> Iterator[Broken]:
-    mode = r["backend.dp_launch_mode"] or ("per_node" if "vllm-per-node" in r.made else "per_gpu")
+def _no_headless(r: _RecipeView) -> Iterator[UnmetDemand]:
+    mode = r["backend.dp_launch_mode"] or ("per_node" if "vllm-per-node" in r.demand_ids else "per_gpu")
     if r["backend.type"] != "vllm" or mode != "per_node":
         return
     for side in _MODES:
@@ -203,11 +199,11 @@ def _no_headless(r: _Recipe) -> Iterator[Broken]:
             yield place, "headless is srtctl's to set with dp_launch_mode per_node"
 
 
-_OWN: dict[str, Callable[[_Recipe], Iterator[Broken]]] = {
+_CODED_DEMANDS: dict[str, Callable[[_RecipeView], Iterator[UnmetDemand]]] = {
     "profiling-vllm-own": _profiler_keys,
     "power": _power,
     "tachometer": _tachometer,
     "mooncake": _mooncake,
     "vllm-no-headless": _no_headless,
 }
-"""What a demand needs that the table cannot say."""
+"""Demand id → the check that a table cannot express."""

@@ -1,4 +1,4 @@
-"""What a rule is, and what `launcher check` looks at: rows of matrices, recipe files and runner files side by side."""
+"""What a rule is, and what `launcher check` reads: rows of matrices, recipe files and runner files."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from launcher.srtctl.locate import RecipeFinder
 from launcher.srtctl.planned import SrtctlJob
 from launcher.srtctl.recipe import OVERRIDE, ZIP, Variant, variants
 
-Found = tuple[str, SourceLocation | str] | tuple[str, SourceLocation | str, Severity]
+Problem = tuple[str, SourceLocation | str] | tuple[str, SourceLocation | str, Severity]
 """A message and its place; a severity when it is not the rule's own."""
 
-Look = TypeVar("Look", bound=Callable[..., Iterable[Found]])
+RuleFunction = TypeVar("RuleFunction", bound=Callable[..., Iterable[Problem]])
 
 Subject = Literal["any plan", "container", "plan", "recipe", "version", "everything"]
-"""What a rule looks at: a plan of any kind of job, of a job in a container, or of srtctl; that and the facts of its
-recipe, or the schema of its srt-slurm; or all that one `launcher check` looks at. It applies only where these are
-known."""
+"""What a rule checks: a plan of any kind of job, of a job in a container, or of srtctl; a plan of srtctl with the facts
+of its recipe, or with the schema of its srt-slurm; or everything that one `launcher check` reads. A rule applies only
+where its subject is known."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule: its id, how bad it is, one line that says what is wrong, and the function that finds it.
+    """A rule: its id, its severity, one line that says what is wrong, and the function that checks it.
 
     A rule without a function names findings that are made elsewhere.
     """
@@ -50,28 +50,30 @@ class Rule:
     id: str
     severity: Severity
     title: str
-    look: Callable[..., Iterable[Found]] = lambda *subjects: ()
+    check: Callable[..., Iterable[Problem]] = lambda *subjects: ()
     subject: Subject = "everything"
 
-    def finding(self, found: Found) -> Finding:
-        """What the rule's function found, as a finding."""
-        message, place, *severity = found
+    def finding(self, problem: Problem) -> Finding:
+        """The finding for a problem that the rule's function reported."""
+        message, place, *severity = problem
         return Finding(self.id, severity[0] if severity else self.severity, message, place)
 
 
-def rule(rules: list[Rule], subject: Subject, id: str, severity: Severity, title: str) -> Callable[[Look], Look]:
-    """Add a function to some rules."""
+def rule(
+    rules: list[Rule], subject: Subject, id: str, severity: Severity, title: str
+) -> Callable[[RuleFunction], RuleFunction]:
+    """A decorator that adds a function to ``rules``."""
 
-    def add(look: Look) -> Look:
-        rules.append(Rule(id, severity, title, look, subject))
-        return look
+    def add(function: RuleFunction) -> RuleFunction:
+        rules.append(Rule(id, severity, title, function, subject))
+        return function
 
     return add
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a matrix, the cluster that serves it, and the plan of it, or why there is none."""
+    """A row of a matrix, the cluster that serves it, and its plan, or the error that prevented a plan."""
 
     benchmark: Benchmark
     place: SourceLocation | str
@@ -81,15 +83,15 @@ class Row:
 
     @cached_property
     def job(self) -> SrtctlJob | None:
-        """What only srtctl's jobs plan; None for a row without a plan, and for another kind of job."""
+        """The part of the plan that only srtctl's jobs have; None without a plan, and for another kind of job."""
         return SrtctlJob.of(self.plan) if self.plan is not None and self.plan.kind == SRTCTL else None
 
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A recipe file. ``schema`` is that of the tree it belongs to; None for a file that is laid over several.
+    """A recipe file. ``schema`` is that of the tree it belongs to; None for an overlay, which is copied into several.
 
-    ``used`` are the variants that rows run (None is a plain recipe): they are judged with those rows.
+    ``used`` are the variants that rows run (None is a plain recipe); they are checked with those rows.
     """
 
     document: Document
@@ -97,34 +99,34 @@ class RecipeFile:
     used: frozenset[str | None]
 
     @cached_property
-    def expanded(self) -> tuple[list[Variant], list[tuple[tuple[str, ...], ConfigError]]]:
+    def variants_and_errors(self) -> tuple[list[Variant], list[tuple[tuple[str, ...], ConfigError]]]:
         """The variants of the file, and the sections that cannot be expanded."""
         data = self.document.data
         if not isinstance(data, dict) or not isinstance(data.get("base", {}), dict):
             return [], [((), ConfigError("the recipe is not a mapping"))]
         if "base" not in data:
             return variants(data), []
-        found: list[Variant] = []
-        wrong: list[tuple[tuple[str, ...], ConfigError]] = []
+        expanded: list[Variant] = []
+        errors: list[tuple[tuple[str, ...], ConfigError]] = []
         for key in data:
             if isinstance(key, str) and key.startswith((OVERRIDE, ZIP)):
                 try:
-                    found += variants(data, key)
+                    expanded += variants(data, key)
                 except ConfigError as error:
-                    wrong.append(((key,), error))
-        return found, wrong
+                    errors.append(((key,), error))
+        return expanded, errors
 
 
 HasCommit = Callable[[str, str], bool | None]
-"""(repository's URL, full sha) → whether the repository has the commit; None when none of it is at hand."""
+"""(repository's URL, full sha) → whether the repository has the commit; None when no copy is on this machine."""
 
 
 @dataclass(frozen=True)
 class CheckInput:
-    """All that one `launcher check` looks at.
+    """Everything that one `launcher check` reads.
 
-    ``evaluations`` are the rows that an evaluation runs for; they have no plan. ``outside`` are places of rows that are
-    not looked at, by what they are. ``runners`` are label → physical runners' names.
+    ``evaluations`` are the rows of evaluation jobs; they have no plan. ``outside`` has the places of rows that are not
+    checked, by the reason. ``runners`` are label → names of physical runners.
     """
 
     rows: Sequence[Row]
@@ -142,13 +144,13 @@ class CheckInput:
     overlays: Path | None = None
     """The workspace's recipes, which lanes lay over srt-slurm's; None when it has none."""
     whole: bool = True
-    """Whether nothing was left out: then what is not used by anything is known to be unused."""
+    """Whether all rows and files were read; only then is an entry that nothing uses known to be unused."""
 
     @cached_property
     def workflow_names(self) -> Mapping[int, str]:
-        """By the identity of a row, RESULT_FILENAME in a workflow, on the runner of its label whose name is longest.
+        """``id(row)`` → RESULT_FILENAME in a workflow, on the runner with the longest name of the row's label.
 
-        A row that cannot have one is not there, and has no plan either.
+        A row for which no name can be made is left out; it has no plan either.
         """
         names = {}
         for row in (*self.rows, *self.evaluations):
@@ -162,7 +164,7 @@ class CheckInput:
 
 
 class Project(Protocol):
-    """Where rows, recipes and runner files are found, and how a row is planned."""
+    """What this module needs of `launcher.project.Project`: rows, recipes, runner files, and the plan of a row."""
 
     @property
     def workspace(self) -> Path: ...
@@ -189,29 +191,29 @@ PlacedBenchmark = tuple[Benchmark, SourceLocation | str]
 
 
 def gather_everything(project: Project, matrix_files: Sequence[str] = ()) -> CheckInput:
-    """All rows, recipe files at hand and runner files, and what of them cannot be read."""
+    """All rows, runner files and recipe files on this machine, and the errors of those that cannot be read."""
     matrix = project.matrix(matrix_files)
     inside: list[PlacedBenchmark] = []
     outside: dict[str, list[SourceLocation | str]] = defaultdict(list)
     without_scripts = _labels_without_scripts(project)
     broken_rows: list[ConfigError] = []
     for entry in matrix.entries(Selection(evals="none"), broken_rows):
-        if lacks := _lacks_scripts(entry.benchmark, without_scripts):
-            outside[lacks].append(entry.place)
+        if reason := _reason_outside(entry.benchmark, without_scripts):
+            outside[reason].append(entry.place)
         else:
             inside.append((entry.benchmark, entry.place))
     broken_files: list[ConfigError] = []
     broken_recipes: list[ConfigError] = []
-    given = gather_selected(project, inside, None)
+    selected_rows = gather_selected(project, inside, None)
     return dataclasses.replace(
-        given,
+        selected_rows,
         evaluations=[
-            Row(e.benchmark, e.place)
-            for e in _entries(matrix, Selection(evals="only"), [])
-            if not (e.benchmark.multinode and _lacks_scripts(e.benchmark, without_scripts))
+            Row(entry.benchmark, entry.place)
+            for entry in _entries(matrix, Selection(evals="only"), [])
+            if not (entry.benchmark.multinode and _reason_outside(entry.benchmark, without_scripts))
         ],
         files=project.fleet.readable(broken_files),
-        recipes=list(_recipes(project, given.rows, broken_recipes)),
+        recipes=list(_recipes(project, selected_rows.rows, broken_recipes)),
         broken_files=broken_files,
         broken_recipes=broken_recipes,
         broken_rows=[*broken_rows, *filter(None, [matrix.labels_error])],
@@ -222,44 +224,43 @@ def gather_everything(project: Project, matrix_files: Sequence[str] = ()) -> Che
 
 
 def _labels_without_scripts(project: Project) -> set[tuple[bool, str]]:
-    """The labels of the clusters that run scripts of the workspace in containers, on one node or (True) on several, and
-    it has no such directory."""
+    """(multi-node, label) of clusters that run the workspace's scripts in containers and whose scripts are missing."""
     labels = set[tuple[bool, str]]()
     for runner in (file.runner for file in project.fleet.readable()):
         if runner.workspace.own is not None:
-            continue  # the scripts that come with the launcher
-        one = {lane.container.script.directory for lane in runner.lanes if lane.container is not None}
-        several = {str(Path(lane.multinode.script).parent) for lane in runner.lanes if lane.multinode is not None}
-        for multinode, folders in ((False, one), (True, several)):
+            continue  # it uses the scripts that come with the launcher
+        single_node = {lane.container.script.directory for lane in runner.lanes if lane.container is not None}
+        multi_node = {str(Path(lane.multinode.script).parent) for lane in runner.lanes if lane.multinode is not None}
+        for multinode, folders in ((False, single_node), (True, multi_node)):
             if folders and not any((project.workspace / folder).is_dir() for folder in folders):
                 labels.update((multinode, label) for label in runner.labels)
     return labels
 
 
-def _lacks_scripts(benchmark: Benchmark, without: set[tuple[bool, str]]) -> str:
-    """What rows of this kind are called that cannot be looked at; "" for one that can be."""
-    several = benchmark.multinode
-    scripted = not several or any(fnmatch.fnmatchcase(benchmark.framework, pattern) for pattern in SCRIPTED)
-    if not scripted or (several, benchmark.runner) not in without:
+def _reason_outside(benchmark: Benchmark, without_scripts: set[tuple[bool, str]]) -> str:
+    """The description of rows that cannot be checked because their scripts are missing; "" for a row that can be."""
+    multinode = benchmark.multinode
+    scripted = not multinode or any(fnmatch.fnmatchcase(benchmark.framework, pattern) for pattern in SCRIPTED)
+    if not scripted or (multinode, benchmark.runner) not in without_scripts:
         return ""
-    return f"rows of {'several nodes' if several else 'one node'}, whose scripts are not in the workspace,"
+    return f"rows of {'several nodes' if multinode else 'one node'}, whose scripts are not in the workspace,"
 
 
 def gather_for_runner(project: Project, runner: str, matrix_files: Sequence[str] = ()) -> CheckInput:
-    """A runner, and the rows whose label it serves."""
+    """A runner file, and the rows whose label it serves."""
     labels = project.fleet.get(runner).runner.labels
     broken: list[ConfigError] = []
     entries = _entries(project.matrix(matrix_files), Selection(evals="none", runners=labels), broken) if labels else ()
-    rows = [(e.benchmark, e.place) for e in entries]
+    rows = [(entry.benchmark, entry.place) for entry in entries]
     return dataclasses.replace(gather_selected(project, rows, runner), broken_rows=broken)
 
 
 def gather_selected(
     project: Project, chosen: Iterable[PlacedBenchmark], runner: str | None, narrow: bool = False
 ) -> CheckInput:
-    """The rows that were selected, and the runner files that serve them; on ``runner`` when it is given.
+    """The selected rows, and the runner files that serve them; only on ``runner`` when it is given.
 
-    ``narrow`` says that concurrencies were chosen by hand, so that recipes are to run just those.
+    ``narrow`` says that the user chose concurrencies, so that recipes are edited to run only those.
     """
     files = [project.fleet.get(runner)] if runner is not None else project.fleet.readable()
     rows = list(_rows(project, chosen, files, runner, narrow))
@@ -276,7 +277,7 @@ def gather_selected(
 def _rows(
     project: Project, chosen: Iterable[PlacedBenchmark], files: Sequence[RunnerFile], runner: str | None, narrow: bool
 ) -> Iterator[Row]:
-    """A row for every cluster that serves its label: a job may land on any of them."""
+    """A row for every cluster that serves its label: a workflow's job may run on any of them."""
     by_label: dict[str, list[RunnerFile]] = defaultdict(list)
     for file in files:
         for label in dict.fromkeys(file.runner.labels):
@@ -295,7 +296,7 @@ def _rows(
 def _entries(matrix: Matrix, selection: Selection, broken: list[ConfigError]) -> Sequence[Entry]:
     try:
         return matrix.entries(selection, broken)
-    except ConfigError:  # a matrix without one
+    except ConfigError:  # the matrix has no such entry
         return ()
 
 

@@ -1,4 +1,4 @@
-"""Rules about the recipe that a row names: whether it can be had, and whether it runs what the row publishes."""
+"""Rules about the recipe that a row names: whether it exists, and whether it runs what the row publishes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from launcher.check.inputs import Found, Rule, rule
+from launcher.check.inputs import Problem, Rule, rule
 from launcher.check.schema_validation import Schema
 from launcher.core.errors import closest, suggest
 from launcher.core.finding import Severity
@@ -23,25 +23,21 @@ version_rule = partial(rule, RULES, "version")
 
 
 @plan_rule("recipe-missing", "error", "the recipe is in none of the trees")
-def recipe_missing(s: SrtctlResolved) -> Iterator[Found]:
+def recipe_missing(s: SrtctlResolved) -> Iterator[Problem]:
     if s.recipe.found is None and s.recipe.tree_at_hand:
-        message = (
-            f"{s.rules.benchmark.config_file} is neither in the workspace, nor in this repository, nor in {s.refs}"
-        )
-        yield message, s.rules.benchmark.source
+        trees = f"neither in the workspace, nor in this repository, nor in {s.refs}"
+        yield f"{s.rules.benchmark.config_file} is {trees}", s.rules.benchmark.source
 
 
 @plan_rule("recipe-unread", "warning", "the recipe is not at hand, and nothing of it could be checked")
-def recipe_unread(s: SrtctlResolved) -> Iterator[Found]:
+def recipe_unread(s: SrtctlResolved) -> Iterator[Problem]:
     if s.recipe.found is None and not s.recipe.tree_at_hand:
-        message = (
-            f"{s.rules.benchmark.config_file} is not here: it is read, and checked, after the checkout of {s.refs}"
-        )
-        yield message, s.rules.benchmark.source
+        later = f"it is read, and checked, after the checkout of {s.refs}"
+        yield f"{s.rules.benchmark.config_file} is not here: {later}", s.rules.benchmark.source
 
 
 @plan_rule("recipe-elsewhere", "warning", "of several copies of the recipe a later one is taken")
-def recipe_elsewhere(s: SrtctlResolved) -> Iterator[Found]:
+def recipe_elsewhere(s: SrtctlResolved) -> Iterator[Problem]:
     found, passed_over = s.recipe.found, s.recipe.passed_over
     if passed_over is not None and found is not None:
         other = f"the copy in the {passed_over.origin} runs another image than the row"
@@ -49,22 +45,22 @@ def recipe_elsewhere(s: SrtctlResolved) -> Iterator[Found]:
 
 
 @plan_rule("selector-none", "error", "the selector picks no variant of the recipe")
-def selector_none(s: SrtctlResolved) -> Iterator[Found]:
+def selector_none(s: SrtctlResolved) -> Iterator[Problem]:
     if s.recipe.found is not None and not s.recipe.variants:
         message = s.recipe.selector_problem or "the recipe has only a base and no variant; srtctl submits nothing"
         yield message, SourceLocation(s.recipe.found.file)
 
 
 @plan_rule("selector-several", "error", "the recipe gives several variants, hence several jobs")
-def selector_several(s: SrtctlResolved) -> Iterator[Found]:
+def selector_several(s: SrtctlResolved) -> Iterator[Problem]:
     found, count = s.recipe.found, len(s.recipe.variants)
     if found is not None and count > 1:
-        asked = f"selector {found.selector!r}" if found.selector else "a recipe of variants without a selector"
-        yield f"{asked} gives {count} variants, and srtctl would submit a job for each", SourceLocation(found.file)
+        selector = f"selector {found.selector!r}" if found.selector else "a recipe of variants without a selector"
+        yield f"{selector} gives {count} variants, and srtctl would submit a job for each", SourceLocation(found.file)
 
 
 @recipe_rule("alias-unregistered", "error", "the runner registers no such model alias")
-def alias_unregistered(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+def alias_unregistered(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Problem]:
     if f.model_path is not None and not s.job.models and not f.model_path.startswith(("/", "hf:")):
         own = s.rules.model.rule
         registers = f"runner {s.rules.file.runner.name} registers {', '.join([own.alias, *own.also])}"
@@ -73,7 +69,7 @@ def alias_unregistered(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
 
 
 @recipe_rule("alias-by-accident", "warning", "the model alias is not the lane's own, and resolves by another spelling")
-def alias_by_accident(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+def alias_by_accident(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Problem]:
     own = s.rules.model.rule
     if f.model_path != own.alias and f.model_path in own.also:
         spelling = f"model alias {f.model_path!r} is a further spelling of {own.alias!r}"
@@ -82,14 +78,14 @@ def alias_by_accident(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
 
 
 @recipe_rule("model-from-hub", "warning", "the recipe takes its model from the hub, not from the cluster")
-def model_from_hub(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+def model_from_hub(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Problem]:
     if f.model_path is not None and f.model_path.startswith("hf:"):
-        said = s.rules.model.rule.path
-        there = said if isinstance(said, str) else " or ".join(said)
-        yield f"the recipe takes its model from {f.model_path}, whatever lies at {there}", s.place("model", "path")
+        paths = s.rules.model.rule.path
+        path = paths if isinstance(paths, str) else " or ".join(paths)
+        yield f"the recipe takes its model from {f.model_path}, whatever lies at {path}", s.place("model", "path")
 
 
-_READ = [
+_SETTINGS_READ = [
     "CONFIG_FILE",
     "EVAL_CONFIG_FILE",
     "NUM_SPEC_TOKENS",
@@ -102,12 +98,12 @@ _READ = [
     "SYNTHETIC_ACCEPTANCE_LENGTH",
     "THINKING_MODE",
 ]
-"""Settings of a row that mean something where srtctl runs it; the others are for the lanes of AMD, llm-d and tilert.
+"""Settings of a row that srtctl's lanes read; the others are for the lanes of AMD, llm-d and tilert.
 
 THINKING_MODE and NUM_SPEC_TOKENS describe the acceptance that is simulated (reference/launchers.md, section 2.8).
 """
 
-_INSTEAD = {
+_REPLACEMENTS = {
     "TIME_LIMIT": "slurm.time_limit of the recipe",
     "SLURM_EXCLUDE_NODES": "`exclude-nodes` of the runner file",
     **{
@@ -118,31 +114,32 @@ _INSTEAD = {
 
 
 @plan_rule("setting-ignored", "warning", "the row sets what nothing of its lane reads")
-def setting_ignored(s: SrtctlResolved) -> Iterator[Found]:
+def setting_ignored(s: SrtctlResolved) -> Iterator[Problem]:
     scheduler = s.rules.file.runner.scheduler
-    read = {*_READ, scheduler.partition_variable, scheduler.account_variable}
+    known_settings = {*_SETTINGS_READ, scheduler.partition_variable, scheduler.account_variable}
     for key, value in s.rules.benchmark.settings.items():
-        # Every setting is exported to the job: commands of the recipe may use it.
-        if key not in read and not (s.recipe.found is None or key in s.recipe.found.file.text):
-            instead = f"; it belongs in {_INSTEAD[key]}" if key in _INSTEAD else ""
-            yield f"{key}={value} is set, and neither srtctl nor the recipe reads it{instead}", s.rules.benchmark.source
+        # Every setting is exported to the job, so that commands of the recipe may use it.
+        if key not in known_settings and not (s.recipe.found is None or key in s.recipe.found.file.text):
+            advice = f"; it belongs in {_REPLACEMENTS[key]}" if key in _REPLACEMENTS else ""
+            yield f"{key}={value} is set, and neither srtctl nor the recipe reads it{advice}", s.rules.benchmark.source
 
 
 @recipe_rule("sequence-length", "error", "the recipe measures other lengths than the row")
-def sequence_length(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+def sequence_length(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Problem]:
     b = s.rules.benchmark
-    for name, asked, has in (("isl", b.isl, f.isl), ("osl", b.osl, f.osl)):
-        if not b.agentic and asked is not None and has is not None and asked != has:
-            yield f"the recipe measures {name} {has}, and the matrix asks for {asked}", s.place("benchmark", name)
+    for name, wanted, actual in (("isl", b.isl, f.isl), ("osl", b.osl, f.osl)):
+        if not b.agentic and wanted is not None and actual is not None and wanted != actual:
+            message = f"the recipe measures {name} {actual}, and the matrix asks for {wanted}"
+            yield message, s.place("benchmark", name)
 
 
 @recipe_rule("max-model-len", "error", "a worker takes fewer tokens than a request has")
-def max_model_len(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+def max_model_len(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Problem]:
     b = s.rules.benchmark
     if b.agentic or b.isl is None or b.osl is None:
         return
     for name, side in f.roles.items():
-        # A prefill worker hands over after the first token: it never sees the output (TensorRT-LLM recipes say 8232).
+        # A prefill worker hands over after the first token, so it never has the output (TensorRT-LLM recipes say 8232).
         needed = b.isl if name == "prefill" else b.isl + b.osl
         if side.max_model_len is not None and side.max_model_len < needed:
             message = f"{name} takes at most {side.max_model_len} tokens, and a request has up to {needed}"
@@ -150,53 +147,49 @@ def max_model_len(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
 
 
 def _concurrencies(s: SrtctlResolved, f: RecipeFacts) -> tuple[str, str]:
-    """What the row asks for and the recipe lacks, and the other way round."""
+    """The concurrencies that only the row has, and those that only the recipe has, as lists for a message."""
     if not f.concurrencies or s.rules.benchmark.agentic or s.rules.benchmark.eval_only:
         return "", ""
-    asked, has = set(s.rules.benchmark.concurrencies), set(f.concurrencies)
-    return ", ".join(map(str, sorted(asked - has))), ", ".join(map(str, sorted(has - asked)))
+    requested, measured = set(s.rules.benchmark.concurrencies), set(f.concurrencies)
+    return ", ".join(map(str, sorted(requested - measured))), ", ".join(map(str, sorted(measured - requested)))
 
 
 @recipe_rule("concurrency", "error", "the recipe does not run a concurrency that the row asks for")
-def concurrency(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+def concurrency(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Problem]:
     missing, more = _concurrencies(s, f)
     if missing:
-        instead = f"; it runs {more}" if more else ""
-        message = f"the recipe does not run concurrency {missing}, which the matrix asks for{instead}"
+        advice = f"; it runs {more}" if more else ""
+        message = f"the recipe does not run concurrency {missing}, which the matrix asks for{advice}"
         yield message, s.place("benchmark", "concurrencies")
 
 
 @recipe_rule("concurrency-extra", "warning", "the recipe runs a concurrency that the row does not ask for")
-def concurrency_extra(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+def concurrency_extra(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Problem]:
     missing, more = _concurrencies(s, f)
     if more and not missing and not s.narrowed:
         message = f"the recipe also runs concurrency {more}, which the matrix does not ask for"
         yield message, s.place("benchmark", "concurrencies")
 
 
-_FAMILY = {"nvfp4": "fp4", "mxfp4": "fp4", "mxfp8": "fp8"}
-"""Formats by the word that matrices have for them."""
+_PRECISIONS = {"nvfp4": "fp4", "mxfp4": "fp4", "mxfp8": "fp8"}
+"""Number format → the word for it in matrices."""
 
 
 @recipe_rule("precision", "warning", "the recipe says another precision than the row")
-def precision(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
-    has = f.precision
-    if has is not None and _FAMILY.get(has.lower(), has.lower()) != s.rules.benchmark.precision.lower():
-        message = f"the recipe says precision {has}, and the matrix says {s.rules.benchmark.precision}"
-        yield message, s.place("model", "precision")
-
-
-CI_MINUTES = {True: 780, False: 480}
-"""The workflow's limit of a job (benchmark-multinode-tmpl.yml), which covers the queue too, by "is it agentic"."""
+def precision(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Problem]:
+    wanted, actual = s.rules.benchmark.precision, f.precision
+    if actual is not None and _PRECISIONS.get(actual.lower(), actual.lower()) != wanted.lower():
+        yield f"the recipe says precision {actual}, and the matrix says {wanted}", s.place("model", "precision")
 
 
 @recipe_rule("time-budget", "warning", "a wait is as long as what contains it")
-def time_budget(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
-    """The wait for the servers lies inside the job's limit, and the job inside the workflow's, with the queue."""
+def time_budget(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Problem]:
+    """The job's limit must cover the wait for the servers; the workflow's limit must cover the job and the queue."""
     seconds = limit_seconds(f.time_limit or s.job.srtslurm.get("default_time_limit"))
     if seconds is None:
         return
-    limit, waiting, most = seconds / 60, _health_wait(s) / 60, CI_MINUTES[s.rules.benchmark.agentic]
+    limit, waiting = seconds / 60, _health_wait(s) / 60
+    most = 780 if s.rules.benchmark.agentic else 480  # minutes of a job in benchmark-multinode-tmpl.yml
     if waiting >= limit:
         message = f"srtctl waits up to {waiting:g} min for the servers, and Slurm ends the job after {limit:g} min"
         yield message, s.place("health_check")
@@ -206,21 +199,21 @@ def time_budget(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
 
 
 def _health_wait(s: SrtctlResolved) -> float:
-    """The seconds that srtctl waits for servers, after the runner file's edits."""
-    said: dict[str, Any] = {}
+    """The seconds that srtctl waits for servers, after the edits of the runner file."""
+    settings: dict[str, Any] = {}
     edited = s.job.recipe.document or {}
     keys = s.recipe.variant.keys[:1] if s.recipe.variant is not None else ()
     for holder in (edited, edited.get("base"), *(edited.get(str(k)) for k in keys)):
         part = holder.get("health_check") if isinstance(holder, dict) else None
-        said.update(part if isinstance(part, dict) else {})
+        settings.update(part if isinstance(part, dict) else {})
     wait = 1.0
     for key, default in (("max_attempts", 180), ("interval_seconds", 10)):  # srtctl's own defaults
-        wait *= said[key] if isinstance(said.get(key), (int, float)) else default
+        wait *= settings[key] if isinstance(settings.get(key), (int, float)) else default
     return wait
 
 
-def _unresolved(s: SrtctlResolved, f: RecipeFacts) -> Iterator[ContainerUse]:
-    """Container strings of the recipe that would reach the cluster as they are."""
+def _unresolved_containers(s: SrtctlResolved, f: RecipeFacts) -> Iterator[ContainerUse]:
+    """Container names of the recipe that would reach the cluster as they are."""
     for use in f.container_aliases:
         if use.alias not in s.containers and not use.alias.startswith(("/", "./")):
             yield use
@@ -231,56 +224,54 @@ def _is_engine(use: ContainerUse) -> bool:
 
 
 @recipe_rule("image-mismatch", "error", "the recipe runs another image than the row publishes")
-def image_mismatch(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
-    for use in _unresolved(s, f):
+def image_mismatch(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Problem]:
+    for use in _unresolved_containers(s, f):
         if _is_engine(use) and is_image_reference(use.alias):
             message = f"the recipe runs {use.alias}, and the matrix publishes its numbers as {s.rules.benchmark.image}"
             yield message, s.place(*use.paths[0])
 
 
 @recipe_rule("container-unresolved", "error", "a container name of the recipe is no image that the run stages")
-def container_unresolved(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
-    for use in _unresolved(s, f):
+def container_unresolved(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Problem]:
+    for use in _unresolved_containers(s, f):
         if _is_engine(use) and is_image_reference(use.alias):
             continue
         path, near = use.paths[0], closest(use.alias, s.containers)
-        what, who = (
-            ("container", "this run") if _is_engine(use) else (".".join(path), f"runner {s.rules.file.runner.name}")
-        )
-        rest = f" (near: {near})" if near else "; every node would pull it by itself"
-        yield f"{what} {use.alias!r} is not an image that {who} stages{rest}", s.place(*path)
+        advice = f" (near: {near})" if near else "; every node would pull it by itself"
+        key, stager = ".".join(path), f"runner {s.rules.file.runner.name}"
+        if _is_engine(use):
+            key, stager = "container", "this run"
+        yield f"{key} {use.alias!r} is not an image that {stager} stages{advice}", s.place(*path)
 
 
 @recipe_rule("image-spelling", "warning", "the recipe spells the row's image otherwise")
-def image_spelling(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+def image_spelling(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Problem]:
     for use in f.container_aliases:
         name = use.alias
         if _is_engine(use) and name in s.containers and is_image_reference(name) and name != s.rules.benchmark.image:
-            message = (
-                f"the recipe spells the row's image {s.rules.benchmark.image} as {name}, which only this launcher finds"
-            )
-            yield message, s.place(*use.paths[0])
+            spelling = f"the recipe spells the row's image {s.rules.benchmark.image} as {name}"
+            yield f"{spelling}, which only this launcher finds", s.place(*use.paths[0])
 
 
 _VERSION = re.compile(r"(?<![0-9.])v?([0-9]+\.[0-9]+\.[0-9]+(?:[.-]?(?:post|rc|dev|a|b)\.?[0-9]+)?)(?![0-9.])")
 
 
 @recipe_rule("alias-version", "warning", "a container alias names another version than the image that it stands for")
-def alias_version(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+def alias_version(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Problem]:
     helpers = s.rules.file.runner.images.helpers
     for use in f.container_aliases:
         image = s.rules.benchmark.image if _is_engine(use) else helpers.get(use.alias, "")
-        said, tag = _VERSION.findall(use.alias), image.partition("@")[0].rpartition(":")[2]
-        if use.alias not in s.containers or is_image_reference(use.alias) or not said:
+        alias_versions, tag = _VERSION.findall(use.alias), image.partition("@")[0].rpartition(":")[2]
+        if use.alias not in s.containers or is_image_reference(use.alias) or not alias_versions:
             continue
-        # A tag without a version (`latest`, a digest alone) may be any; a nightly build is no release.
-        has = _VERSION.findall(tag)
-        if not set(said) & set(has) and (has or "nightly" in tag):
+        # A tag without a version (`latest`, a digest alone) may be any version; a nightly build is no release.
+        tag_versions = _VERSION.findall(tag)
+        if not set(alias_versions) & set(tag_versions) and (tag_versions or "nightly" in tag):
             yield f"container {use.alias!r} stands for {image} here", s.place(*use.paths[0])
 
 
 @recipe_rule("nginx-by-default", "warning", "several frontends, and no container for their nginx")
-def nginx_by_default(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Found]:
+def nginx_by_default(s: SrtctlResolved, f: RecipeFacts) -> Iterator[Problem]:
     if f.nginx_by_default:
         message = "several frontends and no frontend.nginx_container: srtctl's default image has no alias here"
         yield message, s.place("frontend")
@@ -295,23 +286,24 @@ _DIRECTIVES: dict[str, tuple[Severity, str]] = {
     "output": ("warning", "moves the job's log away from where srtctl and the launcher look for it"),
     "chdir": ("warning", "starts the job in another directory than srtctl expects"),
 }
-"""Directives of sbatch with which a job is submitted that cannot be followed, or not at all."""
+"""Directives of sbatch whose job the launcher cannot follow, or that submit none: severity, and why."""
 
-_SHORT = {"a": "array", "cluster": "clusters", "M": "clusters", "W": "wait", "o": "output", "D": "chdir"}
-"""Their other names."""
+_DIRECTIVE_ALIASES = {"a": "array", "cluster": "clusters", "M": "clusters", "W": "wait", "o": "output", "D": "chdir"}
+"""Their other names → the name above."""
 
 
 def lost_directives(document: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str, Severity]]:
-    """The directives of a recipe that srtctl hands on and that lose the job: keys, what is wrong, how bad."""
+    """The directives of a recipe with which the launcher loses the job: keys, message, severity."""
     directives = document.get("sbatch_directives")
     for name in directives if isinstance(directives, Mapping) else ():
-        bare = str(name).lstrip("-")
-        if known := _DIRECTIVES.get(_SHORT.get(bare, bare)):
-            yield ("sbatch_directives", str(name)), f"the directive {str(name)!r} {known[1]}", known[0]
+        option = str(name).lstrip("-")
+        if known := _DIRECTIVES.get(_DIRECTIVE_ALIASES.get(option, option)):
+            severity, problem = known
+            yield ("sbatch_directives", str(name)), f"the directive {str(name)!r} {problem}", severity
 
 
-def unknown_type(document: Mapping[str, Any], schema: Schema) -> str | None:
-    """What is wrong with `benchmark.type`, which srtctl takes as it is and its job does not."""
+def unknown_benchmark_type(document: Mapping[str, Any], schema: Schema) -> str | None:
+    """The problem of a `benchmark.type` that srtctl accepts unseen and its job then refuses; None when it is known."""
     benchmark = document.get("benchmark")
     kind = benchmark.get("type") if isinstance(benchmark, Mapping) else None
     if not isinstance(kind, str) or not schema.benchmarks or kind in schema.benchmarks:
@@ -321,14 +313,14 @@ def unknown_type(document: Mapping[str, Any], schema: Schema) -> str | None:
 
 
 @plan_rule("directive-lost", "error", "a directive of the recipe makes a job that cannot be followed")
-def directive_lost(s: SrtctlResolved) -> Iterator[Found]:
+def directive_lost(s: SrtctlResolved) -> Iterator[Problem]:
     variant = s.recipe.variant
     for keys, message, severity in lost_directives(variant.document) if variant is not None else ():
         yield message, s.place(*keys), severity
 
 
 @version_rule("benchmark-type", "error", "the recipe's type of benchmark is one that its srt-slurm does not have")
-def benchmark_type(s: SrtctlResolved, schema: Schema) -> Iterator[Found]:
+def benchmark_type(s: SrtctlResolved, schema: Schema) -> Iterator[Problem]:
     variant = s.recipe.variant
-    if variant is not None and (message := unknown_type(variant.document, schema)):
+    if variant is not None and (message := unknown_benchmark_type(variant.document, schema)):
         yield message, s.place("benchmark", "type")

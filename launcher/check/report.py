@@ -1,5 +1,4 @@
-"""What all rules find, each once; that as text, JSON, GitHub annotations, SARIF; and the baseline, which says what of
-it a team accepts."""
+"""The findings of all rules, each once; their output as GitHub annotations and SARIF; and the baseline file."""
 
 from __future__ import annotations
 
@@ -26,8 +25,7 @@ SARIF = "2.1.0"
 _SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
 DAYS = 90
-"""How long what `--write-baseline` accepts stays accepted."""
-
+"""How long an entry that `--write-baseline` wrote is valid."""
 
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 
@@ -38,46 +36,47 @@ BASELINE = (
 """Rules that have no function: the baseline reports by these ids."""
 
 RULES = {
-    one.id: one
-    for one in (*BASELINE, *plan_rules.ENVIRONMENT, *whole_rules.RULES, *plan_rules.PLAN, *container_rules.RULES)
+    rule.id: rule
+    for rule in (*BASELINE, *plan_rules.ENVIRONMENT, *whole_rules.RULES, *plan_rules.PLAN, *container_rules.RULES)
 }
 """Every rule by its id."""
 
 
-def check_everything(given: CheckInput) -> list[Finding]:
-    """All findings of rows, recipe files and runner files side by side, each once."""
-    planned = (
+def check_everything(inputs: CheckInput) -> list[Finding]:
+    """All findings of rows, recipe files and runner files, each once."""
+    of_rows = (
         Finding(f.rule, f.severity, f.message, row.place) if f.place == row.benchmark.source else f
-        for row in given.rows
+        for row in inputs.rows
         if row.plan is not None
         for f in row.plan.findings
     )
-    return merged_findings(planned, (rule.finding(one) for rule in whole_rules.RULES for one in rule.look(given)))
+    others = (rule.finding(problem) for rule in whole_rules.RULES for problem in rule.check(inputs))
+    return merged_findings(of_rows, others)
 
 
 def merged_findings(of_rows: Iterable[Finding], others: Iterable[Finding] = ()) -> list[Finding]:
-    """Each finding once, the worst first and otherwise in the order given.
+    """Each finding once, errors first, otherwise in the given order.
 
-    ``of_rows`` has a finding for each row that it is true of, and these are counted; ``others`` are about no row.
+    ``of_rows`` has a finding for each row that it holds for, and ``rows`` counts them; ``others`` are about no row.
     """
-    alike: dict[tuple[str, str, str, str], dict[str, Finding]] = {}
+    merged: dict[tuple[str, str, str, str], dict[str, Finding]] = {}
     for findings, rows in ((of_rows, 1), (others, 0)):
-        for one in findings:
-            by_place = alike.setdefault((one.rule, one.severity, one.file, one.message), {})
-            first = by_place.setdefault(one.where, Finding(one.rule, one.severity, one.message, one.place))
+        for f in findings:
+            by_place = merged.setdefault((f.rule, f.severity, f.file, f.message), {})
+            first = by_place.setdefault(f.where, Finding(f.rule, f.severity, f.message, f.place))
             first.rows += rows
-    merged = [one for by_place in alike.values() for one in by_place.values()]
-    return sorted(merged, key=lambda one: _ORDER[one.severity])
+    unique = [finding for by_place in merged.values() for finding in by_place.values()]
+    return sorted(unique, key=lambda finding: _ORDER[finding.severity])
 
 
 @dataclass(frozen=True)
 class Roots:
-    """Directories below which paths are given relative, so that they mean the same on every machine."""
+    """Directories below which paths are shown relative, so that they are the same on every machine."""
 
     directories: Sequence[Path]
 
     def short(self, file: str) -> str:
-        """The path below the first root that holds it, else as it is."""
+        """The path relative to the first root that contains it, else unchanged."""
         path = Path(file)
         for root in self.directories:
             if path.is_relative_to(root):
@@ -85,21 +84,21 @@ class Roots:
         return path.as_posix()
 
 
-def github_annotations(found: Iterable[Finding], roots: Roots) -> Iterator[str]:
-    """Workflow commands. GitHub shows ten of a kind in a step's summary, and all in its log."""
+def github_annotations(findings: Iterable[Finding], roots: Roots) -> Iterator[str]:
+    """The findings as workflow commands. GitHub shows ten of a kind in a step's summary, and all in its log."""
     from launcher.core.github import annotation
 
-    for one in found:
-        file = None if one.line is None else roots.short(one.file)
-        kind = "notice" if one.severity == "note" else one.severity
-        yield annotation(kind, one.text, file=file, line=one.line, title=one.rule)
+    for finding in findings:
+        file = None if finding.line is None else roots.short(finding.file)
+        kind = "notice" if finding.severity == "note" else finding.severity
+        yield annotation(kind, finding.text, file=file, line=finding.line, title=finding.rule)
 
 
-def sarif_log(found: Sequence[Finding], roots: Roots) -> str:
+def sarif_log(findings: Sequence[Finding], roots: Roots) -> str:
     """A SARIF log of one run, with the rules that found something."""
     from urllib.parse import quote
 
-    ids = list(dict.fromkeys(one.rule for one in found))
+    ids = list(dict.fromkeys(finding.rule for finding in findings))
     rules = [
         {
             "id": id,
@@ -110,13 +109,13 @@ def sarif_log(found: Sequence[Finding], roots: Roots) -> str:
         for id in ids
     ]
     results = []
-    for one in found:
-        result: dict[str, Any] = {"ruleId": one.rule, "ruleIndex": ids.index(one.rule), "level": one.severity}
-        result["message"] = {"text": one.text}
-        if one.line is not None:
-            path = roots.short(one.file)
+    for finding in findings:
+        result: dict[str, Any] = {"ruleId": finding.rule, "ruleIndex": ids.index(finding.rule)}
+        result |= {"level": finding.severity, "message": {"text": finding.text}}
+        if finding.line is not None:
+            path = roots.short(finding.file)
             uri = ("file://" if path.startswith("/") else "") + quote(path)
-            place = {"artifactLocation": {"uri": uri}, "region": {"startLine": one.line}}
+            place = {"artifactLocation": {"uri": uri}, "region": {"startLine": finding.line}}
             result["locations"] = [{"physicalLocation": place}]
         results.append(result)
     driver = {"name": "launcher", "version": __version__, "rules": rules}
@@ -129,7 +128,7 @@ def sarif_log(found: Sequence[Finding], roots: Roots) -> str:
 
 
 class Accepted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One entry: ``place`` is a glob over the file's path, ``message`` one over the message."""
+    """One entry: ``place`` is a glob for the file's path, ``message`` one for the finding's message."""
 
     rule: str
     place: str
@@ -137,11 +136,11 @@ class Accepted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires: date
     message: str = "*"
 
-    def accepts(self, one: Finding, file: str) -> bool:
+    def accepts(self, finding: Finding, file: str) -> bool:
         return (
-            self.rule == one.rule
+            self.rule == finding.rule
             and fnmatch.fnmatchcase(file, self.place)
-            and fnmatch.fnmatchcase(one.text, self.message)
+            and fnmatch.fnmatchcase(finding.text, self.message)
         )
 
 
@@ -150,7 +149,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Baseline:
-    """A baseline file as read. Raises ConfigError, with file and line, for one that is wrong."""
+    """A baseline file. Raises ConfigError, with file and line, for an invalid one."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
@@ -166,35 +165,32 @@ class Baseline:
     def _place(self, *keys: str | int) -> SourceLocation:
         return SourceLocation(self.document, "accepted", *keys)
 
-    def apply(self, found: Sequence[Finding], roots: Roots, today: date, *, whole: bool) -> list[Finding]:
-        """The findings that are not accepted, and what is wrong with the entries.
+    def apply(self, findings: Sequence[Finding], roots: Roots, today: date, *, whole: bool) -> list[Finding]:
+        """The findings that are not accepted, and findings about entries that expired or are unused.
 
-        An expired entry accepts nothing. Only when everything was checked (``whole``) can an entry be called unused.
+        An expired entry accepts nothing. An entry counts as unused only when everything was checked (``whole``).
         """
         kept, used = [], set[int]()
-        for one in found:
-            file = roots.short(one.file)
-            hits = [i for i, entry in enumerate(self.accepted) if entry.accepts(one, file)]
+        for finding in findings:
+            file = roots.short(finding.file)
+            hits = [i for i, entry in enumerate(self.accepted) if entry.accepts(finding, file)]
             used.update(hits)
             if not any(self.accepted[i].expires >= today for i in hits):
-                kept.append(one)
-        own = []
+                kept.append(finding)
         for i, entry in enumerate(self.accepted):
             if i not in used and whole:
                 message = f"{entry.rule} is no longer found at {entry.place}; remove the entry"
-                own.append(self._finding("baseline-unused", message, i))
+                kept.append(RULES["baseline-unused"].finding((message, self._place(i))))
             elif i in used and entry.expires < today:
                 until = f"{entry.rule} at {entry.place} was accepted until {entry.expires} ({entry.reason})"
-                own.append(self._finding("baseline-expired", f"{until}; fix it, or give the entry a later day", i))
-        return [*kept, *own]
-
-    def _finding(self, rule: str, message: str, entry: int) -> Finding:
-        return Finding(rule, RULES[rule].severity, message, self._place(entry))
+                message = f"{until}; fix it, or give the entry a later day"
+                kept.append(RULES["baseline-expired"].finding((message, self._place(i))))
+        return kept
 
 
-def baseline_text(found: Sequence[Finding], roots: Roots, today: date) -> str:
+def baseline_text(findings: Sequence[Finding], roots: Roots, today: date) -> str:
     """The text of a baseline file that accepts errors and warnings as they are, by rule and file."""
-    pairs = sorted({(one.rule, roots.short(one.file)) for one in found if one.severity != "note"})
+    pairs = sorted({(f.rule, roots.short(f.file)) for f in findings if f.severity != "note"})
     entries: list[dict[str, Any]] = [
         {
             "rule": rule,

@@ -1,6 +1,6 @@
-"""Judge a recipe as one srt-slurm version would: which keys it refuses, and which values.
+"""Check a recipe as one srt-slurm version would: which keys it refuses, and which values.
 
-srtctl loads its recipes with marshmallow, so values are judged as marshmallow does: a whole number may be written as
+srtctl loads its recipes with marshmallow, so values are checked as marshmallow does: a whole number may be written as
 text or with a fraction, text must be text, and null is accepted only where a version's default is null.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import date
 from functools import cache, cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -32,7 +31,7 @@ _BOOLEANS = frozenset(
 
 @dataclass(frozen=True)
 class Violation:
-    """One thing that a version refuses in a recipe: the keys that it is about, and what is wrong.
+    """One thing that a version of srt-slurm refuses in a recipe: the keys of the value, and what is wrong with it.
 
     ``rule`` is the id of the rule of `launcher check` that reports it; ``owner`` is the class that lacks the last key
     when the rule is ``unknown-field``.
@@ -45,25 +44,25 @@ class Violation:
 
 
 class Type(NamedTuple):
-    """A type text (`Schema`), taken apart: ``of`` are the parts of a list or a choice, or the words."""
+    """A parsed type text (see `Schema`): ``parts`` are the types of a list, mapping or choice, or the words allowed."""
 
     kind: str
-    of: tuple[Any, ...]
+    parts: tuple[Any, ...]
     nullable: bool
 
     def __str__(self) -> str:
-        """As a person would say it: ``a number``, ``a list of text``, ``nats, tcp or http``."""
+        """The type in words: ``a number``, ``a list of text``, ``nats, tcp or http``."""
         if self.kind in ("one of", "choice"):
-            return in_words([str(part) for part in self.of])
+            return joined_with_or([str(part) for part in self.parts])
         if self.kind == "list":
-            items = {"int": "whole numbers", "float": "numbers"}.get(self.of[0].kind, str(self.of[0]))
+            items = {"int": "whole numbers", "float": "numbers"}.get(self.parts[0].kind, str(self.parts[0]))
             return f"a list of {items}"
         if self.kind == "dict":
-            return f"a mapping to {self.of[1]}" if self.of[1].kind != "any" else "a mapping"
-        return _SAID.get(self.kind, "a mapping")
+            return f"a mapping to {self.parts[1]}" if self.parts[1].kind != "any" else "a mapping"
+        return _TYPE_WORDS.get(self.kind, "a mapping")
 
 
-_SAID = {
+_TYPE_WORDS = {
     "str": "text",
     "path": "text",
     "int": "a whole number",
@@ -75,7 +74,7 @@ _SAID = {
 
 @cache
 def parse(text: str) -> Type:
-    """Read a type text, whose ``!`` does not matter here."""
+    """Parse a type text; its ``!`` is ignored."""
     text = text.removesuffix("!")
     nullable = text.endswith("?")
     text = text.removesuffix("?")
@@ -92,7 +91,7 @@ def parse(text: str) -> Type:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """The parts between separators that stand in no brackets."""
+    """Split a text at the separators that are outside brackets."""
     parts, depth = [""], 0
     for letter in text:
         depth += {"[": 1, "]": -1}.get(letter, 0)
@@ -103,18 +102,18 @@ def _split(text: str, separator: str) -> list[str]:
     return parts
 
 
-_USUAL = {"str": str, "path": str, "int": int, "bool": bool}
-"""Values that need no further look, and most are such."""
+_PYTHON_TYPES = {"str": str, "path": str, "int": int, "bool": bool}
+"""The Python types that need no further check; most values have them."""
 
 
 @dataclass(frozen=True)
 class Schema:
-    """What one version, called ``name``, declares: keys and types, its demands beyond them, options of its command.
+    """What the srt-slurm version ``name`` declares: keys and types, demands on values, options of `srtctl apply`.
 
     ``classes`` are class → key of the recipe → type text. A type text is ``str``, ``int``, ``float``, ``bool``,
     ``any``, ``path``, ``list[T]``, ``dict[T,T]``, ``T|T``, ``=a,b`` (one of these words), ``@Class``, ``backend`` (the
-    class that its ``type`` names) or ``sweep``; then ``?`` when it may be null, and ``!`` when it must be there.
-    ``benchmarks`` are the types that its jobs know, which srtctl itself does not look at; empty when that is not known.
+    class that its ``type`` names) or ``sweep``; then ``?`` when it may be null, and ``!`` when it is required.
+    ``benchmarks`` are the benchmark types that its jobs know; srtctl itself does not check them. Empty when unknown.
     """
 
     name: str
@@ -122,7 +121,7 @@ class Schema:
     demands: frozenset[str]
     options: frozenset[str]
     benchmarks: frozenset[str] = frozenset()
-    _judged: dict[tuple[str, ...], list[Violation]] = field(default_factory=dict, repr=False, compare=False)
+    _known_violations: dict[tuple[str, ...], list[Violation]] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def backends(self) -> Mapping[str, str]:
@@ -133,112 +132,105 @@ class Schema:
             if name.endswith("Protocol") and "type" in keys
         }
 
-    def violations(self, recipe: Mapping[str, Any], said_in: tuple[str, ...] = ()) -> list[Violation]:
+    def violations(self, recipe: Mapping[str, Any], identity: tuple[str, ...] = ()) -> list[Violation]:
         """What the version refuses in one resolved recipe (a variant's document); empty when it takes it.
 
-        ``said_in`` identifies the recipe (file, section, selector): one that many rows run is judged once. As in
-        srtctl, what a version demands of values together is looked at only when the values by themselves are right.
+        ``identity`` is the recipe's file, section and selector: a recipe that many rows run is checked once. As in
+        srtctl, demands on several values together are checked only when each value by itself is right.
         """
-        if said_in in self._judged:
-            return self._judged[said_in]
+        if identity in self._known_violations:
+            return self._known_violations[identity]
         recipe = {key: value for key, value in recipe.items() if key != "lock"}  # srtctl's own record of an earlier run
-        found = list(self._mapping(ROOT, recipe, ()))
-        found = found or [Violation(keys, message) for keys, message in unmet_demands(self.demands, recipe)]
-        if said_in:
-            self._judged[said_in] = found
-        return found
+        violations = list(self._check_mapping(ROOT, recipe, ()))
+        violations = violations or [Violation(keys, message) for keys, message in unmet_demands(self.demands, recipe)]
+        if identity:
+            self._known_violations[identity] = violations
+        return violations
 
-    # Below, ``at`` is always where in the recipe a value is.
-
-    def _mapping(self, owner: str, value: Mapping[str, Any], at: Keys) -> Iterator[Violation]:
-        """What is wrong with a mapping that has to have the keys of the class ``owner``."""
+    def _check_mapping(self, owner: str, value: Mapping[str, Any], path: Keys) -> Iterator[Violation]:
+        """The violations of a mapping whose keys are those of the class ``owner``."""
         known = self.classes[owner]
-        for key, held in value.items():
+        for key, item in value.items():
             if key not in known:
                 near = closest(str(key), known, 0.75)
                 hint = f" (near: {near})" if near else ""
-                yield Violation((*at, key), f"{_dotted((*at, key))} is an unknown key{hint}", "unknown-field", owner)
+                message = f"{_dotted_path((*path, key))} is an unknown key{hint}"
+                yield Violation((*path, key), message, "unknown-field", owner)
             else:
-                yield from self._value(parse(known[key]), held, (*at, key))
+                yield from self._check_value(parse(known[key]), item, (*path, key))
         for key, text in known.items():
             if text.endswith("!") and key not in value:
-                yield Violation(at, f"{_dotted((*at, key))} is missing", "missing-field")
+                yield Violation(path, f"{_dotted_path((*path, key))} is missing", "missing-field")
 
-    def _value(self, kind: Type, value: Any, at: Keys) -> Iterator[Violation]:
-        """What is wrong with a value that has to be of a type."""
-        if type(value) is _USUAL.get(kind.kind):
+    def _check_value(self, kind: Type, value: Any, path: Keys) -> Iterator[Violation]:
+        """The violations of a value that must have a type."""
+        if type(value) is _PYTHON_TYPES.get(kind.kind):
             return
         if value is None:
             if not kind.nullable and kind.kind != "any":
-                yield _wrong(at, value, kind)
+                yield _type_violation(path, value, kind)
         elif kind.kind == "class" and isinstance(value, dict):
-            yield from self._mapping(kind.of[0], value, at)
+            yield from self._check_mapping(kind.parts[0], value, path)
         elif kind.kind == "backend" and isinstance(value, dict):
-            yield from self._backend(value, at)
+            yield from self._check_backend(value, path)
         elif kind.kind == "list" and isinstance(value, list):
             for i, item in enumerate(value):
-                yield from self._value(kind.of[0], item, (*at, i))
+                yield from self._check_value(kind.parts[0], item, (*path, i))
         elif kind.kind == "dict" and isinstance(value, dict):
-            if kind.of[1].kind == "any" and set(map(type, value)) <= {str}:
-                return
-            for key, held in value.items():
-                if not accepts(kind.of[0], key):
-                    message = f"key {key!r} of {_dotted(at)} is of the wrong type; expected {kind.of[0]}"
-                    yield Violation((*at, key), message, "wrong-type")
-                yield from self._value(kind.of[1], held, (*at, key))
+            for key, item in value.items():
+                if not accepts(kind.parts[0], key):
+                    message = f"key {key!r} of {_dotted_path(path)} is of the wrong type; expected {kind.parts[0]}"
+                    yield Violation((*path, key), message, "wrong-type")
+                yield from self._check_value(kind.parts[1], item, (*path, key))
         elif kind.kind == "sweep" and isinstance(value, dict):
             parameters = value.get("parameters", {k: v for k, v in value.items() if k != "mode"})
-            for key, held in parameters.items() if isinstance(parameters, dict) else ():
-                if not isinstance(held, list):
-                    yield _wrong((*at, key), held, "a list")
+            for key, item in parameters.items() if isinstance(parameters, dict) else ():
+                if not isinstance(item, list):
+                    yield _type_violation((*path, key), item, "a list")
         elif kind.kind == "choice":
-            if all(any(self._value(one, value, at)) for one in kind.of):
-                yield _wrong(at, value, kind)
+            if all(any(self._check_value(choice, value, path)) for choice in kind.parts):
+                yield _type_violation(path, value, kind)
         elif not accepts(kind, value):
-            yield _wrong(at, value, kind, "value-refused" if kind.kind == "one of" else "wrong-type")
+            yield _type_violation(path, value, kind, "value-refused" if kind.kind == "one of" else "wrong-type")
 
-    def _backend(self, value: Mapping[str, Any], at: Keys) -> Iterator[Violation]:
-        """What is wrong with ``backend``, whose class depends on its ``type``."""
+    def _check_backend(self, value: Mapping[str, Any], path: Keys) -> Iterator[Violation]:
+        """The violations of ``backend``, whose class depends on its ``type``."""
         name = value.get("type", "sglang")
         owner = self.backends.get(name) if isinstance(name, str) else None
         if owner is None:
-            yield _wrong((*at, "type"), name, f"one of {', '.join(self.backends)}", "value-refused")
+            yield _type_violation((*path, "type"), name, f"one of {', '.join(self.backends)}", "value-refused")
         else:
-            yield from self._mapping(owner, value, at)
+            yield from self._check_mapping(owner, value, path)
 
 
 def accepts(kind: Type, value: Any) -> bool:
-    """Whether marshmallow's field of a plain type takes a value that is not null."""
+    """Whether marshmallow's field of a plain type accepts a value that is not null."""
     if kind.kind in ("str", "path"):
         return isinstance(value, str)
     if kind.kind in ("int", "float"):
-        return _is_number(value, whole=kind.kind == "int")
+        if type(value) not in (int, float, str):
+            return False
+        try:
+            number = int(value) if kind.kind == "int" else float(value)
+        except (ValueError, OverflowError):
+            return False
+        return kind.kind == "int" or math.isfinite(number)
     if kind.kind == "bool":
         return value in _BOOLEANS if isinstance(value, str) else isinstance(value, (int, float)) and value in (0, 1)
-    return kind.kind == "any" or (kind.kind == "one of" and isinstance(value, str) and value in kind.of)
+    return kind.kind == "any" or (kind.kind == "one of" and isinstance(value, str) and value in kind.parts)
 
 
-def _is_number(value: Any, *, whole: bool) -> bool:
-    if isinstance(value, (bool, date)) or not isinstance(value, (int, float, str)):
-        return False
-    try:
-        number = int(value) if whole else float(value)
-    except (ValueError, OverflowError):
-        return False
-    return whole or math.isfinite(number)
-
-
-def _wrong(
-    at: Keys, value: Any, wanted: Type | str, rule: Literal["wrong-type", "value-refused"] = "wrong-type"
+def _type_violation(
+    path: Keys, value: Any, wanted: Type | str, rule: Literal["wrong-type", "value-refused"] = "wrong-type"
 ) -> Violation:
     shown = {type(None): "null", dict: "a mapping", list: "a list"}.get(type(value)) or repr(value)
-    return Violation(at, f"{_dotted(at)} is {shown}; expected {wanted}", rule)
+    return Violation(path, f"{_dotted_path(path)} is {shown}; expected {wanted}", rule)
 
 
-def _dotted(at: Keys) -> str:
-    return ".".join(map(str, at)) or "the recipe"
+def _dotted_path(path: Keys) -> str:
+    return ".".join(map(str, path)) or "the recipe"
 
 
-def in_words(words: list[str]) -> str:
+def joined_with_or(words: list[str]) -> str:
     """``a, b or c``."""
     return " or ".join(([", ".join(words[:-1])] if words[1:] else []) + words[-1:])

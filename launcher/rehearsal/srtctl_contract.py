@@ -115,7 +115,7 @@ def _complaint(value: Any, kind: Type) -> Any:
     if kind.kind == "dict" and not isinstance(value, Mapping):
         return ["Not a valid mapping type."]
     if kind.kind == "dict":
-        inner = kind.of[1] if kind.of else parse("any")
+        inner = kind.parts[1] if kind.parts else parse("any")
         return {k: {"value": said} for k, v in value.items() if (said := _complaint(v, inner))}
     return [_COMPLAINTS[kind.kind]] if kind.kind in _COMPLAINTS and not accepts(kind, value) else None
 
@@ -127,7 +127,7 @@ def recipe_errors(document: Mapping[str, Any]) -> dict[str, Any]:
     fields = schema.classes[ROOT]
     wrong = schema_errors(document, fields)
     for name in ("model", "resources", "slurm"):
-        if name in document and (said := schema_errors(document[name], schema.classes[parse(fields[name]).of[0]])):
+        if name in document and (said := schema_errors(document[name], schema.classes[parse(fields[name]).parts[0]])):
             wrong[name] = said
     backend = document.get("backend")
     kind = backend.get("type", "sglang") if isinstance(backend, Mapping) else "sglang"
