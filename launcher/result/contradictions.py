@@ -1,7 +1,7 @@
-"""What contradicts a document of any kind: the plan, the run's time. Plain values in, sentences out.
+"""Checks of a document against the plan and against the time of the run. Pure.
 
-Each sentence names the field, both values, and where each stands. Nothing here reads a result. What contradicts a
-document by its own numbers is in own_numbers.py. Which check a sentence is of, and what that means, refusals.yaml has.
+Each check yields sentences that name the field, both values, and where each value stands. own_numbers.py checks a
+document's numbers against each other. refusals.yaml assigns each sentence to a rule and explains the rule.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import re
 import time
 from calendar import timegm
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -22,23 +23,23 @@ from launcher.plan.plan import Expected
 Numbers = Mapping[str, float]
 
 LEAST_MS = 0.001
-"""Milliseconds by which a latency may be below zero: two readings of a clock differ by that. InferenceX's client takes
-the time of the whole and of the first token apart, and where all tokens come at once their difference can be -4 ns."""
+"""Milliseconds by which a latency may be below zero. InferenceX's client measures the whole request and the first token
+separately; when all tokens arrive at once, the difference of the two can be -4 ns."""
 
 _MOUNTS = frozenset({"model", "models"})
-"""What a checkpoint's directory is called in a container (srtctl mounts it at /model), whichever model it is."""
+"""Names of a checkpoint's directory in a container, whichever model it is (srtctl mounts it at /model)."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """The time in which our result was made: from the submission until now, in Unix seconds of this host's clock."""
+    """The time in which our result was written: from the submission until now, in Unix seconds of this host's clock."""
 
     since: float
     until: float
     skew: float = 0.0
 
     def time_problem(self, written: float, name: str) -> str | None:
-        """What is wrong with a time; None when it lies in the window, give or take the skew."""
+        """Why a file or key ``name`` with the time ``written`` is not of this run; None if it may be."""
         if written < self.since - self.skew:
             return f"{name} is older than this run: {self.since - written:.0f} s before the submission"
         if written > self.until + self.skew:
@@ -47,77 +48,78 @@ class Window:
 
 
 _ZONES = 14 * 3600.0
-"""Seconds by which a clock of another zone may differ from UTC."""
+"""Seconds by which local time may differ from UTC."""
 
 
-def differ(one: float, other: float, tolerance: float) -> bool:
-    """Whether two numbers that should be one differ by more than this share of the larger."""
-    return abs(one - other) > tolerance * max(abs(one), abs(other))
+def differ(first: float, second: float, tolerance: float) -> bool:
+    """Whether two numbers that should be equal differ by more than this share of the larger."""
+    return abs(first - second) > tolerance * max(abs(first), abs(second))
 
 
-def out_of_order(rising: Numbers) -> Iterator[str]:
-    """The first pair of statistics that is out of order; they come by rank."""
-    last: tuple[str, float] | None = None
-    for name, value in rising.items():
-        if last is not None and value < last[1] - LEAST_MS * 1e-3 - 1e-9 * abs(last[1]):
-            yield f"{name} is {value:.6g}, less than {last[0]}, which is {last[1]:.6g}"
+def order_contradictions(ascending: Numbers) -> Iterator[str]:
+    """The first statistic that is less than the one before it. The statistics must be in the order of their ranks."""
+    for (previous, lower), (name, value) in pairwise(ascending.items()):
+        if value < lower - LEAST_MS * 1e-3 - 1e-9 * abs(lower):
+            yield f"{name} is {value:.6g}, less than {previous}, which is {lower:.6g}"
             return
-        last = name, value
 
 
 def number_at(document: object, *keys: str) -> float | None:
-    """The number that stands under these keys; None for anything else."""
+    """The number below these nested keys; None if there is no number."""
     for key in keys:
         document = document.get(key) if isinstance(document, Mapping) else None
     is_number = isinstance(document, int | float) and not isinstance(document, bool)
     return float(document) if is_number else None  # type: ignore[arg-type]
 
 
-def row_contradictions(document: Mapping[str, object], expected: Expected, where: str) -> Iterator[str]:
-    """Where a document repeats the row, and repeats another one. What is empty or unknown to it says nothing, and
-    neither does 0 or 1, which InferenceX writes where a variable is not given."""
+def row_contradictions(document: Mapping[str, object], expected: Expected, file_name: str) -> Iterator[str]:
+    """Keys of the matrix row that the document repeats with another value.
+
+    An empty or unknown value states nothing. Neither do 0 and 1, which InferenceX writes where a variable is not set.
+    """
     for key, planned in expected.row.items():
-        said = document.get(key)
-        if said in (None, "", "unknown", "0") or (type(said) is int and said < 2) or isinstance(said, list | dict):
+        value = document.get(key)
+        if value in (None, "", "unknown", "0") or (type(value) is int and value < 2) or isinstance(value, list | dict):
             continue
-        if str(said).lower() != str(planned).lower():
-            yield f"{key} is {said!r} in {where}, and {planned!r} in the plan"
+        if str(value).lower() != str(planned).lower():
+            yield f"{key} is {value!r} in {file_name}, and {planned!r} in the plan"
 
 
 def model_contradictions(name: object, expected: Expected, key: str) -> Iterator[str]:
-    """What a document calls the model, against the names that the plan has for it."""
-    if not isinstance(name, str) or not name.strip() or not expected.models or _bare(name) in _MOUNTS:
+    """The document's name of the model (the value of ``key``), if it is none of the plan's names."""
+    if not isinstance(name, str) or not name.strip() or not expected.models or _normalised_model(name) in _MOUNTS:
         return
-    if _bare(name) not in {_bare(known) for known in expected.models}:
+    if _normalised_model(name) not in {_normalised_model(known) for known in expected.models}:
         yield f"{key} is {name[:200]!r}, and the plan's model {expected.models[0]}"
 
 
-def _bare(name: str) -> str:
-    """A model's name without directory, organisation, case and separators; of a path into a Hugging Face cache, the
-    repository's."""
+def _normalised_model(name: str) -> str:
+    """A model's name without directory, organisation, case and separators. A path into a Hugging Face cache gives the
+    name of the repository."""
     if cached := re.search(r"models--([^/]+)", name):
         name = cached[1].replace("--", "/")
     return re.sub(r"[^a-z0-9]", "", name.rstrip("/").rpartition("/")[2].partition("@")[0].lower())
 
 
-MARK = re.compile(r"backend|(?:is_)?(?:rehearsal|mock(?:ed)?|simulated|stand_?in|dry_?run)", re.IGNORECASE)
-"""Keys by which a document says that no real engine stands behind it. `mocker` is a backend of srt-slurm."""
+STAND_IN_KEY = re.compile(r"backend|(?:is_)?(?:rehearsal|mock(?:ed)?|simulated|stand_?in|dry_?run)", re.IGNORECASE)
+"""Keys by which a document states that no real engine answered. `mocker` is a backend of srt-slurm."""
 
 
 def stand_in_contradictions(document: Mapping[str, object], expected: Expected) -> Iterator[str]:
-    """Whether no real engine stands behind a document, where one was to be measured."""
+    """Signs that no real engine answered, unless the plan is a rehearsal."""
     if expected.rehearsal:
         return
-    for key, said in document.items():
-        if MARK.fullmatch(key) and ("mock" in str(said).lower() if key == "backend" else said and said != "false"):
-            yield f"{key} is {said!r}: it is a rehearsal's or a mock's, and the plan's tools are those of the system"
+    for key, value in document.items():
+        is_stand_in = "mock" in str(value).lower() if key == "backend" else value and value != "false"
+        if STAND_IN_KEY.fullmatch(key) and is_stand_in:
+            yield f"{key} is {value!r}: it is a rehearsal's or a mock's, and the plan's tools are those of the system"
             return
     if "mock" in (expected.engine or ""):
         yield f"backend.type of the recipe is {expected.engine}: no engine was measured"
 
 
 def gpu_contradictions(gpus: int, split: tuple[int, int] | None, total: float, expected: Expected) -> Iterator[str]:
-    """The GPUs of a file's name, by which the workflow divides the total, against themselves and the plan's."""
+    """Checks the GPUs of a file's name, by which the workflow divides ``total``, against each other and the plan."""
     prefill, decode = split or (gpus, 0)
     if prefill <= 0:
         yield "its file name says no prefill GPU, and process_result.py divides by them"
@@ -126,20 +128,19 @@ def gpu_contradictions(gpus: int, split: tuple[int, int] | None, total: float, e
     elif expected.gpus is not None and (prefill, decode) != expected.gpus:
         planned = sum(expected.gpus)
         rates = f"{total / gpus:.1f} tokens/s/GPU for {total / planned:.1f}"
-        said = "{}+{}".format(*expected.gpus)
-        yield f"its file name says {prefill}+{decode} GPUs, and the plan {said}: {rates}"
+        yield f"its file name says {prefill}+{decode} GPUs, and the plan {'{}+{}'.format(*expected.gpus)}: {rates}"
 
 
 def time_contradictions(numbers: Numbers, expected: Expected, window: Window | None) -> Iterator[str]:
-    """When the benchmark began and ended by its own clock, against the run's time and against its duration."""
+    """Checks the client's begin and end of the benchmark against the run's time and against the duration."""
     began, ended = (numbers.get(f"benchmark_{which}_time_unix") for which in ("start", "end"))
     if window is not None:
-        for which, instant in (("start", began), ("end", ended)):
-            if (
-                instant is not None
-                and (said := window.time_problem(instant, f"benchmark_{which}_time_unix")) is not None
-            ):
-                yield said
+        problems = (
+            window.time_problem(seconds, f"benchmark_{which}_time_unix")
+            for which, seconds in (("start", began), ("end", ended))
+            if seconds is not None
+        )
+        yield from filter(None, problems)
     if began is None or ended is None or (duration := numbers.get("duration")) is None:
         return
     if abs(ended - began - duration) > max(0.5, expected.limits.tolerance * duration):
@@ -148,9 +149,9 @@ def time_contradictions(numbers: Numbers, expected: Expected, window: Window | N
 
 
 def time_doubts(duration: float | None, date: object, expected: Expected, window: Window | None) -> Iterator[str]:
-    """What is odd about the time of a measurement. ``date`` is the client's own, of its container's zone.
+    """What is odd about the time of a measurement. ``date`` is the client's own, in its container's time zone.
 
-    Of a rehearsal nothing is: its seconds are made up.
+    A rehearsal is not checked: its durations are made up.
     """
     if window is None or expected.rehearsal:
         return
@@ -162,14 +163,12 @@ def time_doubts(duration: float | None, date: object, expected: Expected, window
             utc = timegm(time.strptime(date, "%Y%m%d-%H%M%S"))
         except ValueError:
             return
-        if (
-            said := Window(window.since, window.until, window.skew + _ZONES).time_problem(utc, f"date ({date})")
-        ) is not None:
-            yield said
+        if problem := replace(window, skew=window.skew + _ZONES).time_problem(utc, f"date ({date})"):
+            yield problem
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """A check: what it says, a title, and what it means with what to do next."""
+    """A rule: the pattern of its sentences, a title, and a text that explains it and says what to do next."""
 
     says: str
     title: str
@@ -178,11 +177,11 @@ class Refusal(msgspec.Struct, frozen=True):
 
 @cache
 def refusals() -> Mapping[str, Refusal]:
-    """All checks by rule id, the first that fits first."""
+    """All rules by their ids. The first one whose pattern matches a sentence is the rule of that sentence."""
     content = Path(__file__).with_name("refusals.yaml").read_bytes()
     return msgspec.yaml.decode(content, type=built(dict[str, Refusal]))
 
 
 def rule_of(reason: str) -> str:
-    """The id of the check that gives this reason."""
+    """The id of the rule that a sentence belongs to."""
     return next(rule for rule, refusal in refusals().items() if re.search(refusal.says, reason))

@@ -1,7 +1,7 @@
-"""A JSON document of a result: its top level, whose values are taken apart when they are asked for.
+"""A JSON document of a result: its top level is parsed, each value only on access.
 
-It is taken as those who read it next take it, Python's json among them, except where that would let one value replace
-another unseen.
+It accepts what the next readers of the file accept (Python's json among them), except an object with a repeated key:
+there one value would silently replace another.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -22,12 +23,15 @@ _NOT_FINITE = re.compile(rb'(?:"([^"]{1,80})"\s*:|[\[,])\s*[-+]?(NaN|Infinity)\b
 _DIGITS = frozenset(bytes([byte]) for byte in b"-0123456789")
 
 
+Element = TypeVar("Element")
+
+
 class UnusableResult(Exception):
-    """A file cannot be used as a result; the message says why."""
+    """A file cannot be used as a result; the message gives the reason."""
 
 
 class _Key(str):
-    """A key of an object as it stands in a file: no two are equal, so that none replaces another unseen."""
+    """A key of an object in a file. No two are equal, so that repeated keys are all decoded."""
 
     __slots__ = ()
     __hash__ = object.__hash__
@@ -40,7 +44,7 @@ _OBJECT = msgspec.json.Decoder(dict[_Key, msgspec.Raw], dec_hook=lambda kind, te
 
 
 class Document:
-    """The top level of a JSON object by its keys, its values unparsed: `itls` alone can hold twenty million numbers."""
+    """The top level of a JSON object, with unparsed values: `itls` alone can hold twenty million numbers."""
 
     def __init__(self, parts: Mapping[str, msgspec.Raw]) -> None:
         self._parts = parts
@@ -53,16 +57,16 @@ class Document:
             raise UnusableResult("the file is empty")
         try:
             if not data.isascii():
-                data.decode()  # whoever reads it next reads text
-            return cls(each_once([(str(key), value) for key, value in _OBJECT.decode(data).items()]))
+                data.decode()  # the next readers read text
+            return cls(refuse_repeated_keys([(str(key), value) for key, value in _OBJECT.decode(data).items()]))
         except msgspec.ValidationError:
             raise UnusableResult("it is JSON, but not an object") from None
         except UnicodeDecodeError as error:
             raise UnusableResult(f"it is not UTF-8: {error.reason} at byte {error.start}") from None
         except (msgspec.DecodeError, RecursionError) as error:
-            if found := _NOT_FINITE.search(data):
-                holder = found[1].decode(errors="replace") if found[1] else "an element of a list"
-                raise UnusableResult(f"{holder} is {found[2].decode()}") from None
+            if match := _NOT_FINITE.search(data):
+                holder = match[1].decode(errors="replace") if match[1] else "an element of a list"
+                raise UnusableResult(f"{holder} is {match[2].decode()}") from None
             if b"\\u" in data:
                 return cls._with_lone_surrogates(data)
             text = str(error)
@@ -70,14 +74,14 @@ class Document:
 
     @classmethod
     def _with_lone_surrogates(cls, data: bytes) -> Document:
-        """As Python's json reads it: a generated text may hold half of a character."""
+        """Reads it with Python's json: a generated text may hold half of a character, which msgspec refuses."""
         try:
-            found = json.loads(data, object_pairs_hook=each_once)
+            value = json.loads(data, object_pairs_hook=refuse_repeated_keys)
         except (ValueError, RecursionError) as error:
             raise UnusableResult(f"not JSON: {error}") from None
-        if not isinstance(found, dict):
+        if not isinstance(value, dict):
             raise UnusableResult("it is JSON, but not an object")
-        return cls({key: msgspec.Raw(json.dumps(value).encode()) for key, value in found.items()})
+        return cls({key: msgspec.Raw(json.dumps(part).encode()) for key, part in value.items()})
 
     def __contains__(self, key: str) -> bool:
         return key in self._parts
@@ -86,20 +90,20 @@ class Document:
         return iter(self._parts)
 
     def value(self, key: str) -> Any:
-        """A value; None where there is none. Raises UnusableResult."""
+        """The value of a key; None without the key. Raises UnusableResult."""
         raw = self._parts.get(key)
         try:
             if raw is None or bytes(memoryview(raw)[:1]) != b"{":
                 return None if raw is None else msgspec.json.decode(raw)
-            return json.loads(bytes(raw), object_pairs_hook=each_once)
+            return json.loads(bytes(raw), object_pairs_hook=refuse_repeated_keys)
         except (ValueError, RecursionError) as error:
             raise UnusableResult(f"not JSON: {error}") from None
 
     def number(self, key: str) -> float:
-        """A number that must be there, and finite. Raises UnusableResult."""
+        """The value of a key, which must exist and be a finite number. Raises UnusableResult."""
         if key not in self._parts:
             raise UnusableResult(f"{key} is missing")
-        return finite(key, self.value(key))
+        return require_finite(key, self.value(key))
 
     def number_if_any(self, key: str) -> float | None:
         return self.number(key) if key in self._parts else None
@@ -109,23 +113,23 @@ class Document:
         return {key: self.number(key) for key, raw in self._parts.items() if bytes(memoryview(raw)[:1]) in _DIGITS}
 
     def list_of_numbers(self, key: str) -> list[float]:
-        """A list of numbers; nothing when it is none. It says no more than what is published says already."""
+        """A list of numbers; an empty list for any other value."""
+        return self._list(key, float)
+
+    def count_filled(self, key: str) -> int:
+        """How many elements of a list are not empty: of ``errors``, the requests that have one."""
+        values = self._list(key, msgspec.Raw)
+        return sum(bytes(memoryview(raw)[:5]) not in (b'""', b"null", b"false", b"{}", b"[]") for raw in values)
+
+    def _list(self, key: str, kind: type[Element]) -> list[Element]:
         try:
-            return msgspec.json.decode(self._parts[key], type=list[float]) if key in self._parts else []
+            return msgspec.json.decode(self._parts[key], type=list[kind]) if key in self._parts else []  # type: ignore[valid-type]
         except (msgspec.DecodeError, RecursionError):
             return []
 
-    def count_filled(self, key: str) -> int:
-        """How many elements of a list say anything: of errors, the requests that have one."""
-        try:
-            found = msgspec.json.decode(self._parts[key], type=list[msgspec.Raw]) if key in self._parts else []
-        except (msgspec.DecodeError, RecursionError):
-            return 0
-        return sum(bytes(memoryview(raw)[:5]) not in (b'""', b"null", b"false", b"{}", b"[]") for raw in found)
-
 
 def content(path: Path) -> bytes:
-    """What a file holds. Raises UnusableResult; of what is no file, a pipe perhaps, nothing is read."""
+    """The bytes of a regular file; a pipe is not opened. Raises UnusableResult."""
     try:
         with open_regular(path) as file:
             if (size := os.fstat(file.fileno()).st_size) > LARGEST_RESULT:
@@ -135,18 +139,17 @@ def content(path: Path) -> bytes:
         raise UnusableResult(f"cannot be read: {error.strerror}") from None
 
 
-def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of its keys and values. Readers disagree on which of two values of one key counts."""
+def refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs. Raises UnusableResult for a repeated key: readers disagree on which value counts."""
     document = dict(pairs)
     if len(document) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise UnusableResult(f"the key {twice[:80]!r} stands in it more than once")
+        repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise UnusableResult(f"the key {repeated[:80]!r} stands in it more than once")
     return document
 
 
-def finite(key: str, value: Any) -> float:
-    """A value that has to be a finite number. Raises UnusableResult."""
+def require_finite(key: str, value: Any) -> float:
+    """The value of ``key`` as a float. Raises UnusableResult unless it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UnusableResult(f"{key} is {value!r:.80}, not a number")
     try:

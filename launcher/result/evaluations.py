@@ -21,7 +21,7 @@ from launcher.core.errors import ResultError
 from launcher.core.reading import built
 from launcher.plan.plan import Expected
 from launcher.result.contradictions import model_contradictions, row_contradictions, stand_in_contradictions
-from launcher.result.document import UnusableResult, content, each_once
+from launcher.result.document import UnusableResult, content, refuse_repeated_keys
 from launcher.result.evaluation_rows import META, concurrency_of, main_score, refuse_unknown_form, task_scores
 from launcher.result.row_fields import finite
 from launcher.result.summary_file import Evaluation
@@ -163,7 +163,7 @@ def _evaluations(
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(content(path), object_pairs_hook=each_once)
+        found = json.loads(content(path), object_pairs_hook=refuse_repeated_keys)
     except (ValueError, RecursionError) as error:
         raise UnusableResult(f"is not a JSON object: {str(error)[:200]}") from None
     if not isinstance(found, dict):

@@ -1,6 +1,6 @@
-"""What contradicts a result by its own numbers, and by the plan's lengths, GPUs and bounds. Pure.
+"""Checks of a result's numbers against each other, and against the plan's lengths, GPUs and bounds. Pure.
 
-First a result of fixed lengths, then an agentic one, as process_agentic_result.py aggregates it.
+First results of fixed lengths, then agentic ones, as process_agentic_result.py aggregates them.
 """
 
 from __future__ import annotations
@@ -10,39 +10,39 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from launcher.plan.plan import Bounds, Expected
-from launcher.result.contradictions import LEAST_MS, Numbers, differ, number_at, out_of_order
+from launcher.result.contradictions import LEAST_MS, Numbers, differ, number_at, order_contradictions
 
 Lists = Mapping[str, Sequence[float]]
-"""Numbers by request, where a document has them."""
+"""Lists with a number for each request, by their keys in the document."""
 
 _RATES = {
     "request_throughput": ("completed",),
     "output_throughput": ("total_output_tokens",),
     "total_token_throughput": ("total_input_tokens", "total_output_tokens"),
 }
-"""What each rate counts in a second of ``duration`` (InferenceX 843c6254f, utils/bench_serving)."""
+"""The counts whose sum, divided by ``duration``, is each rate (InferenceX 843c6254f, utils/bench_serving)."""
 
 _ROUNDED = 0.002
-"""The share of a mean that rounding may take from it, or from a deviation."""
+"""The share of a mean by which rounding may change it or a deviation."""
 
-_WHOLE = 2.0
-"""The factor by which a mean latency may differ from that of the first token and those of the others: requests differ
-in their lengths, and published ones do by 15 %."""
+_E2EL_FACTOR = 2.0
+"""The factor by which a mean latency may differ from the one computed from TTFT and TPOT: requests differ in their
+lengths, and in published results the two differ by 15 %."""
 
-_BUSY = 0.25
-"""The share of the concurrency below which the requests at once, by their latencies, are odd: with ten requests for
-each, published ones are above 0.6."""
+_MIN_IN_FLIGHT = 0.25
+"""A smaller share of the concurrency in flight, computed from the latencies, is doubtful: published results with ten
+requests for each unit of concurrency are above 0.6."""
 
 FAILED = ("failed", "num_failed", "failed_requests", "num_failed_requests")
 _PERCENTILE = re.compile(r"p\d+(?:\.\d+)?")
-_ROUGH = 0.0005
-"""Seconds above which a latency of 5 decimals is exact to 1 %."""
+_EXACT_FROM = 0.0005
+"""Seconds. A longer latency of 5 decimals is exact to 1 %."""
 
 _STATISTIC = re.compile(r"(median|min|max|p(\d{1,2}(?:\.\d{1,3})?))_(\w+)_ms")
 
 
 def fixed_contradictions(numbers: Numbers, lists: Lists, expected: Expected) -> Iterator[str]:
-    """What contradicts a result of fixed lengths; ``lists`` are numbers by request, where the document has them."""
+    """Checks the numbers of a result of fixed lengths."""
     tolerance, duration, completed = expected.limits.tolerance, numbers.get("duration"), numbers["completed"]
     for key in ("duration", "request_throughput", "total_input_tokens", "total_output_tokens"):
         if numbers.get(key, 1) <= 0:
@@ -56,30 +56,31 @@ def fixed_contradictions(numbers: Numbers, lists: Lists, expected: Expected) -> 
     if numbers["output_throughput"] > numbers["total_token_throughput"] * (1 + tolerance):
         output, total = (f"{numbers[key]:.6g}" for key in ("output_throughput", "total_token_throughput"))
         yield f"output_throughput is {output}, more than total_token_throughput, which is {total}"
-    yield from _counts(numbers, lists, expected.limits)
-    yield from _latencies(numbers, lists, tolerance)
+    yield from _check_counts(numbers, lists, expected.limits)
+    yield from _check_latencies(numbers, lists, tolerance)
     if expected.osl:
-        yield from _whole_latency(numbers)
-    for kind, side, asked in (("input", "ISL", expected.isl), ("output", "OSL", expected.osl)):
+        yield from _check_mean_latency(numbers)
+    for kind, side, planned in (("input", "ISL", expected.isl), ("output", "OSL", expected.osl)):
         tokens, lengths = numbers.get(f"total_{kind}_tokens"), [n for n in lists.get(f"{kind}_lens", ()) if n]
         if tokens is None:
             continue
         if lengths and differ(mean := sum(lengths) / len(lengths), tokens / completed, tolerance):
-            said = f"the mean of {kind}_lens × completed is {mean * completed:.6g}"
-            yield f"total_{kind}_tokens is {tokens:.6g}, and {said}"
+            computed_tokens = f"the mean of {kind}_lens × completed is {mean * completed:.6g}"
+            yield f"total_{kind}_tokens is {tokens:.6g}, and {computed_tokens}"
         low, high = expected.limits.lengths
-        if asked and not low * asked <= tokens / completed <= high * asked:
-            said = f"{tokens / completed:.0f} {kind} tokens a request (total_{kind}_tokens / completed)"
-            yield f"{said}, where {side} is {asked} in the plan: expected {low * asked:.0f} to {high * asked:.0f}"
+        if planned and not low * planned <= tokens / completed <= high * planned:
+            measured = f"{tokens / completed:.0f} {kind} tokens a request (total_{kind}_tokens / completed)"
+            bounds = f"{low * planned:.0f} to {high * planned:.0f}"
+            yield f"{measured}, where {side} is {planned} in the plan: expected {bounds}"
 
 
-def _counts(numbers: Numbers, lists: Lists, bounds: Bounds) -> Iterator[str]:
-    """How many requests were asked for, completed and failed."""
-    completed, asked = numbers["completed"], numbers.get("num_prompts")
+def _check_counts(numbers: Numbers, lists: Lists, bounds: Bounds) -> Iterator[str]:
+    """Checks the numbers of requests that were sent, completed and failed."""
+    completed, sent = numbers["completed"], numbers.get("num_prompts")
     if completed != int(completed):
         yield f"completed is {completed:g}, not a whole number"
-    if asked is not None and completed > asked:
-        yield f"completed is {completed:g}, more than num_prompts, which is {asked:g}"
+    if sent is not None and completed > sent:
+        yield f"completed is {completed:g}, more than num_prompts, which is {sent:g}"
         return
     for key in FAILED:
         if numbers.get(key, 0) < 0:
@@ -87,41 +88,40 @@ def _counts(numbers: Numbers, lists: Lists, bounds: Bounds) -> Iterator[str]:
     failed = max(
         *(numbers.get(key, 0) for key in FAILED),
         sum(lists.get("errors", ())),
-        0 if asked is None else asked - completed,
+        0 if sent is None else sent - completed,
     )
-    whole = asked or completed + failed
-    if failed > bounds.failed * whole:
-        share = f"{failed / whole:.1%}, where at most {bounds.failed:.4g} may"
-        yield f"{failed:g} of {whole:g} requests failed (completed is {completed:g}): {share}"
-    answers = lists.get("output_lens", ())
-    if len(answers) >= completed and (given := sum(map(bool, answers))) < completed * (1 - bounds.failed):
-        yield f"completed is {completed:g}, and {given} of output_lens are not 0"
+    total = sent or completed + failed
+    if failed > bounds.failed * total:
+        share = f"{failed / total:.1%}, where at most {bounds.failed:.4g} may"
+        yield f"{failed:g} of {total:g} requests failed (completed is {completed:g}): {share}"
+    lengths = lists.get("output_lens", ())
+    if len(lengths) >= completed and (answered := sum(map(bool, lengths))) < completed * (1 - bounds.failed):
+        yield f"completed is {completed:g}, and {answered} of output_lens are not 0"
 
 
-def _latencies(numbers: Numbers, lists: Lists, tolerance: float) -> Iterator[str]:
-    """Latencies below zero, percentiles out of order, and a first token that comes after the last."""
+def _check_latencies(numbers: Numbers, lists: Lists, tolerance: float) -> Iterator[str]:
+    """Checks that latencies are not negative, percentiles ascend, and the first token is not later than the last."""
     ordered: dict[str, list[tuple[float, str]]] = {}
     for key, value in numbers.items():
         if key.endswith("_ms") and value < -LEAST_MS:
             yield f"{key} is {value:g}, below 0"
-        if found := _STATISTIC.fullmatch(key):
-            rank = {"min": 0.0, "median": 50.0, "max": 100.0}.get(found[1])
-            if found[3]:
-                ordered.setdefault(found[3], []).append((float(found[2]) if rank is None else rank, key))
+        if match := _STATISTIC.fullmatch(key):
+            rank = {"min": 0.0, "median": 50.0, "max": 100.0}.get(match[1])
+            ordered.setdefault(match[3], []).append((float(match[2]) if rank is None else rank, key))
     for metric, keys in ordered.items():
-        yield from out_of_order({key: numbers[key] for _, key in sorted(keys)})
-        yield from _same_rank_and_mean(numbers, metric, dict(reversed(keys)), tolerance)
+        yield from order_contradictions({key: numbers[key] for _, key in sorted(keys)})
+        yield from _check_median_and_mean(numbers, metric, dict(reversed(keys)), tolerance)
     for name in ("mean", "median"):
         for metric in ("ttft", "e2el"):
             if (value := numbers.get(f"{name}_{metric}_ms", 1.0)) <= 0:
                 yield f"{name}_{metric}_ms is {value:g}, and must be above 0"
-        first, whole = numbers.get(f"{name}_ttft_ms"), numbers.get(f"{name}_e2el_ms")
-        if whole is not None and whole > numbers.get("duration", math.inf) * 1000 * _WHOLE:
-            yield f"{name}_e2el_ms is {whole:.6g}, and duration is {numbers['duration']:.6g} s"
-        if first is not None and whole is not None and first > whole * (1 + tolerance):
-            yield f"{name}_ttft_ms is {first:.6g}, more than {name}_e2el_ms, which is {whole:.6g}"
+        ttft, e2el = numbers.get(f"{name}_ttft_ms"), numbers.get(f"{name}_e2el_ms")
+        if e2el is not None and e2el > numbers.get("duration", math.inf) * 1000 * _E2EL_FACTOR:
+            yield f"{name}_e2el_ms is {e2el:.6g}, and duration is {numbers['duration']:.6g} s"
+        if ttft is not None and e2el is not None and ttft > e2el * (1 + tolerance):
+            yield f"{name}_ttft_ms is {ttft:.6g}, more than {name}_e2el_ms, which is {e2el:.6g}"
     for keys in ordered.values():
-        yield from _spread(numbers, keys, tolerance)
+        yield from _check_spread(numbers, keys, tolerance)
     times, mean = [n for n in lists.get("ttfts", ()) if n], numbers.get("mean_ttft_ms")
     if mean is None or not times or len(times) < numbers["completed"]:
         return
@@ -129,8 +129,11 @@ def _latencies(numbers: Numbers, lists: Lists, tolerance: float) -> Iterator[str
         yield f"mean_ttft_ms is {mean:.6g}, and the mean of ttfts is {computed:.6g} ms"
 
 
-def _same_rank_and_mean(numbers: Numbers, metric: str, keys: Mapping[float, str], tolerance: float) -> Iterator[str]:
-    """A median by two names, and a mean that is not between the least and the most; ``keys`` are by their ranks."""
+def _check_median_and_mean(numbers: Numbers, metric: str, keys: Mapping[float, str], tolerance: float) -> Iterator[str]:
+    """Checks that both names of a median have one value, and that the mean is between minimum and maximum.
+
+    ``keys`` maps the ranks of the metric's statistics to their keys.
+    """
     median, p50 = f"median_{metric}_ms", f"p50_{metric}_ms"
     if median in numbers and p50 in numbers and differ(numbers[median], numbers[p50], tolerance):
         yield f"{median} is {numbers[median]:.6g}, and {p50} is {numbers[p50]:.6g}"
@@ -140,51 +143,52 @@ def _same_rank_and_mean(numbers: Numbers, metric: str, keys: Mapping[float, str]
             yield f"mean_{metric}_ms is {mean:.6g}, {word} than {keys[rank]}, which is {numbers[keys[rank]]:.6g}"
 
 
-def _spread(numbers: Numbers, keys: Sequence[tuple[float, str]], tolerance: float) -> Iterator[str]:
-    """Quantiles farther from the mean than any numbers of that deviation have them (Cantelli's inequality)."""
+def _check_spread(numbers: Numbers, keys: Sequence[tuple[float, str]], tolerance: float) -> Iterator[str]:
+    """Checks that no quantile is farther from the mean than the standard deviation allows (Cantelli's inequality)."""
     metric = keys[0][1].partition("_")[2]
     mean, deviation = (numbers.get(f"{name}_{metric}") for name in ("mean", "std"))
     if mean is None or deviation is None or mean <= 0:
         return
     for rank, key in keys:
         value, share = numbers[key], rank / 100
-        if not 0 < share < 1 or value <= 0:  # what a clock says of nothing (`LEAST_MS`) is no quantile
+        if not 0 < share < 1 or value <= 0:  # a latency of about zero is clock noise (`LEAST_MS`)
             continue
         farthest = deviation * math.sqrt(share / (1 - share) if value > mean else (1 - share) / share)
         if abs(value - mean) > farthest * (1 + tolerance) + _ROUNDED * mean:
-            said = f"mean_{metric} is {mean:.6g} with a deviation (std) of {deviation:.6g}"
-            yield f"{key} is {value:.6g}, and {said}: it is at most {farthest:.3g} from the mean"
+            distribution = f"mean_{metric} is {mean:.6g} with a deviation (std) of {deviation:.6g}"
+            yield f"{key} is {value:.6g}, and {distribution}: it is at most {farthest:.3g} from the mean"
 
 
-def _whole_latency(numbers: Numbers) -> Iterator[str]:
-    """The mean latency of a request against its first token's and those of the others, where lengths are fixed."""
+def _check_mean_latency(numbers: Numbers) -> Iterator[str]:
+    """Checks the mean latency of a request against the one computed from TTFT and TPOT, where lengths are fixed."""
     keys = ("mean_e2el_ms", "mean_ttft_ms", "mean_tpot_ms", "total_output_tokens")
-    whole, first, each, tokens = (numbers.get(key) for key in keys)
-    if whole is None or first is None or each is None or tokens is None:
+    e2el, ttft, tpot, tokens = (numbers.get(key) for key in keys)
+    if e2el is None or ttft is None or tpot is None or tokens is None:
         return
-    computed = first + each * (tokens / numbers["completed"] - 1)
-    if not whole / _WHOLE <= computed <= whole * _WHOLE:
-        said = "mean_ttft_ms + mean_tpot_ms × (output tokens a request - 1)"
-        yield f"mean_e2el_ms is {whole:.6g}, and {said} is {computed:.6g}"
+    computed = ttft + tpot * (tokens / numbers["completed"] - 1)
+    if not e2el / _E2EL_FACTOR <= computed <= e2el * _E2EL_FACTOR:
+        formula = "mean_ttft_ms + mean_tpot_ms × (output tokens a request - 1)"
+        yield f"mean_e2el_ms is {e2el:.6g}, and {formula} is {computed:.6g}"
 
 
 def concurrency_doubts(numbers: Numbers, *, at_full_rate: bool) -> Iterator[str]:
-    """Requests that were in flight at once, by their mean latency, against the concurrency (Little's law).
+    """Compares the requests in flight, computed from their mean latency (Little's law), with the concurrency.
 
-    ``at_full_rate`` says that requests were sent as fast as that allows.
+    ``at_full_rate``: the client sent requests as fast as the concurrency allows.
     """
-    mean, duration, asked = numbers.get("mean_e2el_ms"), numbers.get("duration"), numbers["max_concurrency"]
-    if numbers.get("num_prompts", asked) < asked:
-        yield f"num_prompts is {numbers['num_prompts']:g}, and max_concurrency {asked:g}: so many never ran at once"
+    mean, duration, concurrency = numbers.get("mean_e2el_ms"), numbers.get("duration"), numbers["max_concurrency"]
+    if (sent := numbers.get("num_prompts", concurrency)) < concurrency:
+        yield f"num_prompts is {sent:g}, and max_concurrency {concurrency:g}: so many never ran at once"
     if not mean or not duration:
         return
-    at_once = mean / 1000 * numbers["completed"] / duration
-    if at_once > asked * 1.05 or (at_full_rate and at_once < asked * _BUSY):
-        yield f"mean_e2el_ms × completed / duration is {at_once:.3g} requests at once, and max_concurrency {asked:g}"
+    in_flight = mean / 1000 * numbers["completed"] / duration
+    if in_flight > concurrency * 1.05 or (at_full_rate and in_flight < concurrency * _MIN_IN_FLIGHT):
+        counted = f"mean_e2el_ms × completed / duration is {in_flight:.3g} requests at once"
+        yield f"{counted}, and max_concurrency {concurrency:g}"
 
 
 def agentic_contradictions(document: Mapping[str, object], expected: Expected) -> Iterator[str]:
-    """What contradicts an agentic result, as process_agentic_result.py aggregates it. Its numbers are finite."""
+    """Checks the numbers of an agentic result, which must be finite."""
     tolerance = expected.limits.tolerance
     completed = number_at(document, "num_requests_successful") or 0.0
     if completed != int(completed):
@@ -192,15 +196,13 @@ def agentic_contradictions(document: Mapping[str, object], expected: Expected) -
     scenario = document.get("scenario_type")
     if isinstance(scenario, str) and scenario and "agentic" not in scenario.lower():
         yield f"scenario_type is {scenario[:200]!r}, and the plan's is agentic"
-    total, said = (
-        number_at(document, "num_requests_total"),
-        number_at(document, "request_accounting", "records_profiled"),
-    )
+    total = number_at(document, "num_requests_total")
+    profiled = number_at(document, "request_accounting", "records_profiled")
     if total is not None and completed > total:
         yield f"num_requests_successful is {completed:g}, more than num_requests_total, which is {total:g}"
-    if said is not None and said != completed:
-        yield f"num_requests_successful is {completed:g}, and request_accounting.records_profiled is {said:g}"
-    yield from _records(document, completed, total)
+    if profiled is not None and profiled != completed:
+        yield f"num_requests_successful is {completed:g}, and request_accounting.records_profiled is {profiled:g}"
+    yield from _check_records(document, completed, total)
     failed = failed_requests(document)
     if failed > expected.limits.failed * (failed + completed):
         share = f"{failed / (failed + completed):.1%}, where at most {expected.limits.failed:.4g} may"
@@ -222,26 +224,25 @@ def agentic_contradictions(document: Mapping[str, object], expected: Expected) -
         if rate is not None and mean is not None and duration and differ(rate * duration, mean * completed, tolerance):
             tokens = f"tokens.{name}.mean × num_requests_successful is {mean * completed:.6g}"
             yield f"throughput.{kind}.tokens_per_second × duration_seconds is {rate * duration:.6g}, and {tokens}"
-    yield from _gpus_of(document, rates, expected, tolerance)
-    yield from _orders(document.get("request_metrics"))
-    yield from _agentic_latencies(document.get("request_metrics"), tolerance)
+    yield from _check_gpus(document, rates, expected, tolerance)
+    yield from _check_percentiles(document.get("request_metrics"))
+    yield from _check_agentic_latencies(document.get("request_metrics"), tolerance)
 
 
 def failed_requests(document: Mapping[str, object]) -> float:
-    """The requests of the measurement that failed. A record of the warm-up that failed counts in both other numbers."""
-    accounting = ("request_accounting",)
-    dropped, warmup = (
-        number_at(document, *accounting, f"records_{name}") for name in ("dropped_total", "warmup_dropped")
-    )
-    if dropped is not None and warmup is not None:
-        return dropped - warmup
-    return number_at(document, *accounting, "records_error_dropped") or 0.0
+    """The number of failed requests of the measurement.
+
+    A failed record of the warm-up counts both as dropped by warm-up and as dropped by error.
+    """
+    keys = ("records_dropped_total", "records_warmup_dropped", "records_error_dropped")
+    dropped, warmup, errors = (number_at(document, "request_accounting", key) for key in keys)
+    return errors or 0.0 if dropped is None or warmup is None else dropped - warmup
 
 
-def _gpus_of(
+def _check_gpus(
     document: Mapping[str, object], rates: Mapping[str, float | None], expected: Expected, tolerance: float
 ) -> Iterator[str]:
-    """The GPUs by which throughputs are divided, against those of the plan."""
+    """Checks the GPUs by which throughputs are divided against those of the plan."""
     if expected.gpus is None:
         return
     counted = [number_at(document, f"num_{side}_gpu") for side in ("prefill", "decode")]
@@ -253,12 +254,12 @@ def _gpus_of(
         if each is not None and each <= 0:
             yield f"per_gpu.{kind}_tput_tps is {each:g}, and must be above 0"
         elif each and rate and differ(rate / each, sum(expected.gpus), tolerance):
-            said = f"per_gpu.{kind}_tput_tps is {each:.6g}, the {kind} by {rate / each:.3g} GPUs"
-            yield f"{said}, and the plan has {sum(expected.gpus)}: {rate / sum(expected.gpus):.6g}"
+            stated = f"per_gpu.{kind}_tput_tps is {each:.6g}, the {kind} by {rate / each:.3g} GPUs"
+            yield f"{stated}, and the plan has {sum(expected.gpus)}: {rate / sum(expected.gpus):.6g}"
 
 
-def _records(document: Mapping[str, object], completed: float, total: float | None) -> Iterator[str]:
-    """The records of an agentic run: all, those of the measurement, and those that were dropped."""
+def _check_records(document: Mapping[str, object], completed: float, total: float | None) -> Iterator[str]:
+    """Checks the counts of all records, of those of the measurement, and of those that were dropped."""
     names = ("total", "warmup_dropped", "error_dropped", "dropped_total")
     counts = {name: number_at(document, "request_accounting", f"records_{name}") for name in names}
     for name, count in counts.items():
@@ -268,18 +269,18 @@ def _records(document: Mapping[str, object], completed: float, total: float | No
     if records is not None and total is not None and records != total:
         yield f"num_requests_total is {total:g}, and request_accounting.records_total is {records:g}"
     if records is not None and dropped is not None and completed + dropped != records:
-        said = f"num_requests_successful and records_dropped_total are {completed:g} and {dropped:g}"
-        yield f"request_accounting.records_total is {records:g}, and {said}"
-    if dropped is not None and dropped < (counts["warmup_dropped"] or 0):
-        said = f"records_warmup_dropped, which is {counts['warmup_dropped']:g}"
-        yield f"request_accounting.records_dropped_total is {dropped:g}, less than {said}"
+        parts = f"num_requests_successful and records_dropped_total are {completed:g} and {dropped:g}"
+        yield f"request_accounting.records_total is {records:g}, and {parts}"
+    if dropped is not None and dropped < (warmup := counts["warmup_dropped"] or 0):
+        less = f"less than records_warmup_dropped, which is {warmup:g}"
+        yield f"request_accounting.records_dropped_total is {dropped:g}, {less}"
 
 
-def _orders(metrics: object) -> Iterator[str]:
-    """Percentiles out of order. Interactivity is one by a latency, so that its percentiles fall."""
+def _check_percentiles(metrics: object) -> Iterator[str]:
+    """Checks that percentiles ascend. Interactivity is the reciprocal of a latency, so its percentiles descend."""
     for group in ("latency", "tokens"):
-        named = metrics.get(group) if isinstance(metrics, dict) else None
-        for name, statistics in named.items() if isinstance(named, dict) else ():
+        by_name = metrics.get(group) if isinstance(metrics, dict) else None
+        for name, statistics in by_name.items() if isinstance(by_name, dict) else ():
             if not isinstance(statistics, dict):
                 continue
             ranked = sorted((float(key[1:]), key) for key in statistics if _PERCENTILE.fullmatch(str(key)))
@@ -289,17 +290,18 @@ def _orders(metrics: object) -> Iterator[str]:
             for key, value in numbers.items():
                 if not least <= value < math.inf:
                     yield f"{key} is {value:g}, and must be {'finite and ' if value > 0 else ''}above 0"
-            falls = name.endswith("intvty")
-            yield from out_of_order(dict(reversed(numbers.items())) if falls else numbers)
+            descending = name.endswith("intvty")
+            yield from order_contradictions(dict(reversed(numbers.items())) if descending else numbers)
 
 
-def _agentic_latencies(metrics: object, tolerance: float) -> Iterator[str]:
-    """A first token that comes after the last; and interactivity, which is one by the latency between tokens (rounded
-    to 5 decimals)."""
+def _check_agentic_latencies(metrics: object, tolerance: float) -> Iterator[str]:
+    """Checks that the first token is not later than the last, and that interactivity is the reciprocal of ITL, which is
+    rounded to 5 decimals."""
     for key in ("mean", "p50", "p75", "p90", "p95"):
-        first, whole = (number_at(metrics, "latency", name, key) for name in ("ttft", "e2el"))
-        if first is not None and whole is not None and first > whole * (1 + tolerance):
-            yield f"latency.ttft.{key} is {first:.6g}, more than latency.e2el.{key}, which is {whole:.6g}"
-        said, latency = (number_at(metrics, "latency", name, key) for name in ("intvty", "itl"))
-        if said and latency and latency > _ROUGH and differ(said, 1 / latency, tolerance):
-            yield f"latency.intvty.{key} is {said:.6g}, and 1 / latency.itl.{key} is {1 / latency:.6g}"
+        ttft, e2el, intvty, itl = (
+            number_at(metrics, "latency", name, key) for name in ("ttft", "e2el", "intvty", "itl")
+        )
+        if ttft is not None and e2el is not None and ttft > e2el * (1 + tolerance):
+            yield f"latency.ttft.{key} is {ttft:.6g}, more than latency.e2el.{key}, which is {e2el:.6g}"
+        if intvty and itl and itl > _EXACT_FROM and differ(intvty, 1 / itl, tolerance):
+            yield f"latency.intvty.{key} is {intvty:.6g}, and 1 / latency.itl.{key} is {1 / itl:.6g}"

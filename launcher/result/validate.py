@@ -14,7 +14,7 @@ from typing import Any
 
 from launcher.plan.plan import Expected
 from launcher.result.contradictions import (
-    MARK,
+    STAND_IN_KEY,
     Window,
     gpu_contradictions,
     model_contradictions,
@@ -23,7 +23,7 @@ from launcher.result.contradictions import (
     time_contradictions,
     time_doubts,
 )
-from launcher.result.document import Document, UnusableResult, finite
+from launcher.result.document import Document, UnusableResult, require_finite
 from launcher.result.own_numbers import (
     FAILED,
     agentic_contradictions,
@@ -160,7 +160,7 @@ def _fixed_point(
     total, output, completed = (numbers[key] for key in ("total_token_throughput", "output_throughput", "completed"))
     lists = {key: values for key in _LISTS if (values := document.list_of_numbers(key))}
     lists["errors"] = [document.count_filled("errors")]
-    stated = {k: document.value(k) for k in document if k in _MODEL or k in expected.row or MARK.fullmatch(k)}
+    stated = {k: document.value(k) for k in document if k in _MODEL or k in expected.row or STAND_IN_KEY.fullmatch(k)}
     _refuse_contradictions(
         *stand_in_contradictions(stated, expected),
         *(text for key in _MODEL for text in model_contradictions(stated.get(key), expected, key)),
@@ -281,7 +281,7 @@ def _agentic_point(
 def _number_below(metrics: Any, *keys: str) -> float | None:
     for key in keys:
         metrics = metrics.get(key) if isinstance(metrics, dict) else None
-    return None if metrics is None else finite(".".join(keys), metrics)
+    return None if metrics is None else require_finite(".".join(keys), metrics)
 
 
 def _modification_time(path: Path) -> float | None:
