@@ -105,7 +105,7 @@ def _look_eval(expected: Expected, place: Place, found: ResultScan, window: Wind
     others = _of_others((RESULTS,), place, window) if place.into == place.workspace or not results else []
     wrong = [f"eval: {said}" for said in others]
     wrong += [] if results else [f"eval: no {RESULTS} of this job in {place.workspace}"]
-    found.evaluate(files, expected, place.workspace, wrong)
+    found.add_evaluation(files, expected, place.workspace, wrong)
 
 
 def lying_there(expected: Expected, directory: Path) -> dict[str, int]:

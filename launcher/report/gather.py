@@ -92,7 +92,7 @@ def add_tree(gathered: ReportInput, root: Path) -> None:
             continue
         for row in rows:
             if is_evaluation(row):
-                least, _ = thresholds.least(str(row["model_prefix"]), str(row["task"]))
+                least, _ = thresholds.minimum(str(row["model_prefix"]), str(row["task"]))
                 row = {**row, "threshold": least if row["task"] else None}
             elif not is_row(row):
                 if named:

@@ -1,7 +1,7 @@
-"""Whether the files of an evaluation can be believed: lm-eval's ``results*.json`` and InferenceX's ``meta_env.json``.
+"""Checks the files of an evaluation: lm-eval's ``results*.json`` and InferenceX's ``meta_env.json``.
 
-They are read as those who collect them read them, by Python's json: NaN is taken, since a standard error of one sample
-is none. A score that is NaN is none either, and is refused.
+They are read with Python's json, as the workflow's collector reads them. It accepts NaN, which is the standard error of
+a single sample. A score of NaN is refused.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from launcher.result.summary_file import Evaluation
 
 RESULTS = "results*.json"
 OWN_THRESHOLDS = "utils/evals/thresholds.yaml"
-"""Below the workspace: what the workflow's own check reads (InferenceX, utils/evals/validate_scores.py)."""
+"""Below the workspace: the file that the workflow's own check reads (InferenceX, utils/evals/validate_scores.py)."""
 
-_OTHERWISE = 0.85
-"""The least score of a task that no threshold is about."""
+_DEFAULT_THRESHOLD = 0.85
+"""The minimum score of a task that has no threshold."""
 
 _SHARES = frozenset({"exact_match", "acc", "acc_norm", "accuracy", "resolved"})
-"""Metrics that are shares of the samples."""
+"""Metrics that are shares of the samples, from 0 to 1."""
 
 _NUMBERS = ("score", "score_se", "em_strict", "em_flexible", "n_eff")
 
@@ -42,7 +42,7 @@ _NO_SCORES = frozenset({"alias", "name", "sample_len", "samples", "sample_count"
 
 
 class Thresholds(msgspec.Struct, frozen=True):
-    """The least scores by task: of a model prefix, and of all. ``origin`` is the file."""
+    """The minimum scores by task: those of a model prefix, and those of all models. ``origin`` is the file."""
 
     default: dict[str, float] = {}
     models: dict[str, dict[str, float]] = {}
@@ -50,102 +50,102 @@ class Thresholds(msgspec.Struct, frozen=True):
 
     @classmethod
     def below(cls, workspace: Path) -> Thresholds:
-        """Those of the workspace, else those that are known here."""
+        """The thresholds of the workspace, otherwise those that come with the launcher."""
         for path in (workspace / OWN_THRESHOLDS, Path(__file__).with_name("thresholds.yaml")):
             try:
                 if path.is_file() and path.stat().st_size < 1 << 16:
-                    found = msgspec.yaml.decode(path.read_bytes(), type=built(cls))
-                    return msgspec.structs.replace(found, origin=OWN_THRESHOLDS)
+                    thresholds = msgspec.yaml.decode(path.read_bytes(), type=built(cls))
+                    return msgspec.structs.replace(thresholds, origin=OWN_THRESHOLDS)
             except (OSError, ValueError, msgspec.MsgspecError, RecursionError):
                 continue
         return cls()
 
     def tasks(self) -> set[str]:
-        """Every task that it is about."""
+        """Every task that has a threshold."""
         return {*self.default, *(task for tasks in self.models.values() for task in tasks)}
 
-    def least(self, prefix: str, task: str) -> tuple[float, str]:
-        """The threshold of a task, and which entry it is."""
-        if task in (own := self.models.get(prefix, {})):
-            return own[task], f"models.{prefix}.{task}"
-        return (self.default[task], f"default.{task}") if task in self.default else (_OTHERWISE, "of any other task")
+    def minimum(self, prefix: str, task: str) -> tuple[float, str]:
+        """The threshold of a task, and the name of its entry."""
+        if task in (of_model := self.models.get(prefix, {})):
+            return of_model[task], f"models.{prefix}.{task}"
+        if task in self.default:
+            return self.default[task], f"default.{task}"
+        return _DEFAULT_THRESHOLD, "of any other task"
 
 
 @dataclass
 class EvaluationVerdict:
-    """What is wrong with an evaluation: by the name of a file, and with the whole; and what a person should see.
-    ``evaluations`` are what its files measured."""
+    """The problems of an evaluation, by file name and of the whole; doubts, which need a person's attention; and the
+    scores that its files contain."""
 
     files: dict[str, list[str]] = field(default_factory=dict)
     whole: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
 
-    def refuse(self, name: str, *wrong: str) -> bool:
-        """Refuse a file where anything is wrong with it; whether it was."""
-        if wrong:
-            self.files[name] = [f"cannot be believed: {wrong[0]}", *wrong[1:4]]
-        return bool(wrong)
+    def refuse(self, name: str, *problems: str) -> bool:
+        """Record the problems of a file, at most four; returns whether there are any."""
+        if problems:
+            self.files[name] = [f"cannot be believed: {problems[0]}", *problems[1:4]]
+        return bool(problems)
 
     @property
-    def wrong(self) -> list[str]:
-        """Everything that is wrong, in sentences."""
-        return [*(f"eval: {name} {'; '.join(said)}" for name, said in self.files.items()), *self.whole]
+    def problems(self) -> list[str]:
+        """All problems, a sentence each."""
+        return [*(f"eval: {name} {'; '.join(reasons)}" for name, reasons in self.files.items()), *self.whole]
 
-    def points(self, wrong: Sequence[str], asked: Sequence[int]) -> tuple[Evaluation, ...]:
-        """What was evaluated, and what was asked for and was not: where anything is ``wrong``, nothing is good."""
-        first = wrong[0].removeprefix("eval: ") if wrong else None
-        found = [replace(one, state="invalid", reason=first) if wrong and one.state == "ok" else one
-                 for one in self.evaluations]  # fmt: skip
-        there = {one.concurrency for one in found}
-        missing = [one for one in asked if one not in there] if asked else [] if found else [None]
+    def points(self, problems: Sequence[str], requested: Sequence[int]) -> tuple[Evaluation, ...]:
+        """The evaluations, and a missing one for each ``requested`` concurrency without any. Where there are
+        ``problems``, no evaluation is ok."""
+        first = problems[0].removeprefix("eval: ") if problems else None
+        points = [replace(one, state="invalid", reason=first) if problems and one.state == "ok" else one
+                  for one in self.evaluations]  # fmt: skip
+        evaluated = {point.concurrency for point in points}
+        missing = [c for c in requested if c not in evaluated] if requested else [] if points else [None]
         reason = first or "there is no result"
-        return (*found, *(Evaluation(one, state="missing", reason=reason) for one in missing))
+        return (*points, *(Evaluation(concurrency, state="missing", reason=reason) for concurrency in missing))
 
 
 def judge_evaluation(files: Mapping[str, Path], expected: Expected, thresholds: Thresholds) -> EvaluationVerdict:
-    """Judge the files of one evaluation, by their names; those that it has no word for are let through."""
-    judged = EvaluationVerdict()
+    """Check the files of one evaluation, by their names. Files of other names are ignored."""
+    verdict = EvaluationVerdict()
     documents: dict[str, dict[str, Any]] = {}
     for name, path in files.items():
         if name != META and not fnmatch(name, RESULTS):
             continue
         try:
-            documents[name] = _object(path)
+            documents[name] = _read_object(path)
         except UnusableResult as error:
-            judged.files[name] = [str(error)]
+            verdict.files[name] = [str(error)]
     if meta := documents.pop(META, {}):
-        marks, row = (
-            stand_in_contradictions(meta, expected),
-            row_contradictions(meta, expected, META),
-        )
-        judged.refuse(META, *marks, *model_contradictions(meta.get("model"), expected, "model"), *row)
-    least = partial(thresholds.least, str(expected.row.get("infmax_model_prefix", "")))
-    said = meta["conc"] if isinstance(meta.get("conc"), int) else None
+        stand_ins, row = stand_in_contradictions(meta, expected), row_contradictions(meta, expected, META)
+        verdict.refuse(META, *stand_ins, *model_contradictions(meta.get("model"), expected, "model"), *row)
+    minimum = partial(thresholds.minimum, str(expected.row.get("infmax_model_prefix", "")))
+    of_meta = meta["conc"] if isinstance(meta.get("conc"), int) else None
     for name, document in documents.items():
-        marks = stand_in_contradictions(document, expected)
-        if not judged.refuse(name, *marks, *_wrong_scores(document, expected, thresholds)):
-            judged.doubts += _low_scores(name, document, thresholds.origin, least)
-        named, reason = concurrency_of(name), "; ".join(judged.files.get(name, ()))
-        judged.evaluations += _evaluations(document, said if named is None else named, reason, least)
+        stand_ins = stand_in_contradictions(document, expected)
+        if not verdict.refuse(name, *stand_ins, *_score_problems(document, expected, thresholds)):
+            verdict.doubts += _low_scores(name, document, thresholds.origin, minimum)
+        of_name, reason = concurrency_of(name), "; ".join(verdict.files.get(name, ()))
+        verdict.evaluations += _evaluations(document, of_meta if of_name is None else of_name, reason, minimum)
     results = [name for name in files if fnmatch(name, RESULTS)]
-    judged.doubts += _twice(documents)
+    verdict.doubts += _repeated_tasks(documents)
     if results and META not in files:
-        judged.doubts.append(f"eval: no {META}, which the workflow's next step reads")
-    judged.whole += [f"eval: {text}" for text in _wrong_concurrencies(results, meta, expected)]
-    return judged
+        verdict.doubts.append(f"eval: no {META}, which the workflow's next step reads")
+    verdict.whole += [f"eval: {text}" for text in _concurrency_problems(results, meta, expected)]
+    return verdict
 
 
 def _evaluations(
-    document: Mapping[str, Any], concurrency: int | None, reason: str, least: Callable[[str], tuple[float, str]]
+    document: Mapping[str, Any], concurrency: int | None, reason: str, minimum: Callable[[str], tuple[float, str]]
 ) -> Iterator[Evaluation]:
-    """What one ``results*.json`` measured; ``reason`` is why it cannot be believed."""
+    """The evaluations in one ``results*.json``; ``reason`` is why they are invalid, "" if they are not."""
     try:
         with refuse_unknown_form(""):
-            found = [(str(scores["task"]), main_score(scores)) for scores in task_scores(document)]
+            tasks = [(str(scores["task"]), main_score(scores)) for scores in task_scores(document)]
     except ResultError as error:
-        found, reason = [], reason or error.message
-    for task, scores in found:
+        tasks, reason = [], reason or error.message
+    for task, scores in tasks:
         numbers = {key: value if finite(value) else None for key, value in scores.items() if key in _NUMBERS}
         yield Evaluation(
             concurrency,
@@ -154,27 +154,27 @@ def _evaluations(
             reason or None,
             **numbers,
             score_name=scores["score_name"],
-            threshold=least(task)[0],
+            threshold=minimum(task)[0],
             rehearsal=bool(document.get("rehearsal")),
         )
-    if not found:
+    if not tasks:
         yield Evaluation(concurrency, state="invalid", reason=reason or "it names no task")
 
 
-def _object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(content(path), object_pairs_hook=refuse_repeated_keys)
+        value = json.loads(content(path), object_pairs_hook=refuse_repeated_keys)
     except (ValueError, RecursionError) as error:
         raise UnusableResult(f"is not a JSON object: {str(error)[:200]}") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise UnusableResult("is not a JSON object")
-    return found
+    return value
 
 
 def _tasks(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    found = document.get("results")
-    tasks = found.items() if isinstance(found, dict) else ()
-    return {str(task): value for task, value in tasks if isinstance(value, dict)}
+    results = document.get("results")
+    tasks = results.items() if isinstance(results, dict) else ()
+    return {str(task): values for task, values in tasks if isinstance(values, dict)}
 
 
 def _scores(values: Mapping[str, Any]) -> dict[str, float]:
@@ -188,8 +188,8 @@ def _scores(values: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _wrong_scores(document: Mapping[str, Any], expected: Expected, thresholds: Thresholds) -> Iterator[str]:
-    """What is wrong with one ``results*.json``."""
+def _score_problems(document: Mapping[str, Any], expected: Expected, thresholds: Thresholds) -> Iterator[str]:
+    """The problems of one ``results*.json``."""
     for key, name in _models(document):
         yield from model_contradictions(name, expected, key)
     if not (tasks := _tasks(document)):
@@ -210,7 +210,7 @@ def _wrong_scores(document: Mapping[str, Any], expected: Expected, thresholds: T
                 yield f"{task} {key} is {score:g}, and a share is from 0 to 1"
         samples = counts.get(task) if isinstance(counts, dict) else None
         if isinstance(samples, dict):
-            yield from _wrong_samples(task, samples, values.get("sample_len"), expected)
+            yield from _sample_problems(task, samples, values.get("sample_len"), expected)
     for task in configs if isinstance(configs, dict) else ():
         if task not in tasks:
             yield f"it is partial: {task} was configured, and results has nothing of it"
@@ -221,17 +221,17 @@ def _wrong_scores(document: Mapping[str, Any], expected: Expected, thresholds: T
 
 
 def _models(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What lm-eval calls the model, by where it says so."""
+    """The model's names in lm-eval's document, each with its place."""
     yield "model_name", document.get("model_name")
     config = document.get("config")
-    given = config.get("model_args") if isinstance(config, dict) else None
-    if isinstance(given, str):
-        given = dict(pair.partition("=")[::2] for pair in given.split(","))
-    yield "model of config.model_args", given.get("model") if isinstance(given, dict) else None
+    arguments = config.get("model_args") if isinstance(config, dict) else None
+    if isinstance(arguments, str):
+        arguments = dict(pair.partition("=")[::2] for pair in arguments.split(","))
+    yield "model of config.model_args", arguments.get("model") if isinstance(arguments, dict) else None
 
 
-def _twice(documents: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Tasks that several files of one concurrency have."""
+def _repeated_tasks(documents: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A sentence for each task that several files of one concurrency contain."""
     files: dict[tuple[int | None, str], list[str]] = {}
     for name, document in documents.items():
         for task in _tasks(document):
@@ -241,46 +241,49 @@ def _twice(documents: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             yield f"eval: {task} stands in {' and '.join(sorted(names)[:5])}: the workflow counts the newest"
 
 
-def _wrong_samples(task: str, samples: Mapping[str, Any], length: Any, expected: Expected) -> Iterator[str]:
-    whole, used = samples.get("original"), samples.get("effective")
+def _sample_problems(task: str, samples: Mapping[str, Any], length: Any, expected: Expected) -> Iterator[str]:
+    original, used = samples.get("original"), samples.get("effective")
     if not isinstance(used, int):
         return
-    if isinstance(whole, int) and used > whole:
-        yield f"n-samples.{task}.effective is {used}, more than original, which is {whole}"
+    if isinstance(original, int) and used > original:
+        yield f"n-samples.{task}.effective is {used}, more than original, which is {original}"
     elif isinstance(length, int) and length != used:
         yield f"n-samples.{task}.effective is {used}, and results.{task}.sample_len is {length}"
     elif used < 1:
         yield f"{task} is empty: n-samples.{task}.effective is {used}"
-    elif isinstance(whole, int) and used < whole and not expected.part:
-        yield f"{task} is partial: {used} of {whole} samples (n-samples), and the plan has no EVAL_LIMIT"
+    elif isinstance(original, int) and used < original and not expected.part:
+        yield f"{task} is partial: {used} of {original} samples (n-samples), and the plan has no EVAL_LIMIT"
 
 
 def _low_scores(
-    name: str, document: Mapping[str, Any], origin: str, bound: Callable[[str], tuple[float, str]]
+    name: str, document: Mapping[str, Any], origin: str, minimum: Callable[[str], tuple[float, str]]
 ) -> Iterator[str]:
-    """Scores with which the workflow's own check fails. A low score is a measurement, and that check decides."""
+    """Scores with which the workflow's own check fails. They are doubts: a low score is a valid measurement."""
     for task, values in _tasks(document).items():
-        least, entry = bound(task)
+        threshold, entry = minimum(task)
         for key, score in _scores(values).items():
-            if key.partition(",")[0] in ("exact_match", "resolved") and score < least:
-                said = f"{least:g} ({entry} in {origin})"
-                yield f"eval: {task} {key} is {score:.4g} in {name}, below {said}: the workflow's own check fails"
+            if key.partition(",")[0] in ("exact_match", "resolved") and score < threshold:
+                below = f"below {threshold:g} ({entry} in {origin})"
+                yield f"eval: {task} {key} is {score:.4g} in {name}, {below}: the workflow's own check fails"
 
 
-def _wrong_concurrencies(results: Sequence[str], meta: Mapping[str, Any], expected: Expected) -> Iterator[str]:
-    """Concurrencies that were asked for and not evaluated, or evaluated and not asked for."""
+def _concurrency_problems(results: Sequence[str], meta: Mapping[str, Any], expected: Expected) -> Iterator[str]:
+    """Concurrencies that were requested and not evaluated, or evaluated and not requested."""
     if failed := meta.get("failed_eval_concs"):
         yield f"failed_eval_concs is {failed!r} in {META}"
-    asked, done = meta.get("eval_concs"), meta.get("completed_eval_concs")
-    if isinstance(asked, list) and isinstance(done, list) and (missing := [c for c in asked if c not in done]):
-        yield f"it is partial: eval_concs is {asked!r}, and {missing!r} is not in completed_eval_concs ({META})"
+    requested: Any = meta.get("eval_concs")
+    completed: Any = meta.get("completed_eval_concs")
+    lists = isinstance(requested, list) and isinstance(completed, list)
+    if lists and (missing := [concurrency for concurrency in requested if concurrency not in completed]):
+        text = f"{missing!r} is not in completed_eval_concs ({META})"
+        yield f"it is partial: eval_concs is {requested!r}, and {text}"
     if not expected.evaluated or not results:
         return
-    named = {at for name in results if (at := concurrency_of(name)) is not None}
-    said = meta.get("conc")
-    evaluated = named or ({said} if isinstance(said, int) else set(expected.evaluated))
+    of_names = {concurrency for name in results if (concurrency := concurrency_of(name)) is not None}
+    of_meta = meta.get("conc")
+    evaluated = of_names or ({of_meta} if isinstance(of_meta, int) else set(expected.evaluated))
     for concurrency in sorted(set(expected.evaluated) - evaluated):
         yield f"it is partial: concurrency {concurrency} was asked for, and has no {RESULTS}"
     for concurrency in sorted(evaluated - set(expected.evaluated)):
-        asked_for = " ".join(map(str, expected.evaluated))
-        yield f"concurrency {concurrency} was evaluated, and the plan asks for {asked_for}"
+        planned = " ".join(map(str, expected.evaluated))
+        yield f"concurrency {concurrency} was evaluated, and the plan asks for {planned}"
