@@ -230,7 +230,7 @@ class Project:
         """Plan a benchmark that runs in one container on each of several nodes."""
         return _with_findings(self._on_nodes.plan(benchmark, file, context), self.schemas)
 
-    def replan(self, plan: Plan, tree: Path) -> Plan:
+    def change_plan(self, plan: Plan, tree: Path) -> Plan:
         """The plan again, now that the checkout at ``tree`` is there and its recipe can be read."""
         from launcher.srtctl.locate import RecipeFinder
 
@@ -269,7 +269,7 @@ class Project:
 def _srtctl(project: Project) -> JobKind:
     from launcher.srtctl.kind import SrtctlKind
 
-    return SrtctlKind(project.plan_srtctl, project.replan)
+    return SrtctlKind(project.plan_srtctl, project.change_plan)
 
 
 def _in_container(name: str, project: Project) -> JobKind:

@@ -28,13 +28,13 @@ from launcher.run.orphans import (
     END_PATIENCE,
     SILENCE,
     VARIABLE,
-    end_lost,
+    end_job_without_record,
     end_run,
     end_unreadable,
     find_orphans,
+    left_alone_message,
     orphans_of_job_name,
     runs_of_job,
-    told_left_alone,
 )
 from launcher.run.record import RunRecord
 from launcher.runner.file import fill_in
@@ -87,7 +87,7 @@ def _clean_up_all(project: Project) -> Iterator[Message]:
     orphans, undecided = find_orphans(project.runs, unreadable)
     yield from _end_all(_run_actions(project, [record.id for record in orphans], _BY_CLEANUP, unreadable=unreadable))
     for record in undecided:
-        yield Message(told_left_alone(record), record.id)
+        yield Message(left_alone_message(record), record.id)
     count = len(orphans)
     yield Message(f"{count_of(count, 'run was', 'runs were')} left behind" if count else "no run was left behind")
     if unreadable:
@@ -180,7 +180,7 @@ def _remove_collected(project: Project, candidates: Iterable[RunRecord]) -> None
         if by_hand and record.fields.state == "succeeded" and job is not None and Path(job.output).is_dir():
             with contextlib.suppress(ConfigError, OSError):  # a kind that is not known any more; another user's run
                 if record.directory.stat().st_uid == os.getuid():
-                    finish.clear_left(open_run(project, record))
+                    finish.deliver_and_remove(open_run(project, record))
 
 
 def _clean_up_github_job(project: Project) -> Iterator[Message]:
@@ -200,10 +200,10 @@ def _clean_up_github_job(project: Project) -> Iterator[Message]:
     if runner.scheduler.kind == "slurm":
         for key in jobs_named(job_name, project.environ):
             yield Message(f"run {key.token} has no record here, and its {key} lives; ending it", key.token)
-            actions[str(key)] = partial(end_lost, key, SlurmCommands())
+            actions[str(key)] = partial(end_job_without_record, key, SlurmCommands())
     yield from _end_all(actions)
     for record in undecided:
-        yield Message(told_left_alone(record), record.id)
+        yield Message(left_alone_message(record), record.id)
     if not (actions or undecided):
         run_id = project.run_id_from_environment()
         yield Message(f"run {run_id} has no record: it never began, and no job of {job.runner_name} is left", run_id)
@@ -239,7 +239,7 @@ def _end_run(project: Project, run_id: str, why: str, silence: float, log: Log) 
     try:
         end_run(run, why, log, silence)
     finally:
-        record.let_go()  # or a command that ends thousands of runs would hold as many locks
+        record.release()  # or a command that ends thousands of runs would hold as many locks
 
 
 def _end_unreadable(project: Project, lost: UnreadableRecord, log: Log) -> None:
@@ -248,7 +248,7 @@ def _end_unreadable(project: Project, lost: UnreadableRecord, log: Log) -> None:
     if driven is False:
         end_unreadable(lost, schedulers_for(project, lost), log)
     elif driven is None:
-        log(told_left_alone(lost.record))
+        log(left_alone_message(lost.record))
     else:
         log(f"run {lost.id}: {lost.error}; a launcher drives it")
 
@@ -277,10 +277,10 @@ def collect(arguments: argparse.Namespace, log: Log) -> Iterator[Message]:
 
 def _collect_run(project: Project, record: RunRecord) -> str:
     """Collect a run's results, and return its state then. Raises LauncherError."""
-    if record.owned_by_another:
-        raise record.driven_error()
+    if record.driven_by_another:
+        raise record.driven_by_another_error()
     run = open_run(project, record)
-    record.take()
+    record.acquire()
     try:
         job = record.job_key
         if job is None:
@@ -296,7 +296,7 @@ def _collect_run(project: Project, record: RunRecord) -> str:
             return record.fields.state
         outcome = finish.finish(run, state)
     finally:
-        record.let_go()
+        record.release()
     if outcome.error is not None:
         raise outcome.error
     return outcome.state
@@ -308,7 +308,7 @@ def end_leftovers(project: Project, plan: Plan, github: GitHub, log: Log) -> Non
     orphans, undecided = orphans_of_job_name(project.runs, plan.job_name, unreadable)
     _remove_old_trees(project, plan.job_name)
     for record in undecided:
-        github.warning(told_left_alone(record), title="launcher: left behind")
+        github.warning(left_alone_message(record), title="launcher: left behind")
     for record in orphans:
         github.warning(f"run {record.id} was left behind by an earlier job of this runner; ending it")
     ours = [lost for lost in unreadable if lost.job_name == plan.job_name]

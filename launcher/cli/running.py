@@ -68,7 +68,7 @@ def _detach(project: Project, records: Sequence[RunRecord], arguments: argparse.
     for record in records:
         if record.fields.owner == ProcessIdentity.mine():  # else a driver that is quick finds us still here
             record.update(owner=None)
-        record.let_go()
+        record.release()
         words, log = ["resume", record.id, "--no-logs"], record.directory / "driver.log"
         drivers.append(detached.start_driver(record.id, words, log, project.state, arguments))
     for record, driver in zip(records, drivers, strict=True):
@@ -123,8 +123,8 @@ def resume(arguments: argparse.Namespace) -> int:
         if record.fields.state == "succeeded":
             log_to_stderr(f"run {record.id} has succeeded already")
             continue
-        if record.owned_by_another:
-            raise record.driven_error()
+        if record.driven_by_another:
+            raise record.driven_by_another_error()
         plan = record.plan
         if record.job is None:  # else the job has what it needs
             require_passed(plan.passes, project.environ)
@@ -134,7 +134,7 @@ def resume(arguments: argparse.Namespace) -> int:
         named = ", ".join(f"{name} ({count})" for name, count in clusters.items())
         raise ConfigError(f"these are of several clusters: {named}", hint="those of one at a time: --runner NAME")
     for record, _ in recorded:
-        record.withdraw()
+        record.withdraw_cancel()
     if not recorded:
         return 0
     if arguments.detach:
@@ -208,7 +208,7 @@ def _drive_records(
             runs.append(Run(record, plan, project.kind(plan.kind), services.of_run(record)))
         for record, _ in recorded:
             try:
-                record.take()
+                record.acquire()
             except OSError as error:  # its run ends with this before it does anything, and the others go on
                 record.event("warning", f"the record cannot be written: {error.strerror}")
         show = console.log if arguments.logs and not arguments.quiet else None
@@ -217,7 +217,7 @@ def _drive_records(
                 outcomes = run_all(runs, services.scheduler, stop, Limits(pace=pace_of(first)), show)
         finally:
             for record, _ in recorded:
-                record.let_go()
+                record.release()
         console.outcomes(project.runs, outcomes)
     return outcomes
 

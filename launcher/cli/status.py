@@ -98,10 +98,10 @@ def _chosen(lines: Sequence[RunLine], arguments: argparse.Namespace) -> Sequence
 
 def _line(record: RunRecord, short: str) -> RunLine:
     of = record.fields
-    verdict, driven = of.verdict, not of.has_ended and record.owned_by_another
+    verdict, driven = of.verdict, not of.has_ended and record.driven_by_another
     names = ("id", "runner", "state", "ended", "exit_code", "job", "error")
     kept: dict[str, Any] = {name: getattr(of, name) for name in names}
-    kept["stopped"] = record.stopped_driver if driven else None
+    kept["stopped"] = record.stopped_driver_pid if driven else None
     return RunLine(**kept, short=short, driven=driven, created=of.created or None, verdict=verdict, text=_text(of))
 
 
@@ -124,7 +124,7 @@ def _view(record: RunRecord) -> RunView:
     steps = (StepLine(name, step.state, step.at - step.began, step.error) for name, step in of.steps.items())
     short = shortest(names(record.directory.parent)).get(of.id, of.id)
     return RunView(
-        **{**vars(_line(record, short)), "driven": record.owned_by_another},
+        **{**vars(_line(record, short)), "driven": record.driven_by_another},
         title=title,
         steps=tuple(steps),
         record=str(record.directory),

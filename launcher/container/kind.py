@@ -88,7 +88,7 @@ class ContainerKind(ScriptKind):
         """What the job's script and the container print."""
         return output / LOG
 
-    def make_whole(self, run: Run) -> None:
+    def complete_directory(self, run: Run) -> None:
         """The job's own directory: Slurm makes none for a log; there its node meets this host. Raises OSError."""
         meet_nodes(run, 1)
 

@@ -91,7 +91,7 @@ class MultinodeKind(ScriptKind):
         """What the job's script and the containers print."""
         return output / "logs" / LOG
 
-    def make_whole(self, run: Run) -> None:
+    def complete_directory(self, run: Run) -> None:
         """The job's own directory, with its output under a name there: it lies where the bash launchers have it, beside
         what other jobs left. And the clock of this host, for the look from the nodes. Raises OSError."""
         assert run.record.job is not None

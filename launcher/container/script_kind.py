@@ -134,7 +134,7 @@ class ScriptKind:
         """By the job's id, below the run's own directory."""
         return self.own_directory(plan) / job_id
 
-    def end_by_log(self, job: JobKey, log: Path) -> JobState | None:
+    def end_state_in_log(self, job: JobKey, log: Path) -> JobState | None:
         """By the line that the job's script writes last."""
         return self._markers.read(job, log)
 

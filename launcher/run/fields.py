@@ -166,10 +166,10 @@ class RunFields:
 
         A job that was cancelled without effect, or that was submitted while its launcher left, is still to be ended.
         """
-        return self.has_ended and (self.job.over if self.job is not None else not self.in_doubt)
+        return self.has_ended and (self.job.over if self.job is not None else not self.submission_in_doubt)
 
     @property
-    def in_doubt(self) -> bool:
+    def submission_in_doubt(self) -> bool:
         """Whether sbatch may have been started and its outcome is unknown, so that there may be a job.
 
         Nor is it known where the record has lost the job that it must have had.

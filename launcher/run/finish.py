@@ -64,7 +64,7 @@ class Outcome:
         return self.error.exit_code if self.error is not None else 0
 
 
-def note_state(run: Run, state: JobState) -> None:
+def record_state(run: Run, state: JobState) -> None:
     """Write down how the job stands."""
     job, running = _job_in(run, state), state.word == "RUNNING"
     run.record.update(state="running" if running else run.record.fields.state, job=job)
@@ -72,13 +72,13 @@ def note_state(run: Run, state: JobState) -> None:
     run.record.event("job", _described(run, state), job=job.id, state=state.word, at_most=limit)
 
 
-def note_after_cancel(run: Run, state: JobState) -> None:
+def record_state_after_cancel(run: Run, state: JobState) -> None:
     """Write down what became of the job that we asked to end."""
     job = _job_in(run, state)
     run.record.update(job=job)
     run.record.event("job", f"after cancelling: {state.describe()}", job=job.id, state=state.word)
     if state.phase is Phase.TERMINAL:  # who does not answer now would only cost the time that is left
-        keep_answers(run, state, soon=True)
+        keep_scheduler_answers(run, state, soon=True)
         unmark(run.record)
 
 
@@ -117,15 +117,15 @@ def finish(run: Run, state: JobState) -> Outcome:
         if run.record.fields.results == "workspace":
             log = Path(run.plan.workspace.path, LOGS, log.name)  # the job's own directory goes with its tree
         error = JobError(f"the job ended as {state.describe()}", where=f"job {job.id}", hint=f"its log: {log}")
-        if state.word == "CANCELLED" and run.record.asked_to_end():
-            why = f"{run.record.why_to_end().message}: the job ended as {state.describe()}"
+        if state.word == "CANCELLED" and run.record.cancel_requested():
+            why = f"{run.record.cancel_reason().message}: the job ended as {state.describe()}"
             # 130 is for whoever was asked to stop: this process was not, and its job did.
             error = Cancelled(why, exit_code=JobError.exit_code)
     elif run.plan.scheduler.kind != "local":  # its jobs write to this machine's own disk: nothing comes late
         patience = RESULT_PATIENCE
     if state.succeeded and state.failed_step:
         run.record.event("warning", f"the job COMPLETED, but {state.failed_step}")
-    keep_answers(run, state)
+    keep_scheduler_answers(run, state)
     run.kind.end_leftovers(run)
     collected, taken = CollectedResults(), False
     try:
@@ -138,11 +138,11 @@ def finish(run: Run, state: JobState) -> Outcome:
     outcome, delivered = _end(run, error, collected, state)
     if taken and delivered:
         # On a shared file system nobody else ever would, and leftovers of NFS in a workspace block the next checkout.
-        # A run by hand keeps its tree, to be looked at, until `launcher cleanup` (`clear_left`).
+        # A run by hand keeps its tree, to be looked at, until `launcher cleanup` (`deliver_and_remove`).
         if run.record.fields.results == "workspace":
             remove_directories(run.record, run.kind, run.plan)
     elif isinstance(error, Cancelled):  # by a person, not by a signal: there is time
-        clear_left(run)
+        deliver_and_remove(run)
     return outcome
 
 
@@ -157,7 +157,7 @@ def collect(run: Run, patience: float = 0.0) -> CollectedResults:
     """Collect the results of the run's job. Raises ResultError when that cannot be done."""
     if run.record.job is None:
         raise ResultError("this run has no job, hence no results", where=f"run {run.id}")
-    with run.record.doing("collect", patience or None) as keep:
+    with run.record.running_step("collect", patience or None) as keep:
         collected = run.kind.collect(run, patience)
         keep({"published": dict(collected.published), "problems": [str(p) for p in collected.problems]})
     for doubt in (*collected.doubts, *_aggregate(run, collected)):
@@ -192,8 +192,10 @@ def _end(
     outcome = Outcome(run.id, name, collected.points, error, judged)
     recorded = None
     if error is not None:
-        where, hint = (run.record.hide(text) if text is not None else None for text in (error.where, error.hint))
-        recorded = RecordedError(error.layer, run.record.hide(error.message), where, hint)
+        where, hint = (
+            run.record.without_secrets(text) if text is not None else None for text in (error.where, error.hint)
+        )
+        recorded = RecordedError(error.layer, run.record.without_secrets(error.message), where, hint)
     now, code = time.time(), outcome.exit_code
     fields, job = run.record.fields, run.record.job
     written = summary(
@@ -222,7 +224,7 @@ def _end(
     return outcome, delivered
 
 
-def clear_left(run: Run) -> None:
+def deliver_and_remove(run: Run) -> None:
     """Deliver the logs that an ended run left where they were, and remove its own directories.
 
     Those of a workflow's run that was cancelled, for which its own launcher had no time; and of a run by hand that
@@ -265,7 +267,7 @@ def judge(run: Run, error: LauncherError | None, state: JobState | None) -> Verd
         during = (state.started, state.ended) if state is not None else (None, None)
         failures = first_failures(Path(job.log).parent, seconds=SEARCH_SECONDS, during=during)
     found = verdict(error, state, failures, stage=_stage(run) if job is None else "")
-    found = Verdict(found.layer, run.record.hide(found.text))
+    found = Verdict(found.layer, run.record.without_secrets(found.text))
     with contextlib.suppress(LauncherError, OSError):  # a full disk, a damaged plan must not change how the run ends
         _keep(run, found, failures, error)
     return found
@@ -332,7 +334,7 @@ def _beginning(path: Path) -> bytes | None:
     return content if len(content) <= LARGEST_KEPT else content[: content.rfind(b"\n", 0, LARGEST_KEPT) + 1]
 
 
-def keep_answers(run: Run, state: JobState, *, soon: bool = False) -> None:
+def keep_scheduler_answers(run: Run, state: JobState, *, soon: bool = False) -> None:
     """Keep what the scheduler says of the job that ended so, by who says it, and the events until now.
 
     Of a job that ended well it has said all: it is asked again about others alone, so that the jobs of a sweep cost no

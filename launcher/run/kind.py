@@ -68,7 +68,7 @@ class Services:
 
     def of_run(self, record: RunRecord) -> Services:
         """The same for one run of a command: what it waits for and what it runs ends when the run is to end, too."""
-        return self.ended_by(self.stop.or_when(record.asked_to_end, record.why_to_end, LOOK))
+        return self.ended_by(self.stop.or_when(record.cancel_requested, record.cancel_reason, LOOK))
 
     @property
     def environment(self) -> dict[str, str]:
@@ -180,10 +180,10 @@ class JobKind(Protocol):
     def log_in(self, output: Path, job_id: str) -> Path:
         """The log of the job whose own directory this is."""
 
-    def make_whole(self, run: Run) -> None:
+    def complete_directory(self, run: Run) -> None:
         """Give the directory of a held job what it needs, before the job is released. Raises LauncherError, OSError."""
 
-    def end_by_log(self, job: JobKey, log: Path) -> JobState | None:
+    def end_state_in_log(self, job: JobKey, log: Path) -> JobState | None:
         """How a job ended by the last lines of its own log; None while it does not say."""
 
     def evidence(self, run: Run) -> Mapping[str, Path | str]:
@@ -232,7 +232,7 @@ class Run:
 
         return sleep
 
-    def replan(self, plan: Plan) -> None:
+    def change_plan(self, plan: Plan) -> None:
         """Go on with another plan, from here on also for other processes."""
         self.plan = plan
         self.record.write("plan.json", plan.as_dict())

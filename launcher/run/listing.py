@@ -13,7 +13,7 @@ from launcher.core.reading import read_file
 from launcher.core.rights import words_of
 from launcher.plan.plan import check_run_id
 from launcher.run.fields import LARGEST, RecordedJob, RunFields, owner_in, read_fields
-from launcher.run.record import RunRecord, locked, without_record
+from launcher.run.record import RunRecord, locked, missing_record_error
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def each_record(
             fields = read_fields(f"{directory}/run.json", check_run_id(name), facts=facts)
         except (FileNotFoundError, NotADirectoryError):
             if unreadable is not None and _holds_something(directory):
-                unreadable.append(UnreadableRecord(directory, without_record(directory)))
+                unreadable.append(UnreadableRecord(directory, missing_record_error(directory)))
         except ConfigError as error:
             if unreadable is not None and directory.is_dir():
                 unreadable.append(UnreadableRecord(directory, error))

@@ -27,7 +27,7 @@ from launcher.run import finish, threads
 from launcher.run.finish import Outcome
 from launcher.run.kind import LOOK, Run
 from launcher.run.prepare import Gate, Preparation, prepare_in_thread
-from launcher.run.threads import End, Endings, EndRequests, LogView, Releases, ShowLog, left_under_way
+from launcher.run.threads import CancelRequests, End, Endings, LogView, Releases, ShowLog, outcome_left_behind
 from launcher.slurm.client import JobKey, JobState, Scheduler
 from launcher.slurm.poller import JobChange, JobPoller, Pace, end_jobs
 
@@ -52,13 +52,13 @@ class Feed(Protocol):
     in its own thread, several times a second."""
 
     @property
-    def over(self) -> bool:
+    def exhausted(self) -> bool:
         """Whether no run will come any more, unless the end of one that is under way brings it."""
 
-    def next(self, under_way: int) -> Run | None:
+    def next_run(self, under_way: int) -> Run | None:
         """The next run to prepare, if one may begin now; so many are prepared or have a job."""
 
-    def admits(self, run: Run, ready: bool) -> bool | Cancelled:
+    def may_submit(self, run: Run, ready: bool) -> bool | Cancelled:
         """Whether the job of this run may be submitted now, or why it is not to be, ever; asked again until it may.
         Of a run that is not ``ready`` (not prepared yet) it may not."""
         return True
@@ -75,18 +75,18 @@ class Feed(Protocol):
     def ended(self, run: Run, outcome: Outcome) -> None:
         """The run has come to its end."""
 
-    def cancelled(self) -> Iterable[Run]:
+    def take_cancelled(self) -> Iterable[Run]:
         """Runs that never began, and that somebody asked to be cancelled: they are to be ended, and come no more."""
         return ()
 
-    def gives_up(self) -> Cancelled | None:
+    def cancel_all_reason(self) -> Cancelled | None:
         """Why every job is to be cancelled now, if so."""
 
-    def leaves(self) -> bool:
+    def should_leave(self) -> bool:
         """Whether the loop is to be left now, with jobs and records as they are, for another process to go on."""
         return False
 
-    def rest(self) -> Iterable[Run]:
+    def remaining_runs(self) -> Iterable[Run]:
         """The runs that have not begun: nobody will begin them."""
 
 
@@ -100,10 +100,10 @@ class _Given(Feed):
         self.outcomes: dict[str, Outcome] = {}
 
     @property
-    def over(self) -> bool:
+    def exhausted(self) -> bool:
         return not self._waiting
 
-    def next(self, under_way: int) -> Run | None:
+    def next_run(self, under_way: int) -> Run | None:
         return self._waiting.popleft() if self._waiting and under_way < self._limits.max_jobs else None
 
     def failed(self, run: Run) -> None:
@@ -113,16 +113,16 @@ class _Given(Feed):
         self.outcomes[run.id] = outcome
         self._any_failed = self._any_failed or outcome.state == "failed"
 
-    def cancelled(self) -> Iterable[Run]:
-        asked = [run for run in self._waiting if run.record.asked_to_end()]
+    def take_cancelled(self) -> Iterable[Run]:
+        asked = [run for run in self._waiting if run.record.cancel_requested()]
         for run in asked:
             self._waiting.remove(run)
         return asked
 
-    def gives_up(self) -> Cancelled | None:
+    def cancel_all_reason(self) -> Cancelled | None:
         return Cancelled("another run of the sweep failed") if self._any_failed and self._limits.fail_fast else None
 
-    def rest(self) -> Iterable[Run]:
+    def remaining_runs(self) -> Iterable[Run]:
         return self._waiting
 
 
@@ -154,7 +154,7 @@ class _Loop:
         self._gates: dict[str, Gate] = {}
         self._endings = Endings()
         self._poller = JobPoller(scheduler, pace=pace)
-        self._requests = EndRequests(scheduler, stop, self._watched)
+        self._requests = CancelRequests(scheduler, stop, self._watched)
         self._releases = Releases(scheduler)
         self._markers = _Markers(pace.tick)
         self._view = LogView(show_log, pace.tick)
@@ -164,11 +164,11 @@ class _Loop:
     def run(self) -> None:
         self._requests.begin()
         try:
-            while not self._feed.over or self._requests.preparing or self._watched or self._endings.under_way:
-                if self._stop.requested() or self._feed.gives_up() is not None:
+            while not self._feed.exhausted or self._requests.preparing or self._watched or self._endings.under_way:
+                if self._stop.requested() or self._feed.cancel_all_reason() is not None:
                     self._abandon()
                     break
-                if self._feed.leaves():
+                if self._feed.should_leave():
                     self._leave()
                     break
                 self._prepare_next()
@@ -179,7 +179,7 @@ class _Loop:
                 self._stop.wait(self._pace.rest)
         except BaseException:
             for run in self._watched.values():
-                threads.request_end(run)
+                threads.cancel_job(run)
             raise
         finally:
             self._requests.close()
@@ -188,7 +188,7 @@ class _Loop:
     def _begin_end(self, run: Run, end: End) -> None:
         """Have the run end so, in a thread. A run that a person cancelled is no failure."""
         succeeded = not isinstance(end, LauncherError) and end.succeeded
-        if not succeeded and not run.record.asked_to_end():
+        if not succeeded and not run.record.cancel_requested():
             self._feed.failed(run)
         self._endings.begin(run, end)
 
@@ -204,16 +204,16 @@ class _Loop:
         if time.monotonic() - self._looked < LOOK:
             return
         self._looked = time.monotonic()
-        for run in self._feed.cancelled():
-            self._begin_end(run, run.record.why_to_end())
+        for run in self._feed.take_cancelled():
+            self._begin_end(run, run.record.cancel_reason())
         for run in self._watched.values():
-            if run.id not in self._let_go_of and run.record.asked_to_end():
+            if run.id not in self._let_go_of and run.record.cancel_requested():
                 self._let_go_of.add(run.id)
-                threading.Thread(target=threads.request_end, args=(run,), daemon=True, name="cancel one").start()
+                threading.Thread(target=threads.cancel_job, args=(run,), daemon=True, name="cancel one").start()
 
     def _prepare_next(self) -> None:
         preparing = self._requests.preparing
-        while (run := self._feed.next(len(self._watched) + len(preparing))) is not None:
+        while (run := self._feed.next_run(len(self._watched) + len(preparing))) is not None:
             preparing[run.id] = run
             gate = self._gates[run.id] = Gate()
             arguments = (run, self._prepared, gate)
@@ -221,7 +221,7 @@ class _Loop:
         for run_id, gate in self._gates.items():
             if gate.answered:
                 continue
-            admitted = self._feed.admits(preparing[run_id], gate.reached)
+            admitted = self._feed.may_submit(preparing[run_id], gate.reached)
             if isinstance(admitted, Cancelled):
                 gate.shut(admitted)
             elif admitted:
@@ -257,13 +257,15 @@ class _Loop:
         for job, error in self._releases.taken():
             if job in self._watched:
                 with _despite_full_disk(self._watched[job]):
-                    threads.note_release(self._watched[job], error)
+                    threads.record_release(self._watched[job], error)
         if answer is None:
             return
         for change in answer.changes:
             if change.job in self._watched:
                 self._take_change(change)
-        if self._stop.requested() or self._feed.gives_up():  # a job that ended so is no reason to begin another
+        if (
+            self._stop.requested() or self._feed.cancel_all_reason()
+        ):  # a job that ended so is no reason to begin another
             return
         for job, run in self._watched.items():
             if job in answer.states and self._releases.may_ask(job, answer.began):
@@ -275,7 +277,7 @@ class _Loop:
         run = self._watched[change.job]
         if change.state != change.before:
             with _despite_full_disk(run):
-                finish.note_state(run, change.state)
+                finish.record_state(run, change.state)
         if change.given_up is not None or change.ended:
             del self._watched[change.job]
             self._view.end(run)
@@ -283,13 +285,13 @@ class _Loop:
 
     def _abandon(self) -> None:
         """Cancel every job first; then wait for what is being prepared, whose job may be there any moment."""
-        why = self._stop.reason() if self._stop.requested() else self._feed.gives_up() or Cancelled("given up")
-        rest = list(self._feed.rest())
+        why = self._stop.reason() if self._stop.requested() else self._feed.cancel_all_reason() or Cancelled("given up")
+        rest = list(self._feed.remaining_runs())
         for run in rest:
             if (job := run.record.job_key) is not None:  # another process submitted it, and nobody watches it yet
                 self._watched[job] = run
         for job, error in self._requests.wait().items():
-            threads.note_request(self._watched[job], error)
+            threads.record_cancel(self._watched[job], error)
         began = time.monotonic()
         self._abandon_preparations(began + threads.CANCEL_BOUND, why)
         for run in [*self._watched.values(), *(run for run in rest if run.record.job_key is None)]:
@@ -300,7 +302,7 @@ class _Loop:
             run = self._watched[job]
             if run not in self._endings.under_way:
                 with _despite_full_disk(run):
-                    finish.note_after_cancel(run, state)
+                    finish.record_state_after_cancel(run, state)
 
     def _await_endings(self, until: float, why: Cancelled) -> None:
         """Wait for ends that are under way: as long as they take, unless we were asked to stop."""
@@ -308,7 +310,7 @@ class _Loop:
         while self._endings.under_way and not (self._stop.requested() and time.monotonic() > until):
             self._take_outcomes(REST)
         for run in self._endings.under_way:
-            self._feed.ended(run, left_under_way(run, why))
+            self._feed.ended(run, outcome_left_behind(run, why))
 
     def _abandon_preparations(self, until: float, why: Cancelled) -> None:
         """Wait for runs in preparation. A job may be there before srtctl says so, and is then looked for."""
@@ -321,21 +323,21 @@ class _Loop:
                 run, answer = self._prepared.get(timeout=max(0.0, until - time.monotonic()))
             except Empty:  # its record says how far it was; `launcher cleanup` looks for its job by its token
                 run, answer = next(iter(preparing.values())), why
-                if run.record.fields.in_doubt:
+                if run.record.fields.submission_in_doubt:
                     text = (
                         f"left while a submission is under way: `launcher cleanup {run.id}` ends the job that may come"
                     )
                     run.record.event("warning", text)
             self._forget_preparation(run)
-            self._requests.submission_is_over(run)
-            asked[run] = begin(partial(threads.request_end, run), "cancel")
+            self._requests.submission_ended(run)
+            asked[run] = begin(partial(threads.cancel_job, run), "cancel")
             if isinstance(answer, JobKey):
                 self._watched[answer] = run
             else:
                 self._begin_end(run, answer)
         wait(asked.values(), max(1.0, until - time.monotonic()))
         for run in (run for run, request in asked.items() if not request.done()):
-            threads.note_request(run, LauncherError("no answer yet"))
+            threads.record_cancel(run, LauncherError("no answer yet"))
 
     def _leave(self) -> None:
         """Leave jobs and records as they are: submissions come to their end, ends that are under way have a moment."""
@@ -368,7 +370,7 @@ class _Markers:
         if time.monotonic() - self._looked >= self._tick:
             self._looked = time.monotonic()
             logs = {job: (run, Path(run.record.job.log)) for job, run in watched.items() if run.record.job is not None}
-            ends = {job: run.kind.end_by_log(job, log) for job, (run, log) in logs.items()}
+            ends = {job: run.kind.end_state_in_log(job, log) for job, (run, log) in logs.items()}
             self._found = {job: end for job, end in ends.items() if end is not None}
         return self._found
 

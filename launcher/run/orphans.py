@@ -22,7 +22,7 @@ from launcher.run import finish
 from launcher.run.kind import Run
 from launcher.run.listing import UnreadableRecord, records
 from launcher.run.record import RecordedJob, RunRecord
-from launcher.run.threads import end_unrecorded
+from launcher.run.threads import cancel_unrecorded_job
 from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, SchedulerUnreachable, jobs_with_token, unknown
 from launcher.slurm.poller import end_jobs
 
@@ -54,7 +54,9 @@ def find_orphans(
     Those whose record cannot be read are added to ``unreadable``.
     """
     found = [(record, record.abandoned) for record in records(runs, unreadable)]
-    alone = [r for r, abandoned in found if abandoned is None or (abandoned is False and r.stopped_driver is not None)]
+    alone = [
+        r for r, abandoned in found if abandoned is None or (abandoned is False and r.stopped_driver_pid is not None)
+    ]
     return [r for r, abandoned in found if abandoned], alone
 
 
@@ -119,10 +121,10 @@ def runs_of_job(runs: Path, environ: Mapping[str, str]) -> list[RunRecord]:
     return [record for record in records(runs) if is_ours(record)]
 
 
-def told_left_alone(record: RunRecord) -> str:
+def left_alone_message(record: RunRecord) -> str:
     """What to say of a run whose driver is stopped, or of which only another machine or container can tell whether it
     is driven."""
-    if (pid := record.stopped_driver) is not None:
+    if (pid := record.stopped_driver_pid) is not None:
         return (
             f"run {record.id}: its launcher (pid {pid}) is stopped and holds the run: `kill -CONT {pid}` has it go on, "
             f"`launcher cleanup {record.id}` ends its job"
@@ -154,7 +156,7 @@ def end_unreadable(lost: UnreadableRecord, schedulers: Sequence[Scheduler], log:
     log(f"run {lost.id}: {lost.error}; nothing of it runs any more, and {lost.directory} can be removed")
 
 
-def end_lost(job: JobKey, scheduler: Scheduler, log: Callable[[str], None]) -> None:
+def end_job_without_record(job: JobKey, scheduler: Scheduler, log: Callable[[str], None]) -> None:
     """End a job whose run has no record here. Raises JobError, SchedulerUnreachable."""
     _raise_if_left(job.token, _end_jobs(job.token, [job], scheduler, log, END_PATIENCE)[0])
 
@@ -221,15 +223,15 @@ def end_run(run: Run, why: str, log: Callable[[str], None], silence: float = END
     """
     record, scheduler = run.record, run.services.scheduler
     check_owner(record, os.getuid())
-    driven = record.owned_by_another
+    driven = record.driven_by_another
     if not record.fields.has_ended and record.abandoned is not True and record.fields.owner != ProcessIdentity.mine():
         try:
-            record.ask_to_end(why)
+            record.request_cancel(why)
         except OSError as error:
             log(f"run {run.id}: its launcher cannot be asked to let it go: {error.strerror}")
     if not driven:
         try:
-            record.take()
+            record.acquire()
         except OSError as error:  # a full disk is no reason to leave a job behind
             log(f"run {run.id}: its record cannot be written ({error.strerror}); its job is ended all the same")
     elif not record.fields.has_ended and _let_go(run, log):
@@ -265,10 +267,10 @@ def _let_go(run: Run, log: Callable[[str], None]) -> bool:
     record = run.record
 
     def job_or_end() -> bool:
-        while record.job is None and not record.fields.in_doubt and not record.fields.has_ended:
+        while record.job is None and not record.fields.submission_in_doubt and not record.fields.has_ended:
             time.sleep(0.1)
             record.reload()
-        return record.fields.has_ended and record.job is None and not record.fields.in_doubt
+        return record.fields.has_ended and record.job is None and not record.fields.submission_in_doubt
 
     try:
         if within(job_or_end, LET_GO, lambda s: log(f"run {run.id}: its launcher is asked to let it go ({s:.0f} s)")):
@@ -288,13 +290,13 @@ def _write_end(run: Run, states: Mapping[JobKey, JobState], why: str) -> None:
     record = run.record
     if record.job is not None:
         for state in states.values():
-            finish.note_after_cancel(run, state)
-    elif record.fields.in_doubt:
+            finish.record_state_after_cancel(run, state)
+    elif record.fields.submission_in_doubt:
         record.set_step("submit", "failed", error=why)
     if not record.fields.has_ended:
         finish.end_early(run, Cancelled(why))
     if record.fields.state == "cancelled":
-        finish.clear_left(run)
+        finish.deliver_and_remove(run)
 
 
 def check_owner(record: RunRecord, uid: int) -> None:
@@ -318,9 +320,9 @@ def _jobs_to_end(run: Run) -> Sequence[JobKey]:
     importing = record.step("images").state == "running" and record.job is None
     if importing and any(image.import_on == "compute" for image in run.plan.images):
         return jobs_with_token(import_comment(run.id), scheduler)
-    if record.fields.in_doubt:
+    if record.fields.submission_in_doubt:
         done = threading.Event()  # its srtctl may work on for minutes: its job is ended as soon as Slurm shows it
-        threading.Thread(target=end_unrecorded, args=(run, done), daemon=True, name="cancel by token").start()
+        threading.Thread(target=cancel_unrecorded_job, args=(run, done), daemon=True, name="cancel by token").start()
         try:
             with record.submitting(run.services.stop.sleep):
                 record.reload()

@@ -107,10 +107,10 @@ def prepare(run: Run, gate: Gate | None = None) -> JobKey:
         prepared = _prepare_workspace(run)
         whole = run.kind.complete(run.plan, prepared)
         refuse_secrets(whole)  # before it is stored
-        run.replan(whole)
+        run.change_plan(whole)
         refuse(run.plan, run.record.fields.accepted)
     _have_images(run)
-    with run.record.doing("model") as keep:
+    with run.record.running_step("model") as keep:
         keep(_check_model(run))
     prepared = prepared or _prepare_workspace(run)
     run.kind.look(run)  # not in the submission: whoever dies in that leaves open whether there is a job
@@ -133,7 +133,7 @@ def _have_images(run: Run) -> None:
         make_directory=services.tools.stand_ins,
     )
     first = next((image.reference for image in plan.images if image.shared), "")
-    with run.record.doing("images", last=first) as keep:
+    with run.record.running_step("images", last=first) as keep:
         for planned in plan.images:
             if not planned.shared:
                 run.log(f"image {planned.reference}: each node has a directory of its own, so the job imports it")
@@ -166,7 +166,7 @@ def _have_images(run: Run) -> None:
         keep({"images": facts})
     used = {str(image["planned"]): str(image["squash"]) for image in facts if image["planned"] != image["squash"]}
     if used:  # a refreshed image lies elsewhere than planned
-        run.replan(plan.with_squash(used))
+        run.change_plan(plan.with_squash(used))
 
 
 def _check_model(run: Run) -> dict[str, Any]:
@@ -248,7 +248,7 @@ def _stage_model(run: Run, path: Path) -> dict[str, Any]:
 def _prepare_workspace(run: Run) -> Prepared:
     """What the kind of job needs, and a copy of what jobs need of the workspace where compute nodes see it."""
     workspace = run.plan.workspace
-    with run.record.doing("workspace") as keep:
+    with run.record.running_step("workspace") as keep:
         try:
             prepared = run.kind.prepare(run)
         except OSError as error:
@@ -279,7 +279,7 @@ def _submit(run: Run, prepared: Prepared) -> JobKey:
         run.services.stop.check()
         if run.record.fields.has_ended:
             raise Cancelled("its job was not submitted: the run was ended meanwhile")
-        with run.record.doing("submit") as keep:
+        with run.record.running_step("submit") as keep:
             try:
                 done = run.kind.submit(run, prepared, earlier, partial(run_program, pass_fds=[lock]))
             except JobsExist as error:
@@ -288,7 +288,7 @@ def _submit(run: Run, prepared: Prepared) -> JobKey:
                     run.services.scheduler.cancel(wrong)
                     run.log(f"cancelled {', '.join(error.job_ids)}: not what was asked for")
                 raise
-            hide = run.record.hide
+            hide = run.record.without_secrets
             notes = [hide(note) for note in done.notes]
             keep({"notes": notes, "adopted": done.adopted, "left_out": list(done.left_out)})
             submitted = done.submitted or time.time()
@@ -306,7 +306,11 @@ def _jobs_before(run: Run) -> JobKey | frozenset[str] | None:
     Raises SubmissionError when a job of another record with the same id is alive, and SchedulerUnreachable when there
     may be a job of ours and nobody can be asked.
     """
-    step, interrupted, scheduler = run.record.step("submit"), run.record.fields.in_doubt, run.services.scheduler
+    step, interrupted, scheduler = (
+        run.record.step("submit"),
+        run.record.fields.submission_in_doubt,
+        run.services.scheduler,
+    )
     if run.fresh and not step.state:
         return None
     try:

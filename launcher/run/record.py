@@ -101,7 +101,7 @@ class RunRecord:
                 record = cls(temporary, RunFields(plan.run_key, plan.runner))
                 commit = head_commit(Path(plan.workspace.path))
                 record.update(created=time.time(), owner=ProcessIdentity.mine(), commit=commit, **fields)
-                record.take()
+                record.acquire()
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 raise _taken(directory) from None
@@ -118,7 +118,7 @@ class RunRecord:
             return cls(directory, read_fields(directory / "run.json", run_id))
         except (FileNotFoundError, NotADirectoryError):
             if directory.is_dir():
-                raise without_record(directory) from None
+                raise missing_record_error(directory) from None
             known = [p.name for p in runs.iterdir() if not p.name.startswith(".")] if runs.is_dir() else []
             near = closest(run_id, known)
             hint = f"did you mean {near}?" if near else "launcher status lists the runs"
@@ -153,7 +153,7 @@ class RunRecord:
         """The plan of this run. Raises ConfigError when it cannot be read."""
         return Plan.read(self.directory / "plan.json")
 
-    def hide(self, text: str) -> str:
+    def without_secrets(self, text: str) -> str:
         """The text without secrets."""
         return redact(text, self.environ) if self.environ is not None else text
 
@@ -177,9 +177,9 @@ class RunRecord:
         path = self.evidence / name
         self.evidence.mkdir(mode=0o700, exist_ok=True)
         if isinstance(content, Mapping):
-            write_json(path, {key: self.hide(text)[:LARGEST_KEPT] for key, text in content.items()})
+            write_json(path, {key: self.without_secrets(text)[:LARGEST_KEPT] for key, text in content.items()})
         elif isinstance(content, str):
-            write_text(path, self.hide(content)[:LARGEST_KEPT], durable=False)
+            write_text(path, self.without_secrets(content)[:LARGEST_KEPT], durable=False)
         else:
             write_bytes(path, redact_bytes(content, self.environ or {})[:LARGEST_KEPT], durable=False)
 
@@ -202,7 +202,7 @@ class RunRecord:
         self.update(steps={**self.fields.steps, name: step}, **state_now)
 
     @contextlib.contextmanager
-    def doing(
+    def running_step(
         self, name: str, at_most: float | None = None, **known: Any
     ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
         """Write a step's beginning with what is ``known``, and its end whatever that is; gives a function that keeps
@@ -214,14 +214,14 @@ class RunRecord:
             yield facts.update
         except LauncherError as error:
             state = "unknown" if isinstance(error, SubmissionUnknown) else "failed"
-            self.set_step(name, state, error=self.hide(error.message))
+            self.set_step(name, state, error=self.without_secrets(error.message))
             raise
         self.set_step(name, "done", **facts)
         self.event("stage", f"{name} done", stage=name, state="done")
 
     def event(self, kind: str, text: str, **data: Any) -> None:
         """Append an event, and show it to the listeners: that, too, when the file cannot be written (a full disk)."""
-        text = self.hide(text)
+        text = self.without_secrets(text)
         event = Event(time.time(), self.id, kind, text, data)
         line = json_line({"time": event.time, "kind": kind, "text": text, **data})
         try:
@@ -245,7 +245,7 @@ class RunRecord:
                 if _is_event(event := json.loads(line.decode())):
                     yield event
 
-    def ask_to_end(self, by: str) -> None:
+    def request_cancel(self, by: str) -> None:
         """Ask the run's driver, on whatever host, to end the run, by a file that it looks for. Raises OSError.
 
         Only the driver knows what it is about to do. A run that waits its turn in a sweep has no job that could be
@@ -254,43 +254,43 @@ class RunRecord:
         who = f"cancelled by {user_name()} on {socket.gethostname()} ({by})"
         write_json(self.directory / REQUEST, {"time": time.time(), "text": who})
 
-    def withdraw(self) -> None:
+    def withdraw_cancel(self) -> None:
         """Take the request to end the run back: it is to go on after all."""
         with contextlib.suppress(OSError):
             (self.directory / REQUEST).unlink()
 
-    def asked_to_end(self) -> bool:
+    def cancel_requested(self) -> bool:
         """Whether somebody asked for the run's end."""
         return os.path.lexists(self.directory / REQUEST)
 
-    def why_to_end(self) -> Cancelled:
+    def cancel_reason(self) -> Cancelled:
         """What a run that was asked to end ends with."""
         with contextlib.suppress(OSError, ValueError, RecursionError):
             said = json.loads(read_file(self.directory / REQUEST, 4096))
             if isinstance(said, dict) and isinstance(said.get("text"), str):
-                return Cancelled(self.hide(said["text"]))
+                return Cancelled(self.without_secrets(said["text"]))
         return Cancelled("cancelled on request")
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Make this process the one that drives the run, until it ends, and read what the record says by then.
 
         Of two processes on one machine that try, one succeeds. Raises ConfigError when another one drives it.
         """
         if self._held is None:
             self._held = locked(self.directory / "driver.lock")
-        if self._held is None or self.owned_by_another:
-            raise self.driven_error()
+        if self._held is None or self.driven_by_another:
+            raise self.driven_by_another_error()
         self.reload()
         if self.fields.owner != (me := ProcessIdentity.mine()):
             self.update(owner=me)
 
-    def driven_error(self) -> ConfigError:
+    def driven_by_another_error(self) -> ConfigError:
         """The error of who wants a run that another launcher drives."""
-        pid = self.stopped_driver
+        pid = self.stopped_driver_pid
         hint = f"launcher logs -f {self.id}" if pid is None else f"it is stopped: kill -CONT {pid}"
         return ConfigError("another launcher drives this run", where=f"run {self.id}", hint=hint)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Drive the run no more: another process may take it."""
         if self._held is not None:
             os.close(self._held)
@@ -318,16 +318,16 @@ class RunRecord:
             os.close(handle)
 
     @property
-    def owned_by_another(self) -> bool:
+    def driven_by_another(self) -> bool:
         """Whether another launcher process that still lives drives this run, as far as this host can tell."""
         owner = self.fields.owner
         return owner is not None and owner.alive() is True and owner != ProcessIdentity.mine()
 
     @property
-    def stopped_driver(self) -> int | None:
+    def stopped_driver_pid(self) -> int | None:
         """The pid of the launcher that drives the run, if it was stopped: until it goes on, nobody can take the run."""
         owner = self.fields.owner
-        return owner.pid if owner is not None and self.owned_by_another and owner.stopped() else None
+        return owner.pid if owner is not None and self.driven_by_another and owner.stopped() else None
 
     @property
     def abandoned(self) -> bool | None:
@@ -365,7 +365,7 @@ def _taken(directory: Path) -> ConfigError:
     return ConfigError(f"run {run} exists already", where=str(directory), hint=f"launcher resume {run}")
 
 
-def without_record(directory: Path) -> ConfigError:
+def missing_record_error(directory: Path) -> ConfigError:
     return ConfigError("the run's record cannot be read: there is no run.json", where=str(directory))
 
 

@@ -42,7 +42,7 @@ LOOK_FOR_UNRECORDED = 0.4
 _LOOK_FOR_STOP = 0.5
 
 
-class EndRequests:
+class CancelRequests:
     """Requests to end the jobs of a loop, each made once. ``watched`` is the loop's own table, as it stands."""
 
     def __init__(self, scheduler: Scheduler, stop: Stop, watched: Mapping[JobKey, Run]) -> None:
@@ -78,7 +78,9 @@ class EndRequests:
         with self._guard:
             for run in [run for run in list(self.preparing.values()) if run.id not in self._submissions]:
                 over = self._submissions[run.id] = threading.Event()
-                threading.Thread(target=end_unrecorded, args=(run, over), daemon=True, name="cancel by token").start()
+                threading.Thread(
+                    target=cancel_unrecorded_job, args=(run, over), daemon=True, name="cancel by token"
+                ).start()
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._request, daemon=True, name="cancel")
                 self._thread.start()
@@ -102,12 +104,12 @@ class EndRequests:
                 self._answers.update(dict.fromkeys(left, silent))
         return {job: self._answers[job] for job in self._watched}
 
-    def submission_is_over(self, run: Run) -> None:
+    def submission_ended(self, run: Run) -> None:
         """The run has ended its submission: its job is in the record, or there is none."""
         self._submissions.setdefault(run.id, threading.Event()).set()
 
 
-def end_unrecorded(run: Run, done: threading.Event) -> None:
+def cancel_unrecorded_job(run: Run, done: threading.Event) -> None:
     """While a submission goes on, and until ``done``, end the job that it makes as soon as Slurm shows it."""
     scheduler = run.services.scheduler
     while not done.wait(LOOK_FOR_UNRECORDED):
@@ -115,22 +117,22 @@ def end_unrecorded(run: Run, done: threading.Event) -> None:
             if (job := run.record.job_key) is not None:
                 scheduler.cancel([job])
                 return
-            if run.record.fields.in_doubt and (jobs := scheduler.find(run.id)):
+            if run.record.fields.submission_in_doubt and (jobs := scheduler.find(run.id)):
                 scheduler.cancel(jobs)  # leaves out what is over
 
 
-def request_end(run: Run) -> None:
+def cancel_job(run: Run) -> None:
     """Ask for the end of the run's job, by id, and write down what came of it."""
     if (job := run.record.job_key) is not None:
         try:
             run.services.scheduler.cancel([job])
         except LauncherError as error:
-            note_request(run, error)
+            record_cancel(run, error)
         else:
-            note_request(run)
+            record_cancel(run)
 
 
-def note_request(run: Run, error: LauncherError | None = None) -> None:
+def record_cancel(run: Run, error: LauncherError | None = None) -> None:
     """Write down that the job's end was asked for, or why it could not be."""
     job = run.record.job_key
     if error is not None:
@@ -187,14 +189,14 @@ def should_release(run: Run, state: JobState | None) -> bool:
                 run.record.event("job", text, job=job.id)
             return False
     try:
-        run.kind.make_whole(run)
+        run.kind.complete_directory(run)
     except (LauncherError, OSError) as error:
         run.record.event("warning", f"not released yet, its directory is not whole: {error}", job=job.id)
         return False
     return True
 
 
-def note_release(run: Run, error: LauncherError | None = None) -> None:
+def record_release(run: Run, error: LauncherError | None = None) -> None:
     """Write down that Slurm was told to release the job, or why it could not be told."""
     job = run.record.job
     assert job is not None
@@ -304,7 +306,7 @@ def _end(run: Run, end: End) -> Outcome:
         if not isinstance(end, LauncherError):
             return finish.finish(run, end)
         if not isinstance(end, Cancelled):
-            request_end(run)
+            cancel_job(run)
         return _end_early(run, end)
     except Cancelled as why:  # stopped while waiting for results to appear
         return _end_early(run, why)
@@ -322,7 +324,7 @@ def _end_early(run: Run, error: LauncherError) -> Outcome:
         return _unwritten_end(run, fault, error)
 
 
-def left_under_way(run: Run, why: Cancelled) -> Outcome:
+def outcome_left_behind(run: Run, why: Cancelled) -> Outcome:
     """The outcome of a run whose job has ended, and whose end we cannot wait for: its record stays as it is."""
     run.record.event("warning", f"left while its results were collected; `launcher collect {run.id}` does it again")
     return Outcome(run.id, "cancelled", error=why, verdict=verdict(why))

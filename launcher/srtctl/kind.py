@@ -195,7 +195,7 @@ class SrtctlKind:
         """The log of srtctl's orchestrator."""
         return output / LOG.format(job_id)
 
-    def make_whole(self, run: Run) -> None:
+    def complete_directory(self, run: Run) -> None:
         """Write what srtctl writes into the job's directory after sbatch returned, in case it was interrupted.
 
         The configuration is a copy of the recipe (srt-slurm c88ef731, cli/submit.py). For a recipe with variants srtctl
@@ -209,7 +209,7 @@ class SrtctlKind:
         if job.recipe.selector is None and not config.exists() and recipe.is_file():
             write_text(config, recipe.read_text())
 
-    def end_by_log(self, job: JobKey, log: Path) -> JobState | None:
+    def end_state_in_log(self, job: JobKey, log: Path) -> JobState | None:
         """Read the last lines of srtctl's script."""
         return self._markers.read(job, log)
 

@@ -74,7 +74,7 @@ class Records:
         except ConfigError as error:
             phase: Phase = "unknown" if attempt is not None and attempt.open else "over"
             return Facts(phase, state="failed", says=error.message, layer="launcher", text=error.message, exit_code=1)
-        seen = of_fields(fields)
+        seen = facts_of_record(fields)
         if fields.ended is None and not seen.state:
             return seen
         asked = attempt.event.concurrencies if attempt is not None else job.concurrencies
@@ -115,7 +115,7 @@ class Records:
         return "" if wanted == digest else f"image digest is {digest}, not {wanted}"
 
 
-def of_fields(fields: RunFields) -> Facts:
+def facts_of_record(fields: RunFields) -> Facts:
     """How a run stands by its record, without its results."""
     job = fields.job
     word, says = (job.state, job.says) if job is not None else ("", fields.state)
@@ -124,8 +124,8 @@ def of_fields(fields: RunFields) -> Facts:
         phase = "over" if fields.settled else "unknown"
         says = says if fields.settled else "it ended, and its job may live"
     elif job is None:
-        phase = "unknown" if fields.in_doubt else "preparing"
-        says = "whether it has a job is not known" if fields.in_doubt else fields.state
+        phase = "unknown" if fields.submission_in_doubt else "preparing"
+        says = "whether it has a job is not known" if fields.submission_in_doubt else fields.state
     else:
         phase, word = "alive", "COLLECTING" if job.over else word
     verdict, had = fields.verdict or Verdict("", ""), job or RecordedJob("")
@@ -150,14 +150,14 @@ def is_over(runs: Path, run: str) -> bool:
     """Whether no job of a run can live. Of a record that cannot be read now one may."""
     directory = f"{runs}/{run}"
     try:
-        return of_fields(read_fields(f"{directory}/run.json", run, facts=False)).phase == "over"
+        return facts_of_record(read_fields(f"{directory}/run.json", run, facts=False)).phase == "over"
     except (FileNotFoundError, NotADirectoryError):
         return True
     except (ConfigError, OSError):
         return False
 
 
-def with_cause(seen: Facts, first: Facts) -> Facts:
+def with_first_cause(seen: Facts, first: Facts) -> Facts:
     """A job that we had cancelled after it was given up: the first outcome says why."""
     return replace(seen, layer=first.layer, text=first.text, state=first.state, exit_code=first.exit_code)
 
@@ -173,7 +173,7 @@ def _kept(path: str, directory: str) -> bool:
     return any(name.endswith(end) and not name.startswith(("agg_", "power_")) for name in names)
 
 
-def of_outcome(outcome: Outcome, job: RecordedJob | None) -> Facts:
+def facts_of_outcome(outcome: Outcome, job: RecordedJob | None) -> Facts:
     """What is known of an attempt whose record somebody removed while it ran. Of a job that was given up (the only
     JobError of a run with a job) nobody can say whether it lives."""
     verdict = outcome.verdict or Verdict("", "its record was removed")

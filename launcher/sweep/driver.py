@@ -24,7 +24,7 @@ from launcher.run.kind import Run
 from launcher.run.loop import Feed
 from launcher.run.orphans import end_run
 from launcher.runner.cluster_schema import Limits
-from launcher.sweep.attempts import Records, is_over, of_outcome, with_cause
+from launcher.sweep.attempts import Records, facts_of_outcome, is_over, with_first_cause
 from launcher.sweep.decide import Decisions
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.making import RunMaker
@@ -163,10 +163,10 @@ class Driver(Feed):
     # What the loop asks.
 
     @property
-    def over(self) -> bool:
+    def exhausted(self) -> bool:
         return self._idle and not (self.open or self._adopted or self._again or self._unwritten)
 
-    def next(self, under_way: int) -> Run | None:
+    def next_run(self, under_way: int) -> Run | None:
         self._look()
         if self._adopted:
             return self._adopted.pop(0)
@@ -230,7 +230,7 @@ class Driver(Feed):
         self._say("start", f"{job.key}: run {run_id} ({start.why})")
         return run
 
-    def admits(self, run: Run, ready: bool) -> bool | Cancelled:
+    def may_submit(self, run: Run, ready: bool) -> bool | Cancelled:
         """Whether there is room for the job; or why it is not to be submitted at all any more."""
         opened = self.open[run.id]
         if opened.admitted:
@@ -268,9 +268,9 @@ class Driver(Feed):
         opened = self.open[run.id]
         seen = self.records.facts(run.id)
         if opened.first is not None and seen.word == "CANCELLED":
-            seen = with_cause(seen, opened.first)
+            seen = with_first_cause(seen, opened.first)
         if seen.phase == "none":
-            seen = of_outcome(outcome, run.record.job)
+            seen = facts_of_outcome(outcome, run.record.job)
         if outcome.state != "cancelled":
             if seen.phase == "unknown":
                 opened.first = opened.first or seen
@@ -280,7 +280,7 @@ class Driver(Feed):
             if self._collects_again(opened, seen):
                 return
         del self.open[run.id]
-        run.record.let_go()
+        run.record.release()
         if seen.phase == "unknown":  # its end was asked for, and is asked for again when the sweep is resumed
             return
         if seen.phase in ("alive", "preparing"):  # its end could not be written: a later driver collects
@@ -289,7 +289,7 @@ class Driver(Feed):
         job = self.state.jobs[opened.attempt.event.job]
         self._rooms.give_back(job.runner, run.id)
         self._idle = False
-        if not seen.job and seen.state == "cancelled" and not run.record.asked_to_end():
+        if not seen.job and seen.state == "cancelled" and not run.record.cancel_requested():
             self._write(Voided(time=0.0, run=run.id, why=seen.text))
             self.decisions.waiting[job.key] = self._clock()
             return
@@ -318,19 +318,19 @@ class Driver(Feed):
                 self.on_end(event)
             self._say("end" if isinstance(event, Ended) and not event.signature else "error", told(event))
 
-    def gives_up(self) -> Cancelled | None:
+    def cancel_all_reason(self) -> Cancelled | None:
         if self.state.ending == "cancel":
             return Cancelled("launcher sweep cancel")
         if self.state.policy.fail_fast_cancel and (why := self.decisions.tripped):
             return Cancelled(why)
         return None
 
-    def leaves(self) -> bool:
+    def should_leave(self) -> bool:
         if self.state.ending == "stop":
             self.leaving.set()
         return self.leaving.is_set()
 
-    def rest(self) -> Iterable[Run]:
+    def remaining_runs(self) -> Iterable[Run]:
         return self._adopted + [run for _, run in self._again]
 
     def skip_rest(self) -> None:
@@ -342,7 +342,7 @@ class Driver(Feed):
         """Write down that this driver leaves."""
         self._write(Left(time=0.0, why=why, exit_code=exit_code))
         for opened in self.open.values():
-            opened.run.record.let_go()
+            opened.run.record.release()
 
     # Requests, and the ledger.
 

@@ -91,7 +91,7 @@ class RunMaker:
         """The run of an earlier driver, from here on driven by this process. Raises ConfigError, OSError."""
         record = RunRecord.load(self._project.runs, run_id)
         run = self._run(record, record.plan)
-        record.take()
+        record.acquire()
         return run
 
     def _run(self, record: RunRecord, plan: Plan, *, fresh: bool = False) -> Run:

@@ -179,10 +179,10 @@ class EmulatedKind:
     def log_in(self, output: Path, job_id: str) -> Path:
         return output / "job.log"
 
-    def make_whole(self, run: Run) -> None:
+    def complete_directory(self, run: Run) -> None:
         pass
 
-    def end_by_log(self, job: JobKey, log: Path) -> JobState | None:
+    def end_state_in_log(self, job: JobKey, log: Path) -> JobState | None:
         return None
 
     def evidence(self, run: Run) -> dict[str, Path | str]:

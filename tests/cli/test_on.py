@@ -362,7 +362,7 @@ def test_cut_and_stopped_at_random_a_run_is_followed_without_a_gap(
     """Ten connections are killed or stopped, and that of `one_connection`; events and log come once each."""
     monkeypatch.setenv("LAUNCHER_REHEARSAL_SECONDS", "1")
     assert main(["--on", "local", "run", *ONE, "--runner", "local", "--run-id", "cut", "--detach"]) == 0
-    assert RunRecord.load(site.far / "runs", "cut").owned_by_another, "whoever cancels it now is heard"
+    assert RunRecord.load(site.far / "runs", "cut").driven_by_another, "whoever cancels it now is heard"
     monkeypatch.setattr(session, "SILENCE", 1.0)
     monkeypatch.setattr(session, "BEAT", 0.2)
     where = resolve("login", ssh=site.server.command, run=run_program, home=site.root)

@@ -440,11 +440,11 @@ def test_the_log_tells_the_end_of_a_job(boxes: Boxes) -> None:
     assert job is not None
     kind = ContainerKind("boxed", boxes.plan, boxes.state / "jobs")
     key, log = JobKey(job.id, job.submitted, "r"), Path(job.log)
-    state = kind.end_by_log(key, log)
+    state = kind.end_state_in_log(key, log)
     assert state is not None and state.exit_code == (0, 0) and not state.succeeded, "Slurm alone tells a success"
     with log.open("a") as file:
         file.write("launcher: job 1 on another node\n")
-    assert kind.end_by_log(key, log) is None, "it was requeued"
+    assert kind.end_state_in_log(key, log) is None, "it was requeued"
     assert kind.output_of_log(log) == Path(job.output) and kind.output_of_log(log.with_name("x.log")) is None
 
 

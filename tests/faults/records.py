@@ -143,7 +143,7 @@ class Trials:
         shutil.rmtree(self.user.state, ignore_errors=True)
         for plan in self.plans.values():
             record = RunRecord.create(self.runs, plan)
-            record.let_go()
+            record.release()
         image = Path(self.plans[RUN].images[0].squash)
         image.parent.mkdir(parents=True, exist_ok=True)
         image.write_bytes(b"hsqs")

@@ -39,7 +39,7 @@ def runs(tmp_path: Path) -> Path:
     for name in ("bad", "good"):
         record = RunRecord.create(directory, plan_on("local", tmp_path, run_key=name))
         record.update(state="running", job=RecordedJob("7", 1.0, "/x", "/x/l"), owner=GONE)
-        record.let_go()
+        record.release()
     return directory
 
 
@@ -139,7 +139,7 @@ def test_a_lock_that_is_no_file_is_nobodys(runs: Path, made: Callable[[Path], ob
         fcntl.flock(everybodys, fcntl.LOCK_EX)
         record = RunRecord.load(runs, "bad")
         with pytest.raises(OSError, match=r"no file|directory|symbolic"):
-            record.take()
+            record.acquire()
         scheduler = ScriptedScheduler()
         scheduler.states["7"] = RUNNING
         end_run(Run(record, record.plan, srtctl_kind(), services(scheduler)), "launcher cleanup", list[str]().append)
@@ -203,7 +203,7 @@ def test_a_job_that_the_record_has_lost_is_looked_for(runs: Path, tmp_path: Path
     for state, stages in (("running", {}), ("cancelled", {"submit": {"state": "done"}})):
         changed(job=None, state=state, stages=stages)(runs / "good/run.json")
         record = RunRecord.load(runs, "good")
-        assert record.fields.in_doubt and not record.fields.settled and record.abandoned
+        assert record.fields.submission_in_doubt and not record.fields.settled and record.abandoned
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_a_full_disk_keeps_no_job_from_being_ended(tmp_path: Path) -> None:
     scheduler = ScriptedScheduler()
     run = a_run(tmp_path, given=services(scheduler))
     run.record.update(state="running", job=RecordedJob("7", 1.0, "/x", "/x/l"), owner=GONE)
-    run.record.let_go()
+    run.record.release()
     scheduler.states["7"] = RUNNING
     reader, writer = os.pipe()
     child = os.fork()

@@ -62,7 +62,7 @@ def test_an_ended_run_says_how_it_ended(runs: Path, name: str) -> None:
 @pytest.mark.parametrize("step", KILLED)
 def test_a_killed_run_says_how_far_it_was(runs: Path, step: str) -> None:
     record = RunRecord.load(runs, f"killed-{step}")
-    assert record.fields.in_doubt is (step == "submit")
+    assert record.fields.submission_in_doubt is (step == "submit")
     assert (record.job is not None) is (step in WITH_JOB)
     if step in ("images", "model", "workspace", "submit", "collect"):
         assert record.step(step).state == "running"

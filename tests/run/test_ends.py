@@ -285,7 +285,7 @@ def test_a_cancelled_job_leaves_its_logs_and_evidence_and_then_what_became_of_it
         f"{FOLDER}/verdict.txt",
         f"{FOLDER}/config.yaml",
     } <= begun_run.packed().keys()
-    finish.note_after_cancel(begun_run.run, JobState(Phase.TERMINAL, "CANCELLED", exit_code=(0, 15)))
+    finish.record_state_after_cancel(begun_run.run, JobState(Phase.TERMINAL, "CANCELLED", exit_code=(0, 15)))
     assert "after cancelling: CANCELLED" in begun_run.evidence()["events.txt"]
     assert begun_run.evidence().keys() == ALWAYS | OF_A_JOB | {"first-failure.txt"}
     assert leaks(begun_run, begun_run.annotation(outcome)) == []

@@ -11,7 +11,7 @@ from msgspec import structs
 from launcher.plan.plan import Plan
 from launcher.run.kind import Run
 from launcher.run.record import RecordedJob, RunRecord
-from launcher.run.threads import note_release, should_release
+from launcher.run.threads import record_release, should_release
 from launcher.slurm.client import JobState, Phase, SchedulerUnreachable, unknown
 from launcher.srtctl.planned import SrtctlJob
 from tests.plans import with_job
@@ -52,11 +52,11 @@ def test_a_job_goes_on_with_what_srtctl_had_no_time_to_write(run: Run, tmp_path:
 
 def test_a_release_counts_once_slurm_shows_it(run: Run) -> None:
     assert should_release(run, HELD)
-    note_release(run, SchedulerUnreachable("away"))
+    record_release(run, SchedulerUnreachable("away"))
     assert should_release(run, HELD) and "is still held: away" in events(run.record)[-1]
-    note_release(run)
+    record_release(run)
     assert should_release(run, HELD), "a controller that was killed has forgotten it"
-    note_release(run)
+    record_release(run)
     assert events(run.record)[-2:] == ["job 7 released", "job 7 released again"]
     assert not should_release(run, WAITING) and not is_ours(run)
     assert not should_release(run, HELD), "somebody else's hold"

@@ -32,10 +32,10 @@ class Kind:
 
     name = "scripted"
 
-    def make_whole(self, run: Run) -> None:
+    def complete_directory(self, run: Run) -> None:
         pass
 
-    def end_by_log(self, job: JobKey, log: Path) -> None:
+    def end_state_in_log(self, job: JobKey, log: Path) -> None:
         return None
 
     def evidence(self, run: Run) -> dict[str, str]:
@@ -198,7 +198,7 @@ def test_a_full_disk_under_the_record_lets_go_of_no_job(runs: Runs, monkeypatch:
     def full(run: Run, state: JobState) -> None:
         raise OSError(28, "No space left on device", "run.json")
 
-    monkeypatch.setattr(finish, "note_state", full)
+    monkeypatch.setattr(finish, "record_state", full)
     outcomes = runs.drive([run])
     assert outcomes[0].state == "succeeded"
     assert "the record cannot be written: No space left on device" in events(run.record)
@@ -296,7 +296,7 @@ def test_a_submission_is_looked_after_while_the_loop_is_busy(runs: Runs, monkeyp
     jobs.states = {"1": RUNNING}
     looked, submitting = threading.Event(), threading.Event()
 
-    def end_unrecorded(run: Run, done: threading.Event) -> None:
+    def cancel_unrecorded_job(run: Run, done: threading.Event) -> None:
         looked.set()
         done.wait(30)
 
@@ -310,7 +310,7 @@ def test_a_submission_is_looked_after_while_the_loop_is_busy(runs: Runs, monkeyp
         jobs.states["1"] = DONE
         looked.wait(30)
 
-    monkeypatch.setattr(threads, "end_unrecorded", end_unrecorded)
+    monkeypatch.setattr(threads, "cancel_unrecorded_job", cancel_unrecorded_job)
     monkeypatch.setattr(finish, "finish", slow)
     runs.drive([runs.add(1), runs.add(2, submit)], stop, max_jobs=2)
     assert looked.is_set() and submitting.is_set()
@@ -328,7 +328,7 @@ def test_no_job_is_released_once_we_give_up(runs: Runs, monkeypatch: pytest.Monk
             jobs.states["1"] = DONE if why == "a signal" else JobState(Phase.TERMINAL, "FAILED", exit_code=(1, 0))
         return poll(asked)
 
-    note = finish.note_state
+    note = finish.record_state
 
     def signalled(run: Run, state: JobState) -> None:
         note(run, state)
@@ -336,7 +336,7 @@ def test_no_job_is_released_once_we_give_up(runs: Runs, monkeypatch: pytest.Monk
             stop.set()
 
     monkeypatch.setattr(jobs, "poll", first_ends)
-    monkeypatch.setattr(finish, "note_state", signalled)
+    monkeypatch.setattr(finish, "record_state", signalled)
     requested = Stop(stop.wait, lambda: Cancelled("asked"))
     run_all([runs.add(1), runs.add(2, held=True)], jobs, requested, Limits(2, fail_fast=True, pace=FAST))
     time.sleep(0.1)

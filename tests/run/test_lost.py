@@ -28,7 +28,7 @@ def run(tmp_path: Path) -> Run:
 def test_an_end_by_the_jobs_own_word(run: Run) -> None:
     job, log = run.record.job_key, run.record.log_path
     assert job is not None and log is not None
-    state = run.kind.end_by_log(job, log)
+    state = run.kind.end_state_in_log(job, log)
     assert state is not None and (state.word, state.exit_code) == (LOST, (0, 0))
     outcome = finish(run, state)
     assert (outcome.state, outcome.exit_code) == ("failed", 6)

@@ -76,19 +76,19 @@ def test_ids_that_cannot_be_names(run_id: str) -> None:
 
 def test_whose_a_run_is(tmp_path: Path, plan: Plan) -> None:
     record = RunRecord.create(tmp_path, plan)
-    assert not record.owned_by_another
+    assert not record.driven_by_another
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
         its = ProcessIdentity.of(other.pid)
         record.update(owner=its)
-        assert record.owned_by_another
+        assert record.driven_by_another
         record.update(owner=replace(its, started="1"))  # the pid was given out again
-        assert not record.owned_by_another
+        assert not record.driven_by_another
         record.update(owner=replace(its, host="elsewhere"))
-        assert not record.owned_by_another
+        assert not record.driven_by_another
         record.update(owner=its)
         other.kill()
         other.wait()
-    assert not record.owned_by_another
+    assert not record.driven_by_another
 
 
 def test_a_runs_directory_that_cannot_be_made(tmp_path: Path, plan: Plan) -> None:
@@ -111,7 +111,7 @@ from launcher.run import finish
 from launcher.run.record import RecordedJob
 record = RunRecord.load(Path(sys.argv[1]), "r1")
 try:
-    record.take()
+    record.acquire()
 except ConfigError as error:
     sys.exit(str(error))
 """
@@ -123,18 +123,18 @@ def _take(runs: Path) -> subprocess.CompletedProcess[str]:
 
 def test_one_process_drives_a_run(tmp_path: Path, plan: Plan) -> None:
     record = RunRecord.create(tmp_path, plan)
-    record.take()  # it has it already
+    record.acquire()  # it has it already
     assert "another launcher drives this run" in _take(tmp_path).stderr
 
 
 def test_a_run_is_taken_over_as_it_is_by_then(tmp_path: Path, plan: Plan) -> None:
-    code = _TRY.replace("record.take()", "record.take(); record.update(job=RecordedJob('7', None, '/x', '/l'))")
+    code = _TRY.replace("record.acquire()", "record.acquire(); record.update(job=RecordedJob('7', None, '/x', '/l'))")
     RunRecord.create(tmp_path / "a", plan)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     stale = RunRecord.load(tmp_path / "b", "r1")
     stale.update(owner=None)
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "b")], check=True, timeout=60)
-    stale.take()
+    stale.acquire()
     assert stale.job is not None and stale.job.id == "7"
 
 
@@ -204,7 +204,7 @@ def test_a_record_is_for_its_user_alone_whatever_the_umask(tmp_path: Path, umask
     try:
         run = a_run(tmp_path / "state", plan_on("local", tmp_path))
         run.record.event("note", "a name of \udcff")
-        run.record.take()
+        run.record.acquire()
         assert run.results_directory.is_dir()
         finish.end_early(run, ConfigError("wrong"))
     finally:

@@ -44,7 +44,7 @@ def test_what_the_host_has_stays_out_of_the_job_and_the_record_names_it(user: La
 def test_a_resume_without_a_secret_of_the_plan_names_it(user: LauncherUser) -> None:
     plan = dataclasses.replace(plan_on("local", user.root, run_key="r"), passes=("HF_TOKEN",))
     record = RunRecord.create(user.state / "runs", plan)
-    record.let_go()
+    record.release()
     said = user.launcher("resume", "r", code=2, HF_TOKEN="")
     assert "HF_TOKEN is not set" in said and user.record()["state"] == "new"
 
@@ -125,7 +125,7 @@ def test_several_runs_are_ended_side_by_side_and_none_keeps_another(
 
     monkeypatch.setattr(ending, "end_run", end)
     for record in records:
-        record.let_go()
+        record.release()
     said = user.launcher("cancel", "a", "b", "c", "b", code=5)
     assert "run a: silent" in said and "run b: unexpected ValueError: a fault of ours" in said
     assert user.record("c")["state"] == "cancelled"
@@ -133,10 +133,10 @@ def test_several_runs_are_ended_side_by_side_and_none_keeps_another(
 
 def test_a_run_that_was_cancelled_can_be_resumed(tmp_path: Path) -> None:
     run = a_run(tmp_path)
-    run.record.ask_to_end("launcher cancel")
+    run.record.request_cancel("launcher cancel")
     stop = run.services.of_run(run.record).stop
     assert stop.requested() and "launcher cancel" in stop.reason().message
-    run.record.withdraw()
+    run.record.withdraw_cancel()
     assert not stop.requested() and not stop.wait(0.6)
 
 
@@ -144,7 +144,7 @@ def test_a_run_that_was_cancelled_can_be_resumed(tmp_path: Path) -> None:
 def test_a_request_that_cannot_be_read_is_one(tmp_path: Path, content: str) -> None:
     record = a_run(tmp_path).record
     (record.directory / REQUEST).write_text(content)
-    assert record.asked_to_end() and record.why_to_end().message == "cancelled on request"
+    assert record.cancel_requested() and record.cancel_reason().message == "cancelled on request"
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_a_run_with_an_id_of_its_own_is_found_by_its_job_and_by_what_it_left(use
     plan = plan_on("local", user.root, run_key="my-own")
     record = RunRecord.create(user.state / "runs", plan)
     record.update(results="workspace", github_job=orphans.identity(environment))
-    record.let_go()
+    record.release()
     assert orphans.runs_of_job(user.state / "runs", environment)[0].id == "my-own"
     assert "my-own" in user.launcher("cleanup", "--from-env", **environment)
     left = {**environment, "LAUNCHER_RUN_ID": "my-own", "GITHUB_JOB": "other"}
@@ -204,7 +204,7 @@ def test_the_tree_of_a_cancelled_run_goes_after_a_day(user: LauncherUser, state:
     plan = plan_on("local", user.root, run_key="r")
     record = RunRecord.create(user.state / "runs", plan)
     record.update(state=state, results="workspace", ended=time.time() - ended * 86400)
-    record.let_go()
+    record.release()
     (tree,) = srtctl_kind().own_directories(plan)
     (tree / "outputs").mkdir(parents=True)
     (user.root / "kept").mkdir()

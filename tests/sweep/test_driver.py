@@ -321,7 +321,7 @@ def test_while_a_failure_is_looked_into_that_may_end_the_sweep_no_further_job_be
         list[bool](),
     )
     added = make_sweep(tmp_path, "added", [row(3, 4)], Policy()).sweep.jobs
-    ends, end, admits = threading.Event(), threads._end, driving.Driver.admits
+    ends, end, may_submit = threading.Event(), threads._end, driving.Driver.may_submit
 
     def seen_in_ledger(is_it: Callable[[Any], bool]) -> bool:
         return any(is_it(event) for event in ledger.events())
@@ -340,13 +340,13 @@ def test_while_a_failure_is_looked_into_that_may_end_the_sweep_no_further_job_be
         return isinstance(event, Started) and event.job == added[0].key
 
     def noted(self: driving.Driver, run: Any, ready: bool) -> bool | Cancelled:
-        answer = admits(self, run, ready)
+        answer = may_submit(self, run, ready)
         if ready and run.plan.benchmark.prefill.workers == 2:
             answers.append(answer)
         return answer
 
     monkeypatch.setattr(threads, "_end", slow)
-    monkeypatch.setattr(driving.Driver, "admits", noted)
+    monkeypatch.setattr(driving.Driver, "may_submit", noted)
     prepared_when(monkeypatch, {2: ends.is_set})
     seen = Driven(tmp_path).wait()
     assert (answers[0], begun) == (begins, [begins]) and [point.state for point in seen.points[1:]] == [then, then]
