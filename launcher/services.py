@@ -51,9 +51,9 @@ def open_scheduler(kind: str, backend: str, jobs: Path, say: Callable[[str], Non
 
         return LocalScheduler(jobs)
     from launcher.slurm.commands import SlurmCommands
-    from launcher.slurm.native import choose
+    from launcher.slurm.native import choose_backend
 
-    native, why = (None, "as asked for") if backend == "commands" else choose()
+    native, why = (None, "as asked for") if backend == "commands" else choose_backend()
     say(f"Slurm is asked by {why}" if native is not None else f"Slurm is asked by its commands: {why}")
     return native if native is not None else SlurmCommands()
 

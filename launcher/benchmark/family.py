@@ -12,7 +12,7 @@ from launcher.benchmark.benchmark import AGENTIC
 from launcher.benchmark.fields import parse_setting
 from launcher.benchmark.matrix_schema import Config, MultiConfig, MultiRow, RowPath, SingleConfig
 from launcher.core.errors import ConfigError
-from launcher.core.reading import built
+from launcher.core.reading import prepare_type
 from launcher.core.yaml_source import Document, Key, SourceLocation, error_path, schema_error
 
 _ROW = 5
@@ -84,7 +84,7 @@ def _family(document: Document, key: Any, data: Any) -> Family:
     refused: dict[RowPath, ConfigError] = {}
     while True:
         try:
-            config: Config = msgspec.convert(data, built(kind))
+            config: Config = msgspec.convert(data, prepare_type(kind))
         except msgspec.ValidationError as error:
             path = tuple(error_path(error)[:_ROW])
             wrong = schema_error(document, error, kind, under=(key,))

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from launcher.core.reading import built
+from launcher.core.reading import prepare_type
 from launcher.core.yaml_source import Key
 
 UnmetDemand = tuple[tuple[Key, ...], str]
@@ -75,7 +75,7 @@ class Table(msgspec.Struct, frozen=True):
 @cache
 def table() -> Table:
     """The demands of all versions."""
-    return msgspec.json.decode(Path(__file__).with_name("srtctl_demands.json").read_bytes(), type=built(Table))
+    return msgspec.json.decode(Path(__file__).with_name("srtctl_demands.json").read_bytes(), type=prepare_type(Table))
 
 
 def unmet_demands(demand_ids: frozenset[str], recipe: Mapping[str, Any]) -> Iterator[UnmetDemand]:

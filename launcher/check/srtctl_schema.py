@@ -22,7 +22,7 @@ import msgspec
 from launcher.check.cross_field_rules import table
 from launcher.check.schema_validation import ROOT, Schema, Violation, joined_with_or
 from launcher.core.errors import ConfigError
-from launcher.core.reading import built
+from launcher.core.reading import prepare_type
 
 Versions = str
 """Versions as the tables write them: ``v1.0.3..v1.0.9 some-branch``."""
@@ -47,12 +47,12 @@ class _Files(msgspec.Struct):
 
 @cache
 def _tables() -> _Tables:
-    return msgspec.json.decode(Path(__file__).with_name("srtctl_fields.json").read_bytes(), type=built(_Tables))
+    return msgspec.json.decode(Path(__file__).with_name("srtctl_fields.json").read_bytes(), type=prepare_type(_Tables))
 
 
 @cache
 def _files() -> _Files:
-    return msgspec.json.decode(Path(__file__).with_name("srtctl_files.json").read_bytes(), type=built(_Files))
+    return msgspec.json.decode(Path(__file__).with_name("srtctl_files.json").read_bytes(), type=prepare_type(_Files))
 
 
 @dataclass

@@ -14,7 +14,7 @@ from launcher.check.schema_validation import Schema, Violation
 from launcher.check.srtctl_schema import is_tag
 from launcher.core.errors import closest
 from launcher.core.publish import NAME_MAX
-from launcher.core.yaml_source import SourceLocation, reached
+from launcher.core.yaml_source import SourceLocation, depth_reached
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import LaneRule, ModelRule, Pattern, When
 from launcher.srtctl.recipe import Variant
@@ -290,7 +290,7 @@ def recipe_refused(inputs: CheckInput) -> Iterator[Problem]:
                 problems.append((("benchmark", "type"), unknown))
             for keys, message in problems:
                 # The longest prefix of the keys that exists in the file; a missing key itself does not.
-                place = max(variant.places(keys), key=partial(reached, recipe.document.data))
+                place = max(variant.places(keys), key=partial(depth_reached, recipe.document.data))
                 yield message, SourceLocation(recipe.document, *place)
 
 

@@ -66,13 +66,13 @@ def _main(argv: Sequence[str] | None) -> int:
     if arguments.color in ("always", "never"):  # what we start heeds it too
         os.environ.update({"NO_COLOR": ""} if arguments.color == "always" else {"NO_COLOR": "1"})
         os.environ["FORCE_COLOR"] = "1" if arguments.color == "always" else ""
-    from launcher.core.stop import Ended, ended_by_signals
+    from launcher.core.stop import EndedBySignal, ended_by_signals
 
     try:
         with ended_by_signals():
             return run_command(arguments)
-    except (KeyboardInterrupt, Ended) as why:
-        ended = why if isinstance(why, Ended) else Ended(signal.SIGINT)
+    except (KeyboardInterrupt, EndedBySignal) as why:
+        ended = why if isinstance(why, EndedBySignal) else EndedBySignal(signal.SIGINT)
         if ended is why or hasattr(arguments, "detach"):  # what only looks is left by Ctrl-C, and says nothing
             print(f"launcher: cancelled: {ended}", file=sys.stderr)
         return 128 + ended.number
@@ -82,7 +82,7 @@ def _main(argv: Sequence[str] | None) -> int:
 def _guarded() -> Iterator[None]:
     """Within the block nothing that is printed can give a terminal or GitHub's runner a command, or fails for a
     character that the terminal does not have; and there are both streams."""
-    from launcher.core.terminal import Guarded, stand_in_for
+    from launcher.core.terminal import Guarded, encoding_substitute
 
     if sys.stdout is None or sys.stderr is None:  # `launcher >&-`: no file that we open may come to be one of them
         while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -91,7 +91,7 @@ def _guarded() -> Iterator[None]:
         sys.stdout, sys.stderr = sys.stdout or os.fdopen(1, "w"), sys.stderr or os.fdopen(2, "w")
     before = sys.stdout, sys.stderr
     github = os.environ.get("GITHUB_ACTIONS") == "true"
-    codecs.register_error("launcher", stand_in_for)
+    codecs.register_error("launcher", encoding_substitute)
     for stream in before:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="launcher")
@@ -157,10 +157,10 @@ def run_command(
 def _print_error(error: LauncherError, arguments: argparse.Namespace) -> int:
     """Print an error (what, where, what next), as an annotation too where GitHub reads along; return its exit code."""
     from launcher.cli.command import CommandRewriter, annotate
-    from launcher.core.errors import Wrong
+    from launcher.core.errors import ErrorInfo
     from launcher.core.redact import redact
 
     print(f"launcher: {error.layer}: {CommandRewriter(arguments)(redact(str(error), os.environ))}", file=sys.stderr)
     if not getattr(arguments, "annotated", False):  # GitHub reads both streams
-        annotate([Wrong.by(error)], sys.stderr if getattr(arguments, "json", False) else sys.stdout)
+        annotate([ErrorInfo.from_error(error)], sys.stderr if getattr(arguments, "json", False) else sys.stdout)
     return error.exit_code

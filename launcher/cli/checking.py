@@ -21,7 +21,7 @@ from launcher.cli.common import open_project, require_rule, selected_benchmarks
 from launcher.core import publish
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
-from launcher.core.lines import Line, Terminal, count_of, folded
+from launcher.core.lines import Line, Terminal, count_of, wrap_words
 from launcher.core.shipped import shipped
 from launcher.core.yaml_source import Document
 from launcher.project import Project
@@ -108,14 +108,16 @@ def show(value: Checked, terminal: Terminal) -> Iterator[str]:
         if value.every or len(found) == 1:
             for one in found:
                 text = f"{rule} {severity} {short(one.where)} {' '.join(one.message.split())}"
-                yield from (Line(line, style) for line in folded(text, terminal.width, "    "))
+                yield from (Line(line, style) for line in wrap_words(text, terminal.width, "    "))
             continue
-        head = folded(f"{rule} {severity} ({len(found)}) {RULES[rule].title}", terminal.width, "    ")
+        head = wrap_words(f"{rule} {severity} ({len(found)}) {RULES[rule].title}", terminal.width, "    ")
         yield from (Line(line, style) for line in head)
         for one in found[: _SHOWN[severity]]:
-            yield from folded(f"  {short(one.where)} {' '.join(one.message.split())}", terminal.width, "    ")
+            yield from wrap_words(f"  {short(one.where)} {' '.join(one.message.split())}", terminal.width, "    ")
         if (more := len(found) - _SHOWN[severity]) > 0:
-            yield from folded(f"  and {more} more: --verbose shows all, --rule {rule} these", terminal.width, "    ")
+            yield from wrap_words(
+                f"  and {more} more: --verbose shows all, --rule {rule} these", terminal.width, "    "
+            )
 
 
 def aside(value: Checked) -> list[str]:

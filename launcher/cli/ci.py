@@ -18,7 +18,7 @@ from launcher.cli.streaming import StreamingCommand
 from launcher.core.errors import ConfigError
 from launcher.core.github import GitHub
 from launcher.core.lines import Terminal, print_lines
-from launcher.core.terminal import StandardOutput, say, trusted
+from launcher.core.terminal import StandardOutput, print_line, unguarded
 from launcher.plan.plan import Plan
 from launcher.project import Project
 from launcher.run import orphans
@@ -31,7 +31,7 @@ def ci(arguments: argparse.Namespace) -> int:
     project = open_project(arguments, look=True)
     arguments.annotated = True
     # GitHub reads both streams; with --json one of them has lines of JSON alone.
-    stream = trusted(sys.stderr) if arguments.json else cast(TextIO, StandardOutput())
+    stream = unguarded(sys.stderr) if arguments.json else cast(TextIO, StandardOutput())
     with GitHub(os.environ, stream) as github:
         github.mask_secrets(os.environ)
         try:
@@ -44,7 +44,7 @@ def ci(arguments: argparse.Namespace) -> int:
             _announce(github, plan, project)
             github.output("run-id", plan.run_key)
             _for_later_steps(github, plan)
-            end_leftovers(project, plan, github, log_to_stderr if arguments.json else say)
+            end_leftovers(project, plan, github, log_to_stderr if arguments.json else print_line)
             outcomes = drive(project, plan, arguments, github, orphans.identity(project.environ))
         except ConfigError as error:
             github.error(str(error), title="launcher: configuration")

@@ -22,10 +22,10 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from launcher.cli.parsers import texts
-from launcher.core.errors import LauncherError, Wrong
-from launcher.core.lines import Line, Terminal, count_of, folded, print_lines
+from launcher.core.errors import ErrorInfo, LauncherError
+from launcher.core.lines import Line, Terminal, count_of, print_lines, wrap_words
 from launcher.core.redact import redact
-from launcher.core.terminal import say
+from launcher.core.terminal import print_line
 
 if TYPE_CHECKING:
     from launcher.core.leftovers import Leftover
@@ -38,7 +38,7 @@ Log = Callable[[str], None]
 
 def log_to_stderr(text: str) -> None:
     """Print a line on standard error, without secrets."""
-    say(redact(text, os.environ), file=sys.stderr)
+    print_line(redact(text, os.environ), file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Message:
     text: str = ""
     run: str = ""
     state: str = ""
-    wrong: tuple[Wrong, ...] = ()
+    wrong: tuple[ErrorInfo, ...] = ()
 
 
 class JSONText(str):
     """A text that is JSON already."""
 
 
-def _errors_of(value: Any) -> Sequence[Wrong]:
+def _errors_of(value: Any) -> Sequence[ErrorInfo]:
     return getattr(value, "wrong", ())
 
 
@@ -181,7 +181,7 @@ class CommandRewriter:
         return text if self._remote == "launcher" else self._command.sub(rewritten, text)
 
 
-def annotate(errors: Sequence[Wrong], stream: TextIO) -> None:
+def annotate(errors: Sequence[ErrorInfo], stream: TextIO) -> None:
     """In a job of GitHub Actions, print errors as annotations, which GitHub shows with the job."""
     if os.environ.get("GITHUB_ACTIONS") != "true":
         return
@@ -202,7 +202,7 @@ def json_text(value: Any, *, indent: int = 2) -> str:
     return (msgspec.json.format(content, indent=indent) if indent else content).decode()
 
 
-def for_each_name(names: Sequence[str], do: Callable[[str], Value]) -> tuple[list[Value], list[Wrong]]:
+def for_each_name(names: Sequence[str], do: Callable[[str], Value]) -> tuple[list[Value], list[ErrorInfo]]:
     """Call ``do`` with each name once. Returns its results, and the errors of other names. With one name the error is
     raised."""
     results, errors = [], []
@@ -212,11 +212,11 @@ def for_each_name(names: Sequence[str], do: Callable[[str], Value]) -> tuple[lis
         except LauncherError as error:
             if len(names) == 1:
                 raise
-            errors.append(Wrong.by(error, name))
+            errors.append(ErrorInfo.from_error(error, name))
     return results, errors
 
 
-def refusal_lines(errors: Sequence[Wrong], others: int, what: str, done: str = "done") -> Iterator[str]:
+def refusal_lines(errors: Sequence[ErrorInfo], others: int, what: str, done: str = "done") -> Iterator[str]:
     """Lines that list what cannot be done, with its count and that of ``others`` that can. A hint that several errors
     share is printed once."""
     if errors:
@@ -230,7 +230,7 @@ def refusal_lines(errors: Sequence[Wrong], others: int, what: str, done: str = "
 
 def show_message(value: Message, terminal: Terminal) -> Iterator[str]:
     if value.text:
-        yield from folded(value.text, terminal.width, "  ")
+        yield from wrap_words(value.text, terminal.width, "  ")
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ def show_removals(value: Removals, terminal: Terminal) -> Iterator[str]:
     """A line for each file or directory that was removed, would be, or stays; and their size together."""
     for item in value.items:
         verb = f"kept, {item.keep}" if item.keep else "removed" if value.applied else "would remove"
-        yield from folded(f"{verb}: {item.path} ({item.bytes / 1e6:.1f} MB): {item.why}", terminal.width, "  ")
+        yield from wrap_words(f"{verb}: {item.path} ({item.bytes / 1e6:.1f} MB): {item.why}", terminal.width, "  ")
     sizes = [item.bytes for item in value.items if not item.keep]
     if sizes:
         done = "freed" if value.applied else "this was a dry run, --apply removes them: it would free"

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher.benchmark.benchmark import FIXED, Benchmark, Role, max_model_len
 from launcher.cli.command import refusal_lines
-from launcher.core.errors import ConfigError, Wrong, suggest
-from launcher.core.terminal import say, styled
+from launcher.core.errors import ConfigError, ErrorInfo, suggest
+from launcher.core.terminal import print_line, styled
 from launcher.plan.refusing import refuse_secrets
 from launcher.project import Project
 
@@ -166,8 +166,8 @@ def selected_plans(arguments: argparse.Namespace, project: Project, refused: lis
 
 def print_refusals(refused: Sequence[ConfigError], others: int) -> int:
     """List what was selected and cannot be done, beside ``others`` that can, on standard error; the exit code."""
-    for line in refusal_lines([Wrong.by(error) for error in refused], others, "that were selected"):
-        say(line, file=sys.stderr)
+    for line in refusal_lines([ErrorInfo.from_error(error) for error in refused], others, "that were selected"):
+        print_line(line, file=sys.stderr)
     return ConfigError.exit_code if refused else 0
 
 

@@ -25,10 +25,10 @@ from launcher.cli.command import json_text
 from launcher.cli.output import BackgroundOutput, LogFormatter
 from launcher.cli.standing import Standing, cut, programs_in_words, together
 from launcher.core.errors import ResultError
-from launcher.core.lines import Terminal, folded, print_lines
-from launcher.core.process import Waited, waited_for
+from launcher.core.lines import Terminal, print_lines, wrap_words
+from launcher.core.process import RunningProgram, running_programs
 from launcher.core.redact import redact
-from launcher.core.terminal import coloured, one_line, printable, say, styled
+from launcher.core.terminal import one_line, print_line, printable, styled, uses_colours
 
 if TYPE_CHECKING:
     from launcher.core.github import GitHub
@@ -69,7 +69,7 @@ class ConsoleInputs:
 
     clock: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
-    programs: Callable[[], Sequence[Waited]] = waited_for
+    programs: Callable[[], Sequence[RunningProgram]] = running_programs
     progress: Callable[[str], str] = lambda run: ""
     hidden: Callable[[], bool] = lambda: False
 
@@ -90,7 +90,7 @@ class Console:
         world: ConsoleInputs = ConsoleInputs(),
     ) -> None:
         self._labels, self._github, self._output, self._how, self._world = labels, github, output, how, world
-        self._colour = coloured(sys.stdout)
+        self._colour = uses_colours(sys.stdout)
         self._live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not (how.quiet or how.as_json)
         self._began: float | None = None
         self._gone = False
@@ -168,7 +168,7 @@ class Console:
     def aside(self, text: str) -> None:
         """Say what is about this command, and no event of a run."""
         if self._how.as_json:
-            say(text, sys.stderr)
+            print_line(text, sys.stderr)
         else:
             self._say(text, "warning")
 
@@ -303,7 +303,7 @@ class Console:
             text = f"{verdict}\n  {text}"
         lines = (name + self._how.paste(self._short(text))).split("\n")
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        return "\n".join(part for line in lines for part in folded(line, width, "  "))
+        return "\n".join(part for line in lines for part in wrap_words(line, width, "  "))
 
     def _short(self, text: str) -> str:
         """A text whose paths are relative to the state directory."""

@@ -25,8 +25,8 @@ from launcher.core.errors import LauncherError
 from launcher.core.publish import private_opener, write_json
 from launcher.core.redact import names_a_secret
 from launcher.core.state import state_directory
-from launcher.core.stop import signals_come_after
-from launcher.core.terminal import say, trusted
+from launcher.core.stop import defer_signals
+from launcher.core.terminal import print_line, unguarded
 from launcher.remote.commands import STARTED, own_argv
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def print_started(of: str, pid: int, log: Path, words: str, arguments: argparse.
     if arguments.json:
         print(json_text(DriverStarted(name=of.partition(" ")[2], pid=pid, log=str(log)), indent=0))
         return
-    say(f"{of}: driven by pid {pid}, whose output is {log}")
-    say(CommandRewriter(arguments)(f"Next: launcher {words}"))
+    print_line(f"{of}: driven by pid {pid}, whose output is {log}")
+    print_line(CommandRewriter(arguments)(f"Next: launcher {words}"))
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Driver:
         """Wait until ``begun`` of its pid: what is asked of it from then on, it hears. Raises LauncherError for one
         that ends at once; of one that takes longer, that is said. Ctrl-C comes after: the driver goes on."""
         until, ended = time.monotonic() + patience, False
-        with signals_come_after():
+        with defer_signals():
             while not begun(self.child.pid):
                 if ended and (code := self.child.returncode):
                     said = self.log.read_bytes()[self.before :].decode(errors="replace").strip()
@@ -147,7 +147,7 @@ def _send(command: Command, arguments: argparse.Namespace) -> int:
     """Give a command's value to the other side, or its values as they come, each in a line of JSON; see `on`."""
     from launcher.cli.command import json_text, log_to_stderr
 
-    out = trusted(sys.stdout)
+    out = unguarded(sys.stdout)
     found = command.answer(arguments, log_to_stderr)
     streams = isinstance(found, Iterator)
     print("values" if streams else "value", file=out)

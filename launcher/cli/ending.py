@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from launcher.benchmark.environment import github_job
 from launcher.cli.command import Command, Log, Message, for_each_name, show_message
 from launcher.cli.common import open_project
-from launcher.core.errors import ConfigError, JobError, LauncherError, Wrong, as_error
+from launcher.core.errors import ConfigError, ErrorInfo, JobError, LauncherError, as_error
 from launcher.core.github import GitHub
 from launcher.core.lines import count_of
 from launcher.plan.plan import Plan, check_run_id
@@ -120,13 +120,13 @@ def end_runs(project: Project, runs: Sequence[str], why: str, silence: float = E
             yield Message(run=run, state=RunRecord.load(project.runs, run).fields.state)
 
 
-def _end_all(actions: Mapping[str, EndAction]) -> Generator[Message, None, list[Wrong]]:
+def _end_all(actions: Mapping[str, EndAction]) -> Generator[Message, None, list[ErrorInfo]]:
     """Run the actions, AT_ONCE of them at a time; none of them fails or delays the others. Yields what each logs at
     once, and its error at the end; returns the errors. Both are in the order of ``actions``."""
     remaining, messages = SimpleQueue[tuple[str, EndAction]](), SimpleQueue[Message | None]()
     for item in actions.items():
         remaining.put(item)
-    failed: dict[str, Wrong] = {}
+    failed: dict[str, ErrorInfo] = {}
 
     def work() -> None:
         try:
@@ -135,7 +135,7 @@ def _end_all(actions: Mapping[str, EndAction]) -> Generator[Message, None, list[
                 try:
                     end(lambda text, name=name: messages.put(Message(text, name)))  # type: ignore[misc]
                 except Exception as fault:  # noqa: BLE001
-                    failed[name] = Wrong.by(as_error(fault, f"run {name}"), name)
+                    failed[name] = ErrorInfo.from_error(as_error(fault, f"run {name}"), name)
         except Empty:
             pass
         finally:
@@ -272,7 +272,7 @@ def collect(arguments: argparse.Namespace, log: Log) -> Iterator[Message]:
             record = load_named(project.runs, name)
             yield Message(f"run {record.id}: {(state := _collect_run(project, record))}", record.id, state)
         except LauncherError as error:
-            yield Message(run=name, wrong=(Wrong.by(error, name),))
+            yield Message(run=name, wrong=(ErrorInfo.from_error(error, name),))
 
 
 def _collect_run(project: Project, record: RunRecord) -> str:

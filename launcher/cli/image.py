@@ -17,7 +17,7 @@ from pathlib import Path
 from launcher.cli.command import Command, Log, Message, Removals, removals, show_message, show_removals
 from launcher.cli.importing import Where, where_of
 from launcher.core.errors import ConfigError, ImageError
-from launcher.core.lines import Line, Terminal, count_of, folded, table
+from launcher.core.lines import Line, Terminal, count_of, table, wrap_words
 from launcher.image import inventory
 from launcher.image.inventory import Image, ImageDirectory
 from launcher.image.probe import LockProbe, describe_file_system, probe_nodes, probe_processes
@@ -94,7 +94,7 @@ class Verified:
 def show_verified(value: Verified, terminal: Terminal) -> Iterator[str]:
     yield Line(f"{Path(value.squash).name}: {value.verdict}", "red" if value.verdict == "damaged" else "")
     for line in value.said:
-        yield from folded(f"  {line}", terminal.width, "    ")
+        yield from wrap_words(f"  {line}", terminal.width, "    ")
 
 
 @partial(Command, Verified, show=show_verified)

@@ -19,7 +19,7 @@ from launcher.cli.common import open_project
 from launcher.cli.render import progress_shown
 from launcher.core.errors import ConfigError, ModelError
 from launcher.core.leftovers import Leftover
-from launcher.core.lines import Line, Terminal, count_of, folded, table
+from launcher.core.lines import Line, Terminal, count_of, table, wrap_words
 from launcher.core.stop import stop_on_signals
 from launcher.model.checkpoint import examine
 from launcher.model.destination import leftovers, remove_leftovers
@@ -79,10 +79,10 @@ def show_checked(value: Sequence[Checkpoint], terminal: Terminal) -> Iterator[st
         yield Line("no checkpoint was looked at: none of this runner's table can be seen from here", "red")
     for one in value:
         first, *more = _words(one)
-        for line in folded(first, terminal.width, "  "):
+        for line in wrap_words(first, terminal.width, "  "):
             yield Line(line, "" if one.good else "red")
         for text in more:
-            yield from folded(f"  {text}", terminal.width, "    ")
+            yield from wrap_words(f"  {text}", terminal.width, "    ")
 
 
 @partial(
@@ -206,7 +206,7 @@ def show_compared(value: Compared, terminal: Terminal) -> Iterator[str]:
     yield from value.differences
     if not value.differences:
         size = f"{count_of(value.files, 'file')}, {value.bytes / 1e9:.1f} GB"
-        yield from folded(f"{value.path}: {size} as staged from {value.source} ({value.how})", terminal.width, "  ")
+        yield from wrap_words(f"{value.path}: {size} as staged from {value.source} ({value.how})", terminal.width, "  ")
 
 
 def _differing(value: Compared) -> list[str]:

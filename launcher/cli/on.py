@@ -27,9 +27,9 @@ from launcher.cli.remote import LoginNode, connected
 from launcher.core.checkout_head import head_commit
 from launcher.core.errors import Cancelled, ConfigError, LauncherError, RemoteError
 from launcher.core.lines import Terminal
-from launcher.core.reading import built
-from launcher.core.stop import Ended, StopEvent, handled
-from launcher.core.terminal import one_line, say
+from launcher.core.reading import prepare_type
+from launcher.core.stop import EndedBySignal, StopEvent, signal_handlers
+from launcher.core.terminal import one_line, print_line
 from launcher.remote import bundle
 from launcher.remote.session import Session
 
@@ -176,7 +176,7 @@ class _RemoteAnswer:
         def values() -> Iterator[Any]:
             for line in lines:
                 try:
-                    yield msgspec.json.decode(line, type=built(command.value_type))
+                    yield msgspec.json.decode(line, type=prepare_type(command.value_type))
                 except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
                     raise RemoteError(f"it gives another value than ours: {one_line(error)[:500]}") from error
 
@@ -226,10 +226,10 @@ def run_on_node(arguments: argparse.Namespace, name: str) -> int:
                 if _needs_files(arguments):
                     remote.send_files()
                 return show(remote)
-    except (KeyboardInterrupt, Ended) as why:
+    except (KeyboardInterrupt, EndedBySignal) as why:
         if arguments.command not in _DRIVEN:
             raise
-        number = signal.Signals(why.number if isinstance(why, Ended) else signal.SIGINT)
+        number = signal.Signals(why.number if isinstance(why, EndedBySignal) else signal.SIGINT)
         left, hint = (remote.left, remote.hint) if remote is not None else (f"nothing was started on {name}", "")
         raise Cancelled(f"stopped by {number.name}: {left}", hint=hint, exit_code=128 + number) from None
 
@@ -264,13 +264,13 @@ def cancel_on_signal(
 ) -> Iterator[ReceivedSignals]:
     """Within the block the first Ctrl-C or SIGTERM has the command ``cancel`` asked there, once that has begun which it
     cancels; its end is followed meanwhile. A second one leaves it to itself, as a terminal does that is closed."""
-    signals = ReceivedSignals(lambda text: say(text, sys.stderr))
+    signals = ReceivedSignals(lambda text: print_line(text, sys.stderr))
 
     def handle(number: int, frame: FrameType | None) -> None:
         signals.came.append(number)
         signals.asked.set()
         if len(signals.came) > 1:
-            raise Ended(signals.came[0])
+            raise EndedBySignal(signals.came[0])
 
     def ask() -> None:
         signals.asked.wait()
@@ -291,7 +291,7 @@ def cancel_on_signal(
 
     asking = threading.Thread(target=ask, daemon=True, name="cancelling")
     asking.start()
-    with handled(handle, [signal.SIGINT, signal.SIGTERM]):
+    with signal_handlers(handle, [signal.SIGINT, signal.SIGTERM]):
         remote.left, remote.hint = f"{what} goes on on {remote.name}", f"launcher {words}"
         try:
             yield signals

@@ -27,7 +27,7 @@ from launcher.cli.on import ReceivedSignals, RemoteCommand, cancel_on_signal, sh
 from launcher.core.errors import ConfigError, LauncherError, RemoteError
 from launcher.core.publish import make_private, write_json
 from launcher.core.reading import read_json
-from launcher.core.terminal import one_line, printable, say
+from launcher.core.terminal import one_line, print_line, printable
 from launcher.project import new_run_id
 from launcher.remote import bundle
 from launcher.remote.agent import HostInfo
@@ -121,7 +121,7 @@ def _sweep(remote: RemoteCommand) -> int:
     if len(found.jobs) <= SHOWN and found.points.get("ok"):
         show(remote, command="results:results", names=[name], json=False, csv=False, output=".")
     for line in summary(found):
-        say(line)
+        print_line(line)
     return code
 
 
@@ -138,8 +138,8 @@ def _started(remote: RemoteCommand, *, show_all: bool = False, **changes: Any) -
 
 def _left(remote: RemoteCommand, words: str, code: int) -> int:
     if code == 0 and not wants_json(remote.arguments):
-        say(f"It is driven on {remote.name}, whatever happens here.")
-        say(CommandRewriter(remote.arguments)(f"Next: launcher {words}"))
+        print_line(f"It is driven on {remote.name}, whatever happens here.")
+        print_line(CommandRewriter(remote.arguments)(f"Next: launcher {words}"))
     return code
 
 
@@ -291,10 +291,10 @@ def _show_end(remote: RemoteCommand, run_id: str, end: RunEnd, console: Console)
         print_lines(table_lines([end.summary], terminal.width), terminal)
     if error is not None:
         for line in f"{end.verdict if error.message in end.verdict else error}".split("\n"):
-            say(line)
-    say(f"{end.state}. Record and results: {remote.name}:{end.directory}")
-    say(CommandRewriter(remote.arguments)(f"Next: launcher status {run_id}"))
-    say(CommandRewriter(remote.arguments)(f"  or: launcher remote get {remote.name} {run_id}"))
+            print_line(line)
+    print_line(f"{end.state}. Record and results: {remote.name}:{end.directory}")
+    print_line(CommandRewriter(remote.arguments)(f"Next: launcher status {run_id}"))
+    print_line(CommandRewriter(remote.arguments)(f"  or: launcher remote get {remote.name} {run_id}"))
     return code
 
 
@@ -332,7 +332,7 @@ def _watched(remote: RemoteCommand, name: str) -> Overview:
             for job in now.jobs:
                 line = job_line(job, job.since or 0.0)
                 if told.get(job.key) != line and (job.state != "planned" or job.key in told):
-                    say(line)
+                    print_line(line)
                 told[job.key] = line
     assert found is not None
     return found

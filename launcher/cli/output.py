@@ -17,7 +17,7 @@ from typing import Any
 
 from launcher.core.redact import LineRedactor
 from launcher.core.stop import Stop
-from launcher.core.terminal import Guarded, log_line, trusted
+from launcher.core.terminal import Guarded, log_line, unguarded
 
 BUFFER_LIMIT = 4 << 20
 """Characters that may wait to be written before a log has to wait. What else is said never waits: it is little."""
@@ -122,7 +122,7 @@ class LogFormatter:
 def background_stdout(stop: Stop) -> Iterator[BackgroundOutput]:
     """Within the block standard output is an `Output`; what is not written at the end is waited for, within bounds."""
     before = sys.stdout
-    output = BackgroundOutput(trusted(before))
+    output = BackgroundOutput(unguarded(before))
     guarded: Any = Guarded(output, github=os.environ.get("GITHUB_ACTIONS") == "true")  # type: ignore[arg-type]
     sys.stdout = guarded
     try:

@@ -93,7 +93,7 @@ class LazyParser(argparse.ArgumentParser):
         flag, equals, value = word.partition("=")
         for one in deprecated.FLAGS:
             if one.old in (flag, f"{name_of(self)} {flag}"):
-                deprecated.tell(self.prog, one)
+                deprecated.warn_renamed(self.prog, one)
                 return f"{one.new}{equals}{value}"
         return word
 

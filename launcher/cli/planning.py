@@ -13,8 +13,8 @@ from msgspec import UNSET, Struct, UnsetType
 
 from launcher.cli.command import Command, JSONText, Log, refusal_lines
 from launcher.cli.common import open_project, selected_plans, selection_filters
-from launcher.core.errors import ConfigError, Wrong
-from launcher.core.lines import Line, Terminal, count_of, fields, table
+from launcher.core.errors import ConfigError, ErrorInfo
+from launcher.core.lines import Line, Terminal, count_of, field_lines, table
 from launcher.plan.plan import Plan, PlannedModel
 
 if TYPE_CHECKING:  # a plan pays for nothing that only a run needs, and a run for no matrix
@@ -66,11 +66,11 @@ def plan_lines(views: Sequence[PlanView], width: int | None) -> Iterator[str]:
         if i:
             yield ""
         yield Line(f"{view.title}   on {view.runner}", "bold")
-        yield from fields(view.says, width)
+        yield from field_lines(view.says, width)
         for f in view.findings:
             said = [(f.severity, f"{f.message} [{f.rule}]"), ("", f.where)]
             style = "red" if f.severity == "error" else "yellow"
-            yield from (Line(line, style) for line in fields(said, width))
+            yield from (Line(line, style) for line in field_lines(said, width))
     if len(views) > 1:
         yield ""
         yield f"{len(views)} plans, {sum(view.bad for view in views)} with errors"
@@ -101,7 +101,7 @@ class Plans(msgspec.Struct, frozen=True):
     count: int
     views: tuple[PlanView, ...] = ()
     documents: str = ""
-    wrong: tuple[Wrong, ...] = ()
+    wrong: tuple[ErrorInfo, ...] = ()
 
 
 def _documents(values: list[dict[str, Any]], *, alone: bool) -> str:
@@ -132,7 +132,7 @@ def plan(arguments: argparse.Namespace, log: Log) -> Plans:
     project = open_project(arguments)
     refused: list[ConfigError] = []
     found = [project.plan_from_environment()] if arguments.from_env else selected_plans(arguments, project, refused)
-    wrong = tuple(map(Wrong.by, refused))
+    wrong = tuple(map(ErrorInfo.from_error, refused))
     if arguments.json:
         return Plans(len(found), documents=_documents([one.as_dict() for one in found], alone=not wrong), wrong=wrong)
     return Plans(len(found), tuple(view_of(one, project.kind) for one in found), wrong=wrong)
@@ -173,7 +173,7 @@ class Entries(msgspec.Struct, frozen=True):
     """The selected entries; what is wrong with others."""
 
     entries: tuple[EntryLine, ...] = ()
-    wrong: tuple[Wrong, ...] = ()
+    wrong: tuple[ErrorInfo, ...] = ()
 
 
 def _line(entry: Entry) -> EntryLine:
@@ -208,4 +208,4 @@ def matrix(arguments: argparse.Namespace, log: Log) -> Entries:
     selection = selection_filters(arguments, nodes=arguments.nodes, evals=arguments.evals, **more)
     refused: list[ConfigError] = []
     found = project.matrix(files).entries(selection, refused)
-    return Entries(tuple(map(_line, found)), tuple(map(Wrong.by, refused)))
+    return Entries(tuple(map(_line, found)), tuple(map(ErrorInfo.from_error, refused)))

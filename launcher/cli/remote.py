@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from launcher import __version__
 from launcher.cli.command import Command, Log, Message, show_message
-from launcher.core.errors import ConfigError, RemoteError, Wrong
+from launcher.core.errors import ConfigError, ErrorInfo, RemoteError
 from launcher.core.lines import Terminal, count_of, table
-from launcher.core.terminal import one_line, say, trusted
+from launcher.core.terminal import one_line, print_line, unguarded
 from launcher.remote.agent import Agent, HostInfo, Tidied
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _SKEW = 60.0
 def agent(arguments: argparse.Namespace) -> int:
     """The far side: messages on standard input and output until the connection ends."""
     os.umask(0o077)
-    out = trusted(sys.stdout).buffer
+    out = unguarded(sys.stdout).buffer
     # Nothing else may write among the messages.
     sys.stdout = sys.stderr
     return Agent(sys.stdin.buffer, out).serve()
@@ -102,7 +102,7 @@ class NodeView:
     programs: dict[str, str | None] = field(default_factory=dict)
     version: str = ""
     ahead: float = 0.0
-    wrong: tuple[Wrong, ...] = ()
+    wrong: tuple[ErrorInfo, ...] = ()
 
 
 def examined(arguments: argparse.Namespace, log: Log) -> NodeView:
@@ -117,10 +117,10 @@ def examined(arguments: argparse.Namespace, log: Log) -> NodeView:
                 there = session.request("look", HostInfo)
                 ahead = session.greeting.time - (began + time.time()) / 2
         except RemoteError as error:
-            return replace(view, wrong=(Wrong.by(error),))
+            return replace(view, wrong=(ErrorInfo.from_error(error),))
     programs = dict(sorted(there.programs.items()))
     far = RemoteError(f"its clock is {ahead:+.0f} s from ours", where=arguments.name)
-    wrong = (Wrong.by(far),) if abs(ahead) > _SKEW else ()
+    wrong = (ErrorInfo.from_error(far),) if abs(ahead) > _SKEW else ()
     return replace(view, programs=programs, version=there.version, ahead=ahead, wrong=wrong)
 
 
@@ -275,7 +275,9 @@ def _open(arguments: argparse.Namespace, login: Login) -> Opener:
     from launcher.remote.by_paramiko import ParamikoOpener
 
     where = resolve(login.host, ssh=("ssh",), run=run, home=Path.home())
-    return ParamikoOpener(where, _ask, accept_new=bool(arguments.accept_new), say=lambda text: say(text, sys.stderr))
+    return ParamikoOpener(
+        where, _ask, accept_new=bool(arguments.accept_new), say=lambda text: print_line(text, sys.stderr)
+    )
 
 
 def _ask(text: str, *, echo: bool) -> str:

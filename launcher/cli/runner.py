@@ -12,8 +12,8 @@ from typing import TypeVar
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark
 from launcher.cli.command import Command, Log, refusal_lines
 from launcher.cli.common import open_project
-from launcher.core.errors import ConfigError, Wrong
-from launcher.core.lines import Line, Terminal, count_of, folded, table
+from launcher.core.errors import ConfigError, ErrorInfo
+from launcher.core.lines import Line, Terminal, count_of, table, wrap_words
 from launcher.plan.derive import known, last
 from launcher.runner import json_schema
 from launcher.runner.file import RunnerFile, describe_when
@@ -37,7 +37,7 @@ class Runners:
     """All runners whose files can be read; what is wrong with the others."""
 
     runners: tuple[RunnerLine, ...]
-    wrong: tuple[Wrong, ...] = ()
+    wrong: tuple[ErrorInfo, ...] = ()
 
 
 _WIDE = 160
@@ -68,7 +68,7 @@ def listing(arguments: argparse.Namespace, log: Log) -> Runners:
     lines = (
         RunnerLine(r.name, r.sku, r.node.gpus, r.scheduler.partition, tuple(r.labels), r.description) for r in runners
     )
-    return Runners(tuple(lines), tuple(map(Wrong.by, broken)))
+    return Runners(tuple(lines), tuple(map(ErrorInfo.from_error, broken)))
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def show_view(value: RunnerView, terminal: Terminal) -> Iterator[str]:
         yield from _facts(case.facts, terminal, "", 10)
     if value.cases:
         return
-    yield from folded(f"{value.name}: {value.description}", terminal.width, "  ")
+    yield from wrap_words(f"{value.name}: {value.description}", terminal.width, "  ")
     yield value.file
     yield from _facts(value.facts, terminal, "", 10)
     for title, rules in (("models", value.models), ("lanes", value.lanes), ("excluded", value.excluded)):
@@ -135,7 +135,7 @@ def _facts(facts: Sequence[Fact], terminal: Terminal, indent: str, name: int) ->
         if terminal.width is None or len(line) <= terminal.width:
             yield line
             continue
-        yield from folded(f"{indent}{fact.name:{name}} {fact.text}", terminal.width, f"{indent}    ")
+        yield from wrap_words(f"{indent}{fact.name:{name}} {fact.text}", terminal.width, f"{indent}    ")
         if fact.where:
             yield f"{indent}    {fact.where}"
 

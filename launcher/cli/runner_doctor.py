@@ -12,8 +12,8 @@ from pathlib import Path
 from launcher.check.report import Roots
 from launcher.cli.command import Command, Log
 from launcher.cli.common import open_project
-from launcher.core.errors import ConfigError, Wrong
-from launcher.core.lines import Line, Terminal, folded
+from launcher.core.errors import ConfigError, ErrorInfo
+from launcher.core.lines import Line, Terminal, wrap_words
 from launcher.core.process import CommandRunner
 from launcher.core.publish import publish_new, temporary_name
 from launcher.core.yaml_source import Document
@@ -50,7 +50,7 @@ def show_draft(value: Draft, terminal: Terminal) -> Iterator[str]:
         return
     yield f"{value.file} is written. To do:"
     for one in value.to_do:
-        yield from folded(f"  {Path(value.file or '').name}:{one.line}: {one.what}", terminal.width, "    ")
+        yield from wrap_words(f"  {Path(value.file or '').name}:{one.line}: {one.what}", terminal.width, "    ")
     yield f"Next: launcher runner doctor {value.name}"
 
 
@@ -125,7 +125,7 @@ class Doctor:
     unknown: int
     claims: tuple[Claim, ...]
     notes: tuple[str, ...]
-    wrong: tuple[Wrong, ...] = ()
+    wrong: tuple[ErrorInfo, ...] = ()
 
 
 def _counted(claims: int, agree: int, differ: int, unknown: int) -> str:
@@ -143,13 +143,13 @@ def show_doctor(value: Doctor, terminal: Terminal) -> Iterator[str]:
         what, where = f"{claim.verdict:7}  {claim.key} {claim.says}", f"{here.short(path)}:{line}"
         beside = f"{what:{min(width, 45) + 9}}  {where}"
         fits = terminal.width is None or len(beside) <= terminal.width
-        for text in [beside] if fits else [*folded(what, terminal.width, " " * 11), f"{'':11}{where}"]:
+        for text in [beside] if fits else [*wrap_words(what, terminal.width, " " * 11), f"{'':11}{where}"]:
             yield Line(text, _VERDICTS.get(claim.verdict, ""))
         for word, said in (("found", claim.found), ("why", claim.why), ("fix", claim.hint)):
             if said and (claim.verdict != "agree" or word != "found"):
-                yield from folded(f"{'':11}{word}: {said}", terminal.width, " " * 13)
+                yield from wrap_words(f"{'':11}{word}: {said}", terminal.width, " " * 13)
     for text in value.notes:
-        yield from folded(f"note     {text}", terminal.width, " " * 9)
+        yield from wrap_words(f"note     {text}", terminal.width, " " * 9)
     if not value.differ:
         yield _counted(len(value.claims), value.agree, value.differ, value.unknown)
 
@@ -170,11 +170,11 @@ def doctor(arguments: argparse.Namespace, log: Log) -> Doctor:
         facts = queries.with_import(file, facts, fill, run, wait=arguments.timeout)
     claims = compare(file, facts, fill)
     agree, differ, unknown = (sum(c.verdict == v for c in claims) for v in ("agree", "differ", "unknown"))
-    wrong: tuple[Wrong, ...] = ()
+    wrong: tuple[ErrorInfo, ...] = ()
     if differ:
         text = f"the runner file does not match the cluster: {_counted(len(claims), agree, differ, unknown)}"
         error = ConfigError(text, where=file.path, hint="each line that differs says how to fix it")
-        wrong = (Wrong.by(error),)
+        wrong = (ErrorInfo.from_error(error),)
     return Doctor(file.runner.name, file.path, agree, differ, unknown, tuple(claims), tuple(notes(facts)), wrong)
 
 

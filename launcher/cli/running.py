@@ -19,7 +19,7 @@ from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.lines import count_of
 from launcher.core.process import ProcessIdentity
 from launcher.core.stop import Stop, stop_on_signals
-from launcher.core.terminal import say
+from launcher.core.terminal import print_line
 from launcher.plan.job_environment import require_passed
 from launcher.plan.plan import Plan
 from launcher.plan.refusing import refuse, refuse_secrets
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_planned(plan)
     elif not arguments.quiet:
-        say(f"run {plan.run_key} on {plan.runner}{cost}")
+        print_line(f"run {plan.run_key} on {plan.runner}{cost}")
     confirm_cost(project, {plan.runner: held.gpu_hours}, yes=arguments.yes)
     if arguments.detach:
         refuse(plan, arguments.accept)
@@ -66,7 +66,7 @@ def _detach(project: Project, records: Sequence[RunRecord], arguments: argparse.
 
     drivers = []
     for record in records:
-        if record.fields.owner == ProcessIdentity.mine():  # else a driver that is quick finds us still here
+        if record.fields.owner == ProcessIdentity.current():  # else a driver that is quick finds us still here
             record.update(owner=None)
         record.release()
         words, log = ["resume", record.id, "--no-logs"], record.directory / "driver.log"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from launcher.core.process import Waited
+from launcher.core.process import RunningProgram
 
 if TYPE_CHECKING:
     from launcher.run.record import Event
@@ -78,7 +78,7 @@ def cut(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: max(0, width - 1)]}…"
 
 
-def programs_in_words(programs: Sequence[Waited], now: float, size_of: Callable[[str], int]) -> str:
+def programs_in_words(programs: Sequence[RunningProgram], now: float, size_of: Callable[[str], int]) -> str:
     """The two programs that are waited for longest, those of a second or more: since when, for how long at most, and
     how fast the file grows that one writes (``-o FILE``). ``now`` is of the monotonic clock."""
     shown = []

@@ -16,8 +16,8 @@ from typing import Any
 
 from launcher.cli.command import Command, Log, for_each_name, refusal_lines
 from launcher.cli.output import LogFormatter
-from launcher.core.errors import ConfigError, LauncherError, ResultError, Wrong
-from launcher.core.lines import Line, Terminal, count_of, fields, folded, table
+from launcher.core.errors import ConfigError, ErrorInfo, LauncherError, ResultError
+from launcher.core.lines import Line, Terminal, count_of, field_lines, table, wrap_words
 from launcher.core.state import state_directory
 from launcher.run.fields import UNREADABLE, RecordedError, RecordedJob, RunFields, Verdict
 from launcher.run.listing import UnreadableRecord, each_record
@@ -77,7 +77,7 @@ class Status:
     runs_directory: str
     runs: tuple[RunLine, ...] = ()
     named: tuple[RunView, ...] = ()
-    wrong: tuple[Wrong, ...] = ()
+    wrong: tuple[ErrorInfo, ...] = ()
     asked: int = 0
     """How many runs were named; 0: all of them."""
 
@@ -182,7 +182,7 @@ def _list(lines: Sequence[RunLine], terminal: Terminal) -> list[Line]:
     for (run, runner, began, state, job, text), style in zip(rows, styles, strict=True):
         shown.append(Line(f"{run}   {state}", style))
         below = f"  {runner:10} {began}" + (f"   job {job}" if job != "-" else "") + (f"   {text}" if text else "")
-        shown += map(Line, folded(below, terminal.width, "    "))
+        shown += map(Line, wrap_words(below, terminal.width, "    "))
     return shown
 
 
@@ -218,7 +218,7 @@ def _details(one: RunView, terminal: Terminal) -> Iterator[str]:
         pairs += [("hint", one.error.hint)] if one.error.hint else []
     if one.verdict is not None:
         pairs += [("verdict", one.verdict), ("evidence", one.evidence)]
-    yield from fields([*pairs, ("record", one.record)], terminal.width)
+    yield from field_lines([*pairs, ("record", one.record)], terminal.width)
     if one.summary is not None:
         from launcher.result.summary_file import table_lines
 
@@ -264,7 +264,7 @@ class LogPart:
     run: str
     lines: tuple[str, ...] = ()
     label: str = ""
-    wrong: tuple[Wrong, ...] = ()
+    wrong: tuple[ErrorInfo, ...] = ()
 
 
 class _Log:

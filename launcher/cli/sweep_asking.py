@@ -15,11 +15,11 @@ from launcher.cli.common import filter_by_topology, open_project
 from launcher.cli.sweep_driving import ledger_named
 from launcher.cli.sweep_status import current_overview
 from launcher.core.errors import ConfigError, LauncherError
-from launcher.core.leftovers import size_of
+from launcher.core.leftovers import disk_usage
 from launcher.core.lines import count_of
 from launcher.core.publish import remove_tree
 from launcher.core.rights import user_name
-from launcher.core.waiting import until
+from launcher.core.waiting import retry_until
 from launcher.project import Project
 from launcher.sweep import ledger as ledgers
 from launcher.sweep.ledger import Ledger
@@ -38,14 +38,16 @@ def gc(arguments: argparse.Namespace, log: Log) -> Removals:
     project = open_project(arguments)
     sweeps = project.sweeps
     dead = ledgers.remove_dead(sweeps, apply=False)
-    gone = [Removal(str(path), size_of(path), "a killed launcher left it") for path in dead]
+    gone = [Removal(str(path), disk_usage(path), "a killed launcher left it") for path in dead]
     for name in ledgers.names(sweeps):
         with contextlib.suppress(ConfigError):
             ledger = Ledger.load(sweeps, name)
             old = time.time() - ledger.sweep.created > arguments.grace * 86400
             alive = {"running", "queued", "unknown", "preparing"} & current_overview(project.runs, ledger).points.keys()
             if old and not alive and ledger.driver() is None:
-                gone.append(Removal(str(ledger.directory), size_of(ledger.directory), "an old sweep: nobody drives it"))
+                gone.append(
+                    Removal(str(ledger.directory), disk_usage(ledger.directory), "an old sweep: nobody drives it")
+                )
                 if arguments.apply:
                     remove_tree(ledger.directory)
     if arguments.apply:
@@ -73,7 +75,7 @@ def ask(arguments: argparse.Namespace, log: Log) -> Iterator[Message]:
     yield Message(f"{about}asked its driver to {arguments.verb.replace('go-on', 'go on')}")
     if arguments.verb not in ("cancel", "stop"):
         return
-    if until(lambda owner: owner is None, ledger.driver, [0.2] * int(5 * _PATIENCE)) is not None:
+    if retry_until(lambda owner: owner is None, ledger.driver, [0.2] * int(5 * _PATIENCE)) is not None:
         text = f"its driver has not left within {_PATIENCE:.0f} s; the request stays"
         raise LauncherError(text, where=f"sweep {ledger.id}")
     yield Message(f"{about}its driver has left")

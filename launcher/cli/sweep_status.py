@@ -21,10 +21,10 @@ import msgspec
 
 from launcher.cli.command import Command, Log
 from launcher.core.errors import ConfigError
-from launcher.core.lines import Line, Terminal, folded, print_lines, table
+from launcher.core.lines import Line, Terminal, print_lines, table, wrap_words
 from launcher.core.rights import user_name
 from launcher.core.state import state_directory
-from launcher.core.terminal import trusted
+from launcher.core.terminal import unguarded
 from launcher.run.naming import sweep_named
 from launcher.sweep import ledger as ledgers
 from launcher.sweep.attempts import Records
@@ -120,7 +120,7 @@ def live(values: Iterator[Overview], arguments: argparse.Namespace, ask: Callabl
             requester(Ledger.load(state_directory(os.environ, arguments.state) / "sweeps", latest[0].id))(verb)
 
     threading.Thread(target=read, daemon=True, name="sweep").start()
-    view = LiveView(lambda: latest[0], by_key, trusted(sys.stdout))
+    view = LiveView(lambda: latest[0], by_key, unguarded(sys.stdout))
     view.start()
     while not view.closed.wait(0.2) and not over.is_set():
         pass
@@ -138,7 +138,7 @@ def show(found: Overview, terminal: Terminal) -> Iterator[str]:
     nobody = "nobody drives it" + (f"; the last driver left: {found.left}" if found.left else "")
     head = [found.driver or nobody, *(f"{name}: {text}" for name, text in more), *found.notes]
     for i, text in enumerate((*head_of(found), *head)):
-        yield from (Line(line, "" if i else "bold") for line in folded(text, terminal.width, "  "))
+        yield from (Line(line, "" if i else "bold") for line in wrap_words(text, terminal.width, "  "))
     now, columns = time.time(), ("state", "ok", "job", "age", "Slurm", "why")
     rows = [_cells(job, now) for job in found.jobs]
     styles = [_STYLES.get(job.state, "") for job in found.jobs]
@@ -195,10 +195,10 @@ class SweepLine:
 
 def show_line(value: SweepLine, terminal: Terminal) -> Iterator[str]:
     if value.overview is None:
-        yield from folded(f"{value.id}  unreadable: {value.unreadable}", terminal.width, "    ")
+        yield from wrap_words(f"{value.id}  unreadable: {value.unreadable}", terminal.width, "    ")
         return
     driven = ["driven"] if value.overview.driver else []
-    yield from folded("  ".join([*head_of(value.overview)[:2], *driven]), terminal.width, "    ")
+    yield from wrap_words("  ".join([*head_of(value.overview)[:2], *driven]), terminal.width, "    ")
 
 
 def _document_of_line(value: SweepLine) -> dict[str, object]:

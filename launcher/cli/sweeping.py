@@ -26,7 +26,7 @@ from launcher.core import lines
 from launcher.core.errors import ConfigError
 from launcher.core.lines import Terminal, count_of
 from launcher.core.process import run as run_program
-from launcher.core.terminal import one_line, say
+from launcher.core.terminal import one_line, print_line
 from launcher.plan.plan import Plan
 from launcher.plan.refusing import refuse
 from launcher.project import Project
@@ -56,7 +56,7 @@ def start(arguments: argparse.Namespace) -> int:
     tells = not (arguments.json or arguments.quiet)
     if tells:
         for text in cost_lines(jobs):
-            say(text)
+            print_line(text)
     runners = dict.fromkeys(job.runner for job in jobs)
     costs = {name: sum(job.gpu_hours or 0.0 for job in jobs if job.runner == name) for name in runners}
     confirm_cost(project, costs, yes=arguments.yes)
@@ -79,7 +79,7 @@ def start(arguments: argparse.Namespace) -> int:
     ]
     ledger = Ledger.create(project.sweeps, sweep, events)
     if tells:
-        say(f"sweep {name}: {points_in(jobs)}")
+        print_line(f"sweep {name}: {points_in(jobs)}")
     if arguments.detach:
         return detach(project, ledger, arguments) or code
     return drive(project, ledger, arguments, policy) or code
@@ -91,7 +91,7 @@ def resume(arguments: argparse.Namespace) -> int:
     project = open_project(arguments, look=True)
     ledger = ledger_named(project, arguments.name)
     found = current_overview(project.runs, ledger)
-    out = log_to_stderr if arguments.json else say
+    out = log_to_stderr if arguments.json else print_line
     if arguments.explain:
         for point in found.states:
             out(one_line(f"{point.job} c{point.concurrency}: {point.state}: {point.reason}"))
@@ -135,7 +135,7 @@ def show_plan(value: SweepPlan, terminal: Terminal) -> Iterator[str]:
     if value.rows:
         yield from lines.table(columns, value.rows, terminal.width)
     for text in value.said:
-        yield from lines.folded(text, terminal.width, "  ")
+        yield from lines.wrap_words(text, terminal.width, "  ")
 
 
 class Done(msgspec.Struct, frozen=True):

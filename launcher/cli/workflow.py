@@ -20,10 +20,10 @@ from launcher.cli.common import open_project
 from launcher.cli.planning import PlanView, plan_lines, view_of
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.github import GitHub
-from launcher.core.lines import Terminal, count_of, folded
+from launcher.core.lines import Terminal, count_of, wrap_words
 from launcher.core.process import run
 from launcher.core.redact import redact
-from launcher.core.terminal import StandardOutput, say
+from launcher.core.terminal import StandardOutput, print_line
 from launcher.doctor import step
 from launcher.plan.plan import SRTCTL
 from launcher.plan.refusing import refuse_secrets
@@ -67,7 +67,7 @@ def check_environment(arguments: argparse.Namespace) -> int:
         print(f"launcher: {things} missing or wrong; nothing was begun", file=sys.stderr)
         return ConfigError.exit_code
     assert plan is not None
-    say(f"nothing is missing: {plan.benchmark.title} on {plan.runner}, by launcher {__version__}")
+    print_line(f"nothing is missing: {plan.benchmark.title} on {plan.runner}, by launcher {__version__}")
     return 0
 
 
@@ -86,10 +86,10 @@ class Shadow:
 def show(value: Shadow, terminal: Terminal) -> Iterator[str]:
     yield from plan_lines([value.plan], terminal.width)
     if value.alone is not None:
-        yield from folded(f"shadow: the plan alone: {value.alone}", terminal.width, "  ")
+        yield from wrap_words(f"shadow: the plan alone: {value.alone}", terminal.width, "  ")
         return
     for line in value.differences:
-        yield from folded(f"shadow: differs: {line}", terminal.width, "  ")
+        yield from wrap_words(f"shadow: differs: {line}", terminal.width, "  ")
     what = count_of(value.containers, "container")
     found = count_of(len(value.differences), "difference") if value.differences else "agree"
     yield f"shadow: {found}: {value.script} starts {what}"

@@ -17,7 +17,7 @@ from launcher.container.job_functions import functions
 from launcher.container.planned import ContainerJob, PlannedStaging
 from launcher.core.errors import ImageError
 from launcher.core.process import CommandRunner
-from launcher.core.shell_words import command, number, pattern, variable, word
+from launcher.core.shell_words import command_lines, quote_glob, quote_number, quote_word, variable_name
 from launcher.image.reference import PlannedImage
 from launcher.plan import preflight
 from launcher.plan.plan import Plan
@@ -52,11 +52,15 @@ def render(plan: Plan, root: Path) -> str:
         f"# Run {_comment(plan.run_key)} on {_comment(plan.runner)}: {_comment(job.script.path)} in a container "
         f"({job.container.engine}). Written by the launcher.",
         "set -u -o pipefail",
-        f"own={word(f'{root}/$JOB')}",
+        f"own={quote_word(f'{root}/$JOB')}",
         f"grace={_GRACE if job.allocation is not None else _GRACE_HERE}",
         f"engine={engine.pulls or ''}",
         "copied=",
-        *([f"copy={word(staging.to)}", f"archive={word(f'{root}/{CHECKOUT}')}"] if staging is not None else []),
+        *(
+            [f"copy={quote_word(staging.to)}", f"archive={quote_word(f'{root}/{CHECKOUT}')}"]
+            if staging is not None
+            else []
+        ),
     ]
     parts = [
         "\n".join(head),
@@ -77,9 +81,9 @@ def render(plan: Plan, root: Path) -> str:
             if engine.before
             else []
         ),
-        f"say {word(f'{job.script.path} begins')}",
+        f"say {quote_word(f'{job.script.path} begins')}",
         # The last command: with its exit code the script ends.
-        _step(engine.run).replace(word(IMAGE), '"$image"'),
+        _step(engine.run).replace(quote_word(IMAGE), '"$image"'),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -90,12 +94,12 @@ def _comment(text: str) -> str:
 
 
 def _step(lines: Lines) -> str:
-    return f"run_step \\\n  {command(lines)}"
+    return f"run_step \\\n  {command_lines(lines)}"
 
 
 def _function(name: str, lines: Lines) -> str:
     """A function of one command, which does nothing where there is none."""
-    return f"{name}() {{ {command(lines, '    ') or ':'}; }}"
+    return f"{name}() {{ {command_lines(lines, '    ') or ':'}; }}"
 
 
 def _looks(plan: Plan, job: ContainerJob, root: Path) -> list[str]:
@@ -127,7 +131,7 @@ def _image(plan: Plan, job: ContainerJob, engine: EngineCommands) -> list[str]:
         repository = reference.partition("@")[0]
         head, slash, name = repository.rpartition("/")
         repository = f"{head}{slash}{name.partition(':')[0]}"
-        call = f"pull_image {word(engine.pulls)} {word(reference)} {word(repository)}"
+        call = f"pull_image {quote_word(engine.pulls)} {quote_word(reference)} {quote_word(repository)}"
         return ["image=", functions("pull"), call]
     node_local = [image for image in plan.images if not image.shared and image.squash]
     return [functions("import"), functions("have"), *map(_import, node_local)] if node_local else []
@@ -136,7 +140,7 @@ def _image(plan: Plan, job: ContainerJob, engine: EngineCommands) -> list[str]:
 def import_alone(image: PlannedImage) -> str:
     """A script that has an image on the node that it runs on, where the node has its own directory for it."""
     exports = [f"export {assignment}" for assignment in _assignments(image)]
-    call = " ".join(["import_image", *map(word, _import_arguments(image))])
+    call = " ".join(["import_image", *map(quote_word, _import_arguments(image))])
     return "\n".join(["set -u -o pipefail", functions("import"), *exports, call]) + "\n"
 
 
@@ -175,38 +179,41 @@ def _import_arguments(image: PlannedImage) -> list[str]:
 
 def _import(image: PlannedImage) -> str:
     """The import of one image, where it is not there and whole already."""
-    arguments = " \\\n  ".join(map(word, _import_arguments(image)))
-    return f"image_environment=({' '.join(_assignments(image))})\nhave_image {word(image.reference)} \\\n  {arguments}"
+    arguments = " \\\n  ".join(map(quote_word, _import_arguments(image)))
+    environment = " ".join(_assignments(image))
+    return f"image_environment=({environment})\nhave_image {quote_word(image.reference)} \\\n  {arguments}"
 
 
 def _assignments(image: PlannedImage) -> list[str]:
-    return [f"{variable(name)}={word(value)}" for name, value in sorted(image.environment.items())]
+    return [f"{variable_name(name)}={quote_word(value)}" for name, value in sorted(image.environment.items())]
 
 
 def _carry(engine: EngineCommands) -> list[str]:
     """What the container's bash sets."""
     if not engine.carries:
         return []
-    names = textwrap.wrap(" ".join(map(variable, engine.carries)), 100, break_long_words=False)
+    names = textwrap.wrap(" ".join(map(variable_name, engine.carries)), 100, break_long_words=False)
     return [functions("carry"), "carry \\\n  " + " \\\n  ".join(names)]
 
 
 def _list_back(staging: PlannedStaging) -> str:
     """What is brought back, expanded where the script is then: in the copy."""
-    return f"list_back() {{ back=({' '.join(pattern(f'./{glob}') for glob in staging.back)}); }}"
+    return f"list_back() {{ back=({' '.join(quote_glob(f'./{glob}') for glob in staging.back)}); }}"
 
 
 def _cache(plan: Plan) -> list[str]:
     """The Hugging Face cache, which has to be there to be mounted."""
     if plan.model.cache is None:
         return []
-    host = word(plan.model.cache.host)
-    return [f"mkdir -p -- {host} || fail 5 {word(f'the cache {plan.model.cache.host} cannot be made on the node')}"]
+    host = quote_word(plan.model.cache.host)
+    return [
+        f"mkdir -p -- {host} || fail 5 {quote_word(f'the cache {plan.model.cache.host} cannot be made on the node')}"
+    ]
 
 
 def _exports(job: ContainerJob) -> list[str]:
     lines = [
-        f"export {variable(name)}={number(value) if name == 'PORT' else word(value)}"
+        f"export {variable_name(name)}={quote_number(value) if name == 'PORT' else quote_word(value)}"
         for name, value in job.container.environment.items()
     ]
     return ["\n".join(lines)] if lines else []

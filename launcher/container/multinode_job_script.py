@@ -12,7 +12,7 @@ from launcher.container.job_functions import READ_CARRIED, SET_CARRIED, SET_CARR
 from launcher.container.job_functions import functions as functions_of_all
 from launcher.container.planned import LABEL, MultinodeJob, NodeContainer
 from launcher.core.errors import ConfigError
-from launcher.core.shell_words import command, variable, word
+from launcher.core.shell_words import command_lines, quote_word, variable_name
 from launcher.plan import preflight
 from launcher.plan.plan import Plan
 
@@ -63,7 +63,7 @@ def render(plan: Plan, root: Path, workspace: str) -> str:
 
 def _word(text: str, workspace: str) -> str:
     """A word of the plan, with the directory that the job works in."""
-    return word(text.replace("{workspace}", workspace))
+    return quote_word(text.replace("{workspace}", workspace))
 
 
 def _facts(plan: Plan, job: MultinodeJob, root: Path, workspace: str) -> list[str]:
@@ -80,35 +80,35 @@ def _facts(plan: Plan, job: MultinodeJob, root: Path, workspace: str) -> list[st
         log = f"/run_logs/{files.on_nodes.rpartition('/')[2]}/server_$(hostname).log"
         runs = f"{runs} > >(tee {log.replace('$JOB', '$SLURM_JOB_ID')}) 2>&1; code=$?; sleep 1; exit $code"
     return [
-        f"key={word(plan.run_key)}",
-        f"script={word(str(root / 'job.sh'))}",
-        f"own={word(f'{root}/$JOB')}",
-        f"workspace={word(workspace)}",
-        f"logs={word(f'{workspace}/{files.directory}')}",
-        f"node_logs={word(files.on_nodes or '')}",
+        f"key={quote_word(plan.run_key)}",
+        f"script={quote_word(str(root / 'job.sh'))}",
+        f"own={quote_word(f'{root}/$JOB')}",
+        f"workspace={quote_word(workspace)}",
+        f"logs={quote_word(f'{workspace}/{files.directory}')}",
+        f"node_logs={quote_word(files.on_nodes or '')}",
         f"grace={GRACE}",
         f"hurried={GRACE if plan.scheduler.kind == 'slurm' else GRACE_HERE}",
         f"engine={first.engine}",
         f"nodes={asked.nodes}",
         f"coordinator={asked.coordinator}",
         f"drain={asked.drain}",
-        f"program={word(job.script.path)}",
+        f"program={quote_word(job.script.path)}",
         array("checks", asked.checks),
-        f"rdma_check={word(asked.rdma_check or '')}",
+        f"rdma_check={quote_word(asked.rdma_check or '')}",
         f"host_libraries={'yes' if asked.host_libraries else ''}",
-        f"label={LABEL}={word(f'{plan.run_key}.$JOB')}",
+        f"label={LABEL}={quote_word(f'{plan.run_key}.$JOB')}",
         array("pulls", asked.pulls),
         array("beside", asked.beside),
-        f"reference_of_image={word(reference)}",
-        f"repository={word(f'{head}{slash}{name.partition(chr(58))[0]}')}",
+        f"reference_of_image={quote_word(reference)}",
+        f"repository={quote_word(f'{head}{slash}{name.partition(chr(58))[0]}')}",
         array("mounts", first.volumes("{workspace}") if docker else ()),
         array("flags", first.options.flags),
-        f"workdir={word(first.workdir or '')}",
+        f"workdir={quote_word(first.workdir or '')}",
         array("names", _names(job, first)),
         # In the container: the id is a variable there.
         f"in_container={_single_quoted(runs)}",
         f"reads={_single_quoted(READ_CARRIED)}",
-        *(f"export {variable(name)}={_word(value, workspace)}" for name, value in _common(job).items()),
+        *(f"export {variable_name(name)}={_word(value, workspace)}" for name, value in _common(job).items()),
     ]
 
 
@@ -119,7 +119,7 @@ def _single_quoted(text: str) -> str:
 
 def _names(job: MultinodeJob, container: NodeContainer) -> list[str]:
     names = [*container.environment, *container.passes, *job.job.at_run_time, "SLURM_JOB_ID"]
-    return list(dict.fromkeys(map(variable, names)))
+    return list(dict.fromkeys(map(variable_name, names)))
 
 
 def _common(job: MultinodeJob) -> dict[str, str]:
@@ -154,7 +154,7 @@ def _at_run_time(job: MultinodeJob) -> str:
             value = '"$1"'
         else:
             value = f'"$(joined "${{{"names_of_nodes" if found["what"] == "names" else "addresses"}[@]}}")"'
-        lines += [f"  {variable(name)}={value}", f"  export {name}"]
+        lines += [f"  {variable_name(name)}={value}", f"  export {name}"]
     return "\n".join(["at_run_time() {", *(lines or ["  :"]), "}"])
 
 
@@ -162,29 +162,29 @@ def _settings(job: MultinodeJob) -> str:
     """A function that writes the file of settings, where there is one."""
     if job.files.settings_name is None:
         return "write_settings() { :; }"
-    lines = [f"{variable(name)}={value}" for name, value in job.files.settings.items()]
-    text = " ".join(map(word, lines))
-    return f"write_settings() {{\n  printf '%s\\n' {text} >\"$logs\"/{word(job.files.settings_name)}\n}}"
+    lines = [f"{variable_name(name)}={value}" for name, value in job.files.settings.items()]
+    text = " ".join(map(quote_word, lines))
+    return f"write_settings() {{\n  printf '%s\\n' {text} >\"$logs\"/{quote_word(job.files.settings_name)}\n}}"
 
 
 def _step(job: MultinodeJob, workspace: str) -> str:
     """A function that runs the container of a rank in a step on its node: the process becomes srun's."""
     on_node = [("exec", "srun", "--nodes=1", "--ntasks=1", "--export=ALL")]
     if job.job.containers[0].engine == "docker":
-        words = command([*on_node, ("--kill-on-bad-exit=0",)])
+        words = command_lines([*on_node, ("--kill-on-bad-exit=0",)])
         body = [f'  {words} --nodelist="${{names_of_nodes[$1]}}" \\', '    bash "$script" node "$1" "${images[0]}"']
         return "\n".join(["step() {", *body, "}"])
     cases = []
     for rank, container in enumerate(job.job.containers):
         own = [
-            f"      export {variable(name)}={_word(value, workspace)}"
+            f"      export {variable_name(name)}={_word(value, workspace)}"
             for name, value in container.environment.items()
             if _common(job).get(name) != value
         ]
         carry = " ".join(_names(job, container))
         # Where the lane leaves the entrypoint to pyxis's settings, as the bash launchers did, nothing is said of it.
         entrypoint = [] if container.options.entrypoint else [("--no-container-entrypoint",)]
-        call = command([*on_node, *pyxis_options(container, workspace), *entrypoint], "        ")
+        call = command_lines([*on_node, *pyxis_options(container, workspace), *entrypoint], "        ")
         runs = SET_CARRIED_AT_LOGIN if job.job.login_shell else SET_CARRIED
         role = container.role or "node"
         cases += [
@@ -193,7 +193,7 @@ def _step(job: MultinodeJob, workspace: str) -> str:
             f"      carry {carry}",
             f"      {call} \\",
             '        --nodelist="${names_of_nodes[$1]}" \\',
-            f"        bash -c {_single_quoted(runs)} {word(f'/workspace/{job.script.path}')} \\",
+            f"        bash -c {_single_quoted(runs)} {quote_word(f'/workspace/{job.script.path}')} \\",
             f'        > >(tee "$own/logs/{role}_$1_${{names_of_nodes[$1]}}.log") 2>&1',
             "      ;;",
         ]

@@ -149,14 +149,14 @@ class ScriptKind:
 def meet_nodes(run: Run, nodes: int) -> None:
     """Be there for the job's nodes when they look: this host's clock and locks, in the job's own directory, until they
     have compared theirs or the run is over. Raises OSError when the directory cannot be made."""
-    from launcher.core.node_partner import attend
+    from launcher.core.node_partner import answer_nodes
 
     record = run.record
     assert record.job is not None
     own = Path(record.job.output)
     own.mkdir(parents=True, exist_ok=True)
     try:
-        attend(own, nodes, lambda: record.fields.settled or run.services.stop.requested())
+        answer_nodes(own, nodes, lambda: record.fields.settled or run.services.stop.requested())
     except OSError as error:
         record.event("warning", f"clock and locks are not compared with the nodes': {error}", job=record.job.id)
 

@@ -36,7 +36,7 @@ class DeprecatedName(FutureWarning):
     """An old name was used. The command line shows each of them once."""
 
 
-def tell(where: str, name: Renamed) -> None:
+def warn_renamed(where: str, name: Renamed) -> None:
     """Warn of an old name."""
     warnings.warn(f"{where}: {name.text}", DeprecatedName, stacklevel=2)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from launcher.core.rights import next_step
+from launcher.core.rights import os_error_hint
 
 
 class LauncherError(Exception):
@@ -126,13 +126,13 @@ def as_error(fault: BaseException, where: str | None = None) -> LauncherError:
         return fault
     if isinstance(fault, OSError):
         place = ": ".join(str(part) for part in (where, fault.filename) if part is not None)
-        hint = next_step(fault, fault.filename) if fault.filename and isinstance(fault, PermissionError) else None
+        hint = os_error_hint(fault, fault.filename) if fault.filename and isinstance(fault, PermissionError) else None
         return LauncherError(str(fault.strerror or fault), where=place or None, hint=hint)
     return LauncherError(f"unexpected {type(fault).__name__}: {fault}", where=where)
 
 
 @dataclass(frozen=True)
-class Wrong:
+class ErrorInfo:
     """An error as a value: what is wrong with one thing (``of``) among several, and the exit code that it means."""
 
     of: str
@@ -143,8 +143,8 @@ class Wrong:
     code: int = 1
 
     @classmethod
-    def by(cls, error: LauncherError, of: str = "") -> Wrong:
-        return cls(of, error.message, error.where, error.hint, error.layer, error.exit_code)
+    def from_error(cls, error: LauncherError, subject: str = "") -> ErrorInfo:
+        return cls(subject, error.message, error.where, error.hint, error.layer, error.exit_code)
 
 
 def closest(word: str, known: Iterable[str], cutoff: float | None = None) -> str | None:
@@ -166,7 +166,7 @@ def suggest(word: str, known: Iterable[str], otherwise: str = "") -> str:
     return otherwise if near is None else f"did you mean {near!r}?"
 
 
-def by_prefix(given: str, known: Iterable[str], what: str, also: Iterable[str] = ()) -> str:
+def resolve_prefix(given: str, known: Iterable[str], what: str, also: Iterable[str] = ()) -> str:
     """The one known name that begins with what was given; that itself where none does. Raises ConfigError for several,
     of which those of ``also`` are meant otherwise than by their names."""
     found = sorted({*also, *(name for name in known if given and name.startswith(given))})

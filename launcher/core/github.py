@@ -17,7 +17,7 @@ from typing import Literal, TextIO
 
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.redact import redact, secret_values
-from launcher.core.terminal import one_line, printable, trusted
+from launcher.core.terminal import one_line, printable, unguarded
 
 SUMMARY_LIMIT = 1024 * 1024
 """Bytes of a step summary; one byte more and GitHub shows none of it."""
@@ -66,7 +66,7 @@ class GitHub:
         self._summary = Path(summary) if self.active and summary else None
         variables = environ.get("GITHUB_ENV")
         self._variables = Path(variables) if self.active and variables else None
-        self._stream = trusted(stream)
+        self._stream = unguarded(stream)
         self._hide = partial(redact, environ=environ)
         self._lock = threading.RLock()
         self._stopped: str | None = None

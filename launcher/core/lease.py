@@ -26,9 +26,9 @@ from time import monotonic
 import msgspec
 
 from launcher.core.process import ProcessIdentity
-from launcher.core.publish import stamp, take_name, temporary_name
-from launcher.core.reading import built, open_regular
-from launcher.core.rights import cannot_remove, share, standing, words_of
+from launcher.core.publish import take_name, temporary_name, utc_timestamp
+from launcher.core.reading import open_regular, prepare_type
+from launcher.core.rights import cannot_remove, describe_os_error, inherit_rights, owner_and_mode
 
 LEASE = 120.0
 """Seconds without a heartbeat that prove an owner gone. An NFS client may see a touch 60 s late (nfs(5), acregmax)."""
@@ -69,7 +69,7 @@ class LockOwner(msgspec.Struct, frozen=True, rename={"boot": "boot_id"}):
     @classmethod
     def here(cls, what: str) -> LockOwner:
         """The calling process as an owner, now."""
-        me = ProcessIdentity.mine()
+        me = ProcessIdentity.current()
         return cls(
             me.host,
             me.boot,
@@ -77,7 +77,7 @@ class LockOwner(msgspec.Struct, frozen=True, rename={"boot": "boot_id"}):
             me.pid,
             int(me.started) if me.started else None,
             os.environ.get("SLURM_JOB_ID"),
-            stamp(),
+            utc_timestamp(),
             what,
             os.urandom(8).hex(),
         )
@@ -86,7 +86,7 @@ class LockOwner(msgspec.Struct, frozen=True, rename={"boot": "boot_id"}):
     def from_json(cls, content: bytes) -> LockOwner:
         """Read an owner file."""
         try:
-            return msgspec.json.decode(content, type=built(cls), strict=False)
+            return msgspec.json.decode(content, type=prepare_type(cls), strict=False)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return cls()
 
@@ -107,7 +107,7 @@ class LockOwner(msgspec.Struct, frozen=True, rename={"boot": "boot_id"}):
         A lock asks for more proof than a record does: machines that share a host name have different boots, a damaged
         owner file may lack its pid, and the lease breaks what is left soon enough.
         """
-        mine, began = ProcessIdentity.mine(), "" if self.pid_started is None else str(self.pid_started)
+        mine, began = ProcessIdentity.current(), "" if self.pid_started is None else str(self.pid_started)
         process = ProcessIdentity(self.host, self.boot, self.pid, began, self.pid_namespace)
         same_machine = self.boot != "" and (self.boot, self.pid_namespace) == (mine.boot, mine.pid_namespace)
         return self.pid > 0 and same_machine and process.alive() is False
@@ -188,12 +188,12 @@ class Lock:
         try:
             handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             taken.callback(os.close, handle)
-            share(temporary)  # others must be able to read who holds it
+            inherit_rights(temporary)  # others must be able to read who holds it
             os.write(handle, self._mine)
             if owner := self._compete(temporary, deadline):
                 return owner
         except OSError as error:
-            self._facts.append(f"no lock file can be made at {self.path}: {words_of(error, self.path.parent)}")
+            self._facts.append(f"no lock file can be made at {self.path}: {describe_os_error(error, self.path.parent)}")
             return None
         finally:
             with contextlib.suppress(OSError):
@@ -223,7 +223,7 @@ class Lock:
             seen, looked = found, now
             if found is not None:
                 owner = LockOwner.from_json(found[0])
-                holder = str(owner) if owner.host else f"an unknown process; {standing(self.path)}"
+                holder = str(owner) if owner.host else f"an unknown process; {owner_and_mode(self.path)}"
                 why = "its process is dead" if owner.is_dead else None
                 if self.path.is_symlink():
                     why = "it is a link, which no lock is"
@@ -262,7 +262,7 @@ class Lock:
                         return somebody
                     self._wait_for(somebody, deadline - now)
         except OSError as error:
-            self._facts.append(f"flock does not work on {self.flock_path}: {words_of(error, self.flock_path)}")
+            self._facts.append(f"flock does not work on {self.flock_path}: {describe_os_error(error, self.flock_path)}")
         return None
 
     def _wait_for(self, owner: str | None, left: float) -> None:

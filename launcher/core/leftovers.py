@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.core.rights import cannot_remove, words_of
+from launcher.core.rights import cannot_remove, describe_os_error
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Leftover:
     @classmethod
     def of(cls, path: Path, why: str, keep: str | None = None) -> Leftover:
         """The path as it is now; where this user may not remove it, that is why it stays."""
-        return cls(path, size_of(path), why, keep or cannot_remove(path))
+        return cls(path, disk_usage(path), why, keep or cannot_remove(path))
 
 
-def size_of(path: Path) -> int:
+def disk_usage(path: Path) -> int:
     """Bytes that a file or tree occupies. What is not there, or vanishes meanwhile, counts nothing."""
     below = [Path(root, name) for root, _, names in os.walk(path) for name in names]
     total = 0
@@ -39,7 +39,7 @@ def size_of(path: Path) -> int:
     return total
 
 
-def remove(path: Path) -> str | None:
+def try_remove(path: Path) -> str | None:
     """Remove a file or directory; why it is still there, or None when it is gone."""
     try:
         if path.is_dir() and not path.is_symlink():
@@ -48,5 +48,5 @@ def remove(path: Path) -> str | None:
             path.unlink(missing_ok=True)
     except OSError as error:
         if os.path.lexists(path):
-            return cannot_remove(path) or f"cannot be removed: {words_of(error, error.filename or path)}"
+            return cannot_remove(path) or f"cannot be removed: {describe_os_error(error, error.filename or path)}"
     return None

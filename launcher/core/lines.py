@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.core.terminal import coloured, one_line, printable, styled, trusted
+from launcher.core.terminal import one_line, printable, styled, unguarded, uses_colours
 
 _CODES = {"bold": "1", "dim": "2", "red": "1;31", "green": "32", "yellow": "33", "magenta": "35"}
 _NUMBER = re.compile(r"-|[-+]?[0-9][0-9.,]*")
@@ -47,7 +47,7 @@ class Terminal:
     @classmethod
     def of(cls, stream: Any, environ: Mapping[str, str] = os.environ) -> Terminal:
         width = shutil.get_terminal_size().columns if stream.isatty() else None
-        return cls(width, coloured(stream, environ))
+        return cls(width, uses_colours(stream, environ))
 
 
 def print_lines(lines: Iterable[str], terminal: Terminal, stream: Any = None) -> None:
@@ -56,7 +56,7 @@ def print_lines(lines: Iterable[str], terminal: Terminal, stream: Any = None) ->
     for line in lines:
         text = printable(line) if getattr(line, "raw", False) else one_line(line)
         if getattr(line, "command", False):
-            trusted(out).write(f"{text}\n")
+            unguarded(out).write(f"{text}\n")
         elif terminal.colours and (style := getattr(line, "style", "")):
             styled(out).write(f"\033[{_CODES[style]}m{text}\033[0m\n")
         else:
@@ -70,7 +70,7 @@ def count_of(number: int, one: str, many: str = "") -> str:
     return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
-def folded(text: str, width: int | None, indent: str = "") -> list[str]:
+def wrap_words(text: str, width: int | None, indent: str = "") -> list[str]:
     """The text in lines of at most ``width`` columns, all but the first behind ``indent``. No word is broken: one that
     is longer than a line has a line of its own."""
     if width is None or len(text) <= width:
@@ -86,11 +86,13 @@ def folded(text: str, width: int | None, indent: str = "") -> list[str]:
     return lines
 
 
-def fields(pairs: Iterable[tuple[str, object]], width: int | None, *, indent: str = "  ", name: int = 10) -> list[str]:
+def field_lines(
+    pairs: Iterable[tuple[str, object]], width: int | None, *, indent: str = "  ", name: int = 10
+) -> list[str]:
     """A line for each name and its value; in a terminal the value's words stay in their column."""
     lines, column = [], len(indent) + name + 1
     for key, value in pairs:
-        words = folded(str(value), None if width is None else max(width - column, _READABLE))
+        words = wrap_words(str(value), None if width is None else max(width - column, _READABLE))
         lines.append(f"{indent}{key:{name}} {words[0]}".rstrip())
         lines += [f"{'':{column}}{line}" for line in words[1:]]
     return lines
@@ -120,11 +122,11 @@ def table(
             said = ""
             for pair in (f"{heads[i]} {cells[0][i]}" for i in shared if cells[0][i] not in ("", "-")):
                 if said and len(said) + 3 + len(pair) > width:
-                    lines += map(Line, folded(f"{said},", width, "  "))
+                    lines += map(Line, wrap_words(f"{said},", width, "  "))
                     said = f"  {pair}"
                 else:
                     said = f"{said}, {pair}" if said else pair
-            lines += map(Line, folded(said, width, "  ")) if said else []
+            lines += map(Line, wrap_words(said, width, "  ")) if said else []
             heads = [head for i, head in enumerate(heads) if i not in shared]
             cells = [[cell for i, cell in enumerate(row) if i not in shared] for row in cells]
     widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
@@ -168,9 +170,9 @@ def _folding(
     for row in _rows(heads, cells, [*widths[:-1], 0], styles):
         begun, last = row[: len(indent)].rstrip(), row[len(indent) :]
         if max(map(len, last.split()), default=0) > width - len(indent):
-            lines += [Line(text, row.style) for text in (begun, *folded(f"    {last}", width, "    "))]
+            lines += [Line(text, row.style) for text in (begun, *wrap_words(f"    {last}", width, "    "))]
             continue
-        words = folded(indent + last, width, indent)
+        words = wrap_words(indent + last, width, indent)
         words[0] = row[: len(indent)] + words[0][len(indent) :]
         lines += [Line(text.rstrip(), row.style) for text in words]
     return lines
@@ -185,7 +187,7 @@ def _below(
     for row, line in zip(cells, upper[1:], strict=True):
         lines.append(line)
         name = f"{heads[-1]} " if heads[-1] else ""
-        lines += [Line(text, line.style) for text in folded(f"    {name}{row[-1]}", width, "    ") if row[-1]]
+        lines += [Line(text, line.style) for text in wrap_words(f"    {name}{row[-1]}", width, "    ") if row[-1]]
     return lines
 
 
@@ -204,7 +206,7 @@ def _blocks(heads: Sequence[str], cells: Sequence[Sequence[str]], styles: Sequen
                 text = ""
             text = f"{text}   {piece}" if text else f"  {piece}"
             if len(text) > width:
-                *whole, text = folded(text, width, "    ")
+                *whole, text = wrap_words(text, width, "    ")
                 lines += [Line(part, style) for part in whole]
         lines += [Line(text, style)] if text else []
     return lines

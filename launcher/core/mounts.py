@@ -7,22 +7,22 @@ from pathlib import Path
 
 from launcher.core.reading import read_file
 
-_NETWORK = frozenset(
+_NETWORK_TYPES = frozenset(
     {"lustre", "nfs", "nfs4", "gpfs", "beegfs", "ceph", "wekafs", "cifs", "9p", "panfs", "pvfs2", "afs"}
 )
 
-_OWN = frozenset({"fuse.lxcfs", "fuse.snapfuse", "fuse.squashfuse", "fuse.gvfsd-fuse", "fuse.portal"})
+_LOCAL_FUSE_TYPES = frozenset({"fuse.lxcfs", "fuse.snapfuse", "fuse.squashfuse", "fuse.gvfsd-fuse", "fuse.portal"})
 """FUSE file systems of one host; others are clients of servers."""
 
-TABLE = Path("/proc/self/mountinfo")
+MOUNT_TABLE = Path("/proc/self/mountinfo")
 
 
 def is_network(kind: str) -> bool:
     """Whether a type of file system, as the kernel and `findmnt` name it, is one that several hosts can mount."""
-    return kind not in _OWN if kind.startswith("fuse.") else kind in _NETWORK
+    return kind not in _LOCAL_FUSE_TYPES if kind.startswith("fuse.") else kind in _NETWORK_TYPES
 
 
-def type_at(path: Path, table: Path = TABLE) -> str:
+def file_system_type(path: Path, table: Path = MOUNT_TABLE) -> str:
     """The type of the file system that a path is on, "" when that cannot be learnt."""
     try:
         lines = read_file(table, 8 << 20).decode(errors="surrogateescape").splitlines()

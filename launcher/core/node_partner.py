@@ -21,7 +21,7 @@ from launcher.core.publish import temporary_name, write_text
 
 CLOCK, LOCKS = "clock", "locks"
 
-LOOK = 0.5
+LOOK_INTERVAL = 0.5
 """Seconds between two looks for nodes that ask; each is one list of a directory."""
 
 HOLDS, NOT_SEEN = "holds", "not seen"
@@ -37,7 +37,7 @@ def write_clock(directory: Path) -> None:
     write_text(directory / CLOCK, f"{int(now)} {round(offset)}\n")
 
 
-def attend(directory: Path, nodes: int, over: Callable[[], bool]) -> threading.Thread | None:
+def answer_nodes(directory: Path, nodes: int, over: Callable[[], bool]) -> threading.Thread | None:
     """Leave our clock, hold a lock and answer ``nodes`` nodes, in a thread, until all have gone or it is ``over``.
 
     None where a launcher of ours answers already. Raises OSError.
@@ -48,25 +48,27 @@ def attend(directory: Path, nodes: int, over: Callable[[], bool]) -> threading.T
     for rank in range(nodes):
         (locks / f"node.{rank}").touch()
     held = (locks / "login").open("ab")
-    if (refused := _lock(held)) == HOLDS:
+    if (refused := _try_lock(held)) == HOLDS:
         held.close()
         return None
     if refused:
         held.close()
         raise OSError(errno.ENOLCK, f"locks do not work: {refused}", str(locks))
-    thread = threading.Thread(target=_answer, args=(locks, nodes, held, over), daemon=True, name="locks of nodes")
+    thread = threading.Thread(
+        target=_answer_until_gone, args=(locks, nodes, held, over), daemon=True, name="locks of nodes"
+    )
     thread.start()
     return thread
 
 
 @contextlib.contextmanager
-def attended(parent: Path, nodes: int = 1) -> Iterator[Path | None]:
+def answering_nodes(parent: Path, nodes: int = 1) -> Iterator[Path | None]:
     """A directory below ``parent`` for nodes to compare with this host, as long as it is open; None where none can be
     made."""
     place, over, thread = temporary_name(parent / "launcher-look"), threading.Event(), None
     try:
         place.mkdir()
-        thread = attend(place, nodes, over.is_set)
+        thread = answer_nodes(place, nodes, over.is_set)
     except OSError:
         yield None
     else:
@@ -74,11 +76,11 @@ def attended(parent: Path, nodes: int = 1) -> Iterator[Path | None]:
     finally:
         over.set()
         if thread is not None:
-            thread.join(10 * LOOK)
+            thread.join(10 * LOOK_INTERVAL)
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _answer(locks: Path, nodes: int, held: IO[bytes], over: Callable[[], bool]) -> None:
+def _answer_until_gone(locks: Path, nodes: int, held: IO[bytes], over: Callable[[], bool]) -> None:
     gone: set[str] = set()
     answered: set[str] = set()
     with held:
@@ -88,13 +90,13 @@ def _answer(locks: Path, nodes: int, held: IO[bytes], over: Callable[[], bool]) 
                 gone |= answered - asking
                 for rank in asking - answered:
                     with (locks / f"node.{rank}").open("ab") as theirs:
-                        seen = _lock(theirs) or NOT_SEEN
+                        seen = _try_lock(theirs) or NOT_SEEN
                     write_text(locks / f"answer.{rank}", f"{seen}\n")
                     answered.add(rank)
-            time.sleep(LOOK)
+            time.sleep(LOOK_INTERVAL)
 
 
-def _lock(file: IO[bytes]) -> str:
+def _try_lock(file: IO[bytes]) -> str:
     """Ask for a lock: "" when it was granted, `HOLDS` when somebody has it, else what the system says."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from launcher.core.errors import Cancelled
-from launcher.core.stop import signals_come_after
+from launcher.core.stop import defer_signals
 
 NOT_FOUND = 127
 """Return code when the program is not on PATH, as a shell gives it."""
@@ -31,7 +31,7 @@ _STOP_CHECK_INTERVAL = 0.2
 _SHOWN = 300
 """Characters of a command that are shown when it was stopped."""
 
-_TELLING = re.compile(
+_ERROR_WORDS = re.compile(
     r"error|fatal|fail|denied|refused|cannot|could not|can't|unable|not found|no such|not permitted|invalid|unknown"
     r"|exception|killed|no space|quota|timed? ?out|unsupported|does not",
     re.IGNORECASE,
@@ -68,8 +68,8 @@ class Completed:
         """
         shown = said if said is not None else (self.stderr.strip() or self.stdout.strip()).splitlines()
         last = list(shown[-lines:])
-        earlier = [line for line in shown[:-lines] if _TELLING.search(line)]
-        if earlier and not any(map(_TELLING.search, last)):
+        earlier = [line for line in shown[:-lines] if _ERROR_WORDS.search(line)]
+        if earlier and not any(map(_ERROR_WORDS.search, last)):
             last[:1] = earlier[-1:]
         return "\n".join(last)
 
@@ -113,7 +113,7 @@ def run(
     began = time.monotonic()
     words = tuple(os.fspath(a) for a in argv)
     with contextlib.ExitStack() as put_off:
-        put_off.enter_context(signals_come_after())
+        put_off.enter_context(defer_signals())
         try:
             child = subprocess.Popen(
                 words,
@@ -132,7 +132,7 @@ def run(
             no_directory = code == NOT_FOUND and cwd is not None and not Path(cwd).is_dir()
             why = f"no such directory: {cwd}" if no_directory else f"{words[0]}: {error.strerror}"
             return Completed(words, code, "", why, 0.0)
-        _WAITED_FOR[child.pid] = Waited(words, began, timeout)
+        _RUNNING[child.pid] = RunningProgram(words, began, timeout)
         try:
             put_off.close()  # a signal that came while it was started is handled here, where it is known
             out, err = _communicate(child, began + timeout, should_stop)
@@ -143,12 +143,12 @@ def run(
             _end_group(child)
             raise
         finally:
-            del _WAITED_FOR[child.pid]
+            del _RUNNING[child.pid]
     return Completed(words, child.returncode, out, err, time.monotonic() - began)
 
 
 @dataclass(frozen=True)
-class Waited:
+class RunningProgram:
     """A program that this process waits for: since when (by the monotonic clock), and how many seconds at most."""
 
     argv: tuple[str, ...]
@@ -162,12 +162,12 @@ class Waited:
         return f"{Path(self.argv[0]).name} {word}".rstrip()
 
 
-_WAITED_FOR: dict[int, Waited] = {}
+_RUNNING: dict[int, RunningProgram] = {}
 
 
-def waited_for() -> list[Waited]:
+def running_programs() -> list[RunningProgram]:
     """The programs that `run` waits for in this process, the one that it has waited for longest first."""
-    return sorted(_WAITED_FOR.copy().values(), key=lambda waited: waited.since)
+    return sorted(_RUNNING.copy().values(), key=lambda waited: waited.since)
 
 
 @contextlib.contextmanager
@@ -245,7 +245,7 @@ class ProcessIdentity:
         return cls(os.uname().nodename, _boot_id(), pid, _started(pid) or "", _pid_namespace())
 
     @classmethod
-    def mine(cls) -> ProcessIdentity:
+    def current(cls) -> ProcessIdentity:
         """The calling process."""
         return cls.of(os.getpid())
 

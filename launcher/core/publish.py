@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from launcher.core.process import host_label, pid_exists, run
-from launcher.core.rights import share
+from launcher.core.rights import inherit_rights
 
 TEMPORARY_SUFFIX = ".part"
 
@@ -47,7 +47,7 @@ def temporary_name(final: Path) -> Path:
     return final.with_name(f".{stem}{tail}")
 
 
-def stamp() -> str:
+def utc_timestamp() -> str:
     """The time, as files of ours have it (ISO 8601, UTC)."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
@@ -149,12 +149,12 @@ def fsync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def storing(path: Path, every: float = 0.5) -> Iterator[None]:
+def sync_meanwhile(path: Path, every: float = 0.5) -> Iterator[None]:
     """Bring to storage what others write to a file while the block runs, so that its end has little to wait for.
 
     Raises OSError for what could not be stored: the kernel says that once, and not to a later fsync (fsync(2)).
     """
-    from launcher.core.waiting import begin  # every command publishes something, and few import images
+    from launcher.core.waiting import start_in_thread  # every command publishes something, and few import images
 
     over = threading.Event()
 
@@ -163,7 +163,7 @@ def storing(path: Path, every: float = 0.5) -> Iterator[None]:
             with contextlib.suppress(FileNotFoundError):
                 fsync(path)
 
-    stored = begin(store)
+    stored = start_in_thread(store)
     try:
         yield
     finally:
@@ -183,7 +183,7 @@ def publishing(final: Path, *, durable: bool = True) -> Iterator[Path]:
     temporary = temporary_name(final)
     try:
         yield temporary
-        share(temporary)
+        inherit_rights(temporary)
         if durable:
             fsync(temporary)
         temporary.replace(final)
@@ -202,7 +202,7 @@ def publish_new(temporary: Path, final: Path, *, whole: Callable[[Path], bool] =
     meanwhile. It gets the rights of its directory. Raises OSError, also where somebody's claim of the name is not given
     up (see `take_name`).
     """
-    share(temporary)
+    inherit_rights(temporary)
     fsync(temporary)
     for _ in range(_ATTEMPTS):
         if take_name(temporary, final):
@@ -287,7 +287,7 @@ def publishing_directory(final: Path, *, whole: Callable[[Path], bool] = os.path
     temporary = temporary_name(final)
     try:
         yield temporary
-        share(temporary)
+        inherit_rights(temporary)
         try:
             temporary.rename(final)
         except OSError:

@@ -64,7 +64,7 @@ def open_text(path: Path | str, *, newline: str | None = None, errors: str = "st
     return io.TextIOWrapper(open_regular(path), encoding="utf-8", newline=newline, errors=errors)
 
 
-def json_of(path: Path | str, most: int = 64 << 20) -> Any:
+def load_json(path: Path | str, most: int = 64 << 20) -> Any:
     """The JSON of a file that anybody may have written, in UTF-8 and of at most ``most`` bytes; NaN is read as well.
     Raises OSError, and ValueError where it is none."""
     try:
@@ -82,22 +82,22 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-_BUILT: set[Any] = set()
-_BUILDING = threading.Lock()
+_PREPARED: set[Any] = set()
+_PREPARING = threading.Lock()
 
 
-def built(kind: Kind) -> Kind:
+def prepare_type(kind: Kind) -> Kind:
     """A type that msgspec may be asked to read, from any thread.
 
     msgspec looks into a type when it first meets it, and two threads that have it do so at once end the process by
     SIGSEGV (0.22; in a test in one of three hundred meetings).
     """
-    if kind not in _BUILT:
+    if kind not in _PREPARED:
         import msgspec
 
-        with _BUILDING:
+        with _PREPARING:
             msgspec.json.Decoder(kind)
-            _BUILT.add(kind)
+            _PREPARED.add(kind)
     return kind
 
 
@@ -106,6 +106,6 @@ def read_json(path: Path | str, kind: type[Kind], most: int = 1 << 20) -> Kind |
     import msgspec
 
     try:
-        return msgspec.json.decode(read_file(path, most), type=built(kind))
+        return msgspec.json.decode(read_file(path, most), type=prepare_type(kind))
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None

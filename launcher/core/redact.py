@@ -114,7 +114,7 @@ def _values(named: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     for value in named:
         structured = value.lstrip().startswith(("{", "["))  # its lines are braces and names, which any log has
         lines = () if structured else map(str.strip, value.splitlines())
-        parts = (value.strip(), *lines, *_within(value))
+        parts = (value.strip(), *lines, *_json_secrets(value))
         plain |= {part for part in parts if len(part) >= SHORTEST and not _ORDINARY.match(part)}
     spelled = plain | {quote(part, safe="", errors="replace") for part in plain} | {json.dumps(p)[1:-1] for p in plain}
     return _longest_first(plain), _longest_first(spelled)
@@ -124,7 +124,7 @@ def _longest_first(values: set[str]) -> tuple[str, ...]:
     return tuple(sorted(values, key=lambda value: (-len(value), value)))
 
 
-def _within(value: str) -> Iterator[str]:
+def _json_secrets(value: str) -> Iterator[str]:
     """The strings of a JSON document's ``auth``, ``password`` and token members, and the password within ``auth``."""
     if not value.lstrip().startswith("{"):
         return
@@ -154,7 +154,7 @@ def redact(text: str, environ: Mapping[str, str]) -> str:
     for value in _values(_named(environ))[1]:
         text = text.replace(value, MASK)
     for shape in _patterns(_SHAPES) if len(text) >= _SHORTEST_SHAPE else ():
-        text = shape.sub(lambda found: _covered(found, lambda length: MASK), text)
+        text = shape.sub(lambda found: _mask_match(found, lambda length: MASK), text)
     return text
 
 
@@ -176,7 +176,7 @@ class LineRedactor:
             if "\n" not in value and value in text:
                 text = text.replace(value, MASK)
         for shape in _patterns(_SHAPES_IN_A_LINE):
-            text = shape.sub(lambda found: _covered(found, lambda length: MASK), text)
+            text = shape.sub(lambda found: _mask_match(found, lambda length: MASK), text)
         redacted = text.split("\n")
         if self._key_lines or "PRIVATE KEY-----" in text:
             redacted = [self._without_key(line) for line in redacted]
@@ -185,7 +185,7 @@ class LineRedactor:
     def _without_key(self, line: str) -> str:
         if edges := _KEY_EDGE.findall(line):
             self._key_lines = _KEY_LINES if edges[-1] == "BEGIN" else 0
-            return re.sub(_PRIVATE_KEY, lambda found: _covered(found, lambda length: MASK), line)
+            return re.sub(_PRIVATE_KEY, lambda found: _mask_match(found, lambda length: MASK), line)
         if not self._key_lines:
             return line
         found = _KEY_BODY.search(line)
@@ -208,17 +208,17 @@ def redact_bytes(data: bytes, environ: Mapping[str, str]) -> bytes:
         if raw in data:
             data = data.replace(raw, b"*" * len(raw))
     for shape in _patterns(_SHAPES_IN_BYTES):
-        data = shape.sub(lambda found: _covered(found, lambda length: b"*" * length), data)
+        data = shape.sub(lambda found: _mask_match(found, lambda length: b"*" * length), data)
     return data
 
 
-def _covered(found: re.Match[AnyStr], cover: Callable[[int], AnyStr]) -> AnyStr:
+def _mask_match(found: re.Match[AnyStr], cover: Callable[[int], AnyStr]) -> AnyStr:
     """A match whose secret, its one group or else the whole, is replaced by a ``cover`` for that length."""
     start, end = found.span(found.lastindex or 0)
     return found.string[found.start() : start] + cover(end - start) + found.string[end : found.end()]
 
 
-class Redacting:
+class RedactingReader:
     """Reads a binary file with its secrets overwritten by `redact_bytes`.
 
     The file is read in pieces, and no secret is cut by them: a piece ends at the end of a line, or, in data without
@@ -247,7 +247,7 @@ class Redacting:
             piece = self._file.read(_PIECE)
             self._ended = not piece
             self._raw += piece
-            end = len(self._raw) if self._ended else _whole(self._raw)
+            end = len(self._raw) if self._ended else _complete_length(self._raw)
             if end:
                 self._ready = memoryview(redact_bytes(self._raw[:end], self._environ))
                 self._raw = self._raw[end:]
@@ -258,7 +258,7 @@ class Redacting:
 _BETWEEN = re.compile(rb"[^\x20-\x7e][\x20-\x7e]*\Z")
 
 
-def _whole(data: bytes) -> int:
+def _complete_length(data: bytes) -> int:
     """How many bytes of ``data`` form a piece that can be redacted alone; 0 when more has to be read first."""
     end = data.rfind(b"\n") + 1
     if not end and len(data) >= _PIECE:

@@ -13,7 +13,7 @@ import pwd
 import stat
 from pathlib import Path
 
-_NEXT = {
+_HINTS = {
     errno.ENOENT: "create the directory, or correct its name",
     errno.ENOTDIR: "correct the name: a part of it is a file",
     errno.EROFS: "the file system is mounted read-only here: use a host that may write there",
@@ -33,7 +33,7 @@ def user_name(uid: int | None = None) -> str:
         return str(uid)
 
 
-def standing(path: Path | str) -> str:
+def owner_and_mode(path: Path | str) -> str:
     """Whose a path is, and its mode, in words: of the first part of it that keeps this user out, else of the path."""
     path = Path(os.fsdecode(path)).absolute()
     closed = (part for part in reversed(path.parents) if part.is_dir() and not os.access(part, os.X_OK))
@@ -48,17 +48,19 @@ def standing(path: Path | str) -> str:
     return f"{part} is {kind} {user_name(status.st_uid)}, mode {status.st_mode & 0o7777:04o}"
 
 
-def words_of(error: OSError, path: Path | str) -> str:
+def describe_os_error(error: OSError, path: Path | str) -> str:
     """What an error of the file system at a path says, within a sentence; of a refusal also whose the path is."""
     said = error.strerror or str(error)
-    return f"{said} ({standing(path)})" if error.errno in (errno.EACCES, errno.EPERM) else said
+    return f"{said} ({owner_and_mode(path)})" if error.errno in (errno.EACCES, errno.EPERM) else said
 
 
-def next_step(error: OSError, path: Path | str) -> str:
+def os_error_hint(error: OSError, path: Path | str) -> str:
     """What a person can do after an error of the file system at a path; for a refusal, whose permission is missing."""
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"{standing(path)}: its owner, or root, lets {user_name()} in (chmod, chgrp); or name another place"
-    return _NEXT.get(error.errno or 0, "try again; look at the log of the file system")
+        return (
+            f"{owner_and_mode(path)}: its owner, or root, lets {user_name()} in (chmod, chgrp); or name another place"
+        )
+    return _HINTS.get(error.errno or 0, "try again; look at the log of the file system")
 
 
 def cannot_remove(path: Path) -> str | None:
@@ -71,13 +73,13 @@ def cannot_remove(path: Path) -> str | None:
     if me != 0 and above.st_mode & stat.S_ISVTX and me not in (status.st_uid, above.st_uid):
         return f"owned by {user_name(status.st_uid)}, who may remove it, or root"
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        return f"{standing(path.parent)}: its owner may remove it, or root"
+        return f"{owner_and_mode(path.parent)}: its owner may remove it, or root"
     if me not in (0, status.st_uid) and stat.S_ISDIR(status.st_mode) and not os.access(path, os.W_OK | os.X_OK):
         return f"owned by {user_name(status.st_uid)}, who may remove it, or root"
     return None
 
 
-def share(path: Path) -> None:
+def inherit_rights(path: Path) -> None:
     """Give a file or directory that we made the rights of its directory, as far as the file system has it."""
     with contextlib.suppress(OSError):
         above, status = path.parent.stat(), path.stat()
@@ -90,7 +92,7 @@ def share(path: Path) -> None:
             path.chmod(wanted)
 
 
-def own_name(path: Path) -> Path:
+def path_for_own_use(path: Path) -> Path:
     """The path, or a name beside it for this user alone where another one has made what is there: what can start
     programs (settings of a git repository, a Python environment) is used by its owner only."""
     with contextlib.suppress(OSError):
@@ -106,7 +108,7 @@ def make_directories(path: Path) -> None:
     for part in reversed(missing):
         with contextlib.suppress(FileExistsError):
             part.mkdir()
-            share(part)
+            inherit_rights(part)
             with contextlib.suppress(OSError):
                 part.chmod(part.parent.stat().st_mode & 0o7777)
     path.mkdir(exist_ok=True)

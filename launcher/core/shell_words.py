@@ -13,7 +13,7 @@ _SUM = re.compile(r"(?:\d+|\$JOB)(?:[+*%-](?:\d+|\$JOB))*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-def word(text: str) -> str:
+def quote_word(text: str) -> str:
     """One word of a script: ``$JOB`` (the job's id), ``$UID`` and ``$HOME`` are filled in on the node."""
     if not re.search(r"[$`]", text):
         return shlex.quote(text)
@@ -28,25 +28,25 @@ def word(text: str) -> str:
     return f'"{"".join(parts)}{_in_double_quotes(text[at:])}"'
 
 
-def number(text: str) -> str:
+def quote_number(text: str) -> str:
     """A sum of numbers and ``$JOB`` as bash computes it (``40000+$JOB%10000``); any other text as a word."""
     if not text.isdigit() and _SUM.fullmatch(text):
         return f'"$(({text.replace("$JOB", "SLURM_JOB_ID")}))"'
-    return word(text)
+    return quote_word(text)
 
 
-def pattern(text: str) -> str:
+def quote_glob(text: str) -> str:
     """A glob as bash expands it: its wildcards stand as they are, everything else is quoted."""
     parts = re.split(r"(\*+|\?)", text)
     return "".join(part if part[:1] in ("*", "?") else shlex.quote(part) for part in parts if part)
 
 
-def command(lines: Sequence[Sequence[str]], indent: str = "  ") -> str:
+def command_lines(lines: Sequence[Sequence[str]], indent: str = "  ") -> str:
     """A command whose words stand on ``lines``, to be read by a person."""
-    return f" \\\n{indent}".join(" ".join(map(word, line)) for line in lines if line)
+    return f" \\\n{indent}".join(" ".join(map(quote_word, line)) for line in lines if line)
 
 
-def variable(name: str) -> str:
+def variable_name(name: str) -> str:
     """The name itself, if a shell can have a variable of that name. Raises ConfigError."""
     if not _VARIABLE.fullmatch(name):
         raise ConfigError(f"{name!r} cannot be the name of an environment variable")

@@ -96,7 +96,7 @@ class StopEvent:
         return self._raised
 
 
-class Ended(BaseException):
+class EndedBySignal(BaseException):
     """A signal that ends the command, as KeyboardInterrupt does for SIGINT: whoever has children or temporaries to
     remove does so on its way out. ``number`` is the signal's."""
 
@@ -115,18 +115,20 @@ def ended_by_signals() -> Iterator[None]:
     """
 
     def handle(number: int, frame: FrameType | None) -> None:
-        raise Ended(number)
+        raise EndedBySignal(number)
 
     numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
-    with handled(handle, numbers):
+    with signal_handlers(handle, numbers):
         yield
 
 
-HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+HANDLED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
-def handled(handle: Callable[[int, FrameType | None], object], numbers: Sequence[signal.Signals]) -> Iterator[None]:
+def signal_handlers(
+    handle: Callable[[int, FrameType | None], object], numbers: Sequence[signal.Signals]
+) -> Iterator[None]:
     """Within the block these signals have this handler, and then those of before. Elsewhere than in the main thread,
     which alone gets signals, this does nothing."""
     before = {}
@@ -141,7 +143,7 @@ def handled(handle: Callable[[int, FrameType | None], object], numbers: Sequence
 
 
 @contextlib.contextmanager
-def signals_come_after() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Within the block no handler of Python runs: signals that come meanwhile are handled at its end.
 
     For the start of a program: an exception that a handler raises inside of `subprocess.Popen`, which the program does
@@ -149,7 +151,9 @@ def signals_come_after() -> Iterator[None]:
     """
     came: list[int] = []
     try:
-        with handled(lambda number, frame: came.append(number), [n for n in HANDLED if callable(signal.getsignal(n))]):
+        with signal_handlers(
+            lambda number, frame: came.append(number), [n for n in HANDLED_SIGNALS if callable(signal.getsignal(n))]
+        ):
             yield
     finally:
         for missed in came:
@@ -157,7 +161,7 @@ def signals_come_after() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stop_on_signals(numbers: Sequence[signal.Signals] = HANDLED) -> Iterator[Stop]:
+def stop_on_signals(numbers: Sequence[signal.Signals] = HANDLED_SIGNALS) -> Iterator[Stop]:
     """Within the block SIGINT, SIGTERM and SIGHUP (or ``numbers``) are requests to stop, and nothing else.
 
     The first one decides the exit code of a Cancelled that leaves the block, whoever raised it: 130 after SIGINT, 143
@@ -177,7 +181,7 @@ def stop_on_signals(numbers: Sequence[signal.Signals] = HANDLED) -> Iterator[Sto
         return Cancelled(f"stopped by {came[0].name}", exit_code=128 + came[0])
 
     kept = [n for n in numbers if not (n == signal.SIGHUP and signal.getsignal(n) == signal.SIG_IGN)]
-    with handled(handle, kept):
+    with signal_handlers(handle, kept):
         try:
             yield Stop(event.wait, reason)
         except Cancelled as error:

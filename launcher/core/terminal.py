@@ -18,9 +18,9 @@ from typing import Any, TextIO
 
 # Controls of ASCII and Latin-1, separators of lines, what turns the direction of writing or is not seen, and halves of
 # surrogate pairs, which stand for bytes of a name that are not UTF-8.
-_UNFIT = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff"
-_IN_A_LINE = re.compile(f"[\t\n{_UNFIT}]")
-_IN_A_TEXT = re.compile(f"[{_UNFIT}]")
+_UNSAFE = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff"
+_IN_A_LINE = re.compile(f"[\t\n{_UNSAFE}]")
+_IN_A_TEXT = re.compile(f"[{_UNSAFE}]")
 
 _COLOUR = re.compile("\x1b\\[[0-9;:]*m")
 
@@ -38,7 +38,7 @@ def one_line(text: object) -> str:
     return shown if shown.isprintable() else _IN_A_LINE.sub(_escaped, shown)
 
 
-def say(text: object, file: TextIO | None = None) -> None:
+def print_line(text: object, file: TextIO | None = None) -> None:
     """Print a line whose parts may come from outside, at once: who waits reads along, also through a pipe."""
     print(f"{one_line(text)}\n", end="", file=file or sys.stdout, flush=True)  # one write: threads say lines too
 
@@ -53,21 +53,21 @@ def log_line(text: str) -> str:
     return printable(_COLOUR.sub("", text)) if "\x1b" in text else printable(text)
 
 
-_PLAIN = {"→": "->", "×": "x", "…": "...", "–": "-", "↑": "^", "↓": "v", "·": "."}
+_ASCII_SIGNS = {"→": "->", "×": "x", "…": "...", "–": "-", "↑": "^", "↓": "v", "·": "."}
 
 
-def stand_in_for(error: UnicodeError) -> tuple[str, int]:
+def encoding_substitute(error: UnicodeError) -> tuple[str, int]:
     """What is written in place of characters that a terminal's encoding lacks: our own signs in plain letters, others
     as Python escapes them. An error handler of `codecs`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacked = error.object[error.start : error.end]
-    plain = (_PLAIN.get(one) or one.encode("ascii", "backslashreplace").decode() for one in lacked)
+    plain = (_ASCII_SIGNS.get(one) or one.encode("ascii", "backslashreplace").decode() for one in lacked)
     return "".join(plain), error.end
 
 
 @contextlib.contextmanager
-def _a_reader() -> Iterator[None]:
+def _closed_terminal_is_broken_pipe() -> Iterator[None]:
     """A terminal that was closed is a reader that has gone."""
     try:
         yield
@@ -98,7 +98,7 @@ class Guarded:
             shown = _COMMAND.sub(r"\1\\", begun + shown)[len(begun) :]
             last = text.rpartition("\n")
             self._blank = (self._blank or bool(last[1])) and not last[2].strip()
-        with _a_reader():
+        with _closed_terminal_is_broken_pipe():
             self.inner.write(shown)
         return len(text)
 
@@ -107,7 +107,7 @@ class Guarded:
             self.write(line)
 
     def flush(self) -> None:
-        with _a_reader():
+        with _closed_terminal_is_broken_pipe():
             self.inner.flush()
 
     def styled(self) -> Guarded:
@@ -123,7 +123,7 @@ def styled(stream: Any) -> Any:
     return stream.styled() if isinstance(stream, Guarded) else stream
 
 
-def coloured(stream: Any, environ: Mapping[str, str] = os.environ) -> bool:
+def uses_colours(stream: Any, environ: Mapping[str, str] = os.environ) -> bool:
     """Whether a stream is written to in colours: a terminal that knows them, unless NO_COLOR is set; FORCE_COLOR
     (`--color always`) asks for them anywhere."""
     if environ.get("NO_COLOR"):
@@ -136,7 +136,7 @@ def console(stream: Any, environ: Mapping[str, str] = os.environ, *, width: int 
     are wrapped at ``width`` if at all."""
     from rich.console import Console
 
-    terminal, colours = stream.isatty(), coloured(stream, environ)
+    terminal, colours = stream.isatty(), uses_colours(stream, environ)
     return Console(
         file=styled(stream),
         force_terminal=terminal or colours,
@@ -150,7 +150,7 @@ def console(stream: Any, environ: Mapping[str, str] = os.environ, *, width: int 
     )
 
 
-def trusted(stream: Any) -> Any:
+def unguarded(stream: Any) -> Any:
     """The stream that takes everything as it is."""
     return stream.inner if isinstance(stream, Guarded) else stream
 
@@ -159,7 +159,7 @@ class StandardOutput:
     """Whatever standard output is at the moment, unguarded: for a writer that lives longer than one stream."""
 
     def write(self, text: str) -> int:
-        return int(trusted(sys.stdout).write(text) or len(text))
+        return int(unguarded(sys.stdout).write(text) or len(text))
 
     def flush(self) -> None:
-        trusted(sys.stdout).flush()
+        unguarded(sys.stdout).flush()

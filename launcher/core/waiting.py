@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from tenacity import RetryCallState
 
 
-TELL = 2.0
+PROGRESS_INTERVAL = 2.0
 """Seconds between two lines about what is waited for."""
 
 Answer = TypeVar("Answer")
 
 
-def begin(work: Callable[[], Answer], name: str = "begun") -> Future[Answer]:
+def start_in_thread(work: Callable[[], Answer], name: str = "begun") -> Future[Answer]:
     """Begin work in a thread of its own of this name; the future gives what it returns or raises.
 
     No executor: that would wait for work that hangs when the interpreter ends.
@@ -40,23 +40,23 @@ def begin(work: Callable[[], Answer], name: str = "begun") -> Future[Answer]:
     return answer
 
 
-def within(work: Callable[[], Answer], bound: float, say: Callable[[float], None]) -> Answer:
+def wait_with_progress(work: Callable[[], Answer], bound: float, say: Callable[[float], None]) -> Answer:
     """What the work returns or raises, which runs in a thread of its own. ``say`` gets the seconds so far, every TELL.
 
     Raises TimeoutError after ``bound`` seconds; the work then goes on, and nobody takes its answer.
     """
-    began, told, answer = time.monotonic(), 0.0, begin(work)
-    while not wait([answer], max(0.0, min(told + TELL, bound) - (time.monotonic() - began))).done:
+    began, told, answer = time.monotonic(), 0.0, start_in_thread(work)
+    while not wait([answer], max(0.0, min(told + PROGRESS_INTERVAL, bound) - (time.monotonic() - began))).done:
         waited = time.monotonic() - began
         if waited >= bound:
             raise TimeoutError(f"no answer within {bound:.0f} s")
-        if waited >= told + TELL:
+        if waited >= told + PROGRESS_INTERVAL:
             told = waited
             say(waited)
     return answer.result()
 
 
-def until(
+def retry_until(
     good: Callable[[Answer], bool],
     call: Callable[[], Answer],
     pauses: Sequence[float],
@@ -83,7 +83,7 @@ def until(
         return last
 
 
-def asked_pause(text: str | None) -> float | None:
+def retry_after_seconds(text: str | None) -> float | None:
     """How many seconds a ``Retry-After`` asks for, by a number or a date (RFC 9110, 10.2.3); None when it says none."""
     from email.utils import parsedate_to_datetime  # what starts with each submission would pay for it
 
@@ -93,12 +93,12 @@ def asked_pause(text: str | None) -> float | None:
     return None
 
 
-def error_of(state: RetryCallState) -> BaseException | None:
+def last_error(state: RetryCallState) -> BaseException | None:
     """With what the last attempt failed; None when it did not."""
     return state.outcome.exception() if state.outcome else None
 
 
-def telling(log: Callable[[str], None], of: str = "") -> Callable[[RetryCallState], None]:
+def log_retries(log: Callable[[str], None], of: str = "") -> Callable[[RetryCallState], None]:
     """For tenacity's ``before_sleep``: log which attempt failed, with what, and when the next one comes.
 
     ``of`` follows the number of the attempt (`` of 4``). Of an error the first line is logged, and the second, which
@@ -106,7 +106,7 @@ def telling(log: Callable[[str], None], of: str = "") -> Callable[[RetryCallStat
     """
 
     def tell(state: RetryCallState) -> None:
-        error = error_of(state)
+        error = last_error(state)
         said = (error.message if isinstance(error, LauncherError) else str(error)).splitlines()
         message = ": ".join(line.strip() for line in said[:2])
         log(f"attempt {state.attempt_number}{of}: {message}; next one in {state.upcoming_sleep:.0f} s")

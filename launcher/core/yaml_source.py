@@ -21,7 +21,7 @@ import yaml
 from msgspec import inspect
 
 from launcher.core.errors import ConfigError, suggest
-from launcher.core.reading import built, read_file
+from launcher.core.reading import prepare_type, read_file
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -89,7 +89,7 @@ def _scalar(tag: str, value: str) -> Any:
     return yaml.constructor.SafeConstructor().construct_object(yaml.ScalarNode(tag, value))
 
 
-class _Built:
+class _ValueBuilder:
     """A node as plain values: the same as SafeConstructor builds, in half the time.
 
     ``repeated`` are the keys that a mapping has twice (the last one counts), with their lines. ``lines`` has the lines
@@ -110,15 +110,15 @@ class _Built:
                 return node.value
             return _value_of(node)
         if id(node) in self._shared:
-            if self._shared[id(node)] is _Built:
-                raise _wrong("a node that contains itself", node)
+            if self._shared[id(node)] is _ValueBuilder:
+                raise _fault("a node that contains itself", node)
             self._add(self._sizes[id(node)], node)
             return self._shared[id(node)]
-        self._shared[id(node)] = _Built
+        self._shared[id(node)] = _ValueBuilder
         before = self._count
         self._depth += 1
         if self._depth > DEEPEST:
-            raise _wrong(f"more than {DEEPEST} levels", node)
+            raise _fault(f"more than {DEEPEST} levels", node)
         self._add(len(node.value), node)
         if node.tag == _MAPPING and isinstance(node, yaml.MappingNode):
             value: Any = self._mapping(node)
@@ -136,7 +136,7 @@ class _Built:
         """Count values. Ten aliases of ten aliases, ten times, are few nodes, and fill any memory when written out."""
         self._count += count
         if self._count > MOST_VALUES:
-            raise _wrong(f"its aliases stand for more than {MOST_VALUES:,} values", node)
+            raise _fault(f"its aliases stand for more than {MOST_VALUES:,} values", node)
 
     def _mapping(self, node: yaml.MappingNode) -> dict[Any, Any]:
         pairs = node.value
@@ -147,7 +147,7 @@ class _Built:
         values, scalar = {}, yaml.ScalarNode
         for key, held in node.value:
             if key.__class__ is not scalar:
-                raise _wrong("found unhashable key", key)
+                raise _fault("found unhashable key", key)
             # Most are text: of a text no call is made, since a check reads 150,000 of them.
             name = key.value if key.tag == _TEXT else self._of(key)
             values[name] = held.value if held.tag == _TEXT and held.__class__ is scalar else self._of(held)
@@ -179,11 +179,11 @@ def _value_of(node: yaml.ScalarNode) -> Any:
         if len(word) <= LONGEST_WORD or node.tag.endswith(":binary"):
             return _scalar(node.tag, word)
     except yaml.constructor.ConstructorError as error:
-        raise _wrong(str(error.problem), node) from None
+        raise _fault(str(error.problem), node) from None
     except _NO_VALUE as error:
-        raise _wrong(f"{word!r} is no {node.tag.rpartition(':')[2]}: {error}; in quotes it is text", node) from None
+        raise _fault(f"{word!r} is no {node.tag.rpartition(':')[2]}: {error}; in quotes it is text", node) from None
     kind = node.tag.rpartition(":")[2]
-    raise _wrong(f"a word of {len(word)} characters that is of type {kind}; in quotes it is text", node)
+    raise _fault(f"a word of {len(word)} characters that is of type {kind}; in quotes it is text", node)
 
 
 def _of_other_kind(node: yaml.Node) -> Any:
@@ -191,14 +191,14 @@ def _of_other_kind(node: yaml.Node) -> Any:
     try:
         return yaml.constructor.SafeConstructor().construct_document(node)
     except _NO_VALUE as error:
-        raise _wrong(f"no {node.tag.rpartition(':')[2]}: {error}", node) from None
+        raise _fault(f"no {node.tag.rpartition(':')[2]}: {error}", node) from None
 
 
 _NO_VALUE = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
 """What PyYAML raises for words that match a type's pattern and have no value: the 45th of a month, ``!!float x``."""
 
 
-def _wrong(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+def _fault(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
     return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
@@ -214,7 +214,7 @@ class Document:
         self.path = str(path)
         self.text = text
         try:
-            built = _Built(_compose(text))
+            built = _ValueBuilder(_compose(text))
             if strict and built.repeated:
                 key, mark = built.repeated[0]
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", mark)
@@ -299,7 +299,7 @@ def _position(value: Any, key: Key) -> tuple[int, Any] | None:
     return None
 
 
-def reached(data: Any, keys: Sequence[Key]) -> int:
+def depth_reached(data: Any, keys: Sequence[Key]) -> int:
     """How many steps of a path lead somewhere in a document."""
     for depth, key in enumerate(keys):
         in_list = isinstance(data, list) and isinstance(key, int) and key < len(data)
@@ -323,7 +323,7 @@ def convert(document: Document, kind: type[T], *, under: Sequence[Key] = ()) -> 
     """What ``document`` has below the keys ``under``, as a ``kind``. Raises ConfigError as `schema_error` makes it."""
     value: Any = reduce(getitem, under, document.mapping())  # type: ignore[arg-type]
     try:
-        return msgspec.convert(value, built(kind))
+        return msgspec.convert(value, prepare_type(kind))
     except msgspec.ValidationError as error:
         raise schema_error(document, error, kind, under=under) from None
 
@@ -360,7 +360,7 @@ def schema_error(
         hint = suggest(enum["word"], words, f"one of: {', '.join(words)}" if words else "")
     elif wanted := _DAY if message.startswith(_NO_DAY) else "regex" in message and _description(kinds):
         path = [*under, *keys]  # msgspec does not give it in full below a mapping's values (``[...]``)
-        whole = reached(document.data, path) == len(path)
+        whole = depth_reached(document.data, path) == len(path)
         message = f"{reduce(getitem, path, document.data) if whole else None!r} is not {wanted}"
     spot = ".".join(str(k) for k in keys)
     return ConfigError(

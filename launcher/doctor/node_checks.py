@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from launcher.core.shell_words import word
+from launcher.core.shell_words import quote_word
 from launcher.doctor.comparison import Fill, required_paths
 from launcher.doctor.facts import Fact, NodeCheck, Unknown
 from launcher.plan.plan import PlannedModel
@@ -29,7 +29,7 @@ begin() { check=$1; if [ "$SECONDS" -lt BOUND ]; then tell "begun.$check" ''; el
 
 def login_checks(meeting_directory: Path, *, local_locks: bool) -> dict[str, list[str]]:
     """The checks that compare a node with this host, which attends in the directory."""
-    directory = word(str(meeting_directory))
+    directory = quote_word(str(meeting_directory))
     lines = look_at_clock(directory), ask_about_locks(directory, [], local=local_locks)
     return dict(zip(LOGIN_CHECKS, lines, strict=True))
 

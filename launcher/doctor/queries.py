@@ -23,7 +23,7 @@ from types import MappingProxyType
 from typing import Any
 
 from launcher.core.errors import ImageError
-from launcher.core.node_partner import attended
+from launcher.core.node_partner import answering_nodes
 from launcher.core.process import NOT_FOUND, CommandRunner, Completed
 from launcher.core.slurm_notation import node_names
 from launcher.doctor import comparison, node_checks, programs, scheduling
@@ -244,7 +244,7 @@ def probe_hosts(
     try:
         if srun:
             meeting = login.directories[meeting_directory].existing if meeting_directory in written else None
-            with attended(Path(meeting)) if meeting is not None else nullcontext() as attended_in:
+            with answering_nodes(Path(meeting)) if meeting is not None else nullcontext() as attended_in:
                 if attended_in is not None:
                     checks = {**node_checks.login_checks(attended_in, local_locks=local_locks), **checks}
                 compute = _probe_node(run, srun, [token, "compute", *paths], checks, wait)

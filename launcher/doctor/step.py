@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launcher.core.errors import ConfigError
 from launcher.core.publish import require_writable
-from launcher.core.rights import next_step
+from launcher.core.rights import os_error_hint
 from launcher.plan.plan import SRTCTL, Plan
 
 SLURM_PROGRAMS = ("sbatch", "scancel", "scontrol", "squeue")
@@ -101,7 +101,7 @@ def _write_problems(directory: Path, content: str, *, make: bool = True, free: i
         require_writable(existing)
         status = os.statvfs(existing)
     except OSError as error:
-        yield ConfigError(f"{content}: {error.strerror}", where=str(existing), hint=next_step(error, existing))
+        yield ConfigError(f"{content}: {error.strerror}", where=str(existing), hint=os_error_hint(error, existing))
         return
     if (available := status.f_bavail * status.f_frsize) < free:
         message = f"{content}: {available >> 20} MiB are free, and {free >> 20} may be wanted"

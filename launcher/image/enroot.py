@@ -21,8 +21,8 @@ from typing import Literal
 
 from launcher.core.errors import ImageError
 from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, Completed
-from launcher.core.publish import storing
-from launcher.core.waiting import begin, telling
+from launcher.core.publish import sync_meanwhile
+from launcher.core.waiting import log_retries, start_in_thread
 from launcher.image.reference import HUB, Fault, PlannedImage, Reference, fault_table
 from launcher.image.squash import temporary_beside
 
@@ -96,13 +96,14 @@ class Enroot:
         """
         from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
 
-        version_query = begin(lambda: self._query("version"))  # takes 30 ms, for which the import need not wait
+        # It takes 30 ms, for which the import need not wait.
+        version_query = start_in_thread(lambda: self._query("version"))
         attempts = Retrying(
             retry=retry_if_exception_type(_RetryableError),
             stop=stop_after_attempt(MAX_ATTEMPTS),
             wait=wait_exponential(multiplier=5, max=60) + wait_random(0, 3),
             sleep=self.sleep,
-            before_sleep=telling(self.log, f" of {MAX_ATTEMPTS}"),
+            before_sleep=log_retries(self.log, f" of {MAX_ATTEMPTS}"),
             reraise=True,
         )
         timeout += self.node_patience
@@ -114,7 +115,7 @@ class Enroot:
                     # Each attempt has its own file: on a node that Slurm has given up, the last one may still write.
                     output = files.enter_context(temporary_beside(squash))
                     argv = [*self.command, "import", "-o", str(output), uri]
-                    with contextlib.nullcontext() if self.is_on_node else storing(output):
+                    with contextlib.nullcontext() if self.is_on_node else sync_meanwhile(output):
                         done = self.run(argv, timeout=max(1.0, deadline - time.monotonic()), env=self.environment)
                     self._raise_failure(done, uri, timeout)
         finally:

@@ -17,9 +17,9 @@ from typing import Literal
 
 from launcher.core.errors import ImageError
 from launcher.core.lease import Lock, LockOwner, read_owner, remove_if_unchanged
-from launcher.core.leftovers import Leftover, remove, size_of
+from launcher.core.leftovers import Leftover, disk_usage, try_remove
 from launcher.core.publish import TEMPORARY_SUFFIX, dead_temporaries, publish_new, temporary_name
-from launcher.core.rights import next_step, words_of
+from launcher.core.rights import describe_os_error, os_error_hint
 from launcher.image import usage
 from launcher.image.reference import Reference
 from launcher.image.squash import WHOLE, DamagedImage, Sidecar, check_lists, file_hash, inspect, sidecar_path
@@ -80,7 +80,7 @@ class ImageDirectory:
         return {path: (*runs, *self._live_uses(path, runs)) for path, runs in known.items()}
 
     def garbage(self) -> list[Leftover]:
-        """What `remove` would remove. Raises ImageError."""
+        """What `try_remove` would remove. Raises ImageError."""
         items = []
         for path in (path for path, users in self._squash_files().items() if not users):
             # A file that has been idle for so long is not opened: opening another user's file would count as a use.
@@ -119,8 +119,8 @@ class ImageDirectory:
             try:
                 return None if self._remove_image(item) else _IN_USE
             except OSError as error:
-                return f"cannot be removed: {words_of(error, path)}"
-        problem = remove(path)
+                return f"cannot be removed: {describe_os_error(error, path)}"
+        problem = try_remove(path)
         if path.parent.parent.name == usage.DIRECTORY:  # a mark
             usage.remove_empty_directories(path.parents[2] / path.parent.name)
         return problem
@@ -131,7 +131,7 @@ class ImageDirectory:
         # found the file has marked it.
         path, before = item.path, _last_use(item.path)
         with Lock(path.with_name(f".{path.name}{_OWNER}"), what="gc", wait=0.0) as lock:
-            is_used = _last_use(path) > before or size_of(path) != item.size or self._live_uses(path)
+            is_used = _last_use(path) > before or disk_usage(path) != item.size or self._live_uses(path)
             if not lock.acquired or is_used:
                 return False
             aside = temporary_name(path)
@@ -178,7 +178,7 @@ class ImageDirectory:
             return {path: path in dead for path in sorted(self.path.iterdir())}
         except OSError as error:
             message = f"the image directory cannot be read: {error.strerror}"
-            raise ImageError(message, where=str(self.path), hint=next_step(error, self.path)) from None
+            raise ImageError(message, where=str(self.path), hint=os_error_hint(error, self.path)) from None
 
     @cached_property
     def _now(self) -> float:

@@ -17,7 +17,7 @@ from typing import Literal
 
 from launcher.core.errors import ConfigError
 from launcher.core.publish import NAME_MAX
-from launcher.core.reading import built
+from launcher.core.reading import prepare_type
 from launcher.core.yaml_source import Document
 
 HUB = "docker.io"
@@ -44,7 +44,7 @@ def fault_table(name: str) -> dict[str, dict[str, Fault]]:
     import msgspec
 
     content = Path(__file__).with_name(name).read_bytes()
-    return msgspec.yaml.decode(content, type=built(dict[str, dict[str, Fault]]))
+    return msgspec.yaml.decode(content, type=prepare_type(dict[str, dict[str, Fault]]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from launcher.core.errors import ImageError
-from launcher.core.reading import built
-from launcher.core.waiting import asked_pause, error_of, telling
+from launcher.core.reading import prepare_type
+from launcher.core.waiting import last_error, log_retries, retry_after_seconds
 from launcher.image.enroot import FAULTS, PasswordFromCommand, fault_of_status, why_enroot_differs, with_account_hint
 from launcher.image.reference import Fault, Reference, fault_table
 from launcher.image.requests import INDEXES, MANIFESTS, Requests
@@ -239,7 +239,7 @@ class Registry:
         """A JSON document and its digest, checked against the requested digest and the one that the registry states."""
         content, _ = self._send(path, "GET")
         try:
-            return msgspec.json.decode(content, type=built(kind)), _digest(content)
+            return msgspec.json.decode(content, type=prepare_type(kind)), _digest(content)
         except msgspec.MsgspecError:
             raise self._no_manifest() from None
 
@@ -255,11 +255,11 @@ class Registry:
         deadline = time.monotonic() + PATIENCE
 
         def wait(state: RetryCallState) -> float:
-            pause = getattr(error_of(state), "pause", None)
+            pause = getattr(last_error(state), "pause", None)
             return float(2 ** (state.attempt_number - 1) if pause is None else pause)
 
         def stop(state: RetryCallState) -> bool:
-            attempts = min(self.attempts, getattr(error_of(state), "attempts", MAX_ATTEMPTS))
+            attempts = min(self.attempts, getattr(last_error(state), "attempts", MAX_ATTEMPTS))
             return state.attempt_number >= attempts or time.monotonic() + state.upcoming_sleep > deadline
 
         attempts = Retrying(
@@ -267,7 +267,7 @@ class Registry:
             stop=stop,
             wait=wait,
             sleep=self.sleep,
-            before_sleep=telling(self.log),
+            before_sleep=log_retries(self.log),
             reraise=True,
         )
         return attempts(self._send_once, url, method)
@@ -304,7 +304,7 @@ class Registry:
             return Unreachable(f"{message}, and enroot may be answered otherwise: {why}", hint=fault.hint)
         if not fault.may_pass:
             return ImageError(message, hint=fault.hint)
-        pause = asked_pause(error.headers.get("Retry-After"))
+        pause = retry_after_seconds(error.headers.get("Retry-After"))
         if pause is not None:
             message += f", which says to come again in {pause:.0f} s"
         retryable = (_NoAnswerError if error.code >= 500 else _RetryableError)(message, hint=fault.hint)

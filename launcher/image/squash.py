@@ -26,9 +26,9 @@ from typing import Literal
 
 from launcher.core.errors import ImageError
 from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, CommandRunner, run
-from launcher.core.publish import publish_new, stamp, temporary_name, write_text
+from launcher.core.publish import publish_new, temporary_name, utc_timestamp, write_text
 from launcher.core.reading import read_json
-from launcher.core.rights import next_step, user_name, words_of
+from launcher.core.rights import describe_os_error, os_error_hint, user_name
 
 _SUPERBLOCK = struct.Struct("<5I6H8Q")
 _MAGIC = 0x73717368
@@ -91,8 +91,8 @@ def inspect(path: Path) -> Superblock:
         # ESTALE (NFS): another client removed the file between our look-up and our read.
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
             raise MissingImage(f"no squash file: {error.strerror}", where=str(path)) from None
-        message = f"the squash file cannot be read: {words_of(error, path)}"
-        raise ImageError(message, where=str(path), hint=next_step(error, path)) from None
+        message = f"the squash file cannot be read: {describe_os_error(error, path)}"
+        raise ImageError(message, where=str(path), hint=os_error_hint(error, path)) from None
     return _parse(head, status, path)
 
 
@@ -183,7 +183,7 @@ class Sidecar:
     user: str = field(default_factory=user_name)
     host: str = field(default_factory=socket.gethostname)
     job: str | None = field(default_factory=lambda: os.environ.get("SLURM_JOB_ID"))
-    written: str = field(default_factory=stamp)
+    written: str = field(default_factory=utc_timestamp)
 
     def fits(self, block: Superblock) -> bool:
         """Whether this record describes that file. File servers round times differently, so seconds are compared."""

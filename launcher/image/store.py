@@ -31,8 +31,8 @@ from launcher.core.publish import (
     require_writable,
     temporary_name,
 )
-from launcher.core.rights import cannot_remove, make_directories, next_step
-from launcher.core.waiting import begin, within
+from launcher.core.rights import cannot_remove, make_directories, os_error_hint
+from launcher.core.waiting import start_in_thread, wait_with_progress
 from launcher.image.enroot import Enroot, ImportPolicy, directory_variables
 from launcher.image.reference import PlannedImage, Reference, refreshed_name
 from launcher.image.squash import (
@@ -146,7 +146,7 @@ class Placement:
             registry = replace(registry, log=lambda message: None, timeout=timeout, attempts=1)
         try:
             query = partial(registry.check_tag, record.squash, record.sidecar)
-            fact, moved_to = within(query, timeout, lambda seconds: None)
+            fact, moved_to = wait_with_progress(query, timeout, lambda seconds: None)
         except TimeoutError:
             fact, moved_to = f"the registry did not say within {TAG_TIMEOUT:g} s what the tag names now", None
         if moved_to and rule == "fail":
@@ -180,7 +180,7 @@ class Placement:
                 path = path.parent
             raise ImageError(
                 f"cannot import {image.reference}: {path}: {error.strerror}",
-                hint=_HINTS.get(error.errno or 0) or next_step(error, path),
+                hint=_HINTS.get(error.errno or 0) or os_error_hint(error, path),
             ) from error
         return record
 
@@ -324,7 +324,7 @@ class Placement:
         )
         try:
             block = attempts(inspect, temporary)
-            hashed, stored = begin(lambda: file_hash(temporary)), begin(lambda: fsync(temporary))
+            hashed, stored = start_in_thread(lambda: file_hash(temporary)), start_in_thread(lambda: fsync(temporary))
             listing = check_lists(temporary, self.enroot.run)
         except (MissingImage, DamagedImage) as error:
             raise ImageError(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.core.reading import read_file
-from launcher.core.rights import make_directories, share, user_name
+from launcher.core.rights import inherit_rights, make_directories, user_name
 from launcher.image.squash import record_use
 
 LONGEST_RUN = 21 * 86400.0
@@ -61,7 +61,7 @@ def add_mark(squash: Path, run: str, record: Path) -> OSError | None:
     try:
         make_directories(path.parent)  # other users make marks there, too
         path.write_text(content)
-        share(path)
+        inherit_rights(path)
     except OSError as error:
         return error
     return None

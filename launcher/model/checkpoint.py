@@ -22,7 +22,7 @@ import msgspec
 
 from launcher.core.errors import ModelError
 from launcher.core.lines import count_of
-from launcher.core.rights import standing
+from launcher.core.rights import owner_and_mode
 from launcher.model.fingerprint import Fingerprint, contradictions, fingerprint_of
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY, Manifest
 from launcher.model.weights import (
@@ -164,7 +164,9 @@ class _Examination:
             return
         manifest = self.path / MANIFEST_NAME
         if MANIFEST_NAME in self.names and not os.access(manifest, os.R_OK):
-            self.doubts.append(f"{MANIFEST_NAME} cannot be read, and nothing is compared with it: {standing(manifest)}")
+            self.doubts.append(
+                f"{MANIFEST_NAME} cannot be read, and nothing is compared with it: {owner_and_mode(manifest)}"
+            )
             return
         with self.noting(MANIFEST_NAME):
             self.manifest = Manifest.read(self.path)

@@ -24,7 +24,7 @@ from typing import Protocol
 import xxhash
 
 from launcher.core.errors import Cancelled, ModelError
-from launcher.core.rights import make_directories, share
+from launcher.core.rights import inherit_rights, make_directories
 from launcher.core.stop import Stop
 from launcher.model.manifest import (
     BUFFER,
@@ -141,7 +141,7 @@ class _FileCopy:
                 copier.lay_out(self._path, file.size)
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         opened.callback(os.close, self._descriptor)
-        share(self._path)
+        inherit_rights(self._path)
         os.ftruncate(self._descriptor, file.size)
         self._reader = copier.source.open(file)
         opened.callback(self._reader.close)

@@ -20,11 +20,11 @@ import xxhash
 
 from launcher.core.errors import ModelError
 from launcher.core.lease import LEASE, Lock, LockOwner, LockPace, read_owner
-from launcher.core.leftovers import Leftover, remove
+from launcher.core.leftovers import Leftover, try_remove
 from launcher.core.process import ProcessIdentity, host_label, pid_exists
-from launcher.core.publish import stamp, temporary_pattern, write_json
+from launcher.core.publish import temporary_pattern, utc_timestamp, write_json
 from launcher.core.reading import read_json
-from launcher.core.rights import make_directories, next_step, share
+from launcher.core.rights import inherit_rights, make_directories, os_error_hint
 from launcher.model.checkpoint import examine
 from launcher.model.copy import journal_directory
 from launcher.model.manifest import MANIFEST_NAME, STAGING_NAME, WORK_DIRECTORY, Manifest
@@ -118,7 +118,7 @@ def staging_directory(source: Source, destination: Path, *, adopt: bool, log: Ca
     """
     text = "\n".join(f"{file.path}\0{file.size}" for file in sorted(source.files, key=lambda file: file.path))
     listing = xxhash.xxh3_128(text.encode()).hexdigest()
-    mine = StagingOwner(ProcessIdentity.mine(), source.name, source.revision, listing, stamp())
+    mine = StagingOwner(ProcessIdentity.current(), source.name, source.revision, listing, utc_timestamp())
     new = destination.with_name(f"{destination.name}.staging.{secrets.token_hex(6)}")
     for old in staging_directories(destination) if adopt else ():
         its = (
@@ -129,7 +129,7 @@ def staging_directory(source: Source, destination: Path, *, adopt: bool, log: Ca
             log(f"going on with what pid {its.process.pid} on {its.process.host} had staged since {its.began}")
             break
     make_directories(journal_directory(new))
-    share(new)
+    inherit_rights(new)
     write_json(_owner_file(new), asdict(mine))
     return new
 
@@ -152,7 +152,7 @@ def _leftovers(directory: Path) -> list[tuple[Path, Leftover]]:
         paths = sorted(directory.iterdir())
     except OSError as error:
         message = f"cannot be listed: {error.strerror}"
-        raise ModelError(message, where=str(directory), hint=next_step(error, directory)) from None
+        raise ModelError(message, where=str(directory), hint=os_error_hint(error, directory)) from None
     return [found for path in paths if (found := _leftover(path))]
 
 
@@ -207,6 +207,6 @@ def remove_leftovers(
             for item in items:
                 keep = f"held by {held.owner}" if held.owner else item.keep
                 if keep is None and item.path != lock_path(destination):  # the lock goes with its release
-                    keep = remove(item.path)
+                    keep = try_remove(item.path)
                 found.append(replace(item, keep=keep))
     return found

@@ -20,8 +20,8 @@ import msgspec
 import xxhash
 
 from launcher.core.errors import ModelError
-from launcher.core.reading import built, open_regular, read_file
-from launcher.core.rights import next_step
+from launcher.core.reading import open_regular, prepare_type, read_file
+from launcher.core.rights import os_error_hint
 from launcher.core.stop import NEVER, Stop
 from launcher.model.weights import why_unreadable, wrong_size
 
@@ -90,12 +90,12 @@ class Manifest:
         """The manifest of a checkpoint, or None without one. Raises ModelError when the file is not one of ours."""
         path = directory / MANIFEST_NAME
         try:
-            return msgspec.json.decode(read_file(path, _LARGEST), type=built(cls))
+            return msgspec.json.decode(read_file(path, _LARGEST), type=prepare_type(cls))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             message = f"the manifest cannot be read: {error.strerror}"
-            raise ModelError(message, where=str(path), hint=next_step(error, path)) from None
+            raise ModelError(message, where=str(path), hint=os_error_hint(error, path)) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ModelError(f"not a manifest of this version: {error}", where=str(path)) from None
 

@@ -40,7 +40,7 @@ from launcher.core.slurm_notation import node_names
 from launcher.core.stop import NEVER, Stop, stop_on_signals
 from launcher.model.source import source_of
 from launcher.model.stage import stage
-from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, unknown
+from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, unknown_state
 from launcher.slurm.poller import JobPoller, Pace, end_jobs
 
 STEP = 24 * 3600.0
@@ -224,7 +224,7 @@ class _OwnJob:
         token, ended = self._folder.name, False
         make_private(self._folder)
         try:
-            write_json(self._folder / _OWNER, asdict(_Owner(ProcessIdentity.mine(), token)))
+            write_json(self._folder / _OWNER, asdict(_Owner(ProcessIdentity.current(), token)))
             job = JobKey(self._submit_in_thread(stop), None, token)
             log(f"{job} stages on {count_of(self._count, 'node')}")
             final = self._follow(scheduler, job, log, stop)
@@ -300,7 +300,7 @@ class _OwnJob:
         done = JobState(Phase.TERMINAL, "COMPLETED", source="its results")
         poller = JobPoller(scheduler, pace=_PACE)
         poller.watch(job)
-        state = unknown("not asked yet")
+        state = unknown_state("not asked yet")
         while poller.watched and not stop.requested():
             answer = poller.poll(markers={job: done} if self._complete() else {})
             if answer is None:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from launcher.core.errors import ModelError
-from launcher.core.rights import next_step
+from launcher.core.rights import os_error_hint
 from launcher.model.checkpoint import CheckpointReport, examine
 
 _SUFFIX = re.compile(r"[-_.](nvfp4|mxfp4|mxfp8|fp4|fp8|int4|int8|bf16|awq|gptq|v\d+)$", re.IGNORECASE)
@@ -30,7 +30,7 @@ def require_servable(
     message = f"this is another checkpoint than the one declared: {report.identity_reason}"
     otherwise = "correct the model's rule in the runner file, or the precision in the matrix"
     if closed := _closed(report.path):
-        otherwise = next_step(PermissionError(errno.EACCES, ""), closed)
+        otherwise = os_error_hint(PermissionError(errno.EACCES, ""), closed)
     elif not report.whole:
         otherwise = "stage it again, or correct the path in the runner file"
     if not report.whole:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from launcher.core.errors import ConfigError, ModelError
 from launcher.core.lines import count_of
 from launcher.core.stop import NEVER, Stop
-from launcher.core.waiting import asked_pause
+from launcher.core.waiting import retry_after_seconds
 from launcher.model.manifest import MANIFEST_NAME, WORK_DIRECTORY, Manifest, read_range
 from launcher.model.weights import why_unreadable
 
@@ -311,7 +311,7 @@ def pinned_files(given: str, names: Iterable[str], *, stop: Stop = NEVER) -> dic
 def _asked_wait(headers: Any) -> float | None:
     """Seconds of a Retry-After (a number, or a date), or of the hub's own ``RateLimit: "api";r=0;t=55``."""
     if (said := headers.get("retry-after")) is not None:
-        return asked_pause(said)
+        return retry_after_seconds(said)
     found = re.search(r"\bt=(\d+)", headers.get("ratelimit") or "")
     return float(found[1]) if found else None
 

@@ -25,10 +25,10 @@ from typing import Literal
 
 from launcher.core.errors import Cancelled, ModelError
 from launcher.core.lease import Lock
-from launcher.core.leftovers import size_of
+from launcher.core.leftovers import disk_usage
 from launcher.core.process import CommandRunner, run
-from launcher.core.publish import fsync, stamp, write_json
-from launcher.core.rights import make_directories, next_step
+from launcher.core.publish import fsync, utc_timestamp, write_json
+from launcher.core.rights import make_directories, os_error_hint
 from launcher.core.stop import NEVER, Stop
 from launcher.model.checkpoint import examine
 from launcher.model.copy import WORKERS, Copier, LayOut, NoProgress, Progress
@@ -130,7 +130,7 @@ def adopt(destination: Path, *, progress: Progress = NoProgress(), stop: Stop = 
                 reader.check_unchanged()
             entries.append(FileEntry(file.path, file.size, content_hash))
         fingerprint = dict(report.fingerprint)
-        manifest = Manifest(str(destination), None, tuple(entries), created=stamp(), fingerprint=fingerprint)
+        manifest = Manifest(str(destination), None, tuple(entries), created=utc_timestamp(), fingerprint=fingerprint)
         write_json(destination / MANIFEST_NAME, asdict(manifest))
     return manifest
 
@@ -142,7 +142,7 @@ def _explained(what: str, destination: Path) -> Iterator[None]:
         yield
     except OSError as error:
         where = Path(error.filename or destination)
-        hint = f"{next_step(error, where)}; the same command goes on from here"
+        hint = f"{os_error_hint(error, where)}; the same command goes on from here"
         raise ModelError(f"{what} failed: {error.strerror or error}", where=str(where), hint=hint) from error
     except Cancelled as error:
         error.hint = error.hint or "the same command goes on from here"
@@ -153,7 +153,7 @@ def _fill(copier: Copier) -> Manifest:
     """Copy, verify and sync everything; at the end the directory needs only its name."""
     source, directory = copier.source, copier.into
     _check_space(source, directory)
-    manifest = Manifest(source.name, source.revision, copier.copy(), copier.part_size, created=stamp())
+    manifest = Manifest(source.name, source.revision, copier.copy(), copier.part_size, created=utc_timestamp())
     manifest = replace(manifest, fingerprint=_verify(manifest, directory))
     # A kill while the manifest is written leaves a temporary; in there nobody takes it for a part of the model.
     write_json(directory / WORK_DIRECTORY / MANIFEST_NAME, asdict(manifest))
@@ -165,7 +165,7 @@ def _fill(copier: Copier) -> Manifest:
 
 def _check_space(source: Source, directory: Path) -> None:
     """Raise ModelError before the first byte when it cannot fit, less what an earlier process has written."""
-    needed = sum(max(0, file.size - size_of(directory / file.path)) for file in source.files)
+    needed = sum(max(0, file.size - disk_usage(directory / file.path)) for file in source.files)
     free = shutil.disk_usage(directory).free
     if needed > free:
         message = f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free"

@@ -40,8 +40,8 @@ from typing import Any, Literal
 import msgspec
 
 from launcher.core.lines import count_of
-from launcher.core.reading import built
-from launcher.core.rights import words_of
+from launcher.core.reading import prepare_type
+from launcher.core.rights import describe_os_error
 
 HEADER_LIMIT = 100_000_000
 """Longest header that the reference reader accepts, in bytes."""
@@ -110,7 +110,7 @@ def wrong_size(size: int, expected: int) -> str:
 def why_unreadable(path: Path, error: OSError) -> str:
     """Why a path could not be opened, in a few words that end a sentence; of what is refused, whose it is."""
     broken = isinstance(error, FileNotFoundError) and path.is_symlink()
-    said = words_of(error, path)
+    said = describe_os_error(error, path)
     return "a link to nothing" if broken else said[:1].lower() + said[1:]
 
 
@@ -169,7 +169,7 @@ def parse_header(raw: bytes, size: int | None = None) -> Header:
     try:
         entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
         entries.pop("__metadata__", None)
-        tensors = {name: msgspec.json.decode(entry, type=built(_Tensor)) for name, entry in entries.items()}
+        tensors = {name: msgspec.json.decode(entry, type=prepare_type(_Tensor)) for name, entry in entries.items()}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise DamagedFile("not a safetensors file: its header is not the JSON it should be") from None
     expected = 8 + len(raw) + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)

@@ -19,7 +19,7 @@ import msgspec
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding, Severity
-from launcher.core.reading import built, read_file
+from launcher.core.reading import prepare_type, read_file
 from launcher.core.slurm_notation import limit_seconds
 from launcher.image.reference import PlannedImage
 
@@ -265,10 +265,10 @@ class Plan:
         own = {f.name for f in dataclasses.fields(cls)}
         given = {"kind": SRTCTL, **{key: v for key, v in value.items() if key in own}}
         try:
-            said = msgspec.convert(value["findings"], built(list[_Finding]))
+            said = msgspec.convert(value["findings"], prepare_type(list[_Finding]))
             findings = tuple(Finding(f["rule"], f["severity"], f["message"], f["where"]) for f in said)
             details = {key: v for key, v in value.items() if key not in own}
-            plan: Plan = msgspec.convert({**given, "findings": (), "details": details}, built(cls))
+            plan: Plan = msgspec.convert({**given, "findings": (), "details": details}, prepare_type(cls))
         except (msgspec.ValidationError, KeyError, TypeError) as error:
             raise ConfigError(f"not a plan: {error}") from None
         return dataclasses.replace(plan, findings=findings)
@@ -302,7 +302,7 @@ class PlanPart(msgspec.Struct, frozen=True):
         if isinstance(plan.details, cls):
             return plan.details
         try:
-            return msgspec.convert(plan.as_details(), built(cls))
+            return msgspec.convert(plan.as_details(), prepare_type(cls))
         except msgspec.ValidationError as error:
             message = f"not a plan of kind {plan.kind}: {error}"
             raise ConfigError(message, where=f"run {plan.run_key}") from None

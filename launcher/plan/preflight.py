@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from launcher.core.shell_words import word
+from launcher.core.shell_words import quote_word
 from launcher.plan.plan import Plan, PlannedModel
 
 ROOM = 1024
@@ -28,14 +28,14 @@ def look_at_model(model: PlannedModel) -> list[str]:
     declared = {k: str(v) for k, v in model.fingerprint.items() if k not in ("quantisation", "weights")}
     identity = "fact checkpoint_identity 'not known: the runner file declares no fingerprint'"
     if declared:
-        identity = " ".join(["check_identity", *(word(text) for pair in declared.items() for text in pair)])
-    mounted = f"mounted=({' '.join(map(word, model.mounted))})"
-    return [f"model={word(path)}", mounted, "check_checkpoint", identity]
+        identity = " ".join(["check_identity", *(quote_word(text) for pair in declared.items() for text in pair)])
+    mounted = f"mounted=({' '.join(map(quote_word, model.mounted))})"
+    return [f"model={quote_word(path)}", mounted, "check_checkpoint", identity]
 
 
 def look_at_images(plan: Plan) -> list[str]:
     """Whether the squash files that all nodes share can be read here; a node's own are imported by the job."""
-    return [f"look_at_image {word(image.squash)}" for image in plan.images if image.shared and image.squash]
+    return [f"look_at_image {quote_word(image.squash)}" for image in plan.images if image.shared and image.squash]
 
 
 def look_at_clock(directory: str) -> list[str]:
@@ -62,5 +62,5 @@ def look_at_node(gpus: int, *, alone: bool, patience: int = 0, directories: Sequ
     """Whether the node has its GPUs, free where the job has the node for itself, and room in what it writes to."""
     looks = [f"look_at_gpus {gpus} {'yes' if alone else 'no'} {patience}"] if gpus else []
     if directories:
-        looks.append(f"look_at_directories {ROOM} {' '.join(map(word, directories))}")
+        looks.append(f"look_at_directories {ROOM} {' '.join(map(quote_word, directories))}")
     return looks

@@ -29,7 +29,7 @@ import launcher
 from launcher.check.schema_validation import ROOT, Type, accepts, parse
 from launcher.check.srtctl_schema import Schemas
 from launcher.core.publish import write_text
-from launcher.core.reading import built
+from launcher.core.reading import prepare_type
 from launcher.srtctl import recipe
 from launcher.srtctl.facts import recipe_facts
 
@@ -69,7 +69,7 @@ class StandInData(msgspec.Struct):
 @cache
 def stand_in_data() -> StandInData:
     """What the stand-ins are made of."""
-    return msgspec.yaml.decode(Path(__file__).with_name("stand_ins.yaml").read_bytes(), type=built(StandInData))
+    return msgspec.yaml.decode(Path(__file__).with_name("stand_ins.yaml").read_bytes(), type=prepare_type(StandInData))
 
 
 class Refused(ValueError):

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 
 from launcher.core.errors import RemoteError
-from launcher.core.stop import signals_come_after
+from launcher.core.stop import defer_signals
 from launcher.remote.destination import Destination
 from launcher.remote.opener import Pipe
 
@@ -30,7 +30,7 @@ class OpenSSHPipe:
         try:
             # A session of its own would take the terminal away, at which ssh asks for codes. But a Ctrl-C comes to ssh
             # too, and would end the connection by which we cancel: a signal that is blocked here is blocked there.
-            with signals_come_after(), _blocked(signal.SIGINT):
+            with defer_signals(), _blocked(signal.SIGINT):
                 self._child = subprocess.Popen(
                     argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
                 )

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from launcher.core.errors import LauncherError, RemoteError, as_error
-from launcher.core.reading import built
+from launcher.core.reading import prepare_type
 from launcher.core.terminal import one_line
 
 T = TypeVar("T")
@@ -117,7 +117,7 @@ class Greeting(msgspec.Struct, frozen=True):
 def typed(value: Any, kind: type[T], where: str) -> T:
     """What came as a value of this type. Raises RemoteError for any other."""
     try:
-        return msgspec.convert(value, built(kind))
+        return msgspec.convert(value, prepare_type(kind))
     except (msgspec.MsgspecError, RecursionError) as error:
         raise RemoteError(f"it answers in another way than ours: {one_line(error)[:500]}", where=where) from error
 

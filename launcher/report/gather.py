@@ -19,7 +19,7 @@ from typing import Any
 from msgspec.structs import replace as change
 
 from launcher.core.errors import ConfigError, ResultError, suggest
-from launcher.core.reading import json_of
+from launcher.core.reading import load_json
 from launcher.report.document import Image, ReportInput, Run
 from launcher.report.points import Point, State, identity_of_row, metrics
 from launcher.report.records import add_run, add_runs
@@ -79,7 +79,7 @@ def add_tree(gathered: ReportInput, root: Path) -> None:
     for path in _files(gathered, root):
         named = path.name.startswith("agg_")
         try:
-            value = json_of(path, LARGEST)
+            value = load_json(path, LARGEST)
         except (OSError, ValueError) as error:
             if named:
                 why = error.strerror if isinstance(error, OSError) else error

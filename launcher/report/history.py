@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from launcher.core.errors import ConfigError
-from launcher.core.mounts import TABLE, is_network, type_at
+from launcher.core.mounts import MOUNT_TABLE, file_system_type, is_network
 from launcher.core.publish import make_private
 from launcher.report.document import ReportInput, Run
 from launcher.report.points import Point
@@ -50,7 +50,9 @@ Wanted = Callable[[str], bool]
 _DECODER = msgspec.json.Decoder(_Remembered)
 
 
-def gather_history(state: Path, since: float = 0.0, keys: Sequence[str] = (), mounts: Path = TABLE) -> ReportInput:
+def gather_history(
+    state: Path, since: float = 0.0, keys: Sequence[str] = (), mounts: Path = MOUNT_TABLE
+) -> ReportInput:
     """The points of all runs that began at ``since`` or later (Unix seconds), of matrix keys that match a glob.
 
     Raises ConfigError when the runs cannot be listed.
@@ -61,7 +63,7 @@ def gather_history(state: Path, since: float = 0.0, keys: Sequence[str] = (), mo
     def wanted(key: str) -> bool:
         return not keys or any(fnmatch.fnmatchcase(key, glob) for glob in keys)
 
-    kind = type_at(state.resolve(), mounts)
+    kind = file_system_type(state.resolve(), mounts)
     found = None
     if kind and not is_network(kind):
         with contextlib.suppress(

@@ -16,7 +16,7 @@ import msgspec
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark, Component, Role
 from launcher.core.errors import ConfigError, suggest
-from launcher.core.reading import built
+from launcher.core.reading import prepare_type
 from launcher.result.row_fields import finite
 
 EVALUATION = "evaluation"
@@ -61,7 +61,7 @@ class _Table(msgspec.Struct, frozen=True):
 
 @cache
 def _table() -> _Table:
-    return msgspec.yaml.decode(Path(__file__).with_name("metrics.yaml").read_bytes(), type=built(_Table))
+    return msgspec.yaml.decode(Path(__file__).with_name("metrics.yaml").read_bytes(), type=prepare_type(_Table))
 
 
 @cache

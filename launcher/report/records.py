@@ -10,7 +10,7 @@ import msgspec
 
 from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError, ResultError
-from launcher.core.reading import json_of, read_file
+from launcher.core.reading import load_json, read_file
 from launcher.report.document import Image, ReportInput, Run
 from launcher.report.points import SCORES, Point, State, identity_of, identity_of_evaluation
 from launcher.result.contradictions import rule_of
@@ -162,7 +162,7 @@ def _rows(results: Path) -> dict[int, dict[str, Any]]:
     rows = {}
     for path in sorted(results.glob("agg_*.json")) or sorted(results.glob("*_conc*.json")):
         try:
-            row = json_of(path, LARGEST)
+            row = load_json(path, LARGEST)
         except (OSError, ValueError):
             continue
         if is_row(row) and isinstance(row["conc"], int):

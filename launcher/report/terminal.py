@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from launcher.core.lines import Line, Terminal, count_of, folded, table
+from launcher.core.lines import Line, Terminal, count_of, table, wrap_words
 from launcher.report.document import Comparison, Document, Entry, all_notes, points_not_ok
 from launcher.report.files import known_metrics
 from launcher.report.points import EVALUATION, SCORES, State, metrics
@@ -55,7 +55,7 @@ def report_lines(document: Document, terminal: Terminal) -> Iterator[str]:
 
 def _folded(text: str, width: int | None, indent: int, style: str = "") -> Iterator[Line]:
     """A text behind two spaces, in as many lines as it takes."""
-    yield from (Line(line, style) for line in folded(f"  {text}", width, " " * indent))
+    yield from (Line(line, style) for line in wrap_words(f"  {text}", width, " " * indent))
 
 
 def _compare(found: Comparison, width: int | None) -> Iterator[str]:

@@ -20,7 +20,7 @@ from launcher.benchmark.benchmark import Benchmark, Role
 from launcher.benchmark.environment import environment_of
 from launcher.core.errors import LauncherError, ResultError
 from launcher.core.publish import publishing
-from launcher.core.reading import LARGEST_RESULT, json_of, open_regular, open_text, read_file
+from launcher.core.reading import LARGEST_RESULT, load_json, open_regular, open_text, read_file
 from launcher.result.agentic_rows import Profile, Records, agentic_row, read_records, shape, whole_numbers
 from launcher.result.power import add, one_node, with_power
 from launcher.result.power_package import Package, several_nodes
@@ -40,7 +40,7 @@ _DATA_SET = "datasets--semianalysisai--cc-traces-weka*"
 def read_document(path: Path) -> Any:
     """A file's JSON. Raises ResultError when there is none."""
     try:
-        return json_of(path, LARGEST_RESULT)
+        return load_json(path, LARGEST_RESULT)
     except OSError as error:
         raise ResultError(f"cannot be read: {error.strerror}", where=str(path)) from None
     except ValueError as error:

@@ -22,7 +22,7 @@ from launcher.core.errors import ResultError
 from launcher.core.publish import NAME_MAX, publish_new, temporary_name
 from launcher.core.reading import sha256_of
 from launcher.core.terminal import one_line
-from launcher.core.waiting import until
+from launcher.core.waiting import retry_until
 from launcher.plan.plan import Expected
 from launcher.result.contradictions import Window
 from launcher.result.document import UnusableResult
@@ -194,7 +194,7 @@ def collect(request: CollectRequest, *, sleep: Callable[[float], None] = time.sl
 def scan_until_complete(scan: Callable[[], ResultScan], patience: float, sleep: Callable[[float], None]) -> ResultScan:
     """Scan again while there are problems, for ``patience`` seconds: NFS can show a file, or its end, late."""
     pauses = [_RETRY_INTERVAL] * math.ceil(patience / _RETRY_INTERVAL)
-    return until(lambda result: not result.problems, scan, pauses, sleep=sleep)
+    return retry_until(lambda result: not result.problems, scan, pauses, sleep=sleep)
 
 
 def _scan(request: CollectRequest) -> ResultScan:

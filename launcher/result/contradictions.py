@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from launcher.core.reading import built
+from launcher.core.reading import prepare_type
 from launcher.plan.plan import Expected
 
 Numbers = Mapping[str, float]
@@ -179,7 +179,7 @@ class Refusal(msgspec.Struct, frozen=True):
 def refusals() -> Mapping[str, Refusal]:
     """All rules by their ids. The first one whose pattern matches a sentence is the rule of that sentence."""
     content = Path(__file__).with_name("refusals.yaml").read_bytes()
-    return msgspec.yaml.decode(content, type=built(dict[str, Refusal]))
+    return msgspec.yaml.decode(content, type=prepare_type(dict[str, Refusal]))
 
 
 def rule_of(reason: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launcher.core.errors import ResultError
-from launcher.core.reading import json_of
+from launcher.core.reading import load_json
 from launcher.result.row_fields import Row, finite
 
 META = "meta_env.json"
@@ -25,7 +25,7 @@ _HELD = ("em_strict", "em_flexible", "score")
 def _document(path: Path) -> Any:
     """A file's JSON; None where it is none."""
     try:
-        return json_of(path)
+        return load_json(path)
     except (OSError, ValueError):
         return None
 

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from launcher.core.errors import ResultError
-from launcher.core.reading import built
+from launcher.core.reading import prepare_type
 from launcher.plan.plan import Expected
 from launcher.result.contradictions import model_contradictions, row_contradictions, stand_in_contradictions
 from launcher.result.document import UnusableResult, content, refuse_repeated_keys
@@ -54,7 +54,7 @@ class Thresholds(msgspec.Struct, frozen=True):
         for path in (workspace / OWN_THRESHOLDS, Path(__file__).with_name("thresholds.yaml")):
             try:
                 if path.is_file() and path.stat().st_size < 1 << 16:
-                    thresholds = msgspec.yaml.decode(path.read_bytes(), type=built(cls))
+                    thresholds = msgspec.yaml.decode(path.read_bytes(), type=prepare_type(cls))
                     return msgspec.structs.replace(thresholds, origin=OWN_THRESHOLDS)
             except (OSError, ValueError, msgspec.MsgspecError, RecursionError):
                 continue

@@ -22,7 +22,7 @@ from typing import IO
 
 from launcher.core.publish import publishing, remove_tree, temporary_name
 from launcher.core.reading import open_regular
-from launcher.core.redact import Redacting
+from launcher.core.redact import RedactingReader
 from launcher.core.terminal import one_line
 
 TARBALL = "multinode_server_logs.tar.gz"
@@ -222,7 +222,7 @@ def bundle_logs(
         for name, file, status, take in _opened([*given, *logs], pace, left_out):
             member = tarfile.TarInfo(name)
             member.size, member.mtime, member.mode = take, int(status.st_mtime), status.st_mode & 0o777
-            tar.addfile(member, _Exactly(Redacting(file, environ or {}), take))
+            tar.addfile(member, _Exactly(RedactingReader(file, environ or {}), take))
             files += 1
         if left_out.lines:
             note = "".join(f"{line}\n" for line in left_out.lines).encode()
@@ -305,7 +305,7 @@ def _opened(
 class _Exactly:
     """Reads exactly ``size`` bytes of a file, zeros where it has become shorter: the tar header is written already."""
 
-    def __init__(self, file: Redacting, size: int) -> None:
+    def __init__(self, file: RedactingReader, size: int) -> None:
         self._file = file
         self._left = size
 

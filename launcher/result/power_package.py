@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from launcher.core.lines import count_of
-from launcher.core.reading import built, json_of
+from launcher.core.reading import load_json, prepare_type
 from launcher.result.power import METHOD, Window, add, energy, largest_gap, rounded, window_of
 from launcher.result.power_windows import Checked, Device, Samples, check_windows, read_samples, selected
 from launcher.result.row_fields import Row, finite, shares
@@ -138,7 +138,7 @@ def _checked(record: Row, package: Package, raw: Mapping[str, Any], window: Wind
         return {}
     try:
         said = {key: manifest.get(key) or [] for key in _Manifest.__struct_fields__}
-        planned = msgspec.convert(said, built(_Manifest))
+        planned = msgspec.convert(said, prepare_type(_Manifest))
     except msgspec.ValidationError as error:
         _add(record, "manifest_malformed", f"manifest malformed: {error!r}")
         record["producer"]["recomputed_publication_valid"] = False
@@ -217,7 +217,7 @@ def _manifest(record: Row, package: Package) -> Row | None:
         _add(record, "manifest_missing", f"manifest missing: {path}")
         return None
     try:
-        manifest = json_of(path)
+        manifest = load_json(path)
     except (OSError, ValueError) as error:
         _add(record, "manifest_malformed", f"manifest unreadable: {error}")
         return None

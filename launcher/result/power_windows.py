@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from launcher.core.reading import LARGEST_RESULT, json_of, open_text
+from launcher.core.reading import LARGEST_RESULT, load_json, open_text
 from launcher.result.power import LARGEST_GAP, Window, add, largest_gap
 from launcher.result.row_fields import Row, finite
 
@@ -189,7 +189,7 @@ def _stays_below(root: Path, relative: str) -> bool:
 def _parsed(path: Path, name: str, results: Path, checked: Checked) -> MeasuredWindow | str:
     """A window, or the code of what is wrong with its file."""
     try:
-        said = json_of(path)
+        said = load_json(path)
     except (OSError, ValueError):
         return f"{_BAD}malformed"
     if not isinstance(said, dict):
@@ -233,7 +233,7 @@ def _result_reasons(window: MeasuredWindow, results: Path) -> list[str]:
     """Where the result that a window names is not there, or has other times."""
     path = results / window.result_path
     try:
-        result = json_of(path, LARGEST_RESULT) if path.is_file() else None
+        result = load_json(path, LARGEST_RESULT) if path.is_file() else None
     except (OSError, ValueError):
         return [f"{_BAD}result_missing"]
     if result is None and not path.is_file():
@@ -294,7 +294,7 @@ def selected(
     window = matches[0]
     path = results / window.result_path
     try:
-        original = json_of(path, LARGEST_RESULT)
+        original = load_json(path, LARGEST_RESULT)
     except (OSError, ValueError):
         return None, f"{_BAD}result_missing", f"original result unreadable: {path}"
     if json.dumps(original, sort_keys=True) != json.dumps(raw, sort_keys=True):

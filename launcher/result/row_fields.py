@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from launcher.core.errors import ConfigError, ResultError
-from launcher.core.reading import built
+from launcher.core.reading import prepare_type
 
 Row = dict[str, Any]
 
@@ -50,7 +50,7 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def tables() -> Mapping[str, Mapping[str, Field]]:
     """The tables by name, the fields by key, as fields.yaml has them."""
     text = Path(__file__).with_name("row_fields.yaml").read_bytes()
-    return msgspec.yaml.decode(text, type=built(dict[str, dict[str, Field]]))
+    return msgspec.yaml.decode(text, type=prepare_type(dict[str, dict[str, Field]]))
 
 
 def _size(text: str) -> int:

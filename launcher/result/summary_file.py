@@ -12,7 +12,7 @@ import msgspec
 
 from launcher.core.errors import ResultError
 from launcher.core.lines import Line, table
-from launcher.core.reading import built, read_file
+from launcher.core.reading import prepare_type, read_file
 
 Kind = TypeVar("Kind")
 
@@ -96,7 +96,7 @@ def read_summary(directory: Path | str) -> Summary | None:
 
 def _read(directory: Path | str, kind: type[Kind]) -> Kind | None:
     try:
-        return msgspec.json.decode(read_file(f"{directory}/{NAME}", _LARGEST), type=built(kind))
+        return msgspec.json.decode(read_file(f"{directory}/{NAME}", _LARGEST), type=prepare_type(kind))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -18,8 +18,8 @@ import msgspec
 
 from launcher.core.errors import ConfigError
 from launcher.core.process import ProcessIdentity
-from launcher.core.reading import built, read_file
-from launcher.core.rights import words_of
+from launcher.core.reading import prepare_type, read_file
+from launcher.core.rights import describe_os_error
 
 SCHEMA = 1
 
@@ -102,7 +102,9 @@ class Step:
     def read(cls, value: Mapping[str, Any]) -> Step:
         """From JSON. Raises msgspec.ValidationError."""
         own = ("state", "began", "at", "error")
-        return msgspec.convert({**value, "facts": {key: v for key, v in value.items() if key not in own}}, built(cls))
+        return msgspec.convert(
+            {**value, "facts": {key: v for key, v in value.items() if key not in own}}, prepare_type(cls)
+        )
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class RunFields:
             # Launchers before the key `log` had jobs of srtctl only, which writes its log here.
             log = str(Path(str(job.get("output", "")), "logs", f"sweep_{job.get('id')}.log"))
             job = {"log": log, **job}
-        fields = msgspec.convert({**value, "job": job, "steps": {}}, built(cls))
+        fields = msgspec.convert({**value, "job": job, "steps": {}}, prepare_type(cls))
         steps = msgspec.convert(value.get("stages") or {}, dict[str, dict[str, Any]])
         return replace(fields, steps={name: Step.read(step) for name, step in steps.items()})
 
@@ -218,7 +220,7 @@ def read_fields(path: Path | str, run_id: str, *, facts: bool = True) -> RunFiel
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
-        raise _unreadable(words_of(error, path), path) from None
+        raise _unreadable(describe_os_error(error, path), path) from None
     except RecursionError:
         raise _unreadable("it is nested too deeply", path) from None
     except ValueError as error:  # msgspec.ValidationError is a ValueError
@@ -266,6 +268,6 @@ def owner_in(content: bytes) -> ProcessIdentity | None:
     """The owner that a record names which cannot be read as a whole, if that part of it is whole."""
     found = _OWNER.search(content)
     try:
-        return None if found is None else msgspec.json.decode(found[1], type=built(ProcessIdentity))
+        return None if found is None else msgspec.json.decode(found[1], type=prepare_type(ProcessIdentity))
     except msgspec.DecodeError:
         return None

@@ -19,7 +19,7 @@ from launcher.core.errors import Cancelled, JobError, LauncherError, ResultError
 from launcher.core.publish import remove_tree
 from launcher.core.reading import open_regular
 from launcher.core.terminal import one_line
-from launcher.core.waiting import begin
+from launcher.core.waiting import start_in_thread
 from launcher.plan.plan import Plan
 from launcher.result.collect import CollectedResults
 from launcher.result.logs import LOGS, TARBALL, bundle_logs, keep_logs
@@ -351,7 +351,7 @@ def keep_scheduler_answers(run: Run, state: JobState, *, soon: bool = False) -> 
             run.record.keep("scheduler.json", said)
 
     if soon:
-        wait([begin(answers, "evidence")], STOP_SECONDS)
+        wait([start_in_thread(answers, "evidence")], STOP_SECONDS)
     else:
         answers()
     with contextlib.suppress(OSError):

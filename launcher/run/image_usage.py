@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launcher.core.errors import ConfigError
-from launcher.core.rights import words_of
+from launcher.core.rights import describe_os_error
 from launcher.image import usage
 from launcher.image.usage import ImageUse
 from launcher.run.record import RunRecord
@@ -57,7 +57,7 @@ def mark_used_by(record: RunRecord) -> Callable[[Path], None]:
 
     def mark(squash: Path) -> None:
         if error := usage.add_mark(squash, record.id, record.directory):
-            why = f"{words_of(error, squash.parent)}; gc of others may remove it"
+            why = f"{describe_os_error(error, squash.parent)}; gc of others may remove it"
             record.event("note", f"{squash.name} cannot be marked as used by this run: {why}")
 
     return mark

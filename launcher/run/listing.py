@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launcher.core.errors import ConfigError
 from launcher.core.reading import read_file
-from launcher.core.rights import words_of
+from launcher.core.rights import describe_os_error
 from launcher.plan.plan import check_run_id
 from launcher.run.fields import LARGEST, RecordedJob, RunFields, owner_in, read_fields
 from launcher.run.record import RunRecord, locked, missing_record_error
@@ -72,7 +72,7 @@ def each_record(
     except FileNotFoundError:
         return
     except OSError as error:
-        raise ConfigError(f"the runs cannot be listed: {words_of(error, runs)}", where=str(runs)) from None
+        raise ConfigError(f"the runs cannot be listed: {describe_os_error(error, runs)}", where=str(runs)) from None
     for name in names:
         if name.startswith("."):
             continue

@@ -22,7 +22,7 @@ from typing import Protocol
 
 from launcher.core.errors import Cancelled, LauncherError
 from launcher.core.stop import Stop
-from launcher.core.waiting import begin
+from launcher.core.waiting import start_in_thread
 from launcher.run import finish, threads
 from launcher.run.finish import Outcome
 from launcher.run.kind import LOOK, Run
@@ -330,7 +330,7 @@ class _Loop:
                     run.record.event("warning", text)
             self._forget_preparation(run)
             self._requests.submission_ended(run)
-            asked[run] = begin(partial(threads.cancel_job, run), "cancel")
+            asked[run] = start_in_thread(partial(threads.cancel_job, run), "cancel")
             if isinstance(answer, JobKey):
                 self._watched[answer] = run
             else:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.core.errors import ConfigError, by_prefix
+from launcher.core.errors import ConfigError, resolve_prefix
 from launcher.run.fields import read_fields
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def run_named(runs: Path, given: str) -> str:
         return given
     known = names(runs)
     also = [run for run in known if _job_of(runs, run) == given] if given.isdecimal() else []
-    return by_prefix(given, known, "runs", also)
+    return resolve_prefix(given, known, "runs", also)
 
 
 def load_named(runs: Path, given: str) -> RunRecord:
@@ -40,7 +40,7 @@ def load_named(runs: Path, given: str) -> RunRecord:
 def sweep_named(sweeps: Path, given: str) -> str:
     """The name of the sweep that is meant, by itself or by a prefix; what was given where there is none. Raises
     ConfigError when it may be several."""
-    return by_prefix(given, names(sweeps), "sweeps")
+    return resolve_prefix(given, names(sweeps), "sweeps")
 
 
 def source_named(state: Path, given: str) -> str:

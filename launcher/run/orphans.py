@@ -16,14 +16,22 @@ from launcher.benchmark.environment import github_job
 from launcher.core.errors import Cancelled, ConfigError, JobError, LauncherError
 from launcher.core.process import ProcessIdentity
 from launcher.core.rights import user_name
-from launcher.core.waiting import within
+from launcher.core.waiting import wait_with_progress
 from launcher.image.enroot import import_comment
 from launcher.run import finish
 from launcher.run.kind import Run
 from launcher.run.listing import UnreadableRecord, records
 from launcher.run.record import RecordedJob, RunRecord
 from launcher.run.threads import cancel_unrecorded_job
-from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, SchedulerUnreachable, jobs_with_token, unknown
+from launcher.slurm.client import (
+    JobKey,
+    JobState,
+    Phase,
+    Scheduler,
+    SchedulerUnreachable,
+    jobs_with_token,
+    unknown_state,
+)
 from launcher.slurm.poller import end_jobs
 
 END_PATIENCE = 60.0
@@ -170,7 +178,7 @@ def _end_jobs(
     it says nothing for ``silence`` seconds.
     """
     began, named = time.monotonic(), ", ".join(map(str, jobs))
-    silent = dict.fromkeys(jobs, unknown("no answer"))
+    silent = dict.fromkeys(jobs, unknown_state("no answer"))
 
     def left() -> float:
         return began + silence - time.monotonic()
@@ -179,7 +187,7 @@ def _end_jobs(
         log(f"run {run_id}: {named}: waiting for {scheduler.name} ({time.monotonic() - began:.0f} s)")
 
     try:
-        states = within(lambda: scheduler.poll(list(jobs)), LOOK_FIRST, say) if jobs else silent
+        states = wait_with_progress(lambda: scheduler.poll(list(jobs)), LOOK_FIRST, say) if jobs else silent
     except TimeoutError:
         say(LOOK_FIRST)
         states = silent
@@ -190,8 +198,10 @@ def _end_jobs(
         log(f"run {run_id}: no job is left")
         return states, False
     try:
-        within(lambda: scheduler.cancel(alive), left(), say)
-        states = within(lambda: end_jobs(scheduler, alive, bound=END_PATIENCE, silence=left()), math.inf, say)
+        wait_with_progress(lambda: scheduler.cancel(alive), left(), say)
+        states = wait_with_progress(
+            lambda: end_jobs(scheduler, alive, bound=END_PATIENCE, silence=left()), math.inf, say
+        )
     except TimeoutError:
         states = silent
     if all(state.phase is Phase.UNKNOWN for state in states.values()):
@@ -224,7 +234,11 @@ def end_run(run: Run, why: str, log: Callable[[str], None], silence: float = END
     record, scheduler = run.record, run.services.scheduler
     check_owner(record, os.getuid())
     driven = record.driven_by_another
-    if not record.fields.has_ended and record.abandoned is not True and record.fields.owner != ProcessIdentity.mine():
+    if (
+        not record.fields.has_ended
+        and record.abandoned is not True
+        and record.fields.owner != ProcessIdentity.current()
+    ):
         try:
             record.request_cancel(why)
         except OSError as error:
@@ -236,7 +250,7 @@ def end_run(run: Run, why: str, log: Callable[[str], None], silence: float = END
             log(f"run {run.id}: its record cannot be written ({error.strerror}); its job is ended all the same")
     elif not record.fields.has_ended and _let_go(run, log):
         return
-    jobs = within(
+    jobs = wait_with_progress(
         lambda: _jobs_to_end(run),
         math.inf,
         lambda seconds: log(
@@ -273,7 +287,9 @@ def _let_go(run: Run, log: Callable[[str], None]) -> bool:
         return record.fields.has_ended and record.job is None and not record.fields.submission_in_doubt
 
     try:
-        if within(job_or_end, LET_GO, lambda s: log(f"run {run.id}: its launcher is asked to let it go ({s:.0f} s)")):
+        if wait_with_progress(
+            job_or_end, LET_GO, lambda s: log(f"run {run.id}: its launcher is asked to let it go ({s:.0f} s)")
+        ):
             log(f"run {run.id}: its launcher let it go; no job is left")
             return True
     except TimeoutError:

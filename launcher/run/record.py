@@ -34,7 +34,7 @@ from launcher.core.publish import (
 )
 from launcher.core.reading import read_file
 from launcher.core.redact import redact, redact_bytes
-from launcher.core.rights import user_name, words_of
+from launcher.core.rights import describe_os_error, user_name
 from launcher.plan.plan import Plan, check_run_id
 from launcher.result.logs import LOGS
 from launcher.run.fields import ENDED as ENDED
@@ -100,12 +100,12 @@ class RunRecord:
                 write_json(temporary / "plan.json", plan.as_dict())
                 record = cls(temporary, RunFields(plan.run_key, plan.runner))
                 commit = head_commit(Path(plan.workspace.path))
-                record.update(created=time.time(), owner=ProcessIdentity.mine(), commit=commit, **fields)
+                record.update(created=time.time(), owner=ProcessIdentity.current(), commit=commit, **fields)
                 record.acquire()
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 raise _taken(directory) from None
-            message = f"the run's record cannot be made: {words_of(error, runs)}"
+            message = f"the run's record cannot be made: {describe_os_error(error, runs)}"
             raise ConfigError(message, where=str(directory)) from None
         record.directory = directory
         return record
@@ -281,7 +281,7 @@ class RunRecord:
         if self._held is None or self.driven_by_another:
             raise self.driven_by_another_error()
         self.reload()
-        if self.fields.owner != (me := ProcessIdentity.mine()):
+        if self.fields.owner != (me := ProcessIdentity.current()):
             self.update(owner=me)
 
     def driven_by_another_error(self) -> ConfigError:
@@ -321,7 +321,7 @@ class RunRecord:
     def driven_by_another(self) -> bool:
         """Whether another launcher process that still lives drives this run, as far as this host can tell."""
         owner = self.fields.owner
-        return owner is not None and owner.alive() is True and owner != ProcessIdentity.mine()
+        return owner is not None and owner.alive() is True and owner != ProcessIdentity.current()
 
     @property
     def stopped_driver_pid(self) -> int | None:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from launcher.core.errors import Cancelled, LauncherError, ResultError, as_error
 from launcher.core.stop import Stop
-from launcher.core.waiting import begin
+from launcher.core.waiting import start_in_thread
 from launcher.run import finish
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
@@ -155,7 +155,7 @@ class Releases:
         return job not in self._asked and began > self._answered.get(job, -1.0)
 
     def ask(self, job: JobKey) -> None:
-        self._asked[job] = begin(partial(self._scheduler.release, job), "release")
+        self._asked[job] = start_in_thread(partial(self._scheduler.release, job), "release")
 
     def taken(self) -> Iterator[tuple[JobKey, LauncherError | None]]:
         """The releases that Slurm took, or refused, since the last call. A fault of ours must leave no job held."""
@@ -292,7 +292,7 @@ class Endings:
 
     def begin(self, run: Run, end: End) -> None:
         """Have the run end so."""
-        self.under_way[run] = begin(partial(_end, run, end), "end")
+        self.under_way[run] = start_in_thread(partial(_end, run, end), "end")
 
     def taken(self, seconds: float = 0.0) -> Iterator[tuple[Run, Outcome]]:
         """The outcomes that are there since the last call; where there is none yet, the first within ``seconds``."""

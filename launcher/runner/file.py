@@ -112,7 +112,7 @@ class RunnerFile:
         self._last: tuple[Benchmark | None, bool, Any] = None, False, None
         self._check()
         for key, location in self.renamed:
-            deprecated.tell(str(location), key)
+            deprecated.warn_renamed(str(location), key)
 
     @classmethod
     def read(cls, path: Path) -> RunnerFile:

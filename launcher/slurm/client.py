@@ -91,7 +91,7 @@ class SchedulerUnreachable(SubmissionError):
     """Nobody who knows the jobs could be asked. This says nothing about any job."""
 
 
-def carries(comment: str, token: str) -> bool:
+def has_token(comment: str, token: str) -> bool:
     """Whether a job's comment has this token as one of its words; no comment carries the empty token."""
     return token != "" and token in re.split(r"[\s,;|]+", comment)
 
@@ -125,7 +125,7 @@ class JobKey:
         nothing: sacct shows a job's comment only after its end, and only where AccountingStoreFlags has
         ``job_comment``; and sites rewrite comments.
         """
-        if carries(comment, self.token):
+        if has_token(comment, self.token):
             return True
         if self.submitted is not None and submitted is not None:
             return abs(self.submitted - submitted) <= SAME_SECONDS
@@ -239,7 +239,7 @@ OUT_OF_MEMORY_CODE = (0, 125)
 """What sacct shows for a step that the memory limit ended."""
 
 
-def unknown(reason: str, source: str = "") -> JobState:
+def unknown_state(reason: str, source: str = "") -> JobState:
     """The state of a job of which nobody could say how it stands, and why."""
     return JobState(Phase.UNKNOWN, reason=reason, source=source)
 

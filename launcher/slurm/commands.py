@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from launcher.core.errors import JobError
 from launcher.core.process import CommandRunner, Completed, clean_environment, run
-from launcher.core.waiting import until
+from launcher.core.waiting import retry_until
 from launcher.slurm.answers import (
     SACCT_FIELDS,
     SQUEUE_FORMAT,
@@ -37,8 +37,8 @@ from launcher.slurm.client import (
     JobState,
     Phase,
     SchedulerUnreachable,
-    carries,
-    unknown,
+    has_token,
+    unknown_state,
 )
 
 IDS_A_CALL = 2000
@@ -180,7 +180,7 @@ class SlurmCommands:
         since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - 86400))
         accounts = self._sacct("-X", "-u", user, "-S", since)
         records = [record for answer in (accounts, queue) for some in answer.records.values() for record in some]
-        ours = [record for record in records if carries(record.comment, token)]
+        ours = [record for record in records if has_token(record.comment, token)]
         keys = {record.id: JobKey(record.id, record.state.submitted, token) for record in ours}
         if not keys and queue.error:
             raise SchedulerUnreachable(
@@ -253,7 +253,7 @@ class SlurmCommands:
         timeout: float = math.inf,
     ) -> None:
         """Run a command until Slurm does what it asks for, has nothing to do for it, or refuses."""
-        done = until(
+        done = retry_until(
             lambda answer: _is_over(answer) or _REFUSED.search(answer.stderr) is not None,
             lambda: self._runner(argv, timeout=min(timeout, self._timeout), env=self._plain),
             pauses,
@@ -288,7 +288,7 @@ def _settle(job: JobKey, queue: Answer, accounts: Answer, shown: Answer | None) 
         return told
     scontrol = "scontrol: not asked" if shown is None else shown.describe(job)
     reason = "; ".join([queue.describe(job), accounts.describe(job), scontrol])
-    return unknown(reason, source="squeue, sacct, scontrol")
+    return unknown_state(reason, source="squeue, sacct, scontrol")
 
 
 def _is_over(done: Completed) -> bool:

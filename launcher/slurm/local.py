@@ -41,8 +41,8 @@ from launcher.core import publish
 from launcher.core.errors import SubmissionError
 from launcher.core.process import ProcessIdentity
 from launcher.core.publish import make_private
-from launcher.core.reading import built, read_file
-from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable, carries, phase_of, unknown
+from launcher.core.reading import prepare_type, read_file
+from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable, has_token, phase_of, unknown_state
 
 SOURCE = "embedded scheduler"
 
@@ -154,19 +154,19 @@ class LocalScheduler:
         try:
             job = read_job(job_dir)
             if job is None:
-                return unknown(f"no such job in {self.directory}", SOURCE)
+                return unknown_state(f"no such job in {self.directory}", SOURCE)
             if not key.matches(job.submitted, job.token):
-                return unknown("another job has this id", SOURCE)
+                return unknown_state("another job has this id", SOURCE)
             return observe(job_dir, job)
         except (OSError, ValueError) as error:
-            return unknown(f"{job_dir}: {error}", SOURCE)
+            return unknown_state(f"{job_dir}: {error}", SOURCE)
 
     def find(self, token: str) -> list[JobKey]:
         try:
             jobs = [read_job(job_dir) for job_dir in job_dirs(self.directory)]
         except (OSError, ValueError) as error:
             raise SchedulerUnreachable(f"the jobs cannot be read: {error}", where=str(self.directory)) from None
-        return [JobKey(job.id, job.submitted, token) for job in jobs if job is not None and carries(job.token, token)]
+        return [JobKey(job.id, job.submitted, token) for job in jobs if job is not None and has_token(job.token, token)]
 
     def release(self, job: JobKey) -> None:
         """Nothing: no job of this scheduler is held."""
@@ -206,7 +206,7 @@ def observe(job_dir: Path, job: Job) -> JobState:
     if state.phase is Phase.TERMINAL or alive:
         return state
     if alive is None:
-        return unknown(f"it runs on {job.supervisor.host}, and is not seen from here", SOURCE)
+        return unknown_state(f"it runs on {job.supervisor.host}, and is not seen from here", SOURCE)
     cancelled = (job_dir / "cancel.json").exists()  # the request came before the supervisor was ready for it
     return JobState(
         Phase.TERMINAL,
@@ -226,7 +226,7 @@ def read_job(job_dir: Path) -> Job | None:
 
 def _read(path: Path, kind: type[_Kind]) -> _Kind | None:
     try:
-        return msgspec.json.decode(read_file(path, 1 << 20), type=built(kind))
+        return msgspec.json.decode(read_file(path, 1 << 20), type=prepare_type(kind))
     except FileNotFoundError:
         return None
     except (msgspec.DecodeError, RecursionError) as error:

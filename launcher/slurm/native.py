@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from launcher.core.process import CommandRunner, Completed, run
-from launcher.core.reading import built
+from launcher.core.reading import prepare_type
 from launcher.slurm.answers import Answer, record_of
 from launcher.slurm.commands import SlurmCommands
 
@@ -62,7 +62,7 @@ class SlurmNative(SlurmCommands):
         """How the child process ended, and its answer, which is empty when it gave none that can be understood."""
         done = run(self._worker, timeout=timeout, env=self._plain, input=json.dumps(question))
         try:
-            return done, msgspec.json.decode(done.stdout, type=built(_Reply))
+            return done, msgspec.json.decode(done.stdout, type=prepare_type(_Reply))
         except msgspec.MsgspecError:
             return done, _Reply()
 
@@ -79,7 +79,7 @@ class SlurmNative(SlurmCommands):
         return super().ask_controller(ids, user=user, timeout=timeout)
 
 
-def choose(
+def choose_backend(
     *,
     runner: CommandRunner = run,
     environ: Mapping[str, str] | None = None,

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from launcher.core.errors import JobError, LauncherError
-from launcher.core.waiting import begin
-from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, unknown
+from launcher.core.waiting import start_in_thread
+from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, unknown_state
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class JobPoller:
 
     def _ask(self) -> None:
         began, jobs = self._clock(), self.watched
-        self._question = _Question(began, jobs, begin(partial(self._scheduler.poll, jobs), "poll"))
+        self._question = _Question(began, jobs, start_in_thread(partial(self._scheduler.poll, jobs), "poll"))
 
     def _take_answer(
         self, question: _Question, markers: Mapping[JobKey, JobState], held: Collection[JobKey]
@@ -191,7 +191,7 @@ class JobPoller:
         changes: list[JobChange] = []
         for job in question.jobs:
             change = self._take_state(
-                job, answers.get(job) or unknown("no answer about this job"), markers.get(job), job in held
+                job, answers.get(job) or unknown_state("no answer about this job"), markers.get(job), job in held
             )
             states[job] = change.state
             if change.before is None or change.given_up or _looks(change.before) != _looks(change.state):
@@ -286,7 +286,7 @@ def end_jobs(
     poller = JobPoller(scheduler, pace=_PACE_OF_ENDING)
     for job in jobs:
         poller.watch(job)
-    states = {job: unknown("no answer in time") for job in jobs}
+    states = {job: unknown_state("no answer in time") for job in jobs}
     began = time.monotonic()
     cancel_due, cancelling = began + again, threading.Thread()
     while poller.watched and time.monotonic() < began + bound:

@@ -86,7 +86,7 @@ class SharedPoller:
         patience: float = PATIENCE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        me = ProcessIdentity.mine()
+        me = ProcessIdentity.current()
         digest = hashlib.sha256(cluster.encode()).hexdigest()[:8]
         self.inner = inner
         self.name, self.find, self.release, self.describe = inner.name, inner.find, inner.release, inner.describe

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from launcher.core.errors import JobsExist, SubmissionUnknown
-from launcher.core.waiting import until
+from launcher.core.waiting import retry_until
 from launcher.slurm.client import JobKey, Phase, Scheduler, SchedulerUnreachable, jobs_with_token
 
 PAUSES = (5.0, 5.0)
@@ -75,7 +75,7 @@ def new_jobs(
         except SchedulerUnreachable as error:
             return error
 
-    answer = until(lambda found: isinstance(found, dict) and bool(found), look, pauses, sleep=sleep)
+    answer = retry_until(lambda found: isinstance(found, dict) and bool(found), look, pauses, sleep=sleep)
     if isinstance(answer, SchedulerUnreachable):
         raise answer
     return answer

@@ -37,7 +37,7 @@ from launcher.core.publish import (
     write_json,
 )
 from launcher.core.reading import read_json
-from launcher.core.rights import make_directories, next_step, own_name
+from launcher.core.rights import make_directories, os_error_hint, path_for_own_use
 from launcher.srtctl.mirror import Git, Mirror
 from launcher.srtctl.planned import SRTSLURM, PlannedOverlay, SrtSlurm
 from launcher.srtctl.submit import apply_options, known_keys
@@ -113,7 +113,7 @@ class Checkouts:
         except OSError as error:
             where = Path(error.filename or planned.root)
             message = f"the work tree cannot be made: {error.strerror or error}"
-            raise CheckoutError(message, where=str(where), hint=next_step(error, where)) from None
+            raise CheckoutError(message, where=str(where), hint=os_error_hint(error, where)) from None
 
     def _prepare(self, planned: SrtSlurm, root: Path) -> Checkout:
         mirror = Mirror(Path(planned.cache), planned.repository, self._git, sleep=self._sleep)
@@ -186,7 +186,7 @@ class Checkouts:
         extra = sorted(self._setup_environment.items())
         identity = [planned.repository, sha, patches, planned.setup, extra, platform.machine()]
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
-        pointer = own_name(Path(planned.cache, "bases", f"{sha[:12]}-{digest}"))
+        pointer = path_for_own_use(Path(planned.cache, "bases", f"{sha[:12]}-{digest}"))
         if base := _read_base(pointer):
             return base
         make_directories(pointer.parent)

@@ -14,8 +14,8 @@ from launcher.core.errors import CheckoutError
 from launcher.core.lease import Lock
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import publishing_directory, require_writable
-from launcher.core.rights import make_directories, own_name
-from launcher.core.waiting import until
+from launcher.core.rights import make_directories, path_for_own_use
+from launcher.core.waiting import retry_until
 
 NETWORK_TIMEOUT = 900.0
 """Seconds for one clone or fetch; srt-slurm with all its refs is 16 MB."""
@@ -79,7 +79,7 @@ class Mirror:
     @property
     def path(self) -> Path:
         """The bare repository; it may not exist yet."""
-        return own_name(self._path)
+        return path_for_own_use(self._path)
 
     def commit(self, sha: str) -> str:
         """The full sha of a commit, which is fetched if the mirror lacks it.
@@ -168,7 +168,7 @@ class Mirror:
 
     def _network(self, *words: str | Path, cwd: Path) -> None:
         """Run a git command that needs the network, up to three times. Raises CheckoutError."""
-        done = until(
+        done = retry_until(
             lambda done: done.ok or done.timed_out or _PERMANENT.search(done.stderr) is not None,
             lambda: self._git(*words, cwd=cwd, timeout=NETWORK_TIMEOUT),
             [2.0, 4.0],

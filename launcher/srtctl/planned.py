@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from launcher.core.yaml_source import Key, SourceLocation, reached
+from launcher.core.yaml_source import Key, SourceLocation, depth_reached
 from launcher.plan.derive import Resolved
 from launcher.plan.plan import PlanPart
 from launcher.runner.schema import Patch
@@ -146,5 +146,5 @@ class SrtctlResolved(Resolved, frozen=True):
             paths: tuple[tuple[Key, ...], ...] = ((*found.section, *keys), ("base", *keys))
         else:
             paths = variant.places(keys) if variant is not None else (keys,)
-        existing = (path for path in paths if reached(found.file.data, path) == len(path))
+        existing = (path for path in paths if depth_reached(found.file.data, path) == len(path))
         return SourceLocation(found.file, *next(existing, paths[-1]))

@@ -112,12 +112,12 @@ def submit(arguments: list[str], environ: Mapping[str, str]) -> tuple[int, str, 
 
 def _jobs_in_queue(token: str, earlier: frozenset[str], environ: Mapping[str, str]) -> list[str]:
     """The ids of new jobs with this token by squeue, which answers in milliseconds; none if it does not answer."""
-    from launcher.slurm.client import Phase, carries
+    from launcher.slurm.client import Phase, has_token
     from launcher.slurm.commands import SlurmCommands
 
     answer = SlurmCommands(environ=environ, timeout=5.0).ask_controller(user=str(os.getuid()))
     new = (r for records in answer.records.values() for r in records if r.id not in earlier)
-    ours = (r for r in new if carries(r.comment, token))
+    ours = (r for r in new if has_token(r.comment, token))
     return [r.id for r in ours if r.state.phase is not Phase.TERMINAL or r.state.nodes]
 
 

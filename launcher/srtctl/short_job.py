@@ -13,11 +13,11 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from launcher.core.errors import ImageError, LauncherError, ModelError, NodeError
-from launcher.core.node_partner import attended
+from launcher.core.node_partner import answering_nodes
 from launcher.core.process import CommandRunner
 from launcher.core.publish import make_private, write_text
 from launcher.core.reading import read_file
-from launcher.core.shell_words import word
+from launcher.core.shell_words import quote_word
 from launcher.plan.plan import Plan
 from launcher.plan.preflight import functions, look_at_images, look_at_model, with_login
 
@@ -60,9 +60,9 @@ def check_from_node(
     argv += [f"--job-name={plan.job_name}", f"--immediate={WAIT:.0f}"]
     argv += [f"--{name}={value}" for name in ("partition", "account") if (value := getattr(planned, name))]
     shared = next((Path(image.squash).parent for image in plan.images if image.shared and image.squash), None)
-    with attended(shared) if shared is not None else nullcontext() as directory:
+    with answering_nodes(shared) if shared is not None else nullcontext() as directory:
         if directory is not None:
-            checks = with_login(word(str(directory)), checks, local=plan.locks_are_local(str(shared)))
+            checks = with_login(quote_word(str(directory)), checks, local=plan.locks_are_local(str(shared)))
         script = "\n".join([_FRAME, functions(), *checks, "uname -n"])
         done = run([*argv, "bash", "-c", script], timeout=2 * WAIT, env=environment)
     error = re.search(r"launcher: error: (.*)", done.stderr)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from launcher.core.errors import ConfigError, JobError, ResultError
-from launcher.core.reading import built
+from launcher.core.reading import prepare_type
 from launcher.result.summary_file import Summary, read_document, read_summary
 from launcher.run.fields import WHOLE, RecordedJob, RunFields, Verdict, read_fields
 from launcher.sweep.estimate import Past
@@ -45,7 +45,7 @@ def history(runs: Path, most: int = 1000) -> Iterator[Past]:
                 fields = read_fields(f"{entry.path}/run.json", entry.name, facts=False)
                 job = fields.job
                 if fields.state == "succeeded" and job is not None and job.started and job.ended:
-                    said = msgspec.convert((read_document(entry.path) or {}).get("benchmark"), built(_Measured))
+                    said = msgspec.convert((read_document(entry.path) or {}).get("benchmark"), prepare_type(_Measured))
                     measures = said.scenario if said.isl is None else f"{said.isl}/{said.osl}"
                     measured = tuple(said.concurrencies)
                     what = fields.runner, said.model, said.topology, measures

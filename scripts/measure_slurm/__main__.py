@@ -24,7 +24,7 @@ from pathlib import Path
 from launcher.core.process import Completed, run
 from launcher.slurm.client import JobKey, Scheduler
 from launcher.slurm.commands import SlurmCommands
-from launcher.slurm.native import choose
+from launcher.slurm.native import choose_backend
 from launcher.slurm.shared import SharedPoller
 from scripts.measure_slurm import watching
 from tests.slurm.following import follow
@@ -111,7 +111,7 @@ def cost() -> int:
     with tempfile.TemporaryDirectory() as name:
         jobs = [submit("true", "--hold", cwd=Path(name)) for _ in range(1000)]
         try:
-            native, why = choose()
+            native, why = choose_backend()
             backends = {"commands": SlurmCommands(), **({why: native} if native else {})}
             print(f"{'jobs':>5} {'backend':40} {'seconds':>8} {'CPU s':>8}   median of 15 polls")
             for number in (1, 100, 1000):

@@ -24,7 +24,7 @@ from pathlib import Path
 from launcher.core.process import run
 from launcher.slurm.client import JobKey, JobState, Phase, Scheduler
 from launcher.slurm.commands import SlurmCommands
-from launcher.slurm.native import choose
+from launcher.slurm.native import choose_backend
 from launcher.slurm.poller import JobPoller
 from launcher.slurm.shared import SharedPoller
 from launcher.srtctl.kind import end_markers
@@ -102,11 +102,11 @@ def delay(argv: list[str]) -> int:
 
 
 def backends() -> list[str]:
-    return ["commands", *(["pyslurm"] if choose()[0] is not None else [])]
+    return ["commands", *(["pyslurm"] if choose_backend()[0] is not None else [])]
 
 
 def scheduler_of(backend: str, runner: ScriptedCommands) -> Scheduler:
-    native = choose(runner=runner)[0] if backend == "pyslurm" else None
+    native = choose_backend(runner=runner)[0] if backend == "pyslurm" else None
     runner.calls.clear()
     return native or SlurmCommands(runner=runner)
 

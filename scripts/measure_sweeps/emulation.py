@@ -32,7 +32,7 @@ from launcher.run.kind import Earlier, Prepared, Run, Services, Submitted
 from launcher.run.loop import run_feed
 from launcher.run.record import RunRecord
 from launcher.runner.cluster_schema import Limits
-from launcher.slurm.client import JobKey, JobState, Phase, carries, may_have_job
+from launcher.slurm.client import JobKey, JobState, Phase, has_token, may_have_job
 from launcher.slurm.poller import Pace
 from launcher.sweep.driver import Driver, Setting
 from launcher.sweep.ledger import Ledger
@@ -113,7 +113,7 @@ class StandInController:
 
     def find(self, token: str) -> list[JobKey]:
         self._count("find")
-        ours = [(job, v) for job, v in self.jobs().items() if carries(v["token"], token)]
+        ours = [(job, v) for job, v in self.jobs().items() if has_token(v["token"], token)]
         return [JobKey(job, value["submitted"], token) for job, value in ours]
 
     def cancel(self, jobs: Sequence[JobKey]) -> None:

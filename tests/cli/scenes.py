@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli.console import Console, ConsoleInputs, OutputOptions
-from launcher.core.process import Waited
+from launcher.core.process import RunningProgram
 from launcher.run.record import Event
 
 
@@ -28,7 +28,7 @@ class Scene:
 
     stream: io.StringIO
     how: OutputOptions = field(default_factory=OutputOptions)
-    programs: list[Waited] = field(default_factory=list)
+    programs: list[RunningProgram] = field(default_factory=list)
     now: float = 0.0
     written: list[tuple[float, str]] = field(default_factory=list)
 

@@ -16,7 +16,7 @@ import pytest
 from launcher.cli.command import CommandRewriter
 from launcher.cli.console import OutputOptions
 from launcher.core.errors import Cancelled, JobError, LauncherError, ResultError
-from launcher.core.process import Waited, run, waited_for
+from launcher.core.process import RunningProgram, run, running_programs
 from launcher.run.fields import Verdict
 from launcher.run.finish import Outcome
 from launcher.slurm.client import JobState, Phase
@@ -108,8 +108,8 @@ def test_programs_that_are_waited_for_are_named_with_their_bound_and_the_rate_of
     scene = Scene(io.StringIO())
     scene.event("stage", "images …", stage="images", state="running")
     scene.programs = [
-        Waited(("/usr/bin/enroot", "import", "-o", str(squash), "docker://x"), 0.0, 3600.0),
-        Waited(("squeue", "-h"), 1.5, 30.0),
+        RunningProgram(("/usr/bin/enroot", "import", "-o", str(squash), "docker://x"), 0.0, 3600.0),
+        RunningProgram(("squeue", "-h"), 1.5, 30.0),
     ]
     scene.until(2.0)
     assert scene.text == (
@@ -121,12 +121,14 @@ def test_what_a_program_is_waited_for_is_known_while_it_runs() -> None:
     seen: list[str] = []
 
     def look() -> bool:
-        seen.extend(f"{waited.name} {waited.at_most:.0f}" for waited in waited_for() if waited.argv == ("sleep", "0.3"))
+        seen.extend(
+            f"{waited.name} {waited.at_most:.0f}" for waited in running_programs() if waited.argv == ("sleep", "0.3")
+        )
         return False
 
     assert run(["sleep", "0.3"], timeout=20, should_stop=look).ok
     assert seen and set(seen) == {"sleep 20"}
-    assert [waited for waited in waited_for() if waited.argv == ("sleep", "0.3")] == []
+    assert [waited for waited in running_programs() if waited.argv == ("sleep", "0.3")] == []
 
 
 @pytest.mark.parametrize(

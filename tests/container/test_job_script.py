@@ -12,7 +12,7 @@ from launcher.container.engines import commands
 from launcher.container.job_script import render
 from launcher.container.planned import ContainerJob, ContainerOptions
 from launcher.core.errors import ConfigError
-from launcher.core.shell_words import number, pattern, word
+from launcher.core.shell_words import quote_glob, quote_number, quote_word
 from launcher.plan.plan import ModelCache, Plan, PlannedModel
 from tests.container.plans import a_container, a_job, a_plan, an_allocation, an_image, staging
 
@@ -69,7 +69,7 @@ def test_shellcheck_has_nothing_to_say(tmp_path: Path, name: str) -> None:
 def test_words_arrive_as_they_are() -> None:
     text = f"{AWKWARD}|$JOB|${{JOB}}x|$JOBS|$HOME/y"
     done = subprocess.run(
-        ["bash", "-c", f"printf %s {word(text)}"],
+        ["bash", "-c", f"printf %s {quote_word(text)}"],
         env={"SLURM_JOB_ID": "7", "HOME": "/h"},
         capture_output=True,
         text=True,
@@ -79,10 +79,10 @@ def test_words_arrive_as_they_are() -> None:
 
 
 def test_a_port_is_a_sum() -> None:
-    assert number("8888") == "8888"
-    assert number("40000+$JOB%10000") == '"$((40000+SLURM_JOB_ID%10000))"'
-    assert number("1;rm -rf /") == "'1;rm -rf /'"
-    assert pattern("a b/*.json") == "'a b/'*.json"
+    assert quote_number("8888") == "8888"
+    assert quote_number("40000+$JOB%10000") == '"$((40000+SLURM_JOB_ID%10000))"'
+    assert quote_number("1;rm -rf /") == "'1;rm -rf /'"
+    assert quote_glob("a b/*.json") == "'a b/'*.json"
 
 
 def test_a_variable_has_a_name_of_a_variable(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.core.node_partner import CLOCK, attend
+from launcher.core.node_partner import CLOCK, answer_nodes
 from tests.container.jobs import left, wait_for
 from tests.container.multinode_nodes import ID, LANES, Cluster, a_row, llmd, role, tilert
 
@@ -111,7 +111,7 @@ def no_checkout(cluster: Cluster) -> None:
 def attended(cluster: Cluster) -> threading.Thread:
     """The login node is there; it leaves once both nodes have looked."""
     cluster.own.mkdir(parents=True)
-    thread = attend(cluster.own, 2, OVER.is_set)
+    thread = answer_nodes(cluster.own, 2, OVER.is_set)
     assert thread is not None
     return thread
 

@@ -23,7 +23,7 @@ from launcher.container.job_script import render
 from launcher.container.planned import ContainerJob
 from launcher.container.results import unpack
 from launcher.core.errors import ResultError
-from launcher.core.node_partner import attend
+from launcher.core.node_partner import answer_nodes
 from launcher.plan.plan import Plan, PlannedModel
 from launcher.rehearsal.enroot_stand_in import FAULTS
 from tests.container.jobs import ID, JobHost, left, wait_for
@@ -231,7 +231,7 @@ def test_locks_that_do_not_hold_with_the_login_node(host: JobHost, attended: boo
     host.own.mkdir(parents=True)
     over = threading.Event()
     if attended:
-        attend(host.own, 1, over.is_set)
+        answer_nodes(host.own, 1, over.is_set)
     plan = replace(host.plan(), local_locks={"/": False, str(host.root): True} if local else {})
     red = attended and not local
     said = host.run(plan, code=8 if red else 0)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.core.lines import Line, Terminal, count_of, fields, folded, print_lines, table
+from launcher.core.lines import Line, Terminal, count_of, field_lines, print_lines, table, wrap_words
 
 ROWS = [
     ("1126-170046-minimaxm3-1k1k-1p1d-dep4-tp4-79dc", "gb200-nv", "146.25", "4242", "server: out of memory on node01"),
@@ -51,11 +51,11 @@ def test_no_table_loses_a_word(rows: list[list[str]], width: int | None) -> None
 
 
 def test_running_text_is_folded_between_words_and_fields_keep_their_column() -> None:
-    assert folded("one two " + "x" * 60, 30, "  ") == ["one two", "  " + "x" * 60]
-    assert folded("a b", None) == ["a b"]
-    assert folded(f"  a b {'c' * 30} dd", 20, "    ") == ["  a b", f"    {'c' * 30}", "    dd"]
-    assert fields([("tree", "x" * 60)], 40) == [f"  tree       {'x' * 60}"], "a long word stays beside its name"
-    lines = fields([("verdict", "one two three four five six seven eight nine ten")], 40)
+    assert wrap_words("one two " + "x" * 60, 30, "  ") == ["one two", "  " + "x" * 60]
+    assert wrap_words("a b", None) == ["a b"]
+    assert wrap_words(f"  a b {'c' * 30} dd", 20, "    ") == ["  a b", f"    {'c' * 30}", "    dd"]
+    assert field_lines([("tree", "x" * 60)], 40) == [f"  tree       {'x' * 60}"], "a long word stays beside its name"
+    lines = field_lines([("verdict", "one two three four five six seven eight nine ten")], 40)
     assert len(lines) == 2 and lines[1].startswith(" " * 13 + "seven")
 
 

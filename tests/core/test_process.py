@@ -14,7 +14,7 @@ import pytest
 
 from launcher.core.errors import Cancelled
 from launcher.core.process import NOT_EXECUTABLE, NOT_FOUND, clean_environment, pid_exists, run, stoppable
-from launcher.core.stop import Ended, ended_by_signals
+from launcher.core.stop import EndedBySignal, ended_by_signals
 
 PYTHON = sys.executable
 
@@ -95,7 +95,7 @@ def test_a_signal_while_the_program_is_started_ends_it(monkeypatch: pytest.Monke
     monkeypatch.setattr(subprocess, "Popen", Starting)
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and stays so
     try:
-        with pytest.raises((Ended, KeyboardInterrupt)), ended_by_signals():
+        with pytest.raises((EndedBySignal, KeyboardInterrupt)), ended_by_signals():
             run(["sleep", "600"], timeout=600)
     finally:
         signal.signal(signal.SIGHUP, before)

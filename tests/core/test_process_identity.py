@@ -20,8 +20,8 @@ MACHINE = "pid:[4026531836]"
 
 
 def test_this_process_is_alive() -> None:
-    assert ProcessIdentity.mine().alive() is True
-    assert ProcessIdentity.mine() == ProcessIdentity.of(os.getpid())
+    assert ProcessIdentity.current().alive() is True
+    assert ProcessIdentity.current() == ProcessIdentity.of(os.getpid())
 
 
 def test_one_that_has_ended_is_not_reaped_or_is_gone() -> None:
@@ -54,27 +54,27 @@ def test_one_that_has_ended_is_not_reaped_or_is_gone() -> None:
     ],
 )
 def test_what_a_record_proves(changes: dict[str, object], alive: bool | None) -> None:
-    process = replace(ProcessIdentity.mine(), **changes)  # type: ignore[arg-type]
+    process = replace(ProcessIdentity.current(), **changes)  # type: ignore[arg-type]
     assert process.alive() is alive
 
 
 def test_a_living_process_of_another_namespace_is_never_called_dead() -> None:
     """Two containers of one machine that share its host name, as those of GitHub runners do."""
-    program = "from launcher.core.process import *; print(ProcessIdentity.mine().pid_namespace); input()"
+    program = "from launcher.core.process import *; print(ProcessIdentity.current().pid_namespace); input()"
     command = ["unshare", "--fork", "--pid", "--mount-proc", sys.executable, "-c", program]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None and child.stdin is not None
         namespace = child.stdout.readline().strip()
         if not namespace:
             pytest.skip("no PID namespace can be made here")
-        there = replace(ProcessIdentity.mine(), pid=1, started="7", pid_namespace=namespace)
+        there = replace(ProcessIdentity.current(), pid=1, started="7", pid_namespace=namespace)
         assert there.alive() is None
         child.stdin.write("\n")
 
 
 def test_processes_that_proc_hides_are_not_called_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_started", lambda pid: None)
-    assert replace(ProcessIdentity.mine(), started="7").alive() is None
+    assert replace(ProcessIdentity.current(), started="7").alive() is None
 
 
 def test_a_name_of_a_file_says_the_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,9 +116,9 @@ def test_what_is_written_meanwhile_is_stored_and_what_cannot_be_is_told(
 
     monkeypatch.setattr(publish, "fsync", store)
     file = tmp_path / "x"
-    with publish.storing(file, every=0.001):
+    with publish.sync_meanwhile(file, every=0.001):
         assert looked.wait(10)
-    with pytest.raises(OSError, match="no space"), publish.storing(file, every=0.001):
+    with pytest.raises(OSError, match="no space"), publish.sync_meanwhile(file, every=0.001):
         file.touch()
         while len(stored) < 2:
             time.sleep(0.001)

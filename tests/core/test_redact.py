@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.core.redact import MASK, LineRedactor, Redacting, redact, redact_bytes, secret_values
+from launcher.core.redact import MASK, LineRedactor, RedactingReader, redact, redact_bytes, secret_values
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_file_is_read_without_its_secrets_wherever_they_lie(at: int, filling: 
     data = bytearray((filling * ((4 << 20) // len(filling)))[: 4 << 20])
     planted = b" " + secret + b" " + token + b" "
     data[at : at + len(planted)] = planted
-    reader = Redacting(io.BytesIO(bytes(data)), {"HF_TOKEN": secret.decode()})
+    reader = RedactingReader(io.BytesIO(bytes(data)), {"HF_TOKEN": secret.decode()})
     parts = []
     while part := reader.read(10_000):
         parts.append(part)
@@ -230,14 +230,14 @@ def test_a_private_key_on_the_border_of_two_pieces_is_hidden_whole() -> None:
     key = b"-----BEGIN PRIVATE KEY-----\n" + b"MIIEvQIBADANBgkqhkiG9w0BAQEFAASC\n" * 40 + b"-----END PRIVATE KEY-----\n"
     line = b"a line of a log\n"
     before = line * (((1 << 20) - len(key) // 2) // len(line))
-    found = Redacting(io.BytesIO(before + key + line), {}).read()
+    found = RedactingReader(io.BytesIO(before + key + line), {}).read()
     assert b"MIIE" not in found and found.startswith(before) and found.endswith(line)
 
 
 @given(st.binary(max_size=300), st.binary(max_size=300))
 def test_what_is_read_has_the_length_it_had(before: bytes, after: bytes) -> None:
     data = before + b"s3cr3t-value" + after
-    found = Redacting(_Pieces(data), {"X_TOKEN": "s3cr3t-value"}).read()
+    found = RedactingReader(_Pieces(data), {"X_TOKEN": "s3cr3t-value"}).read()
     assert len(found) == len(data) and b"s3cr3t-value" not in found
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from launcher.core import stop as stop_module
 from launcher.core.errors import Cancelled
-from launcher.core.stop import HANDLED, Stop, StopEvent, stop_on_signals
+from launcher.core.stop import HANDLED_SIGNALS, Stop, StopEvent, stop_on_signals
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -45,12 +45,12 @@ def test_the_handlers_before_come_back() -> None:
     heard: list[int] = []
     real = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
-        before = [signal.getsignal(number) for number in HANDLED]
+        before = [signal.getsignal(number) for number in HANDLED_SIGNALS]
         with pytest.raises(ValueError), stop_on_signals():
             os.kill(os.getpid(), signal.SIGTERM)
             raise ValueError
         assert heard == []
-        assert [signal.getsignal(number) for number in HANDLED] == before
+        assert [signal.getsignal(number) for number in HANDLED_SIGNALS] == before
         os.kill(os.getpid(), signal.SIGTERM)
         assert heard == [signal.SIGTERM]
     finally:

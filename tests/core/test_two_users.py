@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.core.rights import cannot_remove, make_directories, share
+from launcher.core.rights import cannot_remove, inherit_rights, make_directories
 from tests.people import People, given, mode
 
 LOCK = """
@@ -198,7 +198,7 @@ def test_what_we_make_has_the_rights_of_its_directory(
     finally:
         os.umask(before)
     for name in ("file", "made", "script"):
-        share(place / name)
+        inherit_rights(place / name)
     assert (mode(place / "file"), mode(place / "made")) == (file, made)
     assert mode(place / "script") == f"{int(file, 8) | 0o100 | directory & 0o011:o}"
     assert {mode(place / "a"), mode(place / "a/b")} == {f"{directory:o}"}, "who may make files there may make some here"

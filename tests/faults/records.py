@@ -149,7 +149,7 @@ class Trials:
         image.write_bytes(b"hsqs")
         self.jobs.mkdir(exist_ok=True)
         key = submit(self.jobs, functools.partial(time.sleep, 300), name="local_0", token=RUN, log=self.jobs / "log")
-        dead = replace(ProcessIdentity.mine(), pid=2**22 + 1)
+        dead = replace(ProcessIdentity.current(), pid=2**22 + 1)
         record = RunRecord.load(self.runs, RUN)
         job = RecordedJob(key.id, key.submitted, str(self.jobs), str(self.jobs / "log"))
         record.set_step("images", "done", images=[{"planned": str(image), "squash": str(image)}])

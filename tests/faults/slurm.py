@@ -18,7 +18,7 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from launcher.slurm.native import choose
+from launcher.slurm.native import choose_backend
 from tests.faults.slurm_cases import daemons, fates, launchers, many, queries, submission
 from tests.faults.slurm_cases.fault_cluster import FaultCluster
 from tests.faults.slurm_cases.tally import AT_ONCE, Case, Tally
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
 
 def _not_pyslurm() -> str:
     """Why pyslurm cannot be used here, before a cluster is started for it; "" where it may."""
-    return "" if importlib.util.find_spec("pyslurm") else choose()[1]
+    return "" if importlib.util.find_spec("pyslurm") else choose_backend()[1]
 
 
 def select(only: Sequence[str] | None, *, short: bool) -> list[Case]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.core.node_partner import CLOCK, attended, write_clock
+from launcher.core.node_partner import CLOCK, answering_nodes, write_clock
 from launcher.plan.derive import local_locks
 from launcher.plan.preflight import expect_of_locks, functions
 from launcher.runner.cluster_schema import Storage
@@ -116,7 +116,7 @@ def test_locks_hold_between_the_login_node_and_this_one(
     tmp_path: Path, tools: dict[str, str], code: int, said: str
 ) -> None:
     before = threading.enumerate()
-    with attended(tmp_path) as place:
+    with answering_nodes(tmp_path) as place:
         assert place is not None
         found = look(tmp_path, LOOK_LONG.format(place), **tools)
         assert found[0] == code and said.format(place) in found[1]
@@ -134,7 +134,7 @@ def test_locks_hold_between_the_login_node_and_this_one(
 def test_where_locks_are_known_to_be_local_they_are_told_and_not_judged(
     tmp_path: Path, tools: dict[str, str], said: str
 ) -> None:
-    with attended(tmp_path) as place:
+    with answering_nodes(tmp_path) as place:
         assert place is not None
         calls = [*expect_of_locks(local=True), LOOK_LONG.format(place)]
         code, found = look(tmp_path, "; ".join(calls), **tools)
@@ -148,7 +148,7 @@ def test_which_storage_says_so_is_in_the_plan_only_where_one_does() -> None:
 
 def test_a_lock_of_the_login_node_that_is_not_seen_here(tmp_path: Path) -> None:
     """flock_stand_in: the node's own lock, its first, holds, and it gets every other one as well."""
-    with attended(tmp_path) as place:
+    with answering_nodes(tmp_path) as place:
         assert place is not None
         first = f'[ ! -e {tmp_path}/first ] || exit 0; touch {tmp_path}/first; exec /usr/bin/flock "$@"'
         found = look(tmp_path, LOOK_LONG.format(place), flock=first)
@@ -157,7 +157,7 @@ def test_a_lock_of_the_login_node_that_is_not_seen_here(tmp_path: Path) -> None:
 
 def test_several_nodes_ask_at_once_and_each_is_answered(tmp_path: Path) -> None:
     """One node's lock does not stand for another's."""
-    with attended(tmp_path, 3) as place:
+    with answering_nodes(tmp_path, 3) as place:
         calls = [f"SLURM_PROCID={rank}; {LOOK_LONG.format(place)}" for rank in range(3)]
         with ThreadPoolExecutor(3) as pool:
             found = list(pool.map(lambda call: look(tmp_path, call), calls))

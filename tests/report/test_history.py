@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from launcher.core.mounts import type_at
+from launcher.core.mounts import file_system_type
 from launcher.report.assemble import build_report
 from launcher.report.document import ReportInput
 from launcher.report.history import NAME, gather_history
@@ -152,6 +152,6 @@ def test_the_type_of_a_file_system_is_that_of_the_nearest_mount(tmp_path: Path) 
     )
     table.write_text("".join(f"1 1 0:1 / {line}\n" for line in lines) + "torn line\n")
     places = {"/": "ext4", "/homes": "ext4", "/home": "lustre", "/home/a/b": "lustre", "/home/my own/x": "xfs"}
-    assert {place: type_at(Path(place), table) for place in places} == places
-    assert type_at(Path("/"), tmp_path / "none") == ""
-    assert type_at(Path("/proc")) == "proc"
+    assert {place: file_system_type(Path(place), table) for place in places} == places
+    assert file_system_type(Path("/"), tmp_path / "none") == ""
+    assert file_system_type(Path("/proc")) == "proc"

@@ -29,7 +29,7 @@ from tests.faults.records import COMMANDS, run_trials
 from tests.run.driving import ONE, InProcessUser, LauncherUser
 from tests.run.runs import RUNNING, ScriptedScheduler, a_run, plan_on, services, srtctl_kind
 
-GONE = replace(ProcessIdentity.mine(), pid=2**22 + 1)
+GONE = replace(ProcessIdentity.current(), pid=2**22 + 1)
 
 
 @pytest.fixture

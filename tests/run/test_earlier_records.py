@@ -74,7 +74,7 @@ def test_a_killed_run_says_how_far_it_was(runs: Path, step: str) -> None:
 def test_a_killed_run_is_ended_and_its_record_keeps_what_it_said(runs: Path, step: str) -> None:
     record = RunRecord.load(runs, f"killed-{step}")
     before = json.loads((record.directory / "run.json").read_text())
-    gone = replace(ProcessIdentity.mine(), pid=2**22 + 1)
+    gone = replace(ProcessIdentity.current(), pid=2**22 + 1)
     record.update(owner=gone)
     assert record.abandoned is True
     scheduler = ScriptedScheduler()

@@ -12,7 +12,7 @@ from launcher.plan.plan import Plan
 from launcher.run.kind import Run
 from launcher.run.record import RecordedJob, RunRecord
 from launcher.run.threads import record_release, should_release
-from launcher.slurm.client import JobState, Phase, SchedulerUnreachable, unknown
+from launcher.slurm.client import JobState, Phase, SchedulerUnreachable, unknown_state
 from launcher.srtctl.planned import SrtctlJob
 from tests.plans import with_job
 from tests.run.runs import HELD, RUNNING, a_run, events, plan_on, srtctl_kind
@@ -74,7 +74,7 @@ def test_a_job_that_waits_for_something_else_too_is_released(run: Run) -> None:
     assert should_release(run, replace(HELD, reason="Dependency"))
 
 
-@pytest.mark.parametrize("state", [unknown("silence"), JobState(Phase.TERMINAL, "CANCELLED")])
+@pytest.mark.parametrize("state", [unknown_state("silence"), JobState(Phase.TERMINAL, "CANCELLED")])
 def test_without_a_living_job_nothing_changes(run: Run, state: JobState) -> None:
     assert not should_release(run, state)
     assert is_ours(run)

@@ -164,12 +164,12 @@ def test_a_run_is_settled_when_nothing_of_it_can_be_left(
     tmp_path: Path, plan: Plan, fields: dict[str, Any], settled: bool
 ) -> None:
     record = RunRecord.create(tmp_path, plan)
-    record.fields = replace(RunFields.read({"id": "r1", "runner": "x", **fields}), owner=ProcessIdentity.mine())
+    record.fields = replace(RunFields.read({"id": "r1", "runner": "x", **fields}), owner=ProcessIdentity.current())
     assert record.fields.settled is settled
     assert record.abandoned is False, "we live"
-    record.update(owner=replace(ProcessIdentity.mine(), started="0"))
+    record.update(owner=replace(ProcessIdentity.current(), started="0"))
     assert record.abandoned is (not settled)
-    record.update(owner=replace(ProcessIdentity.mine(), host="elsewhere"))
+    record.update(owner=replace(ProcessIdentity.current(), host="elsewhere"))
     assert record.abandoned is (False if settled else None)
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from launcher.slurm.client import JobKey, Phase, Scheduler, SchedulerUnreachable
 from launcher.slurm.commands import SlurmCommands
-from launcher.slurm.native import SlurmNative, choose
+from launcher.slurm.native import SlurmNative, choose_backend
 from launcher.slurm.poller import JobPoller, Pace
 from tests.conftest import SlurmCluster
 from tests.conftest import cluster as cluster_script
@@ -41,7 +41,7 @@ def hasty_backend(cluster: Cluster, timeout: float) -> Scheduler:
 def cluster(slurm_cluster: SlurmCluster, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     cluster = Cluster(slurm_cluster, tmp_path)
     if request.param == "pyslurm":
-        native, why = choose(runner=cluster.runner, environ=cluster.environ)
+        native, why = choose_backend(runner=cluster.runner, environ=cluster.environ)
         if native is None:
             pytest.skip(why)
         cluster.scheduler = native

@@ -303,7 +303,7 @@ def test_a_damaged_file_of_one_job_stops_no_other(tmp_path: Path, content: bytes
     for number, name in (("1", "job.json"), ("2", "state.json")):
         (jobs / number).mkdir(parents=True)
         (jobs / number / name).write_bytes(content)
-    job = local.Job("2", "n", "other", "/l", 1.0, None, 1, ProcessIdentity.mine())
+    job = local.Job("2", "n", "other", "/l", 1.0, None, 1, ProcessIdentity.current())
     (jobs / "2/job.json").write_bytes(msgspec.json.encode(job))
     scheduler = LocalScheduler(jobs)
     states = scheduler.poll([JobKey("1"), JobKey("2")])

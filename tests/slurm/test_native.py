@@ -19,7 +19,7 @@ from launcher.services import open_scheduler
 from launcher.slurm.client import JobKey, Phase, SchedulerUnreachable
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.local import LocalScheduler
-from launcher.slurm.native import START, SlurmNative, choose
+from launcher.slurm.native import START, SlurmNative, choose_backend
 from launcher.slurm.native_worker import rows
 from tests.commands import ScriptedCommands
 from tests.slurm.fakes import NOT_KNOWN
@@ -227,7 +227,7 @@ def pyslurm_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_why_pyslurm_is_not_used(body: str, scontrol: Any, why: str, pyslurm_installed: None) -> None:
     runner = ScriptedCommands(scontrol=scontrol)
-    native, said = choose(runner=runner, environ=dict(os.environ), worker=child(body))
+    native, said = choose_backend(runner=runner, environ=dict(os.environ), worker=child(body))
     assert native is None
     assert said.startswith(why) and ("fatal" not in body or said.endswith("fatal: no slurm.conf"))
 
@@ -235,7 +235,7 @@ def test_why_pyslurm_is_not_used(body: str, scontrol: Any, why: str, pyslurm_ins
 @pytest.mark.parametrize("version", ["slurm 22.05.8", "slurm-wlm 22.05.8"])
 def test_pyslurm_of_this_release_is_used(version: str, pyslurm_installed: None) -> None:
     runner = ScriptedCommands(scontrol=version)
-    native, said = choose(runner=runner, environ=dict(os.environ), worker=child(ANSWERS))
+    native, said = choose_backend(runner=runner, environ=dict(os.environ), worker=child(ANSWERS))
     assert native is not None
     assert said == f"pyslurm 22.5.3 for {version}"
 

@@ -16,7 +16,7 @@ import pytest
 
 from launcher.core.errors import JobError
 from launcher.core.stop import StopEvent
-from launcher.slurm.client import JobKey, JobState, Phase, unknown
+from launcher.slurm.client import JobKey, JobState, Phase, unknown_state
 from launcher.slurm.poller import JobChange, JobPoller, Pace, PollRound
 from tests.slurm.fakes import Clock
 from tests.slurm.following import rounds
@@ -28,7 +28,7 @@ PENDING = JobState(Phase.ALIVE, "PENDING", reason="Priority")
 HELD = JobState(Phase.ALIVE, "PENDING", reason="JobHeldUser")
 DONE = JobState(Phase.TERMINAL, "COMPLETED", (0, 0))
 FAILED = JobState(Phase.TERMINAL, "FAILED", (1, 0))
-SILENT = unknown("squeue: exit 1: Unable to contact slurm controller")
+SILENT = unknown_state("squeue: exit 1: Unable to contact slurm controller")
 
 EXACT = Pace(jitter=0.0)
 TICK = 0.25
@@ -158,7 +158,7 @@ def test_one_question_a_round_for_all(clock: Clock) -> None:
 def test_five_minutes_of_silence_change_nothing(clock: Clock) -> None:
     reasons = itertools.count()
     script = Script(
-        clock, lambda job, t: unknown(f"no {next(reasons)}") if 100 < t < 400 else RUNNING if t < 600 else DONE
+        clock, lambda job, t: unknown_state(f"no {next(reasons)}") if 100 < t < 400 else RUNNING if t < 600 else DONE
     )
     followed = follow(script, clock, JOB)
     assert followed.states[JOB].succeeded
@@ -328,7 +328,7 @@ def test_a_job_that_is_missing_in_the_answer_is_unknown(clock: Clock) -> None:
     script.poll = lambda jobs: {}  # type: ignore[method-assign]
     poller = JobPoller(script, clock=clock)
     poller.watch(JOB)
-    assert answer_of(poller).states[JOB] == unknown("no answer about this job")
+    assert answer_of(poller).states[JOB] == unknown_state("no answer about this job")
 
 
 def test_the_scheduler_is_asked_rarely_however_often_the_poller_is(clock: Clock) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from launcher.core.process import ProcessIdentity
 from launcher.slurm import shared
-from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable, unknown
+from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable, unknown_state
 from launcher.slurm.shared import SharedPoller
 from tests.slurm.fakes import Clock
 
@@ -164,7 +164,7 @@ def test_an_answer_of_the_future_does_not_count(machine: Machine) -> None:
 
 def test_what_nobody_knew_is_not_shared(machine: Machine) -> None:
     one, two = machine.launcher(), machine.launcher()
-    machine.slurm.states[key(1)] = unknown("squeue: timed out")
+    machine.slurm.states[key(1)] = unknown_state("squeue: timed out")
     for launcher in (one, two):
         launcher.poll([key(1)])
         machine.clock.wait(1)
@@ -289,8 +289,8 @@ def test_a_launcher_in_another_pid_namespace_is_asked_for_too(machine: Machine) 
     for launcher, number in ((two, 2), (dead, 3)):
         launcher.poll([key(number)])
     for launcher, process in (
-        (two, replace(ProcessIdentity.mine(), pid_namespace="pid:[1]")),
-        (dead, replace(ProcessIdentity.mine(), started="1")),
+        (two, replace(ProcessIdentity.current(), pid_namespace="pid:[1]")),
+        (dead, replace(ProcessIdentity.current(), started="1")),
     ):
         wants = shared._read(launcher._request_file, shared._Request)
         assert wants is not None

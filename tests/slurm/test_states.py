@@ -4,7 +4,7 @@ import pytest
 
 from launcher.core.errors import SubmissionError
 from launcher.slurm import client
-from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable, phase_of, unknown
+from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable, phase_of, unknown_state
 
 
 @pytest.mark.parametrize("word", ["PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED"])
@@ -104,7 +104,7 @@ def test_a_state_is_described_for_a_person() -> None:
     assert ran.describe() == "COMPLETED after 12 s", "it was held once"
     assert "signal 9" in JobState(Phase.TERMINAL, "FAILED", (0, 9)).describe()
     assert "working directory" in JobState(Phase.TERMINAL, "FAILED", (0, 53)).describe()
-    assert unknown("squeue: timed out").describe() == "unknown: squeue: timed out"
+    assert unknown_state("squeue: timed out").describe() == "unknown: squeue: timed out"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from launcher.slurm.client import JobKey, JobState, Phase
 from launcher.slurm.commands import SlurmCommands
-from launcher.slurm.native import SlurmNative, choose
+from launcher.slurm.native import SlurmNative, choose_backend
 from launcher.slurm.poller import JobPoller, Pace
 from tests.conftest import cluster, cluster_environment, free_ports
 from tests.faults.slurm_cases.programs import Programs
@@ -65,7 +65,7 @@ class FaultCluster:
         self.environ = {**real, "PATH": f"{self.programs.directory}:{real['PATH']}"}
         self._by_library = backend == "pyslurm"
         if self._by_library:
-            native, why = choose(environ=self.environ)
+            native, why = choose_backend(environ=self.environ)
             if native is None:
                 self.down()
                 raise RuntimeError(f"not by pyslurm: {why}")
