@@ -20,7 +20,7 @@ from launcher.core.finding import Finding
 from launcher.core.lines import count_of
 from launcher.core.publish import NAME_MAX
 from launcher.core.yaml_source import SourceLocation
-from launcher.plan.derive import Resolved, is_image, known
+from launcher.plan.derive import Resolved, is_image, known_problems
 from launcher.runner.schema import LaneRule
 from launcher.srtctl.facts import RecipeFacts, RoleFacts
 from launcher.srtctl.planned import SrtctlResolved
@@ -224,7 +224,7 @@ def preflight_blind(s: SrtctlResolved, schema: Schema) -> Iterator[Problem]:
 
 @any_rule("known-problem", "warning", "the runner file says what is wrong with a rule that applies")
 def known_problem(r: Resolved) -> Iterator[Problem]:
-    for finding in known(r.rules.all):
+    for finding in known_problems(r.rules.all):
         yield finding.message, finding.place, finding.severity
 
 

@@ -45,7 +45,7 @@ def ci(arguments: argparse.Namespace) -> int:
             github.output("run-id", plan.run_key)
             _for_later_steps(github, plan)
             end_leftovers(project, plan, github, log_to_stderr if arguments.json else print_line)
-            outcomes = drive(project, plan, arguments, github, orphans.identity(project.environ))
+            outcomes = drive(project, plan, arguments, github, orphans.github_job_identity(project.environ))
         except ConfigError as error:
             github.error(str(error), title="launcher: configuration")
             raise
@@ -55,7 +55,7 @@ def ci(arguments: argparse.Namespace) -> int:
 
 def _for_later_steps(github: GitHub, plan: Plan) -> None:
     """Leave the run's id for the clean-up step, and what names artifacts where the workflow does not say it itself."""
-    github.variable(orphans.VARIABLE, plan.run_key)
+    github.variable(orphans.RUN_ID_VARIABLE, plan.run_key)
     named = {"RESULT_FILENAME": plan.results.filename}
     if not plan.benchmark.multinode:
         named["GPU_COUNT"] = str(plan.benchmark.gpus)

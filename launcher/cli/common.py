@@ -18,7 +18,7 @@ from launcher.benchmark.benchmark import FIXED, Benchmark, Role, max_model_len
 from launcher.cli.command import refusal_lines
 from launcher.core.errors import ConfigError, ErrorInfo, suggest
 from launcher.core.terminal import print_line, styled
-from launcher.plan.refusing import refuse_secrets
+from launcher.plan.refusing import require_no_secrets
 from launcher.project import Project
 
 if TYPE_CHECKING:  # only who selects something has use for these
@@ -158,7 +158,7 @@ def selected_plans(arguments: argparse.Namespace, project: Project, refused: lis
     """The plans of all benchmarks that are selected, none of which holds a secret."""
 
     def checked(plan: Plan, place: object) -> Plan:
-        refuse_secrets(plan)
+        require_no_secrets(plan)
         return plan
 
     return for_each_plan(arguments, project, refused, checked)

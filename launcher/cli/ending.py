@@ -26,8 +26,8 @@ from launcher.run.listing import UnreadableRecord, records
 from launcher.run.naming import load_named, run_named
 from launcher.run.orphans import (
     END_PATIENCE,
+    RUN_ID_VARIABLE,
     SILENCE,
-    VARIABLE,
     end_job_without_record,
     end_run,
     end_unreadable,
@@ -212,7 +212,7 @@ def _clean_up_github_job(project: Project) -> Iterator[Message]:
 def _runs_of_github_job(project: Project) -> list[str]:
     """The ids of the runs that this GitHub job began. They come from records of the same job, from the run id that this
     environment gives, and from the one that `launcher ci` left for later steps."""
-    left_for_steps = project.environ.get(VARIABLE, "")
+    left_for_steps = project.environ.get(RUN_ID_VARIABLE, "")
     ours = runs_of_job(project.runs, project.environ)
     ids = [record.id for record in ours if not record.fields.settled] or [record.id for record in ours[-1:]]
     with contextlib.suppress(ConfigError):  # a later step may lack variables of the run id

@@ -148,7 +148,7 @@ def gc(arguments: argparse.Namespace, log: Log) -> Removals:
     where = where_of(arguments)
     contents = _contents(where, arguments.grace * 86400)
     gone = [(item, directory) for directory in contents for item in directory.garbage()]
-    temporary = Path(derive.fill(where.rule.temporary or tempfile.gettempdir(), where.project.context("image")))
+    temporary = Path(derive.fill_path(where.rule.temporary or tempfile.gettempdir(), where.project.context("image")))
     if os.access(temporary, os.R_OK):
         directory = ImageDirectory(temporary)
         gone += [(item, directory) for item in directory.dead_temporaries()]

@@ -56,7 +56,7 @@ def where_of(arguments: argparse.Namespace) -> Where:
     policy = ImportPolicy(*job, tools.registries, make_directory=tools.stand_ins)
     context = project.context("image")
     said = [rule.directory, *(each.directory for each in rule.rules if each.directory)]
-    directories = list(dict.fromkeys(derive.fill(directory, context) for directory in said))
+    directories = list(dict.fromkeys(derive.fill_path(directory, context) for directory in said))
     there = tuple(path for path in map(Path, directories) if path.is_dir())
     if not there and not policy.make_directory and not getattr(arguments, "on_node", None):
         raise ConfigError("no such directory on this host", where=directories[0], hint="run this where it is mounted")

@@ -14,7 +14,7 @@ from launcher.cli.command import Command, Log, refusal_lines
 from launcher.cli.common import open_project
 from launcher.core.errors import ConfigError, ErrorInfo
 from launcher.core.lines import Line, Terminal, count_of, table, wrap_words
-from launcher.plan.derive import known, last
+from launcher.plan.derive import known_problems, last_given
 from launcher.runner import json_schema
 from launcher.runner.file import RunnerFile, describe_when
 from launcher.runner.schema import LaneRule, ModelRule
@@ -232,7 +232,7 @@ def _case(file: RunnerFile, benchmark: Benchmark) -> Iterator[Fact]:
         yield Fact("set-up", r.setup_script)
     ours = r.container or r.multinode
     own_limit = ours.allocation.time_limit if ours is not None else r.time_limit
-    limit = last([own_limit, *(a.rule.time_limit for a in file.adjustments(benchmark))], None)
+    limit = last_given([own_limit, *(a.rule.time_limit for a in file.adjustments(benchmark))], None)
     limit = limit or file.runner.scheduler.time_limit or "the partition's"
     yield Fact("time limit", f"{limit}{'' if ours is not None else ', where the recipe says none'}")
     names = (*_ADJUSTS, *(_OF_SRTCTL if ours is None else _OF_CONTAINERS))
@@ -241,7 +241,7 @@ def _case(file: RunnerFile, benchmark: Benchmark) -> Iterator[Fact]:
             yield Fact("adjusts", f"{what.replace('_', '-')}: {applied.rule.reason or '-'}", applied.where)
     for excluded in file.excluded(benchmark):
         yield Fact("excludes", f"{excluded.rule.node}: {excluded.rule.reason}", excluded.where)
-    for finding in known([model, lane, *([own] if own else []), *file.adjustments(benchmark)]):
+    for finding in known_problems([model, lane, *([own] if own else []), *file.adjustments(benchmark)]):
         yield Fact("known", f"{finding.severity}: {finding.message}", finding.where)
 
 

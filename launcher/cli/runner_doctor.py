@@ -77,7 +77,7 @@ def new(arguments: argparse.Namespace, log: Log) -> Draft:
         raise ConfigError(partition.why, where="--partition", hint=partition.hint or hint)
     default = slurm.default_account if isinstance(slurm.default_account, str) else None
     account = arguments.account or default or (slurm.accounts[0] if len(slurm.accounts) == 1 else None)
-    fill = partial(derive.fill, context=project.context("doctor"))
+    fill = partial(derive.fill_path, context=project.context("doctor"))
     unseen = ClusterFacts(slurm, partition_name=partition.name)
     first = RunnerFile(Document(f"{name}.yaml", draft(name, account, directory, fill, unseen)))
     text = draft(name, account, directory, fill, _look(arguments, first, slurm, fill, run, log))
@@ -159,7 +159,7 @@ def doctor(arguments: argparse.Namespace, log: Log) -> Doctor:
     """Compare a runner file with its cluster."""
     project = open_project(arguments)
     file = project.fleet.get(arguments.name)
-    fill = partial(derive.fill, context=project.context("doctor"))
+    fill = partial(derive.fill_path, context=project.context("doctor"))
     run = clean_runner(project.environ)
     slurm = queries.slurm_facts(run) if file.runner.scheduler.kind == "slurm" else NO_SLURM
     facts = _look(arguments, file, slurm, fill, run, log)

@@ -20,9 +20,9 @@ from launcher.core.lines import count_of
 from launcher.core.process import ProcessIdentity
 from launcher.core.stop import Stop, stop_on_signals
 from launcher.core.terminal import print_line
-from launcher.plan.job_environment import require_passed
+from launcher.plan.job_environment import require_passed_variables
 from launcher.plan.plan import Plan
-from launcher.plan.refusing import refuse, refuse_secrets
+from launcher.plan.refusing import require_acceptable, require_no_secrets
 from launcher.project import Project, new_run_id
 from launcher.run import finish
 from launcher.run.finish import Outcome
@@ -52,8 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
         print_line(f"run {plan.run_key} on {plan.runner}{cost}")
     confirm_cost(project, {plan.runner: held.gpu_hours}, yes=arguments.yes)
     if arguments.detach:
-        refuse(plan, arguments.accept)
-        require_passed(plan.passes, project.environ)
+        require_acceptable(plan, arguments.accept)
+        require_passed_variables(plan.passes, project.environ)
         record = RunRecord.create(project.runs, plan)
         record.update(accepted=tuple(arguments.accept), results="run")
         return _detach(project, [record], arguments)
@@ -91,7 +91,7 @@ def adopt(arguments: argparse.Namespace) -> int:
     project = open_project(arguments, look=True)
     by_environment = arguments.from_env
     plan = project.plan_from_environment(arguments.run_id) if by_environment else _by_hand(project, arguments)
-    refuse_secrets(plan)
+    require_no_secrets(plan)
     record = RunRecord.create(project.runs, plan)
     record.update(results="workspace" if by_environment else "run")
     output = Path(arguments.output).resolve() if arguments.output else None
@@ -127,7 +127,7 @@ def resume(arguments: argparse.Namespace) -> int:
             raise record.driven_by_another_error()
         plan = record.plan
         if record.job is None:  # else the job has what it needs
-            require_passed(plan.passes, project.environ)
+            require_passed_variables(plan.passes, project.environ)
         recorded.append((record, plan))
     clusters = Counter(plan.runner for _, plan in recorded)
     if len(clusters) > 1:  # one process drives the runs of one
@@ -168,7 +168,7 @@ def drive(
 ) -> list[Outcome]:
     """Run a plan to its end, for the GitHub job ``of_job`` if so. Raises ConfigError for one with findings that are not
     accepted."""
-    refuse(plan, arguments.accept)
+    require_acceptable(plan, arguments.accept)
     with stop_on_signals() as stop:
         record = RunRecord.create(project.runs, plan)
         results = "workspace" if github is not None else "run"
@@ -205,7 +205,7 @@ def _drive_records(
                 record.event("note", text)
             if number > 0:
                 record.listeners.append(console.event)
-            runs.append(Run(record, plan, project.kind(plan.kind), services.of_run(record)))
+            runs.append(Run(record, plan, project.kind(plan.kind), services.for_run(record)))
         for record, _ in recorded:
             try:
                 record.acquire()

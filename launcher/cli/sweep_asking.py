@@ -25,7 +25,7 @@ from launcher.sweep import ledger as ledgers
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.making import image_digest
 from launcher.sweep.points import identity, job_of, points_in
-from launcher.sweep.schema import Added, Asked, Job
+from launcher.sweep.schema import Added, Job, Requested
 from launcher.sweep.state import State
 
 
@@ -63,7 +63,7 @@ def ask(arguments: argparse.Namespace, log: Log) -> Iterator[Message]:
     runner = getattr(arguments, "of_runner", None) or ""
     if runner and runner not in {job.runner for job in ledger.sweep.jobs}:
         raise ConfigError(f"no job of this sweep is for runner {runner}", where=f"sweep {ledger.id}")
-    request = Asked(time=time.time(), verb=arguments.verb, by=user_name(), runner=runner)
+    request = Requested(time=time.time(), verb=arguments.verb, by=user_name(), runner=runner)
     about = f"sweep {ledger.id}: "
     if ledger.driver() is None:
         if arguments.verb != "cancel":
@@ -97,7 +97,7 @@ def _open_runs(project: Project, ledger: Ledger) -> list[str]:
     return [a.run for a in state.by_run.values() if a.open and (project.runs / a.run).is_dir()]
 
 
-def _cancel_undriven(project: Project, ledger: Ledger, request: Asked) -> Generator[Message, None, bool]:
+def _cancel_undriven(project: Project, ledger: Ledger, request: Requested) -> Generator[Message, None, bool]:
     """End the jobs that a driver left; whether nobody drives the sweep."""
     from launcher.cli.ending import end_runs
 
@@ -148,8 +148,8 @@ def _extended(project: Project, job: Job, concurrencies: Sequence[int]) -> Job:
     return job_of(plan, project.kind(plan.kind).fingerprint(plan), image_digest(plan))
 
 
-def _request(ledger: Ledger, request: Asked | Added) -> None:
+def _request(ledger: Ledger, request: Requested | Added) -> None:
     try:
-        ledger.ask(request)
+        ledger.add_request(request)
     except OSError as error:
         raise LauncherError(f"its driver cannot be asked: {error.strerror}", where=str(ledger.directory)) from None

@@ -33,10 +33,10 @@ from launcher.run.record import RunRecord
 from launcher.services import pace_of
 from launcher.slurm.client import may_have_job
 from launcher.slurm.poller import Pace
-from launcher.sweep.driver import Driver, Setting
+from launcher.sweep.driver import Driver, DriverSetting
 from launcher.sweep.ledger import EventReader, Ledger
 from launcher.sweep.making import RunMaker
-from launcher.sweep.overview import Overview, head_of, overview
+from launcher.sweep.overview import Overview, header_lines, overview
 from launcher.sweep.schema import Began, Ended, Job, Policy
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class _Driving:
                 runners[name] = self._project.fleet.get(name).runner
             except ConfigError as error:  # its jobs cannot be planned, and say so; others and those that live go on
                 self._said.append(f"runner {name}: nothing of it begins: {error}")
-        setting = Setting(
+        setting = DriverSetting(
             self._project.runs,
             {name: runner.limits for name, runner in runners.items()},
             {name: runner.node.count for name, runner in runners.items()},
@@ -203,7 +203,7 @@ class _Driving:
         elif state.ending or self._leaving.is_set():
             why = {"cancel": "cancelled"}.get(state.ending, "stopped")
             code = 130 if state.ending == "cancel" else code
-        elif state.asked:
+        elif state.requested:
             why = "drained"
         driver.leave(why, code)
         return dataclasses.replace(found, exit_code=code)
@@ -277,7 +277,7 @@ def short_names(jobs: Mapping[str, Job]) -> dict[str, str]:
 
 def summary(found: Overview) -> list[str]:
     """The end of a sweep in a few lines."""
-    lines = [f"sweep {text}" if number == 0 else f"  {text}" for number, text in enumerate(head_of(found)[:2])]
+    lines = [f"sweep {text}" if number == 0 else f"  {text}" for number, text in enumerate(header_lines(found)[:2])]
     reasons = Counter(point.reason for point in found.states if point.state == "not started")
     lines += [f"  {count} not started: {reason}" for reason, count in reasons.most_common(5)]
     lines += [f"  held: {text} (resume --anyway starts it)" for text in found.held]

@@ -29,8 +29,8 @@ from launcher.run.naming import sweep_named
 from launcher.sweep import ledger as ledgers
 from launcher.sweep.attempts import Records
 from launcher.sweep.ledger import EventReader, Ledger
-from launcher.sweep.overview import JobLine, Overview, age, head_of, overview
-from launcher.sweep.schema import Asked
+from launcher.sweep.overview import JobLine, Overview, age, header_lines, overview
+from launcher.sweep.schema import Requested
 from launcher.sweep.state import Facts, State
 
 _EACH = 2.0
@@ -79,7 +79,7 @@ def requester(ledger: Ledger) -> Callable[[str], None]:
 
     def ask(verb: str) -> None:
         with contextlib.suppress(OSError):
-            ledger.ask(Asked(time=time.time(), verb=verb, by=user_name()))  # type: ignore[arg-type]
+            ledger.add_request(Requested(time=time.time(), verb=verb, by=user_name()))  # type: ignore[arg-type]
 
     return ask
 
@@ -137,7 +137,7 @@ def show(found: Overview, terminal: Terminal) -> Iterator[str]:
     more = [(name, text) for name, texts in (("held", found.held), ("excluded", found.excluded)) for text in texts]
     nobody = "nobody drives it" + (f"; the last driver left: {found.left}" if found.left else "")
     head = [found.driver or nobody, *(f"{name}: {text}" for name, text in more), *found.notes]
-    for i, text in enumerate((*head_of(found), *head)):
+    for i, text in enumerate((*header_lines(found), *head)):
         yield from (Line(line, "" if i else "bold") for line in wrap_words(text, terminal.width, "  "))
     now, columns = time.time(), ("state", "ok", "job", "age", "Slurm", "why")
     rows = [_cells(job, now) for job in found.jobs]
@@ -198,7 +198,7 @@ def show_line(value: SweepLine, terminal: Terminal) -> Iterator[str]:
         yield from wrap_words(f"{value.id}  unreadable: {value.unreadable}", terminal.width, "    ")
         return
     driven = ["driven"] if value.overview.driver else []
-    yield from wrap_words("  ".join([*head_of(value.overview)[:2], *driven]), terminal.width, "    ")
+    yield from wrap_words("  ".join([*header_lines(value.overview)[:2], *driven]), terminal.width, "    ")
 
 
 def _document_of_line(value: SweepLine) -> dict[str, object]:

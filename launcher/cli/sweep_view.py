@@ -24,7 +24,7 @@ from typing import Any, TextIO
 from launcher.core.errors import LauncherError
 from launcher.core.terminal import one_line
 from launcher.run.log_lines import tail
-from launcher.sweep.overview import RANK, JobLine, Overview, age, head_of
+from launcher.sweep.overview import RANK, JobLine, Overview, age, header_lines
 
 EACH = 1.0
 """Seconds between two looks at how the sweep stands."""
@@ -54,7 +54,7 @@ class View:
 
     def lines(self, found: Overview, width: int, height: int, now: float) -> list[str]:
         """The lines with their styles, as a terminal takes them; none is wider than ``width``."""
-        head = head_of(found)
+        head = header_lines(found)
         wrong = [f"{job.key}: {job.reason}" for job in found.jobs if job.state in ("failed", "missing", "unknown")]
         held = [f"held: {text}" for text in found.held] + [f"node {text} is not used" for text in found.excluded]
         errors = [f"error: {self.error}"] if self.error else []

@@ -28,10 +28,10 @@ from launcher.core.lines import Terminal, count_of
 from launcher.core.process import run as run_program
 from launcher.core.terminal import one_line, print_line
 from launcher.plan.plan import Plan
-from launcher.plan.refusing import refuse
+from launcher.plan.refusing import require_acceptable
 from launcher.project import Project
 from launcher.sweep import ledger as ledgers
-from launcher.sweep.attempts import Records, history
+from launcher.sweep.attempts import Records, earlier_runs
 from launcher.sweep.estimate import Estimate, estimates, expected
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.making import image_digest
@@ -189,7 +189,7 @@ def plan(arguments: argparse.Namespace, log: Log) -> SweepPlan:
         return SweepPlan(code, SweepPlanDocument(jobs=[], left_out=left_out))
     done = results_of_other_sweeps(project, jobs)
     canary = canaries(jobs, policy.canary)
-    guesses = estimates(jobs, history(project.runs))
+    guesses = estimates(jobs, earlier_runs(project.runs))
     order = ordered(jobs, policy.order)
     planned = [
         PlannedJob(
@@ -240,7 +240,9 @@ def results_of_other_sweeps(
             alike = mine.get(identity(theirs.benchmark, theirs.runner), [])
             if not alike or differences(alike[-1].fingerprint, theirs.fingerprint):
                 continue
-            for run in dict.fromkeys([a.run for a in other.made(theirs.key)] + [*other.reused[theirs.key].values()]):
+            for run in dict.fromkeys(
+                [a.run for a in other.counted_attempts(theirs.key)] + [*other.reused[theirs.key].values()]
+            ):
                 for concurrency in facts(run).ok:
                     known = (run, f"ok, same fingerprint, in {name}")
                     for job in alike:
@@ -271,7 +273,7 @@ def selected_jobs(
     digests: dict[tuple[str, str], str] = {}
 
     def job_of_plan(plan: Plan, place: object) -> Job:
-        refuse(plan, policy.accept)
+        require_acceptable(plan, policy.accept)
         image = (plan.runner, plan.images[0].squash if plan.images else "")
         if image not in digests:  # jobs share images, and each is looked up in a file
             digests[image] = image_digest(plan)

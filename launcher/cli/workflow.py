@@ -26,7 +26,7 @@ from launcher.core.redact import redact
 from launcher.core.terminal import StandardOutput, print_line
 from launcher.doctor import step
 from launcher.plan.plan import SRTCTL
-from launcher.plan.refusing import refuse_secrets
+from launcher.plan.refusing import require_no_secrets
 from launcher.rehearsal.shadow import NoNamespace, plan_differences, record_launcher
 from launcher.services import stand_in_programs
 
@@ -50,7 +50,7 @@ def check_environment(arguments: argparse.Namespace) -> int:
             wrong += step.host_problems(cluster.scheduler.kind, os.environ, project.state)
         if not variables:
             plan = project.plan_from_environment()
-            refuse_secrets(plan)
+            require_no_secrets(plan)
             for found in plan.errors:  # for which `launcher ci` would refuse it
                 if found.rule not in arguments.accept:
                     text, hint = f"{found.message} [{found.rule}]", f"or --accept {found.rule}"

@@ -108,19 +108,19 @@ def _looks(plan: Plan, job: ContainerJob, root: Path) -> list[str]:
     gpus = allocation.gpus if allocation is not None else plan.benchmark.gpus
     alone = allocation is None or allocation.exclusive
     looks = [
-        *preflight.look_at_node(
+        *preflight.node_checks(
             gpus, alone=alone, patience=PATIENCE, directories=["/tmp", *([cache.host] if cache else [])]
         ),
-        *preflight.look_at_images(plan),
+        *preflight.image_checks(plan),
     ]
-    functions_of_it = [preflight.functions().strip()]
-    looks += preflight.look_at_model(plan.model)
-    if "login" not in plan.model.seen_by and preflight.look_at_model(plan.model):
+    functions_of_it = [preflight.shell_functions().strip()]
+    looks += preflight.model_checks(plan.model)
+    if "login" not in plan.model.seen_by and preflight.model_checks(plan.model):
         # What takes more than a look at config.json the launcher judges (`launcher.container.checkpoint`).
         looks.append(f"keep_checkpoint {'headers' if 'weights' in plan.model.fingerprint else 'configs'}")
         functions_of_it.append(functions("keep"))
     if allocation is not None:
-        looks = preflight.with_login('"$own"', looks, local=plan.locks_are_local(str(root)))
+        looks = preflight.with_login_checks('"$own"', looks, local=plan.locks_are_local(str(root)))
     return [*functions_of_it, "\n".join(looks)]
 
 

@@ -47,12 +47,12 @@ def render(plan: Plan, root: Path, workspace: str) -> str:
             ]
         ),
         *map(functions_of_all, ("common", "carry", "pull")),
-        preflight.functions().strip(),
+        preflight.shell_functions().strip(),
         "# Several nodes write down the same.\n"
         'fact() { [ "${SLURM_PROCID:-0}" -ne 0 ] || printf \'%s=%s\\n\' "$1" "$2" >>"$own/facts.txt"; }',
         functions().strip(),
         _looks(plan, job),
-        *preflight.expect_of_locks(local=plan.locks_are_local(str(root))),
+        *preflight.declare_local_locks(local=plan.locks_are_local(str(root))),
         _at_run_time(job),
         _settings(job),
         _step(job, workspace),
@@ -131,9 +131,9 @@ def _common(job: MultinodeJob) -> dict[str, str]:
 def _looks(plan: Plan, job: MultinodeJob) -> str:
     gpus, patience = job.allocation.gpus, job.job.gpu_patience if "gpu-clean" in job.job.checks else PATIENCE
     lines = [
-        *preflight.look_at_node(gpus, alone=True, patience=patience, directories=["/tmp"]),
-        *preflight.look_at_images(plan),
-        *(preflight.look_at_model(plan.model) if "model" in job.job.checks else []),
+        *preflight.node_checks(gpus, alone=True, patience=patience, directories=["/tmp"]),
+        *preflight.image_checks(plan),
+        *(preflight.model_checks(plan.model) if "model" in job.job.checks else []),
     ]
     return "\n".join(["look_closely() {", *(f"  {line}" for line in lines or [":"]), "}"])
 

@@ -16,7 +16,7 @@ from launcher.container.planned import FACTS, LABEL, LOG, SCRIPT, MultinodeJob
 from launcher.container.script_kind import ScriptKind, end_containers, meet_nodes
 from launcher.core.lines import count_of
 from launcher.core.reading import read_file
-from launcher.plan.job_environment import KEPT, from_host
+from launcher.plan.job_environment import KEPT, select_host_variables
 from launcher.plan.plan import Plan
 
 if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
@@ -79,7 +79,7 @@ class MultinodeKind(ScriptKind):
         environment = job_environment(job, environ, run.services.tools.environment)
         options = [option.replace("{workspace}", workspace) for option in job.submit.argv]
         argv = ["sbatch", *options, f"--chdir={root}", str(root / SCRIPT)]
-        if not self.holds(plan):
+        if not self.submits_held(plan):
             argv = embedded_argv(plan, self._jobs, self.log_in(root / "%j", ""), root / SCRIPT)
         return submit_job(self, run, argv, environment, earlier, start)
 
@@ -111,7 +111,7 @@ class MultinodeKind(ScriptKind):
         """End the containers of nodes that are processes of this host, when these were killed. A node of Slurm ends its
         own, and no other host reaches its engine."""
         job, recorded = MultinodeJob.of(run.plan), run.record.job
-        if self.holds(run.plan) or recorded is None or job.job.containers[0].engine != "docker":
+        if self.submits_held(run.plan) or recorded is None or job.job.containers[0].engine != "docker":
             return
         label = f"--filter=label={LABEL}={run.plan.run_key}.{recorded.id}"
         for rank in range(job.job.nodes):
@@ -173,4 +173,9 @@ def job_environment(job: MultinodeJob, environ: Mapping[str, str], tools: Mappin
     """The job's whole environment: what programs need, the workflow's contract, and what the containers are passed of
     the host's variables."""
     passes = {name for container in job.job.containers for name in container.passes}
-    return {**from_host(environ, KEPT, ()), **tools, **from_host(environ, (), passes), **job.submit.environment}
+    return {
+        **select_host_variables(environ, KEPT, ()),
+        **tools,
+        **select_host_variables(environ, (), passes),
+        **job.submit.environment,
+    }

@@ -29,9 +29,9 @@ from launcher.core.lines import count_of
 from launcher.core.yaml_source import Document
 from launcher.image.reference import PlannedImage, Reference
 from launcher.plan import derive
-from launcher.plan.derive import AppliedRules, Context, names_passed
+from launcher.plan.derive import AppliedRules, Context, passed_variables
 from launcher.plan.expected import expected_results, result_stem
-from launcher.plan.plan import Expected, Holds
+from launcher.plan.plan import Allocation, Expected
 from launcher.runner.container_schema import Extra, Multinode
 from launcher.runner.container_schema import Role as RoleRule
 from launcher.runner.file import RunnerFile
@@ -84,13 +84,13 @@ class MultinodePlanner:
         allocation = self._allocation(given)
         submit = _submit(allocation, lane, context.run_key, environment)
         job = MultinodeJob(allocation, submit, _job(given, containers), script, _files(rules, lane), own_workspace=made)
-        plan = derive.whole_plan(
+        plan = derive.assemble_plan(
             rules,
             context,
             images=tuple({planned.squash: planned for _, planned in images if planned is not None}.values()),
             model=derive.planned_model(rules, path, context),
             results=_results(given, containers),
-            holds=Holds(
+            holds=Allocation(
                 str(allocation.minutes) if allocation.minutes else None,
                 given.nodes.all,
                 given.nodes.all * given.nodes.gpus,
@@ -214,7 +214,7 @@ def _container(given: _Given, role: RoleRule | None, image: str) -> NodeContaine
     }
     passes = {
         *(name for name in given.contract if name not in environment and name not in HOSTS),
-        *names_passed(given.context.host, rules.file.runner.pass_environment),
+        *passed_variables(given.context.host, rules.file.runner.pass_environment),
     }
     return NodeContainer(
         role=role.name if role is not None else None,

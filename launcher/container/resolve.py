@@ -25,9 +25,9 @@ from launcher.core import slurm_notation
 from launcher.core.errors import ConfigError
 from launcher.image.reference import PlannedImage, Reference
 from launcher.plan import derive
-from launcher.plan.derive import AppliedRules, Context, names_passed
+from launcher.plan.derive import AppliedRules, Context, passed_variables
 from launcher.plan.expected import expected_results, result_stem
-from launcher.plan.plan import Expected, Holds, ModelCache
+from launcher.plan.plan import Allocation, Expected, ModelCache
 from launcher.runner.container_schema import Container, Port
 from launcher.runner.file import RunnerFile, fill_in
 
@@ -81,7 +81,7 @@ class ContainerPlanner:
         inside = context if own is None else msgspec.structs.replace(context, workspace=own.path)
         stem = result_stem(benchmark, context.runner_name)
         environment = {**contract_of(benchmark, stem, inside), "GPU_COUNT": str(benchmark.gpus)}
-        passed = names_passed(context.host, file.runner.pass_environment)
+        passed = passed_variables(context.host, file.runner.pass_environment)
         path = derive.model_path(rules.model.rule, benchmark, context)
         cache = _cache(rules, context, environment)
         images = _images(rules, lane, context)
@@ -103,13 +103,13 @@ class ContainerPlanner:
         allocation = _allocation(rules, lane, context, minutes) if file.runner.scheduler.kind == "slurm" else None
         held = file.runner.node.gpus if allocation is not None and allocation.exclusive else benchmark.gpus
         job = ContainerJob(allocation, container, script, environment, _staging(lane), own_workspace=own)
-        plan = derive.whole_plan(
+        plan = derive.assemble_plan(
             rules,
             context,
             images=images,
             model=derive.planned_model(rules, path, context, cache, mounted=_same(container.mounts)),
             results=_results(stem, benchmark, inside, _workdir(rules, lane)),
-            holds=Holds(str(minutes) if minutes is not None else None, 1, held),
+            holds=Allocation(str(minutes) if minutes is not None else None, 1, held),
             details=job,
         )
         return ContainerResolved(plan, rules, job)
@@ -119,7 +119,7 @@ def own_workspace(file: RunnerFile, context: Context, recipes: Path) -> OwnWorks
     """The workspace that is made for a job, where the runner file says so; ``recipes`` has its ``benchmarks``."""
     if (own := file.runner.workspace.own) is None:
         return None
-    return OwnWorkspace(f"{derive.fill(own, context)}/{context.run_key}", str(recipes / "benchmarks"))
+    return OwnWorkspace(f"{derive.fill_path(own, context)}/{context.run_key}", str(recipes / "benchmarks"))
 
 
 def contract_of(benchmark: Benchmark, stem: str, context: Context) -> dict[str, str]:
@@ -137,7 +137,7 @@ def _cache(rules: AppliedRules, context: Context, environment: Mapping[str, str]
     rule = rules.model.rule
     if rule.cache is None:
         return None
-    host = (rule.variable and context.host.get(rule.variable)) or derive.fill(rule.cache, context)
+    host = (rule.variable and context.host.get(rule.variable)) or derive.fill_path(rule.cache, context)
     return ModelCache(host, environment["HF_HUB_CACHE"])
 
 
@@ -170,7 +170,7 @@ def _options(lane: Container, benchmark: Benchmark) -> ContainerOptions:
 
 
 def _workdir(rules: AppliedRules, lane: Container) -> str:
-    workdir: str = derive.last([a.rule.workdir for a in rules.adjustments], lane.workdir)
+    workdir: str = derive.last_given([a.rule.workdir for a in rules.adjustments], lane.workdir)
     return workdir
 
 
@@ -255,7 +255,7 @@ def minutes_of(limits: Sequence[str | None], variable: str | None, context: Cont
     Raises ConfigError for one that means nothing; ``where`` is the lane.
     """
     said = context.host.get(variable) if variable else None
-    limit = said or derive.last(limits, None)
+    limit = said or derive.last_given(limits, None)
     if limit is None:
         return None
     seconds = slurm_notation.limit_seconds(limit)

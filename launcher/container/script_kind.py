@@ -72,10 +72,10 @@ class ScriptKind:
         """The plan itself."""
         return plan
 
-    def look(self, run: Run) -> None:
+    def check_nodes(self, run: Run) -> None:
         """Does nothing: the job's nodes look for themselves, when it begins."""
 
-    def holds(self, plan: Plan) -> bool:
+    def submits_held(self, plan: Plan) -> bool:
         """Slurm's jobs are submitted held."""
         return plan.scheduler.kind == "slurm"
 

@@ -15,7 +15,7 @@ from launcher.container.planned import ContainerJob, PlannedAllocation
 from launcher.core.errors import SubmissionError
 from launcher.core.process import CommandRunner, Completed
 from launcher.core.slurm_notation import limit_seconds
-from launcher.plan.job_environment import KEPT, from_host, left_out
+from launcher.plan.job_environment import KEPT, select_host_variables, variables_left_out
 from launcher.plan.plan import Plan
 from launcher.slurm.other_jobs import elsewhere
 from launcher.slurm.submission import (
@@ -46,8 +46,8 @@ def environment(job: ContainerJob, environ: Mapping[str, str], tools: Mapping[st
     """The job's whole environment: variables that programs need, the workflow's contract, and the host's variables that
     the container gets, if they are set."""
     kept = KEPT if job.allocation is not None else (*KEPT, *KEPT_HERE)
-    passed = from_host(environ, (), job.container.passes)
-    return {**from_host(environ, kept, ()), **tools, **passed, **job.environment}
+    passed = select_host_variables(environ, (), job.container.passes)
+    return {**select_host_variables(environ, kept, ()), **tools, **passed, **job.environment}
 
 
 def sbatch_argv(allocation: PlannedAllocation, token: str, root: Path, log: Path, script: Path) -> list[str]:
@@ -87,7 +87,7 @@ def submit_job(
     problem = _problem(argv, done) if failed else ""
     # Without a refusal by sbatch a job can still appear.
     may_come = done.ok or done.timed_out or (done.returncode or 0) < 0 or IN_DOUBT.search(done.stderr) is not None
-    sleep = run.waits(IN_DOUBT_TOLD, sum(PAUSES))
+    sleep = run.announced_sleep(IN_DOUBT_TOLD, sum(PAUSES))
     job = find_job(printed, problem, run.id, earlier, run.services.scheduler, PAUSES if may_come else (), sleep)
     if job is None:
         raise SubmissionError(problem, where=f"run {run.id}", hint=hint_for(problem))
@@ -98,11 +98,11 @@ def submit_job(
         None if key is None else key.submitted,
         output,
         kind.log_in(output, job_id),
-        held=kind.holds(run.plan),
+        held=kind.submits_held(run.plan),
         adopted=failed,
-        said="\n".join(text.strip() for text in (done.stdout, done.stderr) if text.strip()),
+        printed="\n".join(text.strip() for text in (done.stdout, done.stderr) if text.strip()),
         notes=(f"the submission failed, and the job exists: {problem}",) if failed else (),
-        left_out=left_out(run.services.environ, environment),
+        left_out=variables_left_out(run.services.environ, environment),
         # The cluster where our token was found counts more than the one that sbatch printed.
         cluster=elsewhere(printed_cluster(done.stdout), environment, start) if key is None else key.cluster,
     )

@@ -9,7 +9,7 @@ from launcher.core.shell_words import quote_word
 from launcher.doctor.comparison import Fill, required_paths
 from launcher.doctor.facts import Fact, NodeCheck, Unknown
 from launcher.plan.plan import PlannedModel
-from launcher.plan.preflight import ask_about_locks, functions, look_at_clock, look_at_model
+from launcher.plan.preflight import clock_checks, model_checks, shell_functions, with_lock_check
 from launcher.runner.file import RunnerFile
 from launcher.runner.schema import ModelRule
 
@@ -30,7 +30,7 @@ begin() { check=$1; if [ "$SECONDS" -lt BOUND ]; then tell "begun.$check" ''; el
 def login_checks(meeting_directory: Path, *, local_locks: bool) -> dict[str, list[str]]:
     """The checks that compare a node with this host, which attends in the directory."""
     directory = quote_word(str(meeting_directory))
-    lines = look_at_clock(directory), ask_about_locks(directory, [], local=local_locks)
+    lines = clock_checks(directory), with_lock_check(directory, [], local=local_locks)
     return dict(zip(LOGIN_CHECKS, lines, strict=True))
 
 
@@ -44,14 +44,14 @@ def checkpoint_checks(file: RunnerFile, fill: Fill) -> dict[str, list[str]]:
         for path in [rule.path] if isinstance(rule.path, str) else rule.path:
             if not path.startswith("hf:") and "{model}" not in path:
                 model = PlannedModel(fill(path), "", "", required.seen_by, fingerprint=rule.fingerprint)
-                checks[path] = look_at_model(model)
+                checks[path] = model_checks(model)
     return checks
 
 
 def script(checks: Mapping[str, list[str]]) -> str:
     """The script for the node, after host.sh: each check has a shell of its own, so that a failure stops no other."""
     shells = [f"( begin {i}; {'; '.join(lines)}; tell good.{i} '' )" for i, lines in enumerate(checks.values())]
-    return "\n".join([functions(), _FRAME.replace("BOUND", str(BOUND)), *shells])
+    return "\n".join([shell_functions(), _FRAME.replace("BOUND", str(BOUND)), *shells])
 
 
 def outcomes(printed: Mapping[str, str], checks: Mapping[str, list[str]]) -> dict[str, Fact[NodeCheck]]:

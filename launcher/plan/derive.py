@@ -1,6 +1,6 @@
 """What every kind of job plans alike, from benchmark and runner file: model, images, workspace, partition, tags.
 
-A kind of job decides the rest itself, and puts its plan together with `whole_plan`.
+A kind of job decides the rest itself, and puts its plan together with `assemble_plan`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from launcher.benchmark.contracts import SECRETS
 from launcher.core.errors import ConfigError
 from launcher.core.finding import Finding
 from launcher.image.reference import PlannedImage, Reference, squash_name
-from launcher.plan.expected import held_against, result_stem
-from launcher.plan.plan import Expected, Holds, ModelCache, Plan, PlannedModel, SchedulerPlan, WorkspacePlan
+from launcher.plan.expected import result_stem, with_validation
+from launcher.plan.plan import Allocation, Expected, ModelCache, Plan, PlannedModel, SchedulerPlan, WorkspacePlan
 from launcher.runner.cluster_schema import Storage
 from launcher.runner.file import AppliedRule, RunnerFile, applies, fill_in
 from launcher.runner.schema import Adjustment, ImageRule, Images, LaneRule, ModelRule
@@ -86,7 +86,7 @@ class Resolved(msgspec.Struct, frozen=True):
     rules: AppliedRules
 
 
-def known(applied: Sequence[AppliedRule[Any]]) -> list[Finding]:
+def known_problems(applied: Sequence[AppliedRule[Any]]) -> list[Finding]:
     """What the runner file itself says is wrong with the rules that apply."""
     said = [(a.rule.known, a.location) for a in applied]
     return [Finding("known-problem", k.severity, k.message, place) for k, place in said if k is not None]
@@ -103,7 +103,7 @@ def model_path(rule: ModelRule, benchmark: Benchmark, context: Context) -> str |
         return context.host[rule.variable]
     candidates = [rule.path] if isinstance(rule.path, str) else rule.path
     *candidates, otherwise = (
-        fill(path, context).replace("{model}", benchmark.model.rpartition("/")[2])
+        fill_path(path, context).replace("{model}", benchmark.model.rpartition("/")[2])
         for path in [*candidates, rule.otherwise or candidates[0]]
     )
     return next((c for c in candidates if context.is_directory(c, rule.holding)), otherwise)
@@ -137,7 +137,7 @@ def planned_image(
 ) -> PlannedImage:
     """An image as a runner has it; ``where`` is the place that names it, ``own`` a rule for its place."""
     name = squash_name(reference, (own and own.name) or rule.name)
-    directory = fill((own and own.directory) or rule.directory, context)
+    directory = fill_path((own and own.directory) or rule.directory, context)
     squash = f"{directory}/{name}"
     # enroot's environment comes before its configuration file (enroot 4.1.2, doc/cmd/import.md).
     environment = {"ENROOT_SQUASH_OPTIONS": rule.squash_options, "ENROOT_TRANSFER_RETRIES": str(rule.transfer_retries)}
@@ -156,7 +156,7 @@ def planned_image(
         lock=fill_in(rule.lock, {"squash": squash, "directory": directory, "name": name.removesuffix(".sqsh")}),
         lock_wait=rule.lock_wait,
         import_timeout=rule.import_timeout,
-        temporary=fill(rule.temporary, context) if rule.temporary else None,
+        temporary=fill_path(rule.temporary, context) if rule.temporary else None,
         environment=environment,
         where=where,
         architecture=architecture,
@@ -190,10 +190,10 @@ def planned_model(
         )
     storage = rules.file.storage_of(path)
     kind, seen_by = (storage.kind, tuple(storage.seen_by)) if storage else ("unknown", ("login", "compute"))
-    source = fill(rule.source, context) if rule.stage and rule.source else None
+    source = fill_path(rule.source, context) if rule.stage and rule.source else None
     striping = storage.striping if storage else None
     layouts = None if striping is None else tuple((s.at_least, s.count, s.size) for s in striping)
-    origin = fill(rule.source, context) if rule.source else ""
+    origin = fill_path(rule.source, context) if rule.source else ""
     return PlannedModel(
         *(path, benchmark.precision, kind, seen_by, source, layouts, benchmark.model, cache, rule.downloads),
         fingerprint=rule.fingerprint,
@@ -240,10 +240,10 @@ def excluded_nodes(rules: AppliedRules, context: Context) -> list[str]:
     return list(dict.fromkeys((*nodes, *context.exclude)))
 
 
-def tags(rules: AppliedRules, context: Context) -> str:
+def job_tags(rules: AppliedRules, context: Context) -> str:
     """The runner file's tags for the job, filled in; a comma stands between two."""
     benchmark, runner = rules.benchmark, rules.file.runner
-    template: str = last([a.rule.tags for a in rules.adjustments], runner.tags)
+    template: str = last_given([a.rule.tags for a in rules.adjustments], runner.tags)
     values = {
         "sku": runner.sku,
         "prefix": benchmark.model_prefix,
@@ -255,12 +255,12 @@ def tags(rules: AppliedRules, context: Context) -> str:
     return fill_in(template, values)
 
 
-def fill(template: str, context: Context) -> str:
+def fill_path(template: str, context: Context) -> str:
     """A path of the runner file with its placeholders filled in."""
     return template.replace("{workspace}", context.workspace).replace("{state}", context.state).rstrip("/")
 
 
-def last(values: Sequence[Any], default: Any) -> Any:
+def last_given(values: Sequence[Any], default: Any) -> Any:
     """The last value that is not None, else ``default``: a later rule of a runner file wins."""
     return next((v for v in reversed(values) if v is not None), default)
 
@@ -281,14 +281,14 @@ def local_locks(storage: Sequence[Storage]) -> dict[str, bool]:
     return found if any(found.values()) else {}
 
 
-def whole_plan(
+def assemble_plan(
     rules: AppliedRules,
     context: Context,
     *,
     images: Sequence[PlannedImage],
     model: PlannedModel,
     results: Expected,
-    holds: Holds,
+    holds: Allocation,
     details: Any,
 ) -> Plan:
     """The plan of a job of the kind that the lane names, without findings; ``details`` is what only this kind plans."""
@@ -308,16 +308,16 @@ def whole_plan(
         workspace=WorkspacePlan(context.workspace, shared_workspace(rules, context)),
         images=tuple(images),
         model=model,
-        results=held_against(results, benchmark, runner, rules.model.rule, model.path),
+        results=with_validation(results, benchmark, runner, rules.model.rule, model.path),
         rules={"model": rules.model.where, "lane": rules.lane.where},
         narrow=context.narrow,
         exclude=context.exclude,
-        passes=names_passed(context.host, runner.pass_environment),
+        passes=passed_variables(context.host, runner.pass_environment),
         local_locks=local_locks(runner.storage),
         details=details,
     )
 
 
-def names_passed(host: Mapping[str, str], pass_environment: Sequence[str]) -> tuple[str, ...]:
+def passed_variables(host: Mapping[str, str], pass_environment: Sequence[str]) -> tuple[str, ...]:
     """The names that a plan passes to its job: secrets, and those that the runner file lists, where they are set."""
     return tuple(dict.fromkeys(name for name in (*SECRETS, *pass_environment) if host.get(name)))

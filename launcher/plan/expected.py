@@ -36,7 +36,7 @@ def expected_results(benchmark: Benchmark, stem: str, **more: Any) -> Expected:
     )
 
 
-def held_against(
+def with_validation(
     expected: Expected, benchmark: Benchmark, runner: Runner, rule: ModelRule, path: str | None
 ) -> Expected:
     """The results with what row and runner file say that they are held against; ``path`` is the checkpoint's."""

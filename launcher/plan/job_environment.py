@@ -20,7 +20,9 @@ KEPT = (
 """Variables of the host that every job gets, ``*`` for any ending: programs need them."""
 
 
-def from_host(host: Mapping[str, str], kept: Sequence[str], passes: Collection[str] | None) -> dict[str, str]:
+def select_host_variables(
+    host: Mapping[str, str], kept: Sequence[str], passes: Collection[str] | None
+) -> dict[str, str]:
     """The part of the host's environment that a job gets. ``kept`` are names or globs; ``passes`` is the plan's list,
     None in plans of earlier versions, which listed nothing."""
     passed = SECRETS if passes is None else passes
@@ -31,12 +33,12 @@ def from_host(host: Mapping[str, str], kept: Sequence[str], passes: Collection[s
     }
 
 
-def left_out(host: Mapping[str, str], job: Mapping[str, str]) -> list[str]:
+def variables_left_out(host: Mapping[str, str], job: Mapping[str, str]) -> list[str]:
     """The names of the host's environment that a job does not get."""
     return sorted(host.keys() - job.keys())
 
 
-def require_passed(passes: Collection[str] | None, host: Mapping[str, str]) -> None:
+def require_passed_variables(passes: Collection[str] | None, host: Mapping[str, str]) -> None:
     """Raise ConfigError when whoever drives the run lacks a variable that the plan passes: no plan holds its value."""
     if missing := sorted(name for name in passes or () if not host.get(name)):
         names = ", ".join(missing)

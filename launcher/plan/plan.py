@@ -138,7 +138,7 @@ class Expected(msgspec.Struct, frozen=True):
         return self.bounds or Bounds(failed=0.10 if self.mode == "agentic" else 0.05)
 
 
-class Holds(NamedTuple):
+class Allocation(NamedTuple):
     """What a job asks for: its time limit in Slurm's notation, its nodes, the GPUs of all of them; None where that is
     not known yet."""
 

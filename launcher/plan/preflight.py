@@ -14,12 +14,12 @@ ROOM = 1024
 
 
 @cache
-def functions() -> str:
+def shell_functions() -> str:
     """The functions, in bash."""
     return Path(__file__).with_name("preflight.sh").read_text()
 
 
-def look_at_model(model: PlannedModel) -> list[str]:
+def model_checks(model: PlannedModel) -> list[str]:
     """Whether the checkpoint is there, whole, and the declared one; nothing where the benchmark downloads it."""
     path = model.path
     if path is None or path.startswith("hf:") or model.downloads:
@@ -33,32 +33,32 @@ def look_at_model(model: PlannedModel) -> list[str]:
     return [f"model={quote_word(path)}", mounted, "check_checkpoint", identity]
 
 
-def look_at_images(plan: Plan) -> list[str]:
+def image_checks(plan: Plan) -> list[str]:
     """Whether the squash files that all nodes share can be read here; a node's own are imported by the job."""
     return [f"look_at_image {quote_word(image.squash)}" for image in plan.images if image.shared and image.squash]
 
 
-def look_at_clock(directory: str) -> list[str]:
+def clock_checks(directory: str) -> list[str]:
     """Whether the clock is the login node's, in a directory (a word) that both see."""
     return [f"look_at_clock {directory}"]
 
 
-def expect_of_locks(*, local: bool) -> list[str]:
+def declare_local_locks(*, local: bool) -> list[str]:
     """What the runner file says of locks: those that are ``local`` to each host are told, and not judged."""
     return ["locks_local=yes"] if local else []
 
 
-def ask_about_locks(directory: str, looks: Sequence[str], *, local: bool = False) -> list[str]:
+def with_lock_check(directory: str, looks: Sequence[str], *, local: bool = False) -> list[str]:
     """The looks, while the login node is asked whether locks hold in the directory: it may take seconds to answer."""
-    return [*expect_of_locks(local=local), f"ask_login {directory}", *looks, f"hear_login {directory}"]
+    return [*declare_local_locks(local=local), f"ask_login {directory}", *looks, f"hear_login {directory}"]
 
 
-def with_login(directory: str, looks: Sequence[str], *, local: bool = False) -> list[str]:
+def with_login_checks(directory: str, looks: Sequence[str], *, local: bool = False) -> list[str]:
     """The looks, beside those at what this node and the login node agree about."""
-    return [*look_at_clock(directory), *ask_about_locks(directory, looks, local=local)]
+    return [*clock_checks(directory), *with_lock_check(directory, looks, local=local)]
 
 
-def look_at_node(gpus: int, *, alone: bool, patience: int = 0, directories: Sequence[str] = ()) -> list[str]:
+def node_checks(gpus: int, *, alone: bool, patience: int = 0, directories: Sequence[str] = ()) -> list[str]:
     """Whether the node has its GPUs, free where the job has the node for itself, and room in what it writes to."""
     looks = [f"look_at_gpus {gpus} {'yes' if alone else 'no'} {patience}"] if gpus else []
     if directories:

@@ -17,9 +17,9 @@ _VARIABLES = ("settings", "options", "env", "environment", "exports")
 _OTHER_SCALARS = frozenset({int, float, bool, type(None)})
 
 
-def refuse(plan: Plan, accepted: Sequence[str] = ()) -> None:
+def require_acceptable(plan: Plan, accepted: Sequence[str] = ()) -> None:
     """Raise ConfigError when the plan has errors among its findings whose rules nobody accepted, or holds a secret."""
-    refuse_secrets(plan)
+    require_no_secrets(plan)
     bad = [f for f in plan.errors if f.rule not in accepted]
     if bad:
         listed = "\n".join(f"  {f.where}: {f.message} [{f.rule}]" for f in bad)
@@ -30,7 +30,7 @@ def refuse(plan: Plan, accepted: Sequence[str] = ()) -> None:
         )
 
 
-def refuse_secrets(plan: Plan) -> None:
+def require_no_secrets(plan: Plan) -> None:
     """Raise ConfigError when the plan holds the value of a secret: what has the shape of a token, and what is set for a
     variable that is called as secrets are."""
     places = _secrets_in(plan.as_dict(), variables=False)

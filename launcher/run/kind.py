@@ -62,13 +62,13 @@ class Services:
     tools: Tools = Tools()
     run: CommandRunner = run
 
-    def ended_by(self, stop: Stop) -> Services:
+    def with_stop(self, stop: Stop) -> Services:
         """The same, whose waits and programs end when ``stop`` is requested."""
         return replace(self, stop=stop, run=stoppable(stop.requested))
 
-    def of_run(self, record: RunRecord) -> Services:
+    def for_run(self, record: RunRecord) -> Services:
         """The same for one run of a command: what it waits for and what it runs ends when the run is to end, too."""
-        return self.ended_by(self.stop.or_when(record.cancel_requested, record.cancel_reason, LOOK))
+        return self.with_stop(self.stop.or_when(record.cancel_requested, record.cancel_reason, LOOK))
 
     @property
     def environment(self) -> dict[str, str]:
@@ -97,7 +97,7 @@ class Submitted:
 
     ``submitted`` is its submit time in seconds since the epoch when the scheduler told it, ``output`` its own directory
     and ``log`` its log. With ``held`` it starts once the launcher releases it. ``adopted``: the submitting program
-    failed, and the scheduler had the job nevertheless. ``said`` is everything the program said. ``left_out`` are the
+    failed, and the scheduler had the job nevertheless. ``printed`` is everything the program said. ``left_out`` are the
     names of this process's environment that the job did not get. ``cluster`` is another one that took the job.
     """
 
@@ -107,7 +107,7 @@ class Submitted:
     log: Path
     held: bool = False
     adopted: bool = False
-    said: str = ""
+    printed: str = ""
     notes: tuple[str, ...] = ()
     left_out: Sequence[str] = ()
     cluster: str = ""
@@ -155,7 +155,7 @@ class JobKind(Protocol):
     def prepare(self, run: Run) -> Prepared:
         """Make ready what the job needs beside images and model. Idempotent. Raises LauncherError."""
 
-    def look(self, run: Run) -> None:
+    def check_nodes(self, run: Run) -> None:
         """Have what the job needs looked at from where it will run: that takes minutes, and can be cut off at any time.
         Raises LauncherError when something is wrong."""
 
@@ -168,7 +168,7 @@ class JobKind(Protocol):
         are jobs that have to go.
         """
 
-    def holds(self, plan: Plan) -> bool:
+    def submits_held(self, plan: Plan) -> bool:
         """Whether `submit` submits the job of this plan held, for the launcher to release."""
 
     def output_directory(self, plan: Plan, job_id: str) -> Path:
@@ -220,7 +220,7 @@ class Run:
         """Tell whoever follows the run."""
         self.record.event("note", text)
 
-    def waits(self, what: str, at_most: float) -> Callable[[float], None]:
+    def announced_sleep(self, what: str, at_most: float) -> Callable[[float], None]:
         """A sleep that tells once what is waited for, and for how many seconds at most. No request to stop ends it."""
         told: list[str] = []
 

@@ -97,11 +97,11 @@ def orphans_of_job_name(
     return found
 
 
-VARIABLE = "LAUNCHER_RUN_ID"
+RUN_ID_VARIABLE = "LAUNCHER_RUN_ID"
 """What `launcher ci` leaves for later steps of its job, by GITHUB_ENV."""
 
 
-def identity(environ: Mapping[str, str]) -> str:
+def github_job_identity(environ: Mapping[str, str]) -> str:
     """The GitHub job that an environment belongs to. Raises ConfigError.
 
     A launch step that set RUNNER_TYPE or RESULT_FILENAME for itself has another run key than its clean-up step
@@ -116,7 +116,7 @@ def runs_of_job(runs: Path, environ: Mapping[str, str]) -> list[RunRecord]:
 
     Records of earlier versions do not say their GitHub job. Raises ConfigError without RUNNER_NAME.
     """
-    job, ours = github_job(environ), identity(environ)
+    job, ours = github_job(environ), github_job_identity(environ)
 
     def is_ours(record: RunRecord) -> bool:
         if record.fields.github_job:

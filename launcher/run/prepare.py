@@ -32,7 +32,7 @@ from launcher.image.store import ensure_image
 from launcher.model.checkpoint import CheckpointReport, examine
 from launcher.model.fingerprint import CONFIGS, fingerprint_of_files
 from launcher.model.serving import nearest_sibling, require_servable, sibling_hint
-from launcher.plan.refusing import refuse, refuse_secrets
+from launcher.plan.refusing import require_acceptable, require_no_secrets
 from launcher.run.image_usage import mark_used_by
 from launcher.run.kind import LOOK, Prepared, Run, copy_workspace
 from launcher.run.record import RecordedJob
@@ -79,7 +79,7 @@ class Gate:
 def prepare_in_thread(run: Run, done: SimpleQueue[tuple[Run, Preparation]], gate: Gate) -> None:
     """Prepare a run and hand on what came of it, whatever that is: the loop waits for it."""
     services = run.services
-    run.services = services.ended_by(gate.stop_of(services.stop))
+    run.services = services.with_stop(gate.stop_of(services.stop))
     try:
         answer: Preparation = prepare(run, gate)
     except BaseException as error:  # noqa: BLE001  # a fault of ours in one run must not hang the others
@@ -106,14 +106,14 @@ def prepare(run: Run, gate: Gate | None = None) -> JobKey:
         # What is prepared decides about images and model, so it comes before anything that takes long or is shared.
         prepared = _prepare_workspace(run)
         whole = run.kind.complete(run.plan, prepared)
-        refuse_secrets(whole)  # before it is stored
+        require_no_secrets(whole)  # before it is stored
         run.change_plan(whole)
-        refuse(run.plan, run.record.fields.accepted)
+        require_acceptable(run.plan, run.record.fields.accepted)
     _have_images(run)
     with run.record.running_step("model") as keep:
         keep(_check_model(run))
     prepared = prepared or _prepare_workspace(run)
-    run.kind.look(run)  # not in the submission: whoever dies in that leaves open whether there is a job
+    run.kind.check_nodes(run)  # not in the submission: whoever dies in that leaves open whether there is a job
     if gate is not None:
         gate.wait(run.services.stop)
     return _submit(run, prepared)
@@ -272,7 +272,7 @@ def _submit(run: Run, prepared: Prepared) -> JobKey:
         earlier = _jobs_before(run)
         if isinstance(earlier, JobKey):
             output = run.kind.output_directory(run.plan, earlier.id)
-            log, held = run.kind.log_in(output, earlier.id), run.kind.holds(run.plan)
+            log, held = run.kind.log_in(output, earlier.id), run.kind.submits_held(run.plan)
             submitted = earlier.submitted or time.time()
             job = RecordedJob(earlier.id, submitted, str(output), str(log), held=held, cluster=earlier.cluster)
             return _record(run, job, ["found by its token: an earlier launcher submitted it"])
@@ -295,7 +295,7 @@ def _submit(run: Run, prepared: Prepared) -> JobKey:
             where = str(done.output), str(done.log)
             job = RecordedJob(done.job_id, submitted, *where, held=done.held, cluster=done.cluster)
             key = _record(run, job, done.notes)
-            run.record.write("srtctl.json", {"said": hide(done.said)})
+            run.record.write("srtctl.json", {"said": hide(done.printed)})
             return key
 
 

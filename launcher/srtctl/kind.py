@@ -18,7 +18,7 @@ from launcher.core.errors import ConfigError, ResultError
 from launcher.core.publish import write_text
 from launcher.core.reading import sha256_of
 from launcher.plan.derive import Context
-from launcher.plan.job_environment import KEPT, from_host, left_out
+from launcher.plan.job_environment import KEPT, select_host_variables, variables_left_out
 from launcher.plan.plan import SRTCTL, Plan
 from launcher.runner.file import RunnerFile
 from launcher.srtctl.planned import LOG, SRTSLURM, SrtctlJob
@@ -137,7 +137,7 @@ class SrtctlKind:
         facts = {"sha": checkout.sha, "notes": list(checkout.notes), "there_before": existing}
         return Prepared(checkout.root, {"root": str(checkout.root), **facts}, checkout)
 
-    def look(self, run: Run) -> None:
+    def check_nodes(self, run: Run) -> None:
         """Check images and checkpoint from a node of the partition, if the runner file requires it."""
         if SrtctlJob.of(run.plan).look_from_node and run.plan.scheduler.kind == "slurm":
             from launcher.srtctl.short_job import check_from_node
@@ -171,15 +171,15 @@ class SrtctlKind:
                 token=run.id,
                 options=checkout.options,
                 earlier=earlier,
-                hold=self.holds(run.plan),
+                hold=self.submits_held(run.plan),
             ),
             scheduler=run.services.scheduler,
             run=start,
-            sleep=run.waits(IN_DOUBT_TOLD, sum(PAUSES)),
+            sleep=run.announced_sleep(IN_DOUBT_TOLD, sum(PAUSES)),
         )
-        return replace(submitted, left_out=left_out(environ, environment))
+        return replace(submitted, left_out=variables_left_out(environ, environment))
 
-    def holds(self, plan: Plan) -> bool:
+    def submits_held(self, plan: Plan) -> bool:
         """Jobs of Slurm are submitted held, unless recipe, variant or cluster set the directive ``hold`` themselves."""
         return plan.scheduler.kind == "slurm" and not any("hold" in d for d in _directives(SrtctlJob.of(plan)))
 
@@ -278,7 +278,7 @@ def job_environment(
 ) -> dict[str, str]:
     """The whole environment of srtctl, which is also the job's: variables that programs need, the host's variables that
     the plan passes, and those that the plan exports."""
-    return {**from_host(environ, (*KEPT, *KEPT_FOR_SRTCTL), passes), **tools, **job.submit.environment}
+    return {**select_host_variables(environ, (*KEPT, *KEPT_FOR_SRTCTL), passes), **tools, **job.submit.environment}
 
 
 def _existing_agentic_results(plan: Plan) -> dict[str, int]:

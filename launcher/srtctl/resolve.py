@@ -15,9 +15,9 @@ from launcher.core.errors import ConfigError
 from launcher.core.slurm_notation import limit_seconds
 from launcher.image.reference import PlannedImage, is_image_reference
 from launcher.plan import derive
-from launcher.plan.derive import AppliedRules, Context, names_passed
+from launcher.plan.derive import AppliedRules, Context, passed_variables
 from launcher.plan.expected import expected_results, result_stem
-from launcher.plan.plan import Expected, Holds
+from launcher.plan.plan import Allocation, Expected
 from launcher.runner.file import RunnerFile, fill_in
 from launcher.runner.schema import Edit, LaneRule
 from launcher.srtctl.edit import acceptance_edits, apply_edits, with_comment
@@ -59,7 +59,7 @@ class SrtctlPlanner:
         """
         rules, recipe = self._rules_and_recipe(benchmark, file)
         lane, adjustments = rules.lane.rule, [adjustment.rule for adjustment in rules.adjustments]
-        script: str | None = derive.last([lane.setup_script, *(a.setup_script for a in adjustments)], None)
+        script: str | None = derive.last_given([lane.setup_script, *(a.setup_script for a in adjustments)], None)
         listed = self._has(lane, f"configs/{script}") if script else None
         setup = self.finder.setup_script(script, _refs(lane), listed) if script else None
         # The recipe runs its own concurrencies unless a person chose others.
@@ -90,11 +90,11 @@ class SrtctlPlanner:
             "SRTSLURM_CONFIG": f"{tree.root}/srtslurm.yaml",
             **_exports(rules, context, expected.filename),
         }
-        argv = _argv(rules, planned_recipe, setup, derive.tags(rules, context))
+        argv = _argv(rules, planned_recipe, setup, derive.job_tags(rules, context))
         submit = Submit(argv, {**environment_of(benchmark), **exports})
         job = SrtctlJob(models, tree, srtslurm, planned_recipe, submit, rules.power, _preflight(rules) == "node")
         limit = lengthened((recipe.facts and recipe.facts.time_limit) or srtslurm.get("default_time_limit"), context)
-        plan = derive.whole_plan(
+        plan = derive.assemble_plan(
             rules,
             context,
             images=images,
@@ -175,11 +175,11 @@ def lengthened(limit: str | None, context: Context) -> str | None:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
 
 
-def _holds(recipe: RecipeFacts | None, limit: str | None, file: RunnerFile) -> Holds:
+def _holds(recipe: RecipeFacts | None, limit: str | None, file: RunnerFile) -> Allocation:
     """The resources that srtctl requests from Slurm: whole nodes."""
     nodes = recipe.nodes if recipe is not None else None
     per_node = (recipe.gpus_per_node if recipe is not None else None) or file.runner.node.gpus
-    return Holds(limit, nodes, None if nodes is None else nodes * per_node)
+    return Allocation(limit, nodes, None if nodes is None else nodes * per_node)
 
 
 def _results(expected: Expected, recipe: RecipeFacts | None) -> Expected:
@@ -253,15 +253,15 @@ def _srt_slurm(rules: AppliedRules, context: Context, setup: SetupScript | None)
     if setup is not None and setup.directory:
         overlays.append(PlannedOverlay(setup.directory, "configs"))
     return SrtSlurm(
-        repository=derive.fill(runner.repositories[lane.repository], context),
+        repository=derive.fill_path(runner.repositories[lane.repository], context),
         ref=lane.ref,
         sha=lane.sha,
         overlays=tuple(overlays),
         patches=tuple(lane.patches),
         setup=tuple(tuple(fill_in(word, arch) for word in argv) for argv in runner.checkout.setup),
         setup_timeout=runner.checkout.setup_timeout,
-        root=derive.fill(runner.checkout.directory, context) + f"/srt-slurm-{context.run_key}",
-        cache=derive.fill(runner.checkout.cache, context),
+        root=derive.fill_path(runner.checkout.directory, context) + f"/srt-slurm-{context.run_key}",
+        cache=derive.fill_path(runner.checkout.cache, context),
     )
 
 
@@ -273,7 +273,7 @@ def _srtslurm_document(rules: AppliedRules, context: Context) -> dict[str, Any]:
     document: dict[str, Any] = {
         "default_account": account,
         "default_partition": partition,
-        "default_time_limit": derive.last(limits, runner.scheduler.time_limit),
+        "default_time_limit": derive.last_given(limits, runner.scheduler.time_limit),
         "gpus_per_node": runner.node.gpus,
         **runner.srtslurm,
     }
@@ -293,7 +293,7 @@ def _exports(rules: AppliedRules, context: Context, stem: str) -> dict[str, str]
     }
     if rules.model.rule.served:
         exports["SERVED_MODEL_NAME"] = fill_in(rules.model.rule.served, {"model": rules.benchmark.model})
-    passed = names_passed(context.host, runner.pass_environment)
+    passed = passed_variables(context.host, runner.pass_environment)
     for adjustment in rules.adjustments:  # for a variable in `pass-environment`, the host's value wins
         exports.update({name: value for name, value in adjustment.rule.exports.items() if name not in passed})
     return exports
@@ -301,7 +301,9 @@ def _exports(rules: AppliedRules, context: Context, stem: str) -> dict[str, str]
 
 def _preflight(rules: AppliedRules) -> bool | str:
     """Who checks images and model before the submission: srtctl (True), nobody (False), or ``"node"``."""
-    value: bool | str = derive.last([rules.lane.rule.preflight, *(a.rule.preflight for a in rules.adjustments)], True)
+    value: bool | str = derive.last_given(
+        [rules.lane.rule.preflight, *(a.rule.preflight for a in rules.adjustments)], True
+    )
     return value
 
 
@@ -345,7 +347,7 @@ def _edited(
     edits += acceptance_edits(benchmark, document)
     if context.longer != 1.0:
         limits = [rules.lane.rule.time_limit, *(a.rule.time_limit for a in rules.adjustments)]
-        limit = (recipe.facts and recipe.facts.time_limit) or derive.last(
+        limit = (recipe.facts and recipe.facts.time_limit) or derive.last_given(
             limits, rules.file.runner.scheduler.time_limit
         )
         edits.append(Edit(("slurm", "time_limit"), lengthened(limit, context)))

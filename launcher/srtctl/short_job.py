@@ -19,7 +19,7 @@ from launcher.core.publish import make_private, write_text
 from launcher.core.reading import read_file
 from launcher.core.shell_words import quote_word
 from launcher.plan.plan import Plan
-from launcher.plan.preflight import functions, look_at_images, look_at_model, with_login
+from launcher.plan.preflight import image_checks, model_checks, shell_functions, with_login_checks
 
 KEPT = 3600.0
 """Seconds for which an answer is used again."""
@@ -44,11 +44,11 @@ def check_from_node(
     ``state`` is the directory of kept answers. The sentence also says if no node answered in time. Raises ImageError,
     ModelError, NodeError when a check fails.
     """
-    checks = [*look_at_images(plan), *look_at_model(plan.model)]
+    checks = [*image_checks(plan), *model_checks(plan.model)]
     if not checks:
         return "nothing of this plan can be looked at from a node"
     planned, now = plan.scheduler, time.time() if now is None else now
-    key = hashlib.sha256(f"{plan.runner}\0{planned.partition}\0{functions()}{checks}".encode()).hexdigest()[:24]
+    key = hashlib.sha256(f"{plan.runner}\0{planned.partition}\0{shell_functions()}{checks}".encode()).hexdigest()[:24]
     answer = state / key
     try:
         if 0 <= now - answer.stat().st_mtime < KEPT:
@@ -62,8 +62,8 @@ def check_from_node(
     shared = next((Path(image.squash).parent for image in plan.images if image.shared and image.squash), None)
     with answering_nodes(shared) if shared is not None else nullcontext() as directory:
         if directory is not None:
-            checks = with_login(quote_word(str(directory)), checks, local=plan.locks_are_local(str(shared)))
-        script = "\n".join([_FRAME, functions(), *checks, "uname -n"])
+            checks = with_login_checks(quote_word(str(directory)), checks, local=plan.locks_are_local(str(shared)))
+        script = "\n".join([_FRAME, shell_functions(), *checks, "uname -n"])
         done = run([*argv, "bash", "-c", script], timeout=2 * WAIT, env=environment)
     error = re.search(r"launcher: error: (.*)", done.stderr)
     if done.returncode in _ERRORS and error:

@@ -164,7 +164,7 @@ def apply(
         held=submission.hold,
         cluster=cluster,
         adopted=failed,
-        said=printed.text,
+        printed=printed.text,
         notes=(*notes, f"srtctl failed, and the job exists: {problem}") if failed else tuple(notes),
     )
 

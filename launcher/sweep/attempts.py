@@ -19,7 +19,7 @@ from launcher.core.errors import ConfigError, JobError, ResultError
 from launcher.core.reading import prepare_type
 from launcher.result.summary_file import Summary, read_document, read_summary
 from launcher.run.fields import WHOLE, RecordedJob, RunFields, Verdict, read_fields
-from launcher.sweep.estimate import Past
+from launcher.sweep.estimate import EarlierRun
 from launcher.sweep.schema import Job
 from launcher.sweep.state import NONE, Facts, Phase, State
 
@@ -36,7 +36,7 @@ class _Measured(msgspec.Struct):
     osl: int | None = None
 
 
-def history(runs: Path, most: int = 1000) -> Iterator[Past]:
+def earlier_runs(runs: Path, most: int = 1000) -> Iterator[EarlierRun]:
     """The earlier runs below ``runs`` whose results were good, of the latest so many records."""
     with contextlib.suppress(OSError):
         latest = sorted((e for e in os.scandir(runs) if not e.name.startswith(".")), key=lambda e: -e.stat().st_mtime)
@@ -49,7 +49,7 @@ def history(runs: Path, most: int = 1000) -> Iterator[Past]:
                     measures = said.scenario if said.isl is None else f"{said.isl}/{said.osl}"
                     measured = tuple(said.concurrencies)
                     what = fields.runner, said.model, said.topology, measures
-                    yield Past(what, measured, job.ended - job.started)
+                    yield EarlierRun(what, measured, job.ended - job.started)
 
 
 class Records:

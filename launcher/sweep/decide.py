@@ -12,7 +12,7 @@ from msgspec import structs
 
 from launcher.runner.cluster_schema import Limits
 from launcher.sweep.points import canaries, guard, ordered, topology_of
-from launcher.sweep.retry import Further, class_of, further, named_node, signature
+from launcher.sweep.retry import AllowedRetry, allowed_retry, class_of, named_node, signature
 from launcher.sweep.schema import Ended, Event, Excluded, Held, Job, Retried, Skipped
 from launcher.sweep.state import Attempt, Facts, State, gpu_hours, held_jobs
 
@@ -110,11 +110,11 @@ class Decisions:
 
     def next(self, now: float) -> Start | None:
         """The next attempt that may begin."""
-        if self.state.ending or self.tripped:
+        if self.state.ending or self.fail_fast_reason:
             return None
         for key, due in self.waiting.items():
             job = self.state.jobs[key]
-            if due <= now and not self.why_not(job):
+            if due <= now and not self.blocking_reason(job):
                 return self._start(job)
         return None
 
@@ -132,10 +132,10 @@ class Decisions:
         """An attempt of the job has begun."""
         del self.waiting[key]
 
-    def why_not(self, job: Job) -> str:
+    def blocking_reason(self, job: Job) -> str:
         """Why no attempt of this job may begin, apart from time and room; "" when one may."""
         state = self.state
-        if waits := state.waits(job):
+        if waits := state.pause_state(job):
             return {"pause": "paused", "drain": "drained"}[waits]
         if (held := state.breaker(job)) is not None:
             return f"breaker: {held.signature}"
@@ -150,11 +150,11 @@ class Decisions:
         return ""
 
     @property
-    def tripped(self) -> str:
+    def fail_fast_reason(self) -> str:
         """Why nothing more begins after failures; "" as long as it may."""
-        return f"fail fast: {self._counted[-1].signature}" if self._counted and self.would_trip(0) else ""
+        return f"fail fast: {self._counted[-1].signature}" if self._counted and self.reaches_fail_fast(0) else ""
 
-    def would_trip(self, failures: int) -> bool:
+    def reaches_fail_fast(self, failures: int) -> bool:
         """Whether nothing more begins after ``failures`` more, whatever their layer is."""
         policy = self.state.policy.fail_fast
         return policy is not None and len(self._counted) + failures >= (int(policy) if policy.isdigit() else 1)
@@ -167,16 +167,16 @@ class Decisions:
 
     def due(self, now: float) -> bool:
         """Whether an attempt waits for its time alone, or for somebody to let the sweep go on."""
-        if self.state.ending or self.tripped:
+        if self.state.ending or self.fail_fast_reason:
             return False
         jobs = [(self.state.jobs[key], due) for key, due in self.waiting.items()]
-        return any(self.why_not(job) in (("",) if due > now else ()) + ("paused",) for job, due in jobs)
+        return any(self.blocking_reason(job) in (("",) if due > now else ()) + ("paused",) for job, due in jobs)
 
     def left(self) -> list[Event]:
         """The jobs that are not started by this driver, and why."""
         found: list[Event] = []
         for key in self.waiting:
-            why = self.tripped or self.why_not(self.state.jobs[key]) or "the driver left"
+            why = self.fail_fast_reason or self.blocking_reason(self.state.jobs[key]) or "the driver left"
             found.append(Skipped(time=0.0, job=key, why=why))
         return found
 
@@ -223,17 +223,17 @@ class Decisions:
         if (guarded := self._canaries.get(job.key)) is not None:
             self._guards.pop(guarded, None)
 
-    def _further(self, attempt: Attempt, seen: Facts) -> Further | None:
+    def _further(self, attempt: Attempt, seen: Facts) -> AllowedRetry | None:
         key = attempt.event.job
         found = class_of(seen)
         before = self.state.retry_counts[key, found.name] if found is not None else 0
-        more = further(seen, before, self.state.policy)
+        more = allowed_retry(seen, before, self.state.policy)
         canary = key in self._canaries and not self.ok[key] and seen.layer in ("node", "scheduler")
         if more is None and canary and not self.state.retry_counts[key, "canary"]:
-            return Further("canary", 0.0, (named_node(seen),) if named_node(seen) else ())
+            return AllowedRetry("canary", 0.0, (named_node(seen),) if named_node(seen) else ())
         return more
 
-    def _retry(self, attempt: Attempt, seen: Facts, more: Further, now: float) -> list[Event]:
+    def _retry(self, attempt: Attempt, seen: Facts, more: AllowedRetry, now: float) -> list[Event]:
         key, events, avoid = attempt.event.job, list[Event](), more.avoid
         runner = self.state.jobs[key].runner
         if more.excluded:

@@ -28,9 +28,9 @@ from launcher.sweep.attempts import Records, facts_of_outcome, is_over, with_fir
 from launcher.sweep.decide import Decisions
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.making import RunMaker
-from launcher.sweep.overview import told
-from launcher.sweep.schema import Added, Asked, Began, Ended, Event, Left, Skipped, Started, Voided
-from launcher.sweep.slots import Rooms
+from launcher.sweep.overview import event_text
+from launcher.sweep.schema import Added, Began, Ended, Event, Left, Requested, Skipped, Started, Voided
+from launcher.sweep.slots import Slots
 from launcher.sweep.state import Attempt, Facts, State
 
 AHEAD = 4
@@ -67,7 +67,7 @@ class Open:
 
 
 @dataclass(frozen=True)
-class Setting:
+class DriverSetting:
     """What a driver meets: records, `limits:` of the runners' files, how many nodes runners have, and whether a job
     with this run's id may live."""
 
@@ -82,9 +82,9 @@ class Driver(Feed):
     """The feed of a loop (`launcher.run.loop.Feed`) for one sweep, whose ``lock`` this process holds."""
 
     def __init__(
-        self, ledger: Ledger, lock: Lock, maker: RunMaker, setting: Setting, say: Say, leaving: threading.Event
+        self, ledger: Ledger, lock: Lock, maker: RunMaker, setting: DriverSetting, say: Say, leaving: threading.Event
     ) -> None:
-        self._stale = [path for path, request in ledger.requests() if isinstance(request, Asked)]
+        self._stale = [path for path, request in ledger.requests() if isinstance(request, Requested)]
         self.ledger, self.state = ledger, State(ledger.sweep, ledger.events())
         self.records = Records(setting.runs, self.state)
         self.decisions = Decisions(self.state, setting.nodes, setting.limits)
@@ -95,7 +95,7 @@ class Driver(Feed):
         self.leaving = leaving
         self._lock, self._maker, self._setting, self._say = lock, maker, setting, say
         slots, over = ledger.directory.parent / ".slots", partial(is_over, setting.runs)
-        self._rooms = Rooms(slots, setting.limits, over, say, setting.clock)
+        self._rooms = Slots(slots, setting.limits, over, say, setting.clock)
         self._clock = setting.clock
         self._adopted: list[Run] = []
         self._again: list[tuple[float, Run]] = []
@@ -116,7 +116,7 @@ class Driver(Feed):
         self._write(Began(time=0.0, driver=driver, policy=policy, anyway=anyway, retry_failed=retry_failed), must=True)
         found: dict[str, list[tuple[Attempt, Facts]]] = {}
         for key in self.state.jobs:
-            for attempt in self.state.made(key):
+            for attempt in self.state.counted_attempts(key):
                 seen = self.records.facts(attempt.run)
                 if attempt.open and seen.phase == "none":
                     if not self._setting.may_live(attempt.run):
@@ -236,8 +236,8 @@ class Driver(Feed):
         if opened.admitted:
             return True
         job, policy = self.state.jobs[opened.attempt.event.job], self.state.policy
-        waits, held = self.state.waits(job), self.state.breaker(job)
-        why = self.state.ending or self.decisions.tripped or ("drained" if waits == "drain" else "")
+        waits, held = self.state.pause_state(job), self.state.breaker(job)
+        why = self.state.ending or self.decisions.fail_fast_reason or ("drained" if waits == "drain" else "")
         if why or held is not None:
             why = why or f"breaker: {held.signature if held is not None else ''}"
             return Cancelled(f"its job was not submitted: {why}")
@@ -258,7 +258,7 @@ class Driver(Feed):
     def _awaits_failure(self) -> bool:
         """Whether nothing begins until it is known what failed in these runs: they may be the last that fail fast
         allows. That depends on the layer, and on whether the same is tried again."""
-        return bool(self._failed) and self.decisions.would_trip(len(self._failed))
+        return bool(self._failed) and self.decisions.reaches_fail_fast(len(self._failed))
 
     def failed(self, run: Run) -> None:
         self._failed.add(run.id)
@@ -316,12 +316,12 @@ class Driver(Feed):
             self._write(event)
             if isinstance(event, Ended):
                 self.on_end(event)
-            self._say("end" if isinstance(event, Ended) and not event.signature else "error", told(event))
+            self._say("end" if isinstance(event, Ended) and not event.signature else "error", event_text(event))
 
     def cancel_all_reason(self) -> Cancelled | None:
         if self.state.ending == "cancel":
             return Cancelled("launcher sweep cancel")
-        if self.state.policy.fail_fast_cancel and (why := self.decisions.tripped):
+        if self.state.policy.fail_fast_cancel and (why := self.decisions.fail_fast_reason):
             return Cancelled(why)
         return None
 
@@ -366,7 +366,7 @@ class Driver(Feed):
                     path.unlink()
                 self._take(request)
 
-    def _take(self, request: Asked | Added | None) -> None:
+    def _take(self, request: Requested | Added | None) -> None:
         self._idle, self._scanned = False, -1e9
         if isinstance(request, Added):
             self.decisions.add([self.state.jobs[job.key] for job in request.jobs], self._clock())
@@ -384,7 +384,7 @@ class Driver(Feed):
         except LauncherError as error:
             if must:
                 raise
-            if not isinstance(event, (Started, Asked, Added)):
+            if not isinstance(event, (Started, Requested, Added)):
                 self._unwritten.append(event)
                 self.state.apply(event)  # type: ignore[arg-type]
             if not self._said_full:

@@ -11,7 +11,7 @@ from launcher.sweep.schema import Job
 
 
 @dataclass(frozen=True)
-class Past:
+class EarlierRun:
     """An earlier run whose results were good: ``what`` (runner, model, topology, lengths or scenario) it measured at
     which concurrencies, and how many seconds its job ran."""
 
@@ -30,14 +30,14 @@ class Estimate:
     n: int
 
 
-def estimates(jobs: Sequence[Job], history: Iterable[Past]) -> dict[str, Estimate]:
+def estimates(jobs: Sequence[Job], history: Iterable[EarlierRun]) -> dict[str, Estimate]:
     """What is expected of each job that was run before, on the same runner, by its model, topology and lengths.
 
     Of other concurrencies the time is taken to be linear in their sum, as the number of requests is.
     """
     import statistics  # `sweep status` has no use for it
 
-    past: dict[tuple[str, ...], list[Past]] = defaultdict(list)
+    past: dict[tuple[str, ...], list[EarlierRun]] = defaultdict(list)
     for one in history:
         past[one.what].append(one)
     found = {}

@@ -33,7 +33,7 @@ from launcher.core.publish import (
     write_bytes,
 )
 from launcher.core.reading import open_regular, read_file
-from launcher.sweep.schema import DECODE_LINE, DECODE_SWEEP, SCHEMA, Added, Asked, Event, Line, Sweep
+from launcher.sweep.schema import DECODE_LINE, DECODE_SWEEP, SCHEMA, Added, Event, Line, Requested, Sweep
 
 NEW_LINE = b"\n"
 
@@ -133,20 +133,20 @@ class Ledger:
         owner = LockOwner.from_json(found[0]) if found is not None else None
         return None if owner is None or owner.is_dead else owner
 
-    def ask(self, request: Asked | Added) -> None:
+    def add_request(self, request: Requested | Added) -> None:
         """Ask the driver for something. Raises OSError."""
         requests = self.directory / "requests"
         make_private(requests)
         write_bytes(requests / f"{time.time_ns():020d}-{os.getpid()}.json", msgspec.json.encode(request))
 
-    def requests(self) -> Iterator[tuple[Path, Asked | Added | None]]:
+    def requests(self) -> Iterator[tuple[Path, Requested | Added | None]]:
         """What was asked and not yet answered, oldest first; None for a file that holds no request."""
         with contextlib.suppress(OSError):
             for path in sorted((self.directory / "requests").glob("*.json")):
                 request = None
                 with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                     line = DECODE_LINE.decode(read_file(path, LARGEST))
-                    request = line if isinstance(line, (Asked, Added)) else None
+                    request = line if isinstance(line, (Requested, Added)) else None
                 yield path, request
 
 

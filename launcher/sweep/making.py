@@ -12,7 +12,7 @@ from launcher.core.errors import ConfigError
 from launcher.core.stop import Stop
 from launcher.image.squash import Sidecar
 from launcher.plan.plan import Plan
-from launcher.plan.refusing import refuse
+from launcher.plan.refusing import require_acceptable
 from launcher.project import Project
 from launcher.run.kind import Run, Services
 from launcher.run.record import Listener, RunRecord
@@ -65,7 +65,7 @@ class RunMaker:
                 where=f"job {job.key}",
                 hint="a new sweep measures the new one, and may take over other points with --reuse",
             )
-        refuse(plan, self._accept)
+        require_acceptable(plan, self._accept)
         return plan
 
     def any_plan(self, state: State) -> Plan:
@@ -96,7 +96,7 @@ class RunMaker:
 
     def _run(self, record: RunRecord, plan: Plan, *, fresh: bool = False) -> Run:
         record.listeners.append(self.listener)
-        services = self.services(plan).of_run(record)
+        services = self.services(plan).for_run(record)
         return Run(record, plan, self._project.kind(plan.kind), services, fresh=fresh)
 
     def services(self, plan: Plan) -> Services:

@@ -98,7 +98,7 @@ def overview(
         gpu_hours(state.jobs[a.event.job], once(run)) for run, a in state.by_run.items() if a.open and run in read
     )
     rate, end = _rate(state, points, once, now)
-    asked = ", ".join(f"{verb} {runner}".strip() for runner, verb in state.asked.items())
+    asked = ", ".join(f"{verb} {runner}".strip() for runner, verb in state.requested.items())
     return Overview(
         id=state.sweep.id,
         driver=driver,
@@ -129,7 +129,7 @@ def _line(
 ) -> JobLine:
     words = {point.state: point for point in reversed(points)}
     first = next((words[word] for word in RANK if word in words), None)
-    made = state.made(job.key)
+    made = state.counted_attempts(job.key)
     seen = facts(made[-1].run) if made else NONE
     since = seen.started if seen.word == "RUNNING" else seen.ended or seen.submitted
     word = first.state if first is not None else "planned"
@@ -175,7 +175,7 @@ def age(since: float | None, now: float) -> str:
     return f"{minutes}m" if minutes < 100 else f"{minutes // 60}h" if minutes < 6000 else f"{minutes // 1440}d"
 
 
-def head_of(found: Overview) -> list[str]:
+def header_lines(found: Overview) -> list[str]:
     """What stands above the jobs: points, cost, runners and their queues."""
     total, ok = sum(found.points.values()), found.points.get("ok", 0)
     counts = "  ".join(f"{found.points[word]} {word}" for word in RANK if word != "ok" and word in found.points)
@@ -193,7 +193,7 @@ def head_of(found: Overview) -> list[str]:
     ]
 
 
-def told(event: Event) -> str:
+def event_text(event: Event) -> str:
     """An event as a line for people."""
     text = msgspec.to_builtins(event)
     match text["event"]:

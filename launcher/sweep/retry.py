@@ -49,7 +49,7 @@ def signature(layer: str, text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Further:
+class AllowedRetry:
     """A further attempt: of which class, after how many seconds, without which nodes; ``excluded`` is the one node that
     the sweep uses no more."""
 
@@ -75,7 +75,7 @@ def named_node(seen: Facts) -> str:
     return named.pop() if len(named) == 1 else ""
 
 
-def further(seen: Facts, before: int, policy: Policy) -> Further | None:
+def allowed_retry(seen: Facts, before: int, policy: Policy) -> AllowedRetry | None:
     """The further attempt that a failure allows, when ``before`` such attempts of its class were made; None for none.
 
     Its wait is longer or shorter by up to a fifth, at random.
@@ -95,4 +95,4 @@ def further(seen: Facts, before: int, policy: Policy) -> Further | None:
         return None
     wait = found.wait * 2**before * random.uniform(0.8, 1.2)
     avoid = tuple(node_names(seen.nodes)) if nodes == "avoid" and seen.nodes else ()
-    return Further(found.name, wait, avoid, node if nodes == "exclude" else "")
+    return AllowedRetry(found.name, wait, avoid, node if nodes == "exclude" else "")

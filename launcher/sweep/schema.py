@@ -186,7 +186,7 @@ class Added(Event, frozen=True, kw_only=True, tag="add"):
     selection: tuple[str, ...]
 
 
-class Asked(Event, frozen=True, kw_only=True, tag="ask"):
+class Requested(Event, frozen=True, kw_only=True, tag="ask"):
     """A person asked for something: pause, go-on, drain, stop or cancel; of one ``runner`` alone, or of all."""
 
     verb: Literal["pause", "go-on", "drain", "stop", "cancel"]
@@ -210,7 +210,7 @@ class Left(Event, frozen=True, kw_only=True, tag="leave"):
     exit_code: int
 
 
-Line = Began | Started | Voided | Ended | Retried | Excluded | Held | Skipped | Added | Asked | Reused | Left
+Line = Began | Started | Voided | Ended | Retried | Excluded | Held | Skipped | Added | Requested | Reused | Left
 
 DECODE_LINE = msgspec.json.Decoder(Line)
 DECODE_SWEEP = msgspec.json.Decoder(Sweep)

@@ -25,7 +25,7 @@ ROOM_AGAIN = 2.0
 """Seconds before room on a runner that was full is looked for again, unless a job of this driver has ended there."""
 
 
-class Rooms:
+class Slots:
     """Room on the runners of one sweep, as its driver takes it among all drivers of this user, by files in
     ``directory``; ``limits`` are those of the runners' files. ``over`` says whether a run is over for good: its file is
     then a left one. ``say`` is told once what a disk refuses."""

@@ -14,7 +14,6 @@ from typing import Literal
 from launcher.core.errors import ResultError
 from launcher.sweep.schema import (
     Added,
-    Asked,
     Began,
     Ended,
     Excluded,
@@ -22,6 +21,7 @@ from launcher.sweep.schema import (
     Job,
     Left,
     Line,
+    Requested,
     Retried,
     Reused,
     Skipped,
@@ -123,7 +123,7 @@ class State:
         self.reused: dict[str, dict[int, str]] = defaultdict(dict)
         self.reused_runs: dict[str, str] = {}
         """A job of this sweep of which each run that is reused has results."""
-        self.asked: dict[str, str] = {}
+        self.requested: dict[str, str] = {}
         """By runner ("" for all): pause or drain."""
         self.ending = ""
         """stop or cancel, once that was asked."""
@@ -140,7 +140,7 @@ class State:
         match event:
             case Began():
                 self.began, self.policy, self.left = event, event.policy, None
-                self.held, self.skipped, self.asked, self.ending = [] if event.anyway else self.held, {}, {}, ""
+                self.held, self.skipped, self.requested, self.ending = [] if event.anyway else self.held, {}, {}, ""
             case Started():
                 attempt = self.by_run[event.run] = Attempt(event, granted=self.granted.pop(event.job, None))
                 self.attempts[event.job].append(attempt)
@@ -164,7 +164,7 @@ class State:
                 self.reused_runs.setdefault(event.run, event.job)
             case Left():
                 self.left = event
-            case Asked():
+            case Requested():
                 self._ask(event)
 
     def _close(self, event: Voided | Ended) -> None:
@@ -185,24 +185,24 @@ class State:
     def _runner(self, job: str) -> str:
         return self.jobs[job].runner if job in self.jobs else ""
 
-    def _ask(self, event: Asked) -> None:
+    def _ask(self, event: Requested) -> None:
         if event.verb in ("stop", "cancel"):
             self.ending = event.verb
         elif event.verb == "go-on":
-            for runner in [event.runner] if event.runner else list(self.asked):
-                self.asked.pop(runner, None)
+            for runner in [event.runner] if event.runner else list(self.requested):
+                self.requested.pop(runner, None)
         else:
-            self.asked[event.runner] = event.verb
+            self.requested[event.runner] = event.verb
 
-    def waits(self, job: Job) -> str:
+    def pause_state(self, job: Job) -> str:
         """Why jobs of this runner are not started now: pause or drain; "" when they are."""
-        return self.asked.get("") or self.asked.get(job.runner, "")
+        return self.requested.get("") or self.requested.get(job.runner, "")
 
     def breaker(self, job: Job) -> Held | None:
         """The hold that keeps this job from being started."""
         return next((held for held in self.held if held_jobs(held, job)), None)
 
-    def made(self, job: str) -> list[Attempt]:
+    def counted_attempts(self, job: str) -> list[Attempt]:
         """The attempts of a job that count: all but those that never had a job."""
         return [attempt for attempt in self.attempts.get(job, ()) if not attempt.void]
 
@@ -223,7 +223,7 @@ def point_states(state: State, facts: Callable[[str], Facts]) -> list[PointState
     """How every point stands, in the order of the sweep. ``facts`` gives what a run's record says now."""
     found = []
     for job in state.jobs.values():
-        made = [(attempt, facts(attempt.run)) for attempt in state.made(job.key)]
+        made = [(attempt, facts(attempt.run)) for attempt in state.counted_attempts(job.key)]
         found += [_point(state, job, concurrency, made, facts) for concurrency in job.concurrencies]
     return found
 

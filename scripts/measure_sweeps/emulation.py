@@ -34,7 +34,7 @@ from launcher.run.record import RunRecord
 from launcher.runner.cluster_schema import Limits
 from launcher.slurm.client import JobKey, JobState, Phase, has_token, may_have_job
 from launcher.slurm.poller import Pace
-from launcher.sweep.driver import Driver, Setting
+from launcher.sweep.driver import Driver, DriverSetting
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.making import RunMaker
 from launcher.sweep.points import job_of
@@ -148,13 +148,13 @@ class EmulatedKind:
     def is_complete(self, plan: Plan) -> bool:
         return True
 
-    def look(self, run: Run) -> None:
+    def check_nodes(self, run: Run) -> None:
         pass
 
     def prepare(self, run: Run) -> Prepared:
         return Prepared(run.record.directory)
 
-    def holds(self, plan: Plan) -> bool:
+    def submits_held(self, plan: Plan) -> bool:
         return True
 
     def submit(self, run: Run, prepared: Prepared, earlier: Earlier, start: CommandRunner) -> Submitted:
@@ -285,7 +285,7 @@ def drive(root: Path, name: str, stop: Stop | None = None, *, pace: Pace = PACE,
             raise LauncherError(f"another one drives it: {held.owner}")
         of: Any = project
         maker = EmulatedMaker(of, stop or Stop.never(), lambda text: None, ledger.sweep.policy)
-        driver = Driver(ledger, lock, maker, Setting(project.runs, limits, may_live=may_live), say, leaving)
+        driver = Driver(ledger, lock, maker, DriverSetting(project.runs, limits, may_live=may_live), say, leaving)
         policy = begin.pop("policy", driver.state.policy)
         driver.begin("emulation", policy, **begin)
         try:

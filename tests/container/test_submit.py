@@ -55,7 +55,7 @@ class Slurm:
 def test_the_id_that_sbatch_prints(out: str) -> None:
     submitted = Slurm(["12"], out=out).submit()
     assert submitted == Submitted(
-        "12", 1000.0, Path("/r/12"), Path("/r/12/log"), held=True, said=out.strip(), left_out=[]
+        "12", 1000.0, Path("/r/12"), Path("/r/12/log"), held=True, printed=out.strip(), left_out=[]
     )
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from launcher.core.errors import ConfigError
-from launcher.plan.derive import names_passed
-from launcher.plan.job_environment import KEPT, from_host, left_out, require_passed
+from launcher.plan.derive import passed_variables
+from launcher.plan.job_environment import KEPT, require_passed_variables, select_host_variables, variables_left_out
 from launcher.plan.plan import Plan
-from launcher.plan.refusing import refuse_secrets
+from launcher.plan.refusing import require_no_secrets
 from launcher.srtctl.kind import job_environment
 from launcher.srtctl.planned import SrtctlJob
 from tests.run.runs import plan_on
@@ -57,24 +57,27 @@ def test_a_job_of_srtctl_gets_what_the_plan_names_and_what_programs_need(tmp_pat
     host = {**CHANGES_THE_MEASUREMENT, **NEEDED, "HF_TOKEN": "t", "MY_OWN": "1"}
     got = job_environment(job, ("HF_TOKEN", "MY_OWN"), host, {"PATH": "/tools:/bin"})
     assert got == {**NEEDED, "HF_TOKEN": "t", "MY_OWN": "1", **job.submit.environment, "PATH": "/tools:/bin"}
-    assert left_out(host, got) == sorted(CHANGES_THE_MEASUREMENT)
+    assert variables_left_out(host, got) == sorted(CHANGES_THE_MEASUREMENT)
 
 
 def test_a_plan_of_an_earlier_version_passes_the_workflows_secrets() -> None:
-    assert from_host({"HF_TOKEN": "t", "OTHER": "x", "HOME": "/h"}, KEPT, None) == {"HF_TOKEN": "t", "HOME": "/h"}
-    assert from_host({"HF_TOKEN": "t", "HOME": "/h"}, KEPT, ()) == {"HOME": "/h"}
+    assert select_host_variables({"HF_TOKEN": "t", "OTHER": "x", "HOME": "/h"}, KEPT, None) == {
+        "HF_TOKEN": "t",
+        "HOME": "/h",
+    }
+    assert select_host_variables({"HF_TOKEN": "t", "HOME": "/h"}, KEPT, ()) == {"HOME": "/h"}
 
 
 def test_names_that_are_set_are_passed() -> None:
     host = {"HF_TOKEN": "t", "UCX_TLS": "rc", "EMPTY": ""}
-    assert names_passed(host, ["UCX_TLS", "EMPTY", "UNSET", "HF_TOKEN"]) == ("HF_TOKEN", "UCX_TLS")
+    assert passed_variables(host, ["UCX_TLS", "EMPTY", "UNSET", "HF_TOKEN"]) == ("HF_TOKEN", "UCX_TLS")
 
 
 def test_who_drives_the_run_has_what_the_plan_passes() -> None:
-    require_passed(None, {})
-    require_passed(("HF_TOKEN",), {"HF_TOKEN": "t"})
+    require_passed_variables(None, {})
+    require_passed_variables(("HF_TOKEN",), {"HF_TOKEN": "t"})
     with pytest.raises(ConfigError, match="HF_TOKEN, WANDB_API_KEY are not set") as caught:
-        require_passed(("WANDB_API_KEY", "HF_TOKEN", "HOME"), {"HOME": "/h"})
+        require_passed_variables(("WANDB_API_KEY", "HF_TOKEN", "HOME"), {"HOME": "/h"})
     assert caught.value.exit_code == 2
 
 
@@ -90,9 +93,9 @@ def _with(plan: Plan, *keys: str, value: object) -> Plan:
 
 def test_a_plan_that_would_hold_a_secret_is_refused(tmp_path: Path) -> None:
     plan = plan_on("gb200-nv", tmp_path)
-    refuse_secrets(plan)
-    refuse_secrets(_with(plan, "submit", "environment", "OPENAI_API_KEY", value="EMPTY"))
-    refuse_secrets(_with(plan, "submit", "environment", "OPENAI_API_KEY", value="$OPENAI_API_KEY"))
+    require_no_secrets(plan)
+    require_no_secrets(_with(plan, "submit", "environment", "OPENAI_API_KEY", value="EMPTY"))
+    require_no_secrets(_with(plan, "submit", "environment", "OPENAI_API_KEY", value="$OPENAI_API_KEY"))
     for keys, value in (
         (("submit", "environment", "WANDB_API_KEY"), "0123456789abcdef"),
         (("submit", "environment", "ANYTHING"), TOKEN),
@@ -102,9 +105,9 @@ def test_a_plan_that_would_hold_a_secret_is_refused(tmp_path: Path) -> None:
         (("recipe", "document"), {"setup": [{"run": f"export HF_TOKEN={TOKEN}"}]}),
     ):
         with pytest.raises(ConfigError, match="would hold a secret") as caught:
-            refuse_secrets(_with(plan, *keys, value=value))
+            require_no_secrets(_with(plan, *keys, value=value))
         assert caught.value.exit_code == 2 and ".".join(keys) in caught.value.message
         assert TOKEN not in str(caught.value) and "secretsecret" not in str(caught.value)
     options = replace(plan.benchmark, options={"CHAT_TEMPLATE_KWARGS_ON": TOKEN})
     with pytest.raises(ConfigError, match=r"benchmark\.options\.CHAT_TEMPLATE_KWARGS_ON"):
-        refuse_secrets(replace(plan, benchmark=options))
+        require_no_secrets(replace(plan, benchmark=options))

@@ -17,7 +17,7 @@ import pytest
 
 from launcher.core.node_partner import CLOCK, answering_nodes, write_clock
 from launcher.plan.derive import local_locks
-from launcher.plan.preflight import expect_of_locks, functions
+from launcher.plan.preflight import declare_local_locks, shell_functions
 from launcher.runner.cluster_schema import Storage
 
 FRAME = """
@@ -38,7 +38,7 @@ def look(tmp_path: Path, call: str, **tools: str) -> tuple[int, str]:
         (programs / name.replace("_", "-")).write_text(f"#!/bin/sh\n{text}\n")
         (programs / name.replace("_", "-")).chmod(0o755)
     environment = {**os.environ, "PATH": f"{programs}:/usr/bin:/bin"}
-    argv = ["bash", "-c", f"{FRAME}\n{functions()}\n{call}"]
+    argv = ["bash", "-c", f"{FRAME}\n{shell_functions()}\n{call}"]
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60)
     return done.returncode, done.stdout + done.stderr
 
@@ -136,7 +136,7 @@ def test_where_locks_are_known_to_be_local_they_are_told_and_not_judged(
 ) -> None:
     with answering_nodes(tmp_path) as place:
         assert place is not None
-        calls = [*expect_of_locks(local=True), LOOK_LONG.format(place)]
+        calls = [*declare_local_locks(local=True), LOOK_LONG.format(place)]
         code, found = look(tmp_path, "; ".join(calls), **tools)
         assert code == 0 and f"fact locks={said.format(place)}" in found
 

@@ -26,9 +26,9 @@ from launcher.cli import main
 from launcher.core.errors import ResultError
 from launcher.core.process import CommandRunner
 from launcher.core.shipped import shipped
-from launcher.plan.derive import AppliedRules, Context, planned_model, whole_plan
+from launcher.plan.derive import AppliedRules, Context, assemble_plan, planned_model
 from launcher.plan.expected import expected_results, result_stem
-from launcher.plan.plan import Holds, Plan
+from launcher.plan.plan import Allocation, Plan
 from launcher.project import Project
 from launcher.result.collect import CollectedResults, Problem
 from launcher.result.document import UnusableResult
@@ -67,13 +67,13 @@ class ScriptKind:
         details = {"script": {"seconds": float(context.host.get("SCRIPT_SECONDS", "0"))}}
         benchmark = replace(benchmark, concurrencies=benchmark.concurrencies[:1])
         rules = AppliedRules.of(benchmark, file, power=False)
-        return whole_plan(
+        return assemble_plan(
             rules,
             context,
             images=(),
             model=planned_model(rules, "hf:a/b", context),
             results=expected_results(benchmark, result_stem(benchmark, context.runner_name)),
-            holds=Holds("0:10:00", 1, 4),
+            holds=Allocation("0:10:00", 1, 4),
             details=details,
         )
 
@@ -94,13 +94,13 @@ class ScriptKind:
         root.mkdir(exist_ok=True)
         return Prepared(root, {"root": str(root)})
 
-    def look(self, run: Run) -> None:
+    def check_nodes(self, run: Run) -> None:
         assert run.record.step("submit").state != "running", "a launcher that dies in a look leaves no run in doubt"
 
     def submit(self, run: Run, prepared: Prepared, earlier: Earlier, start: CommandRunner) -> Submitted:
         output = prepared.root
         (concurrency,), seconds = run.plan.results.concurrencies, run.plan.details["script"]["seconds"]
-        held = self.holds(run.plan)
+        held = self.submits_held(run.plan)
         if held:
             call = f"from tests.run.test_another_kind import script; script({str(output)!r}, {concurrency}, {seconds})"
             (output / "job.sh").write_text(f'#!/bin/sh\ncd {Path.cwd()} && {sys.executable} -c "{call}"\n')
@@ -120,7 +120,7 @@ class ScriptKind:
         )
         return Submitted(job.id, job.submitted, output, self.log_in(output, ""))
 
-    def holds(self, plan: Plan) -> bool:
+    def submits_held(self, plan: Plan) -> bool:
         return plan.scheduler.kind == "slurm"
 
     def output_directory(self, plan: Plan, job_id: str) -> Path:

@@ -94,10 +94,10 @@ def test_a_directory_that_cannot_be_made_whole_keeps_the_job_held(run: Run, tmp_
 
 def test_which_plans_hold(plan: Plan) -> None:
     kind = srtctl_kind()
-    assert kind.holds(plan)
-    assert not kind.holds(replace(plan, scheduler=replace(plan.scheduler, kind="local")))
+    assert kind.submits_held(plan)
+    assert not kind.submits_held(replace(plan, scheduler=replace(plan.scheduler, kind="local")))
     document = {"sbatch_directives": {"hold": ""}}
-    assert not kind.holds(with_job(plan, recipe=structs.replace(SrtctlJob.of(plan).recipe, document=document)))
+    assert not kind.submits_held(with_job(plan, recipe=structs.replace(SrtctlJob.of(plan).recipe, document=document)))
 
 
 @pytest.mark.parametrize("reason", ["launch_failed_requeued_held", "(launch failed requeued held)"])

@@ -134,7 +134,7 @@ def test_several_runs_are_ended_side_by_side_and_none_keeps_another(
 def test_a_run_that_was_cancelled_can_be_resumed(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     run.record.request_cancel("launcher cancel")
-    stop = run.services.of_run(run.record).stop
+    stop = run.services.for_run(run.record).stop
     assert stop.requested() and "launcher cancel" in stop.reason().message
     run.record.withdraw_cancel()
     assert not stop.requested() and not stop.wait(0.6)
@@ -185,7 +185,7 @@ def test_a_run_with_an_id_of_its_own_is_found_by_its_job_and_by_what_it_left(use
     environment = {**github_environment(user), "GITHUB_JOB": "benchmark"}
     plan = plan_on("local", user.root, run_key="my-own")
     record = RunRecord.create(user.state / "runs", plan)
-    record.update(results="workspace", github_job=orphans.identity(environment))
+    record.update(results="workspace", github_job=orphans.github_job_identity(environment))
     record.release()
     assert orphans.runs_of_job(user.state / "runs", environment)[0].id == "my-own"
     assert "my-own" in user.launcher("cleanup", "--from-env", **environment)

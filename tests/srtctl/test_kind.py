@@ -101,7 +101,7 @@ def test_a_node_looks_before_the_submission_where_that_is_asked(
     )
     looked = "launcher.srtctl.short_job.check_from_node"
     monkeypatch.setattr(looked, lambda plan, state, run, environment: f"looked, kept in {state}")
-    srtctl_kind().look(run)
+    srtctl_kind().check_nodes(run)
     assert said == ([f"preflight: looked, kept in {tmp_path / 'state/preflight'}"] if asked else [])
 
 
@@ -110,7 +110,7 @@ def test_a_hold_that_the_recipe_or_the_cluster_asks_for_is_theirs(tmp_path: Path
         plan = plan_on("gb200-nv", tmp_path)
         job = SrtctlJob.of(plan)
         job = change(job, recipe=change(job.recipe, document=recipe), srtslurm=srtslurm)
-        return srtctl_kind().holds(replace(plan, details=job.as_details()))
+        return srtctl_kind().submits_held(replace(plan, details=job.as_details()))
 
     held: dict[str, dict[str, str]] = {"sbatch_directives": {"hold": ""}}
     assert not holds(held, {})

@@ -108,7 +108,7 @@ def test_a_modern_srtctl_is_asked_for_json(srtctl: ScriptedSrtctl) -> None:
     done = srtctl.apply(Slurm(["4242"]), "--no-preflight", "--tags", "a,b")
     assert (done.job_id, done.submitted, done.adopted) == ("4242", 1000.0, False)
     assert done.output == Path("/srv/srt-slurm/outputs/4242")
-    assert "🚀 Submitting" in done.said and done.notes == ()
+    assert "🚀 Submitting" in done.printed and done.notes == ()
     assert srtctl.argv() == ["apply", "-f", "recipes/a.yaml", "--no-preflight", "--tags", "a,b", "--json"]
 
 
@@ -121,7 +121,7 @@ def test_an_old_srtctl_is_read_in_prose(srtctl: ScriptedSrtctl, recorded: str) -
     assert not done.adopted
     assert srtctl.argv() == ["apply", "-f", "recipes/a.yaml"]
     assert "--no-preflight is left out" in done.notes[0]
-    assert "\x1b" not in done.said
+    assert "\x1b" not in done.printed
     if recorded != "narrow-columns-apply":
         assert done.output == Path("/srv/srt-slurm/outputs/4242")
 

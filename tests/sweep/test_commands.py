@@ -20,7 +20,7 @@ from launcher.core.stop import Stop
 from launcher.project import Project
 from launcher.srtctl.kind import SrtctlKind
 from launcher.sweep.decide import Start
-from launcher.sweep.estimate import Past, estimates, expected
+from launcher.sweep.estimate import EarlierRun, estimates, expected
 from launcher.sweep.ledger import Ledger, names
 from launcher.sweep.making import RunMaker
 from launcher.sweep.retry import TIME_LIMIT
@@ -203,8 +203,8 @@ def test_an_interrupt_can_leave_the_jobs_alive(tmp_path: Path) -> None:
 def test_estimates_are_by_runs_of_the_same_and_say_how_many_and_how_far_apart() -> None:
     job = a_job(1, 4, 16)
     same = job.runner, job.benchmark.model, job.benchmark.topology, job.benchmark.measures
-    history = [Past(same, (4, 16), seconds) for seconds in (600.0, 900.0, 1200.0)]
-    history.append(Past(("other", *same[1:]), (4, 16), 1.0))
+    history = [EarlierRun(same, (4, 16), seconds) for seconds in (600.0, 900.0, 1200.0)]
+    history.append(EarlierRun(("other", *same[1:]), (4, 16), 1.0))
     found = estimates([job, a_job(2)], history)
     assert found[job.key].seconds == 900.0 and found[job.key].n == 3 and a_job(2).key not in found
     (scaled,) = estimates([a_job(1, 40)], history).values()

@@ -20,7 +20,7 @@ from launcher.benchmark.benchmark import Benchmark, Role
 from launcher.core.errors import ConfigError
 from launcher.sweep.attempts import Records
 from launcher.sweep.ledger import Ledger, names, remove_dead
-from launcher.sweep.schema import Asked, Began, Policy, Retried, Started, Voided
+from launcher.sweep.schema import Began, Policy, Requested, Retried, Started, Voided
 from launcher.sweep.state import State, point_states
 from scripts.measure_sweeps.emulation import StandInController, drive, make_sweep
 from tests.benchmarks import a_benchmark
@@ -150,7 +150,7 @@ def test_killed_after_a_cancel_was_written_it_is_cancelled_again(tmp_path: Path)
         before, process = begun(tmp_path), driver(tmp_path, *words)
         while begun(tmp_path) == before:
             time.sleep(0.02)
-        ledger.ask(Asked(time=0.0, verb="cancel", by="me"))
+        ledger.add_request(Requested(time=0.0, verb="cancel", by="me"))
         assert process.wait(60) == code
         assert any("cancelled" in job for job in Seen(tmp_path).jobs.values()) is (code == 0)
     seen = Seen(tmp_path)

@@ -12,11 +12,10 @@ import pytest
 from launcher.benchmark.benchmark import Role
 from launcher.runner.cluster_schema import Limits
 from launcher.sweep.decide import Decisions, Start
-from launcher.sweep.overview import told
+from launcher.sweep.overview import event_text
 from launcher.sweep.points import canaries, differences, ordered
-from launcher.sweep.retry import class_of, further, named_node, signature
+from launcher.sweep.retry import allowed_retry, class_of, named_node, signature
 from launcher.sweep.schema import (
-    Asked,
     Began,
     Ended,
     Event,
@@ -24,6 +23,7 @@ from launcher.sweep.schema import (
     Held,
     Job,
     Policy,
+    Requested,
     Retried,
     Started,
     Sweep,
@@ -54,7 +54,8 @@ class Sim:
         self.take(Began(time=0.0, driver="d", policy=self.state.policy, **how))
         self.decisions = Decisions(self.state, {"gb200-nv": 18}, self.limits)
         found = {
-            key: [(a, self.facts.get(a.run, Facts("none"))) for a in self.state.made(key)] for key in self.state.jobs
+            key: [(a, self.facts.get(a.run, Facts("none"))) for a in self.state.counted_attempts(key)]
+            for key in self.state.jobs
         }
         for event in self.decisions.begin({key: made for key, made in found.items() if made}, self.now):
             self.take(event)
@@ -156,7 +157,7 @@ def test_fail_fast(said: str | None, ends: list[tuple[str, str]], starts: list[s
     for number, (layer, text) in enumerate(ends, 1):
         sim.end(f"j{number}", layer, text)
     assert sim.starts() == starts
-    assert ("fail fast" in sim.decisions.tripped) is (not starts)
+    assert ("fail fast" in sim.decisions.fail_fast_reason) is (not starts)
 
 
 def test_the_breaker_holds_image_and_model_after_three_jobs_of_two_topologies() -> None:
@@ -172,9 +173,9 @@ def test_the_breaker_holds_image_and_model_after_three_jobs_of_two_topologies() 
     held = sim.state.breaker(a_job(9))
     assert held is not None and sim.state.breaker(a_job(9, image="other/image:1")) is None
     sim.begin()
-    assert sim.decisions.why_not(sim.state.jobs["j3"]).startswith("breaker"), "it holds over a restart"
+    assert sim.decisions.blocking_reason(sim.state.jobs["j3"]).startswith("breaker"), "it holds over a restart"
     sim.begin(anyway=True)
-    assert sim.decisions.why_not(sim.state.jobs["j3"]) == ""
+    assert sim.decisions.blocking_reason(sim.state.jobs["j3"]) == ""
 
 
 NODES = "gb200-[001-002]"
@@ -212,7 +213,7 @@ NODES = "gb200-[001-002]"
 )
 def test_retry_classes(layer: str, text: str, facts: Mapping[str, Any], times: int, wait: float) -> None:
     seen = Facts("over", state="failed", layer=layer, text=text, **facts)
-    given = [further(seen, before, Policy()) for before in range(times + 1)]
+    given = [allowed_retry(seen, before, Policy()) for before in range(times + 1)]
     assert [one is not None for one in given] == [True] * times + [False]
     assert [one.wait for one in given if one is not None] == pytest.approx([wait * 2**n for n in range(times)], rel=0.2)
 
@@ -220,8 +221,8 @@ def test_retry_classes(layer: str, text: str, facts: Mapping[str, Any], times: i
 def test_a_time_limit_or_a_server_is_tried_once_more_only_when_asked() -> None:
     slow = Facts("over", layer="scheduler", text="the time limit was reached", word="TIMEOUT")
     died = Facts("over", layer="server", text="worker decode 0 failed")
-    assert further(slow, 0, Policy(retry_timeout=2.0)) and not further(slow, 1, Policy(retry_timeout=2.0))
-    assert further(died, 0, Policy(confirm=True)) and not further(died, 1, Policy(confirm=True))
+    assert allowed_retry(slow, 0, Policy(retry_timeout=2.0)) and not allowed_retry(slow, 1, Policy(retry_timeout=2.0))
+    assert allowed_retry(died, 0, Policy(confirm=True)) and not allowed_retry(died, 1, Policy(confirm=True))
 
 
 def test_a_named_node_is_excluded_up_to_a_bound_and_nodes_that_nobody_names_are_avoided_once() -> None:
@@ -277,7 +278,7 @@ def test_each_runner_has_a_budget_of_its_own() -> None:
     jobs = [msgspec.structs.replace(job, key=f"{job.key}-{job.runner[0]}") for job in jobs]
     sim = Sim(*jobs, order="given", limits={"gb200-nv": Limits(max_gpu_hours=8.0)})
     assert sim.starts() == ["j1-g:4", "j1-h:4", "j2-h:4"]
-    assert "8.0 of 8 GPU-hours on gb200-nv are spent or reserved" in sim.decisions.why_not(jobs[2])
+    assert "8.0 of 8 GPU-hours on gb200-nv are spent or reserved" in sim.decisions.blocking_reason(jobs[2])
     sim.end("j1-g", started=0.0, ended=0.0)
     assert sim.starts() == ["j2-g:4"], "settled by what it did use"
 
@@ -317,19 +318,19 @@ def test_a_good_run_whose_results_are_none_of_this_sweep_says_why() -> None:
     sim.starts()
     (ended,) = sim.end("j1c4", ok=frozenset({4}), bad={16: "image digest is b, not a"})
     assert isinstance(ended, Ended) and (ended.state, ended.layer) == ("succeeded", "results")
-    assert told(ended) == "j1c4: succeeded: results: image digest is b, not a"
+    assert event_text(ended) == "j1c4: succeeded: results: image digest is b, not a"
 
 
 def test_pause_drain_and_one_runner_alone() -> None:
     """wandb #1956: pause one machine, not all."""
     sim = Sim(a_job(1), a_job(2, runner="h100"))
     ask = {"time": 0.0, "by": "me"}
-    sim.take(Asked(verb="pause", runner="h100", **ask))
+    sim.take(Requested(verb="pause", runner="h100", **ask))
     assert sim.starts() == ["j1:4"] and sim.decisions.due(0.0), "the driver stays"
-    sim.take(Asked(verb="go-on", **ask))
+    sim.take(Requested(verb="go-on", **ask))
     assert sim.starts() == ["j2:4"]
     sim.end("j2", "image", "connection reset by peer")
-    sim.take(Asked(verb="drain", **ask))
+    sim.take(Requested(verb="drain", **ask))
     sim.now = 100.0
     assert sim.starts() == [] and not sim.decisions.due(sim.now)
 

@@ -28,7 +28,7 @@ from launcher.sweep import driver as driving
 from launcher.sweep import slots
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.overview import overview
-from launcher.sweep.schema import Added, Asked, Policy, Started
+from launcher.sweep.schema import Added, Policy, Requested, Started
 from scripts.measure_sweeps.emulation import PACE, EmulatedKind, StandInController, drive, make_sweep, project_in
 from tests.sweep.test_crash import Seen, row
 
@@ -61,7 +61,7 @@ class Driven:
             self.failed.append(error)
 
     def ask(self, verb: str, runner: str = "") -> None:
-        self.ledger.ask(Asked(time=0.0, verb=verb, by="me", runner=runner))  # type: ignore[arg-type]
+        self.ledger.add_request(Requested(time=0.0, verb=verb, by="me", runner=runner))  # type: ignore[arg-type]
 
     def wait(self) -> Seen:
         self._thread.join(HANG)
@@ -82,7 +82,7 @@ def test_pause_holds_starts_and_the_driver_stays_until_it_may_go_on(tmp_path: Pa
     driven = Driven(tmp_path, *[row(n, 4, SECONDS="1") for n in range(1, 5)], max_jobs=1)
     driven.running(1)
     driven.ask("pause")
-    until(lambda: Seen(tmp_path).state.asked == {"": "pause"})
+    until(lambda: Seen(tmp_path).state.requested == {"": "pause"})
     until(lambda: driven.words.get("ok", 0) == 1)
     time.sleep(1.5)
     assert driven.words["ok"] == 1 and len(Seen(tmp_path).jobs) == 1
@@ -141,8 +141,8 @@ def test_points_are_appended_while_it_is_driven_and_others_stay_as_they_are(tmp_
     driven.running(1)
     before = (driven.ledger.directory / "sweep.json").read_bytes()
     more = make_sweep(tmp_path, "more", [row(1, 64)], Policy()).sweep.jobs
-    driven.ledger.ask(Added(time=0.0, jobs=more, selection=()))
-    driven.ledger.ask(Added(time=0.0, jobs=more, selection=()))
+    driven.ledger.add_request(Added(time=0.0, jobs=more, selection=()))
+    driven.ledger.add_request(Added(time=0.0, jobs=more, selection=()))
     seen = driven.wait()
     assert {p.concurrency: p.state for p in seen.points} == {4: "ok", 64: "ok"}
     assert (driven.ledger.directory / "sweep.json").read_bytes() == before
@@ -329,7 +329,7 @@ def test_while_a_failure_is_looked_into_that_may_end_the_sweep_no_further_job_be
     def slow(run: Any, how: Any) -> Any:
         if run.plan.benchmark.prefill.workers == 1 and run.id.split("-")[-2] == "1":
             ends.set()
-            ledger.ask(Added(time=0.0, jobs=added, selection=()))
+            ledger.add_request(Added(time=0.0, jobs=added, selection=()))
             until(lambda: bool(answers) and seen_in_ledger(lambda event: isinstance(event, Added)))
             before = len(answers)
             until(lambda: len(answers) > before + 1 or seen_in_ledger(starts_added))
@@ -419,16 +419,16 @@ def test_a_start_that_the_disk_does_not_take_is_tried_again_and_the_loop_goes_on
 def test_room_that_cannot_be_taken_is_said_once_and_no_job_is_ended_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from launcher.sweep.slots import Rooms
+    from launcher.sweep.slots import Slots
 
     monkeypatch.setattr(slots, "ROOM_AGAIN", 0.1)
     make_sweep(tmp_path, "s", [row(1, 4, SECONDS="1"), row(2, 4)], Policy(order="given"))
-    take, said, times = Rooms._take, list[str](), iter(range(99))
+    take, said, times = Slots._take, list[str](), iter(range(99))
 
-    def failing(self: Rooms, *given: Any, **more: Any) -> bool:
+    def failing(self: Slots, *given: Any, **more: Any) -> bool:
         return full() if 0 < next(times) < 4 else take(self, *given, **more)
 
-    monkeypatch.setattr(Rooms, "_take", failing)
+    monkeypatch.setattr(Slots, "_take", failing)
     drive(tmp_path, "s", limits={"emulated": Limits(max_jobs=2)}, say=lambda kind, text: said.append(text))
     seen = Seen(tmp_path)
     assert seen.words == {"ok": 2} and len(seen.jobs) == 2
@@ -436,9 +436,9 @@ def test_room_that_cannot_be_taken_is_said_once_and_no_job_is_ended_for_it(
 
 
 def test_a_slot_of_which_nothing_could_be_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from launcher.sweep.slots import Rooms
+    from launcher.sweep.slots import Slots
 
-    rooms = Rooms(tmp_path, {"r": Limits(max_nodes=4)}, lambda run: False)
+    rooms = Slots(tmp_path, {"r": Limits(max_nodes=4)}, lambda run: False)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         patch.setattr("launcher.sweep.slots.os.write", full)
         rooms._take("r", "one", 4, False)
@@ -450,9 +450,9 @@ def test_what_an_earlier_driver_was_asked_and_did_not_take_is_dropped_and_append
     tmp_path: Path,
 ) -> None:
     ledger = make_sweep(tmp_path, "s", [row(1, 4)], Policy())
-    ledger.ask(Asked(time=time.time(), verb="cancel", by="me"))
+    ledger.add_request(Requested(time=time.time(), verb="cancel", by="me"))
     more = make_sweep(tmp_path, "more", [row(1, 64)], Policy()).sweep.jobs
-    ledger.ask(Added(time=0.0, jobs=more, selection=()))
+    ledger.add_request(Added(time=0.0, jobs=more, selection=()))
     said: list[str] = []
     drive(tmp_path, "s", say=lambda kind, text: said.append(text))
     assert Seen(tmp_path).words == {"ok": 2} and any("no earlier driver took" in text for text in said)

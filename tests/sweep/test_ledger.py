@@ -12,7 +12,7 @@ import pytest
 
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.sweep.ledger import Ledger, names
-from launcher.sweep.schema import Asked, Began, Job, Left, Policy, Skipped, Started, Sweep
+from launcher.sweep.schema import Began, Job, Left, Policy, Requested, Skipped, Started, Sweep
 from tests.benchmarks import a_benchmark
 
 
@@ -124,7 +124,7 @@ def test_one_drives_and_another_is_told_who(tmp_path: Path) -> None:
 def test_requests_wait_for_the_driver_in_order(tmp_path: Path) -> None:
     ledger = Ledger.create(tmp_path, a_sweep())
     for verb in ("pause", "drain"):
-        ledger.ask(Asked(time=1.0, verb=verb, by="me"))  # type: ignore[arg-type]
+        ledger.add_request(Requested(time=1.0, verb=verb, by="me"))  # type: ignore[arg-type]
     (ledger.directory / "requests" / "x.json").write_bytes(msgspec.json.encode({"event": "end"}))
     found = [request for _, request in ledger.requests()]
-    assert [r.verb if isinstance(r, Asked) else None for r in found] == ["pause", "drain", None]
+    assert [r.verb if isinstance(r, Requested) else None for r in found] == ["pause", "drain", None]

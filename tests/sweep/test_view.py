@@ -24,7 +24,7 @@ from launcher.core import lines
 from launcher.sweep.attempts import Records
 from launcher.sweep.ledger import Ledger
 from launcher.sweep.overview import JobLine, Overview, age
-from launcher.sweep.schema import Asked, Policy
+from launcher.sweep.schema import Policy, Requested
 from scripts.measure_sweeps.emulation import drive, make_sweep
 from tests.run.driving import KEY
 from tests.sweep.test_crash import Seen, driver, row
@@ -185,13 +185,13 @@ def test_a_second_look_reads_new_events_and_no_run_that_is_over(
     first = sight.overview()
     assert first.points == {"ok": 2} and set(read) == {point.run for point in first.states}
     read.clear()
-    ledger.append(Asked(time=0.0, verb="pause", by="me"))
+    ledger.append(Requested(time=0.0, verb="pause", by="me"))
     with (ledger.directory / "events.jsonl").open("ab") as file:
         file.write(b'{"event": "ask", "time": 0, "verb": "dra')
     second = sight.overview()
     assert second.asked == "pause" and second.points == first.points and not read
     assert second.notes[0].endswith("events.jsonl is cut"), "said, since nobody is at it"
-    ledger.append(Asked(time=0.0, verb="drain", by="me"))
+    ledger.append(Requested(time=0.0, verb="drain", by="me"))
     assert sight.overview().asked == "drain"
 
 
@@ -212,7 +212,7 @@ def test_keys(tmp_path: Path) -> None:
             terminal.press(key)
             terminal.until("asked to")
             deadline = time.monotonic() + 30
-            while Seen(tmp_path).state.asked != state:
+            while Seen(tmp_path).state.requested != state:
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
         terminal.press("l")
@@ -223,7 +223,7 @@ def test_keys(tmp_path: Path) -> None:
         terminal.press("q")
         terminal.until("\x1b[?1049l")
         assert terminal.end() == 0 and process.poll() is None, "the driver goes on"
-        verbs = [event.verb for event in Seen(tmp_path).events if isinstance(event, Asked)]
+        verbs = [event.verb for event in Seen(tmp_path).events if isinstance(event, Requested)]
         assert verbs == ["pause", "go-on", "drain"]
     finally:
         process.kill()
