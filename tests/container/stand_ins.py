@@ -166,10 +166,10 @@ def submit_as_stand_in_run(
 ) -> Submitted:
     """`submit_job` of ``sbatch`` by a stand-in of a run and of its kind, whose jobs have their directories in /r."""
     services = SimpleNamespace(scheduler=scheduler, environ={})
-    run: Any = SimpleNamespace(id=token, plan=None, services=services, waits=lambda text, seconds: sleep)
+    run: Any = SimpleNamespace(id=token, plan=None, services=services, announced_sleep=lambda text, seconds: sleep)
     kind: Any = SimpleNamespace(
         output_directory=lambda plan, job_id: Path("/r", job_id),
         log_in=lambda output, job_id: output / "log",
-        holds=lambda plan: True,
+        submits_held=lambda plan: True,
     )
     return submit_job(kind, run, ["sbatch"], {}, earlier, start)
