@@ -149,7 +149,7 @@ def stage(arguments: argparse.Namespace, log: Log) -> Staged:
             progress=progress,
             log=log,
             stop=stop,
-            lay_out=striping(_layouts(arguments, destination), log=log),
+            set_layout=striping(_layouts(arguments, destination), log=log),
         )
     how = {"staged": "staged", "there": "is there already", "lost": "was staged by another process"}[done.how]
     rate = f", {done.copied / done.seconds / 1e9:.2f} GB/s" if done.copied else ""

@@ -1,6 +1,6 @@
 """Is a checkpoint whole, and is it the one that was declared?
 
-A directory at the right path proves nothing. Benchmarks have been run on stubs of metadata, downloads that stopped,
+A directory at the right path proves nothing. Benchmarks have been run on stubs of metadata, interrupted downloads,
 shards one byte short, and re-quantised copies under a similar name (docs/design.md, "What it is").
 """
 
@@ -37,42 +37,42 @@ from launcher.model.weights import (
 )
 
 REHEARSAL_KEY = "launcher_rehearsal"
-"""The key of config.json that marks a stand-in, made for rehearsals: its weights are not worth measuring."""
+"""The key of config.json that marks a stand-in for rehearsals: its weights are not worth measuring."""
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "tekken.json", "vocab.json", "vocab.txt")
-_LIKE_A_TOKENIZER = re.compile(r"tokeni[sz]|vocab|spiece|sentencepiece|bpe|\.spm$|\.model$", re.IGNORECASE)
+_TOKENIZER_LIKE = re.compile(r"tokeni[sz]|vocab|spiece|sentencepiece|bpe|\.spm$|\.model$", re.IGNORECASE)
 _NO_VOCABULARY = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
-"""Tokenizers of transformers that read bytes or code points, and need no file."""
+"""Tokenizers of transformers that read bytes or code points, so they need no file."""
 
 _SETTINGS = re.compile(
     r"(generation|tokenizer|preprocessor|processor|video_preprocessor|quantize|quant|adapter)_config\.json"
     r"|special_tokens_map\.json|added_tokens\.json|chat_template\.json|quant_cfg\.json"
 )
-"""Files of settings that engines parse where they are there."""
+"""Files of settings that engines parse if they exist."""
 
-_READ = re.compile(r"(?!\.)[^/]+\.(json|model|txt|jinja|py|tiktoken|vocab|spm)")
-"""Files at the top that engines read, or may read: none of them may be a pointer, an error page or a hole."""
+_READ_BY_ENGINES = re.compile(r"(?!\.)[^/]+\.(json|model|txt|jinja|py|tiktoken|vocab|spm)")
+"""Files at the top that engines may read: none of them may be a pointer, an error page or a hole."""
 
 _ERROR_KEYS = frozenset({"error", "errors", "detail", "message", "status", "statusCode", "code"})
-"""Keys of what hubs and stores answer in the place of a file."""
+"""Keys of the JSON errors that hubs and stores send in place of a file."""
 
 _INDEX = "model.safetensors.index.json"
-_LEFTOVER = re.compile(r"\.(incomplete|part|partial|tmp|aria2)$|^\..+\.[A-Za-z0-9]{6}$")
-_NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
+_LEFTOVER_NAME = re.compile(r"\.(incomplete|part|partial|tmp|aria2)$|^\..+\.[A-Za-z0-9]{6}$")
+_NUMBERED_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 
-_MOST_LINKS = 40
-"""Links in a row that Linux follows."""
+_MAX_LINKS = 40
+"""The most links in a row that Linux follows."""
 
 
 @dataclass(frozen=True)
 class CheckpointReport:
     """What is known of a checkpoint.
 
-    ``problems`` keep it from being whole; ``doubts`` do not, and are worth a look. ``identity`` compares the weights
-    with the precision asked for, and architecture and sizes with every fingerprint that is at hand; ``identity_reason``
-    says why it is not a match. ``known_by`` are the fingerprints that agree: without one, nobody knows which model it
-    is. ``fingerprint`` is what the files say. ``bytes`` is the size of all shards together. ``rehearsal`` says that it
-    is a stand-in, made for rehearsals (`REHEARSAL_KEY`).
+    With ``problems`` it is not whole; ``doubts`` do not count, but are worth a look. ``identity`` compares the weights
+    with the requested precision, and architecture and sizes with every known fingerprint; ``identity_reason`` says why
+    it is not a match. ``known_by`` are the fingerprints that agree: without one it is unknown which model this is.
+    ``fingerprint`` is what the files state. ``bytes`` is the size of all shards together. ``rehearsal`` marks a
+    stand-in for rehearsals (`REHEARSAL_KEY`).
     """
 
     path: Path
@@ -88,12 +88,12 @@ class CheckpointReport:
     known_by: tuple[str, ...] = ()
     fingerprint: Fingerprint = dataclasses.field(default_factory=dict, compare=False)
 
-    def compared(self, wanted: Fingerprint, source: str) -> CheckpointReport:
-        """The report after a comparison with a fingerprint; ``source`` says where that stands."""
+    def compared_with(self, wanted: Fingerprint, source: str) -> CheckpointReport:
+        """The report after a comparison with the fingerprint ``wanted``; ``source`` says where that comes from."""
         if not wanted or not self.fingerprint:
             return self
-        if said := contradictions(wanted, self.fingerprint, source):
-            return dataclasses.replace(self, identity="mismatch", identity_reason="; ".join(said))
+        if differences := contradictions(wanted, self.fingerprint, source):
+            return dataclasses.replace(self, identity="mismatch", identity_reason="; ".join(differences))
         return dataclasses.replace(self, known_by=(*self.known_by, source))
 
     def as_dict(self) -> dict[str, Any]:
@@ -104,18 +104,17 @@ class CheckpointReport:
 def examine(
     path: Path, *, precision: str | None, unfinished: bool = False, mounted: tuple[str, ...] | None = None
 ) -> CheckpointReport:
-    """Look at a checkpoint directory: one listing, a small read for each shard, a stat for each file of a manifest.
+    """Examine a checkpoint directory: one listing, a small read for each shard, a stat for each file of a manifest.
 
-    ``precision`` is what the benchmark declares (``fp4 fp8 bf16 int4``). ``unfinished``: it is being staged by the
-    caller, and may look so. ``mounted`` are the directories that the job sees under the same paths, none where it sees
-    the checkpoint alone: links that lead elsewhere are problems then; with None they are followed. Never raises for
-    what lies there.
+    ``precision`` is what the benchmark declares (``fp4 fp8 bf16 int4``). ``unfinished``: the caller is still staging
+    it. ``mounted`` are the directories that the job sees under the same paths, empty if it sees the checkpoint alone:
+    links that lead elsewhere are problems then; with None they are followed. The content never makes it raise.
     """
     try:
         names = frozenset(entry.name for entry in path.iterdir())
     except OSError as error:
-        reason = "no such directory" if isinstance(error, FileNotFoundError) else why_unreadable(path, error)
-        return CheckpointReport(path, False, "unknown", reason, "not known", 0, 0, (reason,))
+        problem = "no such directory" if isinstance(error, FileNotFoundError) else why_unreadable(path, error)
+        return CheckpointReport(path, False, "unknown", problem, "not known", 0, 0, (problem,))
     examination = _Examination(path, names)
     if not unfinished:
         examination.check_manifest()
@@ -127,29 +126,29 @@ def examine(
     if mounted is not None:
         examination.check_links(mounted)
     by_dtype = sum((Counter(header.bytes_by_dtype) for header in headers.values()), Counter[str]())
-    found = declared_quantisation(config, examination.beside())
-    same, why = compare_precision(precision, found, by_dtype)
+    quantisation = declared_quantisation(config, examination.read_modelopt())
+    identity, reason = compare_precision(precision, quantisation, by_dtype)
     report = CheckpointReport(
         path=path,
         whole=not examination.problems,
-        identity=same,
-        identity_reason=why,
-        quantisation=found.text,
+        identity=identity,
+        identity_reason=reason,
+        quantisation=quantisation.text,
         bytes=sum(header.size for header in headers.values()),
         shards=len(headers),
         problems=tuple(examination.problems),
         doubts=tuple(examination.doubts),
         rehearsal=bool(config.get(REHEARSAL_KEY)),
-        fingerprint=fingerprint_of(config, found, headers) if config else {},
+        fingerprint=fingerprint_of(config, quantisation, headers) if config else {},
     )
-    learnt = examination.manifest
-    if learnt is None or not learnt.fingerprint or not report.whole:
+    manifest = examination.manifest
+    if manifest is None or not manifest.fingerprint or not report.whole:
         return report
-    return report.compared(learnt.fingerprint, f"what was verified at {learnt.created or 'its staging'}")
+    return report.compared_with(manifest.fingerprint, f"what was verified at {manifest.created or 'its staging'}")
 
 
 class _Examination:
-    """What is found in one directory: ``problems`` and ``doubts``, in the order of the checks."""
+    """The checks of one directory, and their results: ``problems`` and ``doubts``, in the order of the checks."""
 
     def __init__(self, path: Path, names: frozenset[str]) -> None:
         self.path, self.names = path, names
@@ -158,7 +157,7 @@ class _Examination:
         self.manifest: Manifest | None = None
 
     def check_manifest(self) -> None:
-        """Compare with `.complete.json` by names and sizes; a directory whose staging never ended is no checkpoint."""
+        """Compare with `.complete.json` by names and sizes; a half-staged directory is no checkpoint."""
         if STAGING_NAME.fullmatch(self.path.name) or (WORK_DIRECTORY in self.names and MANIFEST_NAME not in self.names):
             self.problems.append("half staged: its staging has not ended, or was killed")
             return
@@ -168,7 +167,7 @@ class _Examination:
                 f"{MANIFEST_NAME} cannot be read, and nothing is compared with it: {owner_and_mode(manifest)}"
             )
             return
-        with self.noting(MANIFEST_NAME):
+        with self.collect_problems(MANIFEST_NAME):
             self.manifest = Manifest.read(self.path)
         if self.manifest is not None:
             self.problems += self.manifest.differences(self.path)
@@ -176,124 +175,124 @@ class _Examination:
 
     def read_config(self) -> Mapping[str, Any] | None:
         if "config.json" in self.names:
-            return self.mapping("config.json")
+            return self.read_object("config.json")
         hub = "; this is a cache entry, the checkpoint is below snapshots/" if "snapshots" in self.names else ""
         self.problems.append(f"config.json is missing{hub}")
         return None
 
-    def beside(self) -> Mapping[str, Any] | None:
-        """modelopt's `hf_quant_config.json`; the layers of a mixed one may stand in `quant_cfg.json`."""
+    def read_modelopt(self) -> Mapping[str, Any] | None:
+        """modelopt's `hf_quant_config.json`; for mixed precision `quant_cfg.json` may list the layers."""
         if "hf_quant_config.json" not in self.names:
             return None
-        found, said = self.mapping("hf_quant_config.json") or {}, "quant_cfg.json" in self.names
-        layers = (self.mapping("quant_cfg.json") or {}).get("quantized_layers") if said else None
-        quantisation = found.get("quantization")
+        config, has_layers = self.read_object("hf_quant_config.json") or {}, "quant_cfg.json" in self.names
+        layers = (self.read_object("quant_cfg.json") or {}).get("quantized_layers") if has_layers else None
+        quantisation = config.get("quantization")
         if isinstance(layers, dict) and isinstance(quantisation, dict) and "quantized_layers" not in quantisation:
-            return {**found, "quantization": {**quantisation, "quantized_layers": layers}}
-        return found
+            return {**config, "quantization": {**quantisation, "quantized_layers": layers}}
+        return config
 
-    def mapping(self, name: str) -> Mapping[str, Any] | None:
-        """A JSON object as Python's json reads it (with NaN and Infinity, as its readers do), or None after noting what
-        is wrong with the file."""
-        with self.noting(name), open_regular(self.path / name) as (descriptor, size):
+    def read_object(self, name: str) -> Mapping[str, Any] | None:
+        """A JSON object as Python's json reads it (with NaN and Infinity, as engines do), or None after adding what is
+        wrong with the file to the problems."""
+        with self.collect_problems(name), open_regular(self.path / name) as (descriptor, size):
             raw = os.pread(descriptor, size, 0)
-            found: Any = None
+            content: Any = None
             try:
-                found = msgspec.json.decode(raw, type=dict[str, Any])
-            except msgspec.DecodeError:  # of what both refuse, msgspec says where
+                content = msgspec.json.decode(raw, type=dict[str, Any])
+            except msgspec.DecodeError:  # when both refuse it, this error is raised, since it has the position
                 with contextlib.suppress(ValueError):
-                    found = json.loads(raw.decode())
-                if not isinstance(found, dict):
+                    content = json.loads(raw.decode())
+                if not isinstance(content, dict):
                     raise
-            if found and found.keys() <= _ERROR_KEYS:
+            if content and content.keys() <= _ERROR_KEYS:
                 raise DamagedFile("a server's error, not the file itself")
-            return dict(found)
+            return dict(content)
         return None
 
     @contextlib.contextmanager
-    def noting(self, name: str) -> Iterator[None]:
-        """Note what is found wrong with a file within the block, and go on after it."""
-        said = ""
+    def collect_problems(self, name: str) -> Iterator[None]:
+        """Turn an error about a file within the block into a problem."""
+        problem = ""
         try:
             yield
         except DamagedFile as damage:
-            said = f"{name} is {damage}"
+            problem = f"{name} is {damage}"
         except ModelError as error:
-            said = f"{name}: {error.message}"
+            problem = f"{name}: {error.message}"
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
-            said = f"{name} cannot be parsed: {error}"
-        if said and said not in self.problems:  # of a file that several checks read it is said once
-            self.problems.append(said)
+            problem = f"{name} cannot be parsed: {error}"
+        if problem and problem not in self.problems:  # several checks may read the same file
+            self.problems.append(problem)
 
     def check_tokenizer(self) -> None:
-        found = [name for name in _TOKENIZERS if name in self.names]
-        found += [name for name in self.names if name.endswith(".tiktoken")]
-        if found == ["vocab.json"] and "merges.txt" not in self.names:
+        tokenizers = [name for name in _TOKENIZERS if name in self.names]
+        tokenizers += [name for name in self.names if name.endswith(".tiktoken")]
+        if tokenizers == ["vocab.json"] and "merges.txt" not in self.names:
             self.problems.append("merges.txt is missing beside vocab.json")
-        for name in found:
+        for name in tokenizers:
             if name.endswith(".json"):
-                self.mapping(name)
-        if found:
+                self.read_object(name)
+        if tokenizers:
             return
-        settings = self.mapping("tokenizer_config.json") or {} if "tokenizer_config.json" in self.names else {}
-        other = sorted(n for n in self.names if _LIKE_A_TOKENIZER.search(n) and n != "tokenizer_config.json")
+        settings = self.read_object("tokenizer_config.json") or {} if "tokenizer_config.json" in self.names else {}
+        other = sorted(n for n in self.names if _TOKENIZER_LIKE.search(n) and n != "tokenizer_config.json")
         if other:
             self.doubts.append(f"no tokenizer of a name that is known here; {other[0]} may be one")
         elif settings.get("tokenizer_class") not in _NO_VOCABULARY:
             self.problems.append("no tokenizer (tokenizer.json, tokenizer.model, vocab.json with merges.txt)")
 
     def check_files(self) -> None:
-        """What engines read beside weights and config is itself, no pointer to it; and settings can be parsed."""
-        for name in sorted(name for name in self.names if _READ.fullmatch(name)):
+        """Check that files which engines read are no pointers to the real ones, and that settings can be parsed."""
+        for name in sorted(name for name in self.names if _READ_BY_ENGINES.fullmatch(name)):
             if _SETTINGS.fullmatch(name):
-                self.mapping(name)
-            elif name not in ("config.json", _INDEX) and not self._may_be_empty(name):
-                with self.noting(name), open_regular(self.path / name):
+                self.read_object(name)
+            elif name not in ("config.json", _INDEX) and not self._is_allowed_empty(name):
+                with self.collect_problems(name), open_regular(self.path / name):
                     pass
 
-    def _may_be_empty(self, name: str) -> bool:
-        """Whether it is an empty file of a kind that may be one, as `__init__.py` is."""
+    def _is_allowed_empty(self, name: str) -> bool:
+        """Whether it is empty and of a kind that may be empty, like `__init__.py`."""
         with contextlib.suppress(OSError):
             is_plain = name.endswith((".py", ".txt", ".jinja")) and name not in (*_TOKENIZERS, "merges.txt")
             return is_plain and (self.path / name).stat().st_size == 0
         return False
 
     def check_links(self, mounted: tuple[str, ...]) -> None:
-        """Links must lead to where the job sees them too."""
-        out = {name: to for name in sorted(self.names) if (to := _way_out(self.path, name, mounted))}
-        for name in list(out)[:3]:
-            self.problems.append(f"{name} is a link that leads out of what the job mounts: {out[name]}")
-        if len(out) > 3:
-            more = count_of(len(out) - 3, "more link leads", "more links lead")
+        """Check that all links lead to places that the job sees."""
+        links = {name: target for name in sorted(self.names) if (target := _link_leading_out(self.path, name, mounted))}
+        for name in list(links)[:3]:
+            self.problems.append(f"{name} is a link that leads out of what the job mounts: {links[name]}")
+        if len(links) > 3:
+            more = count_of(len(links) - 3, "more link leads", "more links lead")
             self.problems.append(f"{more} out of what the job mounts")
 
     def find_leftovers(self) -> None:
-        """Note what downloads and copies leave: huggingface_hub's ``*.incomplete``, our and rsync's temporaries."""
-        below = (self.path / ".cache" / "huggingface").glob("**/*.incomplete")
-        left = [str(file.relative_to(self.path)) for file in below]
-        left += [name for name in self.names if _LEFTOVER.search(name)]
-        self.doubts += [f"{name} is left over from a copy" for name in sorted(left)]
+        """Add leftovers of downloads and copies to the doubts: ``*.incomplete`` of huggingface_hub, temporaries."""
+        downloads = (self.path / ".cache" / "huggingface").glob("**/*.incomplete")
+        leftovers = [str(file.relative_to(self.path)) for file in downloads]
+        leftovers += [name for name in self.names if _LEFTOVER_NAME.search(name)]
+        self.doubts += [f"{name} is left over from a copy" for name in sorted(leftovers)]
 
     def check_shards(self) -> dict[str, Header]:
-        """Read every shard's header, and note what is missing or damaged. The headers of the sound ones, by name."""
+        """Check that every shard is present and intact. Returns the headers of the intact ones, by name."""
         present = {name for name in self.names if name.endswith(".safetensors")}
         wanted, totals = self._read_indexes(present)
-        below = (name for name in wanted if "/" in name and not name.startswith(("../", "/")))
-        present |= {name for name in below if (self.path / name).exists()}
+        nested = (name for name in wanted if "/" in name and not name.startswith(("../", "/")))
+        present |= {name for name in nested if (self.path / name).exists()}
         if wanted and not wanted.keys() & present:
             self.problems.append(f"a stub: the index names {count_of(len(wanted), 'shard')} and none of them is here")
         else:
             self.problems += [f"{shard} is missing" for shard in sorted(wanted.keys() - present)]
         headers: dict[str, Header] = {}
         for shard in sorted(present):
-            with self.noting(shard):
+            with self.collect_problems(shard):
                 headers[shard] = read_header(self.path / shard)
-                if absent := wanted.get(shard, set()) - headers[shard].tensors:
-                    some = f"{count_of(len(absent), 'tensor')} that the index places there, as {min(absent)}"
-                    self.problems.append(f"{shard} lacks {some}")
-                elif shard in wanted and (more := headers[shard].tensors - wanted[shard]):
-                    some = f"{count_of(len(more), 'tensor')} that the index does not name, as {min(more)}"
-                    self.doubts.append(f"{shard} has {some}: transformers passes them over")
+                if missing := wanted.get(shard, set()) - headers[shard].tensors:
+                    tensors = f"{count_of(len(missing), 'tensor')} that the index places there, as {min(missing)}"
+                    self.problems.append(f"{shard} lacks {tensors}")
+                elif shard in wanted and (extra := headers[shard].tensors - wanted[shard]):
+                    tensors = f"{count_of(len(extra), 'tensor')} that the index does not name, as {min(extra)}"
+                    self.doubts.append(f"{shard} has {tensors}: transformers passes them over")
                 if wanted and shard not in wanted:
                     self.doubts.append(f"{shard} is not in the index; engines that load every shard will read it")
         if wanted and wanted.keys() <= headers.keys():
@@ -301,15 +300,15 @@ class _Examination:
         return headers
 
     def _read_indexes(self, present: set[str]) -> tuple[dict[str, set[str]], list[Any]]:
-        """Which tensors the indexes place in which shard, and each index's ``total_size`` (None without one).
+        """Tensors by shard as the indexes place them, and each index's ``total_size`` (None without one).
 
-        Beside transformers' index another one is that of a second copy of the weights, which may be left out.
+        A further index beside that of transformers belongs to a second copy of the weights, which may be missing.
         """
         wanted: dict[str, set[str]] = {}
         totals: list[Any] = []
         indexes = sorted((name for name in self.names if name.endswith(".safetensors.index.json")), key=_INDEX.__ne__)
         for index in indexes:
-            if (content := self.mapping(index)) is None:
+            if (content := self.read_object(index)) is None:
                 continue
             weights, metadata = content.get("weight_map"), content.get("metadata")
             if not isinstance(weights, dict) or not weights:
@@ -317,10 +316,10 @@ class _Examination:
                 continue
             placed: dict[str, set[str]] = {}
             for tensor, shard in weights.items():
-                placed.setdefault(self._shard(index, str(shard)), set()).add(tensor)
+                placed.setdefault(self._shard_path(index, str(shard)), set()).add(tensor)
             if index != indexes[0] and indexes[0] == _INDEX and (absent := placed.keys() - present):
-                some = count_of(len(absent), "shard that is", "shards that are")
-                self.doubts.append(f"{index} names {some} not here; {_INDEX} is what engines read")
+                number = count_of(len(absent), "shard that is", "shards that are")
+                self.doubts.append(f"{index} names {number} not here; {_INDEX} is what engines read")
                 continue
             for name, tensors in placed.items():
                 wanted.setdefault(name, set()).update(tensors)
@@ -329,20 +328,20 @@ class _Examination:
             self._check_unindexed(present)
         return wanted, totals
 
-    def _shard(self, index: str, said: str) -> str:
-        """The path of a shard below the checkpoint. transformers takes any; vLLM only names beside the index."""
+    def _shard_path(self, index: str, name: str) -> str:
+        """The path of a shard below the checkpoint. transformers accepts any; vLLM only names beside the index."""
         doubt = f"{index} names shards by paths: vLLM reads only those beside the index"
-        if "/" in said and doubt not in self.doubts:
+        if "/" in name and doubt not in self.doubts:
             self.doubts.append(doubt)
-        name = posixpath.normpath(said)
-        return said if name.startswith(("../", "/")) else name
+        path = posixpath.normpath(name)
+        return name if path.startswith(("../", "/")) else path
 
     def _check_unindexed(self, present: set[str]) -> None:
         if not present:
             other = min((name for name in self.names if name.endswith((".bin", ".gguf", ".pt", ".pth"))), default=None)
             only = f"no safetensors weights, only {other} and the like"
             self.problems.append(only if other else "a stub: metadata without any weights")
-        numbered = [found for name in sorted(present) if (found := _NUMBERED.fullmatch(name))]
+        numbered = [match for name in sorted(present) if (match := _NUMBERED_SHARD.fullmatch(name))]
         total = int(numbered[0][3]) if numbered else len(present)
         if max(total, len(present)) > 1:
             self.problems.append(f"{count_of(len(present), 'shard')} without model.safetensors.index.json")
@@ -362,33 +361,34 @@ class _Examination:
             self.doubts.append(f"the index says {sum(stated):.0f} bytes in all, the shards hold {tensors}")
 
 
-def _way_out(directory: Path, name: str, mounted: tuple[str, ...]) -> str | None:
-    """Where a file of a directory leads that a job would not find; None when all its links stay within.
+def _link_leading_out(directory: Path, name: str, mounted: tuple[str, ...]) -> str | None:
+    """The target of a link that the job cannot follow; None when all links on the way to the file stay within.
 
-    A relative link that stays below the directory is found under whatever name that is mounted; any other one only
-    below ``mounted``, directories that the job sees under the same paths.
+    A relative link that stays below the directory works wherever that is mounted; any other link works only below
+    ``mounted``, the directories that the job sees under the same paths.
     """
-    root, at = os.path.realpath(directory), name
-    for _ in range(_MOST_LINKS):
-        step = _first_link(root, at)
-        if step is None:
+    root, path = os.path.realpath(directory), name
+    for _ in range(_MAX_LINKS):
+        link_and_rest = _first_link(root, path)
+        if link_and_rest is None:
             return None
-        link, rest = step
+        link, rest = link_and_rest
         target = str(Path(root, link).readlink())
         within = posixpath.normpath(posixpath.join(posixpath.dirname(link), target, rest))
         if not posixpath.isabs(target) and not within.startswith(".."):
-            at = within
+            path = within
             continue
         absolute = posixpath.normpath(posixpath.join(root, posixpath.dirname(link), target, rest))
         real = os.path.realpath(absolute)
-        seen = any(all(Path(path).is_relative_to(tree) for path in (absolute, real, root)) for tree in mounted)
-        return None if seen else target
-    return None  # a circle, which whoever opens the file says
+        ends = (absolute, real, root)
+        is_mounted = any(all(Path(end).is_relative_to(mount) for end in ends) for mount in mounted)
+        return None if is_mounted else target
+    return None  # a circle: opening the file fails, which another check reports
 
 
-def _first_link(root: str, at: str) -> tuple[str, str] | None:
+def _first_link(root: str, path: str) -> tuple[str, str] | None:
     """The first part of a path below ``root`` that is a link, and what follows it."""
-    parts = at.split("/")
+    parts = path.split("/")
     for end in range(1, len(parts) + 1):
         part = "/".join(parts[:end])
         if Path(root, part).is_symlink():

@@ -1,9 +1,9 @@
-"""Copying a checkpoint's files: in parallel across files and within them, hashed in the same pass, resumable by parts.
+"""Copying a checkpoint's files: parallel across and within files, hashed in the same pass, resumable by parts.
 
-A part is read once, hashed and written. Then it is read back from the destination and hashed again. That answer comes
+A part is read once, hashed and written. Then it is read back from the destination and hashed again. That read comes
 from the page cache: it finds short writes and broken copies, not a failing disk (`launcher model verify --deep` reads
-again later). Finished parts are written to a journal, so that the next copy resumes after a kill. Each worker needs two
-buffers of memory. Where the file system can share blocks, nothing is written.
+again later). Finished parts are noted in a journal, so that the next copy resumes after a kill. Each worker needs two
+buffers of memory. On file systems that can share blocks, parts are cloned and not written.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ from launcher.model.source import Source, SourceFile
 
 WORKERS = 8
 WINDOW = 8 << 20
-"""Bytes after which the disk is told to begin, so that a file's fsync finds little left to write."""
+"""Bytes after which the kernel is asked to write, so that a file's fsync has little left to do."""
 
 FICLONERANGE = 0x4020940D
-"""As in linux/fs.h, of the architectures that machines with GPUs have."""
+"""From linux/fs.h, for the architectures of machines with GPUs."""
 
-LayOut = Callable[[Path, int], None]
-"""Gives the directory (with size 0), and then each file of so many bytes, its layout: creates it, if it has one."""
+SetLayout = Callable[[Path, int], None]
+"""Sets the layout of the directory (size 0), and then of each file of so many bytes, which it may have to create."""
 
 _NO_CLONE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EPERM}
 
 
 class Progress(Protocol):
-    """Is told how a copy goes on, from many threads."""
+    """Shows how far a copy is. Called from many threads."""
 
     def begin(self, files: int, size: int) -> None:
-        """There are so many files, of ``size`` bytes together."""
+        """The copy begins: so many files, of ``size`` bytes together."""
 
     def advance(self, path: str, size: int, count: int, *, resumed: bool = False) -> None:
-        """``count`` more bytes of the file ``path`` of ``size`` bytes are there; ``resumed`` if they were before."""
+        """``count`` more bytes of the file ``path`` (of ``size``) are there; ``resumed``: an earlier copy made them."""
 
 
 class NoProgress:
@@ -73,15 +73,15 @@ class NoProgress:
 class Copier:
     """Copies all files of a source into a directory. For one use.
 
-    The directory and the `journal_directory` below it have to exist. ``lay_out`` is for file systems where a file's
-    layout is fixed when it is created, as by `lfs setstripe`. Afterwards ``copied`` and ``resumed`` are the bytes that
-    were copied and found there.
+    The directory and the `journal_directory` below it must exist. ``set_layout`` is for file systems where the layout
+    of a file is fixed at its creation, as by `lfs setstripe`. Afterwards ``copied`` and ``resumed`` are the numbers of
+    bytes that were copied, and that were there before.
     """
 
     def __init__(
-        self, source: Source, into: Path, *, workers: int, progress: Progress, stop: Stop, lay_out: LayOut | None
+        self, source: Source, into: Path, *, workers: int, progress: Progress, stop: Stop, set_layout: SetLayout | None
     ) -> None:
-        self.source, self.into, self.lay_out = source, into, lay_out
+        self.source, self.into, self.set_layout = source, into, set_layout
         self.part_size = source.part_size or PART_SIZE
         self._workers, self._progress, self._stop = workers, progress, stop
         self.copied = self.resumed = 0
@@ -90,14 +90,14 @@ class Copier:
         self._lock = threading.Lock()
 
     def copy(self) -> tuple[FileEntry, ...]:
-        """Copy what is not there yet; every file is synced to storage. The files, as in a manifest.
+        """Copy what is missing, and sync every file to storage. Returns the files as a manifest lists them.
 
         Raises OSError, ModelError, Cancelled.
         """
         files = sorted(self.source.files, key=lambda file: -file.size)
         self._progress.begin(len(files), sum(file.size for file in files))
-        if self.lay_out:
-            self.lay_out(self.into, 0)
+        if self.set_layout:
+            self.set_layout(self.into, 0)
         with ThreadPoolExecutor(self._workers, "part") as parts, ThreadPoolExecutor(self._workers, "file") as pool:
             try:
                 copies = as_completed([pool.submit(self._copy_file, file, parts) for file in files])
@@ -111,13 +111,13 @@ class Copier:
             return _FileCopy(self, file, opened).copy(pool)
 
     def check(self) -> None:
-        """Raise Cancelled when a stop is requested, or when another file has failed."""
+        """Raise Cancelled when a stop is requested, or another file has failed."""
         self._stop.check()
         if self._ended.is_set():
             raise Cancelled("stopped while the checkpoint was copied")
 
     def advance(self, file: SourceFile, count: int, *, resumed: bool = False) -> None:
-        """Count bytes that are at the destination now, and tell the progress."""
+        """Count bytes that are at the destination now, and show the progress."""
         with self._lock:
             if resumed:
                 self.resumed += count
@@ -127,7 +127,7 @@ class Copier:
 
 
 class _FileCopy:
-    """One file on its way to the destination. What is open for it is closed with ``opened``."""
+    """The copy of one file. Its descriptors are closed with ``opened``."""
 
     def __init__(self, copier: Copier, file: SourceFile, opened: contextlib.ExitStack) -> None:
         self._copier, self._file = copier, file
@@ -137,8 +137,8 @@ class _FileCopy:
         opened.callback(self._journal.close)
         if not self._path.exists():
             self._journal.discard()
-            if copier.lay_out:
-                copier.lay_out(self._path, file.size)
+            if copier.set_layout:
+                copier.set_layout(self._path, file.size)
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         opened.callback(os.close, self._descriptor)
         inherit_rights(self._path)
@@ -147,34 +147,34 @@ class _FileCopy:
         opened.callback(self._reader.close)
 
     def copy(self, pool: ThreadPoolExecutor) -> FileEntry:
-        """Have all parts at the destination, by the threads of the pool, and make the file durable."""
+        """Copy all parts in the threads of the pool, and sync the file."""
         ranges = parts_of(self._file.size, self._copier.part_size)
-        parts = [pool.submit(self._part, index, *part) for index, part in enumerate(ranges)]
+        parts = [pool.submit(self._copy_part, index, *part) for index, part in enumerate(ranges)]
         try:
-            return self._finished([part.result() for part in parts])
+            return self._finish([part.result() for part in parts])
         finally:
             for part in parts:
                 part.cancel()
             wait(parts)
 
-    def _part(self, index: int, offset: int, length: int) -> bytes:
+    def _copy_part(self, index: int, offset: int, length: int) -> bytes:
         self._copier.check()
-        noted = self._journal.parts.get(index)
-        if noted is not None and hash_part(self._descriptor, offset, length) == noted:
+        digest = self._journal.parts.get(index)
+        if digest is not None and hash_part(self._descriptor, offset, length) == digest:
             self._copier.advance(self._file, length, resumed=True)
-            return noted
-        digest = self._cloned(offset, length) or self._copied(offset, length)
+            return digest
+        digest = self._clone(offset, length) or self._copy_through_buffer(offset, length)
         self._journal.note(index, digest)
         drop_from_cache(self._descriptor, offset, length)
         if self._reader.descriptor is not None:
             drop_from_cache(self._reader.descriptor, offset, length)
         return digest
 
-    def _copied(self, offset: int, length: int) -> bytes:
-        """Copy a part through a buffer, and hash what was read and what the destination gives back.
+    def _copy_through_buffer(self, offset: int, length: int) -> bytes:
+        """Copy a part through a buffer; hash what was read, and what is read back from the destination.
 
-        It is read back one buffer at a time, soon after it was written: the processor's caches still hold it, so this
-        costs little, and no page is read that is only half written.
+        Each buffer is read back soon after it was written: it is still in the processor's caches, so this costs little.
+        Only complete buffers are read back, so no half-written page is.
         """
         read, back = xxhash.xxh3_128(), xxhash.xxh3_128()
         buffer, second = (memoryview(bytearray(min(BUFFER, length))) for _ in range(2))
@@ -206,10 +206,10 @@ class _FileCopy:
             state.update(piece)
         return end
 
-    def _cloned(self, offset: int, length: int) -> bytes | None:
-        """Share a part's blocks with the source (ioctl_ficlonerange(2): XFS, btrfs, NFS 4.2 on such) and hash them.
+    def _clone(self, offset: int, length: int) -> bytes | None:
+        """Share a part's blocks with the source (ioctl_ficlonerange(2): XFS, btrfs, NFS 4.2 on these) and hash them.
 
-        None when that is not possible here. Source and destination are the same blocks, so they are read once.
+        None when that is not possible here. Source and destination share the blocks, so they are read only once.
         """
         if not self._copier.can_clone or self._reader.descriptor is None or not length:
             return None
@@ -225,25 +225,25 @@ class _FileCopy:
         self._copier.advance(self._file, length)
         return digest
 
-    def _finished(self, digests: list[bytes]) -> FileEntry:
-        file, found = self._file, hash_of_parts(digests)
+    def _finish(self, digests: list[bytes]) -> FileEntry:
+        file, content_hash = self._file, hash_of_parts(digests)
         try:
             self._reader.check_unchanged()
-            self._check_known(found)
+            self._check_stated_hashes(content_hash)
             os.fsync(self._descriptor)
         except BaseException:
             # After a failed fsync the kernel marks pages as clean that never reached storage (fsync(2)), and a file
-            # with a wrong hash is worth nothing. In both cases nobody may resume from these parts.
+            # with a wrong hash is worthless. In both cases no copy may resume from these parts.
             self._journal.discard()
             raise
         drop_from_cache(self._descriptor, 0, file.size)
-        return FileEntry(file.path, file.size, found, file.sha256)
+        return FileEntry(file.path, file.size, content_hash, file.sha256)
 
-    def _check_known(self, found: str) -> None:
-        """Compare with what the source states of the content."""
+    def _check_stated_hashes(self, content_hash: str) -> None:
+        """Compare with the hashes that the source states. Raises ModelError."""
         file, source = self._file, self._copier.source
         where = f"{source.name}: {file.path}"
-        if file.hash and source.part_size == self._copier.part_size and found != file.hash:
+        if file.hash and source.part_size == self._copier.part_size and content_hash != file.hash:
             raise ModelError("the source's content is not what its manifest says", where=where)
         for stated, state in (
             (file.sha256 if not file.hash else None, hashlib.sha256()),
@@ -258,10 +258,10 @@ class _FileCopy:
 
 
 class _Journal:
-    """Which parts of a file are at the destination: one line each, with the digest (16 bytes), in a file of its own.
+    """Which parts of a file are at the destination: one line each, with the digest (16 bytes). One journal a file.
 
-    A line is a claim, not a proof: it can survive a crash that its data did not. Who resumes reads the part again and
-    compares. The journal of a file of another size, stamp or part size begins anew. Raises OSError.
+    A line is no proof: it can survive a crash that its data did not survive, so resuming reads the part again and
+    compares. A journal of another size, stamp or part size is discarded. Raises OSError.
     """
 
     def __init__(self, directory: Path, file: SourceFile, part_size: int) -> None:
@@ -277,7 +277,7 @@ class _Journal:
             self.discard()
 
     def note(self, index: int, digest: bytes) -> None:
-        """Note a finished part, in one write: lines of several threads do not mix (open(2), O_APPEND)."""
+        """Note a finished part in one write, so that lines of several threads do not mix (open(2), O_APPEND)."""
         os.write(self._descriptor, f"{index} {digest.hex()}\n".encode())
 
     def discard(self) -> None:

@@ -1,7 +1,7 @@
-"""What lies at a checkpoint's destination and beside it: the checkpoint, staging directories, their lock; and `gc`.
+"""What exists at a checkpoint's destination and beside it: the checkpoint, staging directories, their lock; and `gc`.
 
-The names of all of these are decided here and in manifest.py. `remove_leftovers` removes what dead stagings left, and
-nothing else: neither a checkpoint nor what a live process writes.
+All these names are defined here and in manifest.py. `remove_leftovers` removes only what dead stagings left: neither a
+checkpoint nor anything that a live process writes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _DAY = 86400.0
 
 @dataclass(frozen=True)
 class StagingOwner:
-    """``owner.json``: which process stages, and what. ``listing`` is a hash of the files' paths and sizes."""
+    """``owner.json``: the process that stages, and its source. ``listing`` is a hash of the files' paths and sizes."""
 
     process: ProcessIdentity
     source: str
@@ -47,7 +47,7 @@ class StagingOwner:
 
 
 def existing_manifest(destination: Path, source: Source) -> Manifest | None:
-    """The manifest of the checkpoint at the destination when it is that of the source; None when nothing is there.
+    """The manifest of the checkpoint at the destination, if it is the source's; None when nothing is there.
 
     Raises ModelError when something else is there.
     """
@@ -63,74 +63,73 @@ def existing_manifest(destination: Path, source: Source) -> Manifest | None:
         if report.whole:
             hint = "`launcher model stage DESTINATION` without --from reads it and writes its manifest"
             raise ModelError("a checkpoint without a manifest is there", where=where, hint=hint)
-        said = "; ".join(report.problems[:5])
+        problems = "; ".join(report.problems[:5])
         hint = "move it away: a running job may read it, so it is not overwritten"
-        raise ModelError(f"what is there was not staged by us, and is not whole: {said}", where=where, hint=hint)
-    if found := manifest.differences(destination):
+        raise ModelError(f"what is there was not staged by us, and is not whole: {problems}", where=where, hint=hint)
+    if differences := manifest.differences(destination):
         hint = "move it away, then stage again"
-        raise ModelError("staged, and damaged since: " + "; ".join(found[:10]), where=where, hint=hint)
-    if other := _difference(manifest, source):
+        raise ModelError("staged, and damaged since: " + "; ".join(differences[:10]), where=where, hint=hint)
+    if difference := _difference(manifest, source):
         hint = "stage to another path: a checkpoint is never replaced"
-        raise ModelError(f"another checkpoint is there: {other}", where=where, hint=hint)
+        raise ModelError(f"another checkpoint is there: {difference}", where=where, hint=hint)
     return manifest
 
 
 def _difference(manifest: Manifest, source: Source) -> str | None:
-    """How the source's checkpoint differs from that of the manifest; None when it is the same."""
-    there, wanted = {e.path: e for e in manifest.files}, {f.path: f for f in source.files}
+    """A difference between the source and the checkpoint of the manifest; None when they are the same."""
+    present, wanted = {e.path: e for e in manifest.files}, {f.path: f for f in source.files}
     if manifest.revision and source.revision and manifest.revision != source.revision:
         return f"revision {manifest.revision}, and {source.revision} is asked for"
-    if odd := sorted(there.keys() ^ wanted.keys()):
-        return f"{odd[0]} is only {'there' if odd[0] in there else 'in the source'}"
+    if unmatched := sorted(present.keys() ^ wanted.keys()):
+        return f"{unmatched[0]} is only {'there' if unmatched[0] in present else 'in the source'}"
     for path, file in wanted.items():
-        entry = there[path]
+        entry = present[path]
         if entry.size != file.size:
             return f"{path} has {entry.size} bytes, in the source {file.size}"
         hashes = (file.hash, entry.hash) if source.part_size == manifest.part_size else (None, None)
-        for stated, found in (hashes, (file.sha256, entry.sha256)):
-            if stated and found and stated != found:
+        for stated, actual in (hashes, (file.sha256, entry.sha256)):
+            if stated and actual and stated != actual:
                 return f"{path} has another content"
     return None
 
 
 def remove_work_directory(destination: Path) -> None:
-    """Remove what nobody needs after the publication. Several processes may do it at once; `gc` removes the rest."""
+    """Remove what is not needed after the publication. Several processes may do so at once; `gc` removes the rest."""
     if (destination / MANIFEST_NAME).exists():
         shutil.rmtree(destination / WORK_DIRECTORY, ignore_errors=True)
 
 
 def lock_path(destination: Path) -> Path:
-    """The lock of a destination: beside it, hidden."""
+    """The lock of a destination: a hidden file beside it."""
     return destination.with_name(f".{destination.name}.staging.lock")
 
 
 def staging_directories(destination: Path) -> list[Path]:
-    """The staging directories of this destination, of running and of dead processes."""
+    """The staging directories of a destination, made by running and by dead processes."""
     entries = [entry for entry in os.scandir(destination.parent) if entry.is_dir(follow_symlinks=False)]
     names = [(Path(entry.path), STAGING_NAME.fullmatch(entry.name)) for entry in entries]
-    return sorted(path for path, found in names if found and found["name"] == destination.name)
+    return sorted(path for path, match in names if match and match["name"] == destination.name)
 
 
 def staging_directory(source: Source, destination: Path, *, adopt: bool, log: Callable[[str], None]) -> Path:
-    """A staging directory that is ours: a dead one of the same source, under a new token, or else a new one.
+    """A staging directory for this process: with ``adopt`` that of a dead process for the same source, else a new one.
 
-    The rename takes it over: if its process was only stopped, it finds its paths gone.
+    Adopting renames it to a new token: if its process was only stopped, its paths are gone when it continues.
     """
     text = "\n".join(f"{file.path}\0{file.size}" for file in sorted(source.files, key=lambda file: file.path))
     listing = xxhash.xxh3_128(text.encode()).hexdigest()
-    mine = StagingOwner(ProcessIdentity.current(), source.name, source.revision, listing, utc_timestamp())
+    own = StagingOwner(ProcessIdentity.current(), source.name, source.revision, listing, utc_timestamp())
     new = destination.with_name(f"{destination.name}.staging.{secrets.token_hex(6)}")
-    for old in staging_directories(destination) if adopt else ():
-        its = (
-            read_json(_owner_file(old), StagingOwner) if old.stat().st_uid == os.geteuid() else None
-        )  # nobody writes in another user's
-        if its and replace(its, process=mine.process, began=mine.began) == mine and its.process.alive() is not True:
-            old.rename(new)
-            log(f"going on with what pid {its.process.pid} on {its.process.host} had staged since {its.began}")
+    for candidate in staging_directories(destination) if adopt else ():
+        is_ours = candidate.stat().st_uid == os.geteuid()  # nobody may write to another user's directory
+        owner = read_json(_owner_file(candidate), StagingOwner) if is_ours else None
+        if owner and replace(owner, process=own.process, began=own.began) == own and owner.process.alive() is not True:
+            candidate.rename(new)
+            log(f"going on with what pid {owner.process.pid} on {owner.process.host} had staged since {owner.began}")
             break
     make_directories(journal_directory(new))
     inherit_rights(new)
-    write_json(_owner_file(new), asdict(mine))
+    write_json(_owner_file(new), asdict(own))
     return new
 
 
@@ -139,9 +138,9 @@ def _owner_file(staging: Path) -> Path:
 
 
 def leftovers(directory: Path) -> list[Leftover]:
-    """What stagings left among the checkpoints of a directory, and whose it was; nothing is changed. Raises ModelError.
+    """What stagings left among the checkpoints of a directory, and who left it; nothing is changed. Raises ModelError.
 
-    Whether a staging of another host is dead cannot be told here; `remove_leftovers` learns it from the lock.
+    This cannot tell whether a staging of another host is dead; `remove_leftovers` learns that from the lock.
     """
     return [item for _, item in _leftovers(directory)]
 
@@ -153,11 +152,11 @@ def _leftovers(directory: Path) -> list[tuple[Path, Leftover]]:
     except OSError as error:
         message = f"cannot be listed: {error.strerror}"
         raise ModelError(message, where=str(directory), hint=os_error_hint(error, directory)) from None
-    return [found for path in paths if (found := _leftover(path))]
+    return [item for path in paths if (item := _leftover(path))]
 
 
 def _leftover(path: Path) -> tuple[Path, Leftover] | None:
-    """What a path is by its name, if a staging left it, and to which destination."""
+    """The leftover at a path, with its destination; None if no staging made it. The name decides."""
     is_directory, owner, live = path.is_dir() and not path.is_symlink(), "unknown", False
     if is_directory and (name := STAGING_NAME.fullmatch(path.name)):
         if its := read_json(_owner_file(path), StagingOwner):
@@ -168,7 +167,7 @@ def _leftover(path: Path) -> tuple[Path, Leftover] | None:
         here = holder.host == socket.gethostname()
         owner, live = str(holder), here and not holder.is_dead
     elif name := _LOCK_TEMPORARY.fullmatch(path.name):
-        # It is dead with its process, or after a day where that is of another host.
+        # It is dead when its process is; if that ran on another host, after a day.
         here = name["host"] == host_label()
         live = pid_exists(int(name["pid"])) if here else time.time() - path.lstat().st_mtime < _DAY
         owner = f"pid {name['pid']} on {name['host']}"
@@ -182,31 +181,30 @@ def _leftover(path: Path) -> tuple[Path, Leftover] | None:
 def remove_leftovers(
     directory: Path, *, wait: float = LEASE * 1.1, log: Callable[[str], None] = lambda text: None
 ) -> list[Leftover]:
-    """Remove what dead stagings left; return what was found, with ``keep`` set where it was not removed.
+    """Remove what dead stagings left. Returns all leftovers, with ``keep`` set for those that were not removed.
 
-    A staging is dead when its destination's lock can be had: its owner released it, or is proven dead, or did not touch
-    it for the lock's lease. For stagings of other hosts ``wait`` (seconds) has to exceed that; ``log`` is told, and an
-    owner that is seen to live is not waited for. Raises ModelError.
+    A staging is dead when we get its destination's lock: its owner released it, or is proven dead, or did not renew it
+    within the lock's lease. For stagings of other hosts ``wait`` (seconds) has to exceed the lease; ``log`` gets a line
+    then. An owner that is seen to live ends the wait. Raises ModelError.
     """
     by_destination: dict[Path, list[Leftover]] = {}
     for destination, item in _leftovers(directory):
         by_destination.setdefault(destination, []).append(item)
-    found = []
+    handled = []
     for destination, items in by_destination.items():
         if all(item.keep for item in items):
-            found += items
+            handled += items
             continue
-        lock = Lock(
+        with Lock(
             lock_path(destination),
             what="removing dead stagings",
             wait=wait,
             pace=LockPace(for_proof=True),
             on_wait=lambda owner: log(f"looking for {wait:.0f} s at the most whether it lives: {owner}"),
-        )
-        with lock as held:
+        ) as lock:
             for item in items:
-                keep = f"held by {held.owner}" if held.owner else item.keep
+                keep = f"held by {lock.owner}" if lock.owner else item.keep
                 if keep is None and item.path != lock_path(destination):  # the lock goes with its release
                     keep = try_remove(item.path)
-                found.append(replace(item, keep=keep))
-    return found
+                handled.append(replace(item, keep=keep))
+    return handled

@@ -1,8 +1,8 @@
-"""`.complete.json`: what a staged checkpoint consists of, written last; and the hash that is in it.
+"""`.complete.json`, the manifest of a staged checkpoint, which is written last; and the hash that it contains.
 
-A file is cut into parts of ``part_size`` bytes (the last one is shorter), so that they can be copied, hashed and
-resumed in any order. Each part has its XXH3-128 (big-endian, as `xxhsum -H128` prints it). The hash of a file of one
-part is that of the part. The hash of a longer file is the XXH3-128 of its parts' 16-byte digests in order.
+A file is cut into parts of ``part_size`` bytes (the last one is shorter), which can be copied, hashed and resumed in
+any order. Each part has an XXH3-128 digest (big-endian, as `xxhsum -H128` prints it). The hash of a file of one part is
+that of the part. The hash of a longer file is the XXH3-128 of its parts' 16-byte digests in order.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from launcher.core.stop import NEVER, Stop
 from launcher.model.weights import why_unreadable, wrong_size
 
 MANIFEST_NAME = ".complete.json"
-"""The manifest's name in a checkpoint's directory. It is there only when everything else is."""
+"""The manifest's name in a checkpoint's directory. It exists only when everything else is complete."""
 
 WORK_DIRECTORY = ".staging"
-"""The directory of owner and journals in a directory that is being staged. Where it is without the manifest, there is
+"""The directory of owner and journals in a directory that is being staged. A directory that has it, and no manifest, is
 no checkpoint."""
 
 STAGING_NAME = re.compile(r"(?P<name>.+)\.staging\.(?P<token>[0-9a-f]{12})")
-"""Names of directories that are being staged, or that a process left when it was killed."""
+"""Names of directories that are being staged, or that a killed process left."""
 
 PART_SIZE = 64 << 20
-_LARGEST = 64 << 20  # a manifest: some 100 bytes a file
+_MAX_MANIFEST = 64 << 20  # a manifest: some 100 bytes a file
 BUFFER = 256 << 10
 
 
@@ -56,10 +56,10 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """``source`` is a directory or ``hf:ORGANISATION/NAME``; ``revision`` the hub's commit, handed on by copies.
+    """``source`` is a directory or ``hf:ORGANISATION/NAME``; ``revision`` is the hub's commit, which copies keep.
 
-    ``fingerprint`` is what the files said of themselves when they were verified (fingerprint.py); None in manifests of
-    earlier versions.
+    ``fingerprint`` is what the files stated when they were verified (fingerprint.py); None in manifests of earlier
+    versions.
     """
 
     source: str
@@ -87,10 +87,10 @@ class Manifest:
 
     @classmethod
     def read(cls, directory: Path) -> Manifest | None:
-        """The manifest of a checkpoint, or None without one. Raises ModelError when the file is not one of ours."""
+        """The manifest of a checkpoint, None if there is none. Raises ModelError when the file is not one of ours."""
         path = directory / MANIFEST_NAME
         try:
-            return msgspec.json.decode(read_file(path, _LARGEST), type=prepare_type(cls))
+            return msgspec.json.decode(read_file(path, _MAX_MANIFEST), type=prepare_type(cls))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -101,16 +101,18 @@ class Manifest:
 
     def differences(self, directory: Path) -> list[str]:
         """How the directory differs from the manifest, by names and sizes alone: one stat a file, nothing is read."""
-        found = []
+        differences = []
         for entry in self.files:
+            path = directory / entry.path
             try:
-                size = (directory / entry.path).stat().st_size
+                size = path.stat().st_size
                 if size != entry.size:
-                    found.append(f"{entry.path} is {wrong_size(size, entry.size)}")
+                    differences.append(f"{entry.path} is {wrong_size(size, entry.size)}")
+            except FileNotFoundError:
+                differences.append(f"{entry.path} is missing")
             except OSError as error:
-                gone = isinstance(error, FileNotFoundError)
-                found.append(f"{entry.path} is {'missing' if gone else why_unreadable(directory / entry.path, error)}")
-        return found
+                differences.append(f"{entry.path} is {why_unreadable(path, error)}")
+        return differences
 
     def deep_differences(
         self,
@@ -122,21 +124,21 @@ class Manifest:
     ) -> list[str]:
         """How the directory differs from the manifest, by content: every byte is read and hashed.
 
-        ``advance`` is told path, size of the file, and bytes as they are read. Raises Cancelled.
+        ``advance`` gets path and size of the file, and the number of bytes that were read. Raises Cancelled.
         """
 
         def check(entry: FileEntry) -> str | None:
-            tell = functools.partial(advance, entry.path, entry.size)
+            report = functools.partial(advance, entry.path, entry.size)
             try:
-                same = hash_file(directory / entry.path, self.part_size, tell=tell, stop=stop) == entry.hash
+                is_same = hash_file(directory / entry.path, self.part_size, advance=report, stop=stop) == entry.hash
             except OSError as error:
                 return f"{entry.path} cannot be read: {error.strerror}"
-            return None if same else f"{entry.path} has another content than was staged"
+            return None if is_same else f"{entry.path} has another content than was staged"
 
-        if found := self.differences(directory):
-            return found
+        if differences := self.differences(directory):
+            return differences
         with ThreadPoolExecutor(workers, "verify") as pool:
-            return [said for said in pool.map(check, self.files) if said]
+            return [difference for difference in pool.map(check, self.files) if difference]
 
     def extra(self, directory: Path) -> list[str]:
         """Files at the top of the directory that the manifest does not name."""
@@ -150,12 +152,12 @@ def hash_of_parts(digests: Sequence[bytes]) -> str:
 
 
 def parts_of(size: int, part_size: int) -> list[tuple[int, int]]:
-    """Offset and length of each part of a file; an empty one has one part, which is empty."""
+    """Offset and length of each part of a file; an empty file has one empty part."""
     return [(offset, min(part_size, size - offset)) for offset in range(0, max(1, size), part_size)]
 
 
 def hash_part(descriptor: int, offset: int, length: int) -> bytes:
-    """Read and hash a part of an open file, whose pages do not stay in the cache. Raises OSError."""
+    """Read and hash a part of an open file, and drop its pages from the cache. Raises OSError."""
     state = xxhash.xxh3_128()
     for piece in read_range(descriptor, offset, length, memoryview(bytearray(min(BUFFER, length)))):
         state.update(piece)
@@ -164,7 +166,7 @@ def hash_part(descriptor: int, offset: int, length: int) -> bytes:
 
 
 def read_range(descriptor: int, offset: int, length: int, buffer: memoryview) -> Iterator[memoryview]:
-    """The bytes of a range of an open file, in order, through one buffer; fewer when the file ends. Raises OSError."""
+    """The bytes of a range of an open file, in order, through one buffer; fewer if the file ends. Raises OSError."""
     end = offset + length
     while offset < end:
         count = os.preadv(descriptor, [buffer[: end - offset]], offset)
@@ -175,22 +177,22 @@ def read_range(descriptor: int, offset: int, length: int, buffer: memoryview) ->
 
 
 def hash_file(
-    path: Path, part_size: int, *, tell: Callable[[int], None] = lambda count: None, stop: Stop = NEVER
+    path: Path, part_size: int, *, advance: Callable[[int], None] = lambda count: None, stop: Stop = NEVER
 ) -> str:
-    """The hash of a file; ``tell`` is told how much more was read. Raises OSError, Cancelled."""
+    """The hash of a file; ``advance`` gets the number of further bytes read. Raises OSError, Cancelled."""
     digests = []
     with open_regular(path, buffered=False) as file:
         for offset, length in parts_of(os.fstat(file.fileno()).st_size, part_size):
             stop.check()
             digests.append(hash_part(file.fileno(), offset, length))
-            tell(length)
+            advance(length)
     return hash_of_parts(digests)
 
 
 def drop_from_cache(descriptor: int, offset: int, length: int) -> None:
     """Drop clean pages of a range from the page cache, and begin to write dirty ones.
 
-    A checkpoint of 700 GB must not push out what other processes need. Linux writes dirty pages on this advice
+    A checkpoint of 700 GB must not evict what other processes need. Linux writes dirty pages on this advice
     (mm/fadvise.c).
     """
     if length:

@@ -1,12 +1,12 @@
-"""Staging to node-local storage: which nodes, what each of them does, and what it says of the result.
+"""Staging to node-local storage: which nodes, what each node does, and what it reports.
 
-`python -m launcher.model.nodes TASK` is what a step of a running job starts on each node. For a job of our own submitit
-writes the batch script, ships `stage_on_this_node` to every node and brings the results back; the job's state comes
-from Slurm, by our own client. Both run this package as it is installed here, so the compute nodes have to see it at the
-same path.
+In a running job, a step starts `python -m launcher.model.nodes TASK` on each node. For a job of our own, submitit
+writes the batch script, ships `stage_on_this_node` to every node and returns the results; the job's state comes from
+Slurm, by our own client. Both run this package as it is installed here, so the compute nodes have to see it at the same
+path.
 
-    <state>/stagings/<token>/              of submitit: batch script, function, and per node a result and logs
-    <state>/stagings/<token>/owner.json    which process staged
+    <state>/stagings/<token>/              files of submitit: batch script, function, and per node a result and logs
+    <state>/stagings/<token>/owner.json    the process that stages
 
 The job has the token as its comment, so that it can be found and ended after that process was killed.
 """
@@ -46,9 +46,9 @@ from launcher.slurm.poller import JobPoller, Pace, end_jobs
 STEP = 24 * 3600.0
 """Seconds that a step of a running job may take."""
 
-_MARK = "launcher-node-verdict "
-_UNFIT = ("down", "drain", "fail", "*", "maint", "reboot", "power", "unknown", "future")
-"""Parts of sinfo's word for the state of a node on which Slurm starts no job now."""
+_ANSWER_PREFIX = "launcher-node-verdict "
+_UNFIT_STATES = ("down", "drain", "fail", "*", "maint", "reboot", "power", "unknown", "future")
+"""Parts of sinfo's state of a node on which Slurm starts no job now."""
 
 DIRECTORY = "stagings"
 _NODES = "nodes"
@@ -57,22 +57,22 @@ _RESULTS = "*_result.pkl"
 SUBMISSION = 120.0
 """Seconds that sbatch may take."""
 
-_LATE = 15.0
-"""Seconds that a result is waited for after the job's end: a shared file system may show it late."""
+_RESULT_TIMEOUT = 15.0
+"""Seconds to wait for a result after the job's end: a shared file system may show it late."""
 
-_GONE = 60.0
-"""Seconds within which a job that was cancelled has to be gone."""
+_END_TIMEOUT = 60.0
+"""Seconds within which a cancelled job has to end."""
 
 _PACE = Pace(first=0.5, running=10.0, pending=30.0)
-_LOOK = 0.5
+_POLL_INTERVAL = 0.5
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """Which nodes: those of a running ``job``, or those of a job of our own.
+    """The nodes to stage on: those of a running ``job``, or those of a job of our own.
 
-    A job of our own gets ``nodes`` (a Slurm host list), or ``count`` that Slurm picks, or all of a ``partition``. With
-    ``job``, ``nodes`` are some of its nodes. ``python`` is the interpreter there (default: this one, by its path).
+    A job of our own gets ``nodes`` (a Slurm host list), or ``count`` nodes that Slurm picks, or all nodes of a
+    ``partition``. With ``job``, ``nodes`` are some of its nodes. ``python`` is the path of the interpreter there.
     ``cpus`` (on each node) and ``minutes`` (time limit) are for a job of our own.
     """
 
@@ -87,30 +87,30 @@ class Allocation:
     python: str = sys.executable
 
     def node_names(self, run: CommandRunner) -> list[str]:
-        """The names of the nodes, without the excluded ones; for anything but ``count``. Raises SubmissionError."""
-        of, listed = f"job {self.job}" if self.job else f"partition {self.partition}", self.nodes
-        if listed is None:
-            of_job = ["squeue", "-h", "-j", str(self.job), "-t", "RUNNING", "-o", "%N"]
-            answer = run(of_job if self.job else ["sinfo", "-h", "-p", str(self.partition), "-o", "%N"], timeout=60)
+        """The names of the nodes, without the excluded ones. Not for ``count``. Raises SubmissionError."""
+        where, node_list = f"job {self.job}" if self.job else f"partition {self.partition}", self.nodes
+        if node_list is None:
+            job_query = ["squeue", "-h", "-j", str(self.job), "-t", "RUNNING", "-o", "%N"]
+            answer = run(job_query if self.job else ["sinfo", "-h", "-p", str(self.partition), "-o", "%N"], timeout=60)
             if not answer.ok:
-                raise SubmissionError(f"Slurm does not name the nodes: {answer.tail(1)}", where=of)
-            listed = ",".join(answer.stdout.split())
-        left = [node for node in dict.fromkeys(node_names(listed)) if node not in self.exclude]
-        if not left:
-            raise SubmissionError("no nodes are left to stage on", where=self.nodes or of)
-        return left
+                raise SubmissionError(f"Slurm does not name the nodes: {answer.tail(1)}", where=where)
+            node_list = ",".join(answer.stdout.split())
+        names = [node for node in dict.fromkeys(node_names(node_list)) if node not in self.exclude]
+        if not names:
+            raise SubmissionError("no nodes are left to stage on", where=self.nodes or where)
+        return names
 
 
 def unfit_nodes(nodes: Sequence[str], run: CommandRunner) -> dict[str, str]:
-    """Nodes on which Slurm starts nothing now, with its word for the state: a job that names one waits for all."""
+    """Nodes on which Slurm starts no job now, with their states. A job that names one of them would wait for it."""
     answer = run(["sinfo", "-h", "-N", "-n", ",".join(nodes), "-o", "%N %T"], timeout=60)
-    words = dict(line.split(maxsplit=1) for line in answer.stdout.splitlines() if " " in line)
-    return {node: words[node] for node in nodes if any(part in words.get(node, "").lower() for part in _UNFIT)}
+    states = dict(line.split(maxsplit=1) for line in answer.stdout.splitlines() if " " in line)
+    return {node: states[node] for node in nodes if any(part in states.get(node, "").lower() for part in _UNFIT_STATES)}
 
 
 @dataclass(frozen=True)
 class NodeTask:
-    """What every node does: stage ``source`` (as `source_of` takes it) to ``destination`` with so many ``workers``.
+    """What every node does: stage ``source`` (a name for `source_of`) to ``destination`` with so many ``workers``.
 
     ``{node}`` in the destination stands for the node's name.
     """
@@ -122,7 +122,7 @@ class NodeTask:
 
 @dataclass(frozen=True)
 class NodeResult:
-    """What became of a node's copy.
+    """The result of staging on a node.
 
     ``how`` is as in `launcher.model.stage.StagingResult`; it is ``unknown`` when the node did not answer, because it
     died, was cut off or ran out of time. ``error`` says what went wrong. ``copied`` is in bytes.
@@ -138,7 +138,7 @@ class NodeResult:
 
 
 def this_node() -> str:
-    """The node's name in Slurm's words; several nodes of a test cluster share one host name."""
+    """The node's name in Slurm. It may differ from the host name, which all nodes of a test cluster share."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname().partition(".")[0]
 
 
@@ -148,10 +148,10 @@ def path_on_this_node(path: str) -> str:
 
 
 def stage_on_this_node(task: NodeTask) -> dict[str, Any]:
-    """Do a node's task, in a process for this alone; the `NodeResult` as a mapping. What goes wrong is in it.
+    """Do a node's task, in a process of its own. Returns the `NodeResult` as a mapping; failures are in it, too.
 
-    SIGTERM stops the copy, and so does SIGUSR2, which Slurm sends before the time limit because submitit asks for it.
-    The stop is the node's answer then, and the next staging goes on from there.
+    SIGTERM stops the copy, and so does SIGUSR2, which Slurm sends before the time limit because submitit requests it.
+    The node then reports the stop, and the next staging continues from there.
     """
     began, path = time.monotonic(), path_on_this_node(task.destination)
     with stop_on_signals((signal.SIGTERM, signal.SIGUSR2)) as stop:
@@ -163,15 +163,17 @@ def stage_on_this_node(task: NodeTask) -> dict[str, Any]:
     return asdict(result)
 
 
-def stage_in_job(task: NodeTask, where: Allocation, nodes: Sequence[str], run: CommandRunner) -> list[NodeResult]:
-    """Do the task on nodes of a running job by a step of it: one task a node, and one that fails ends no other."""
+def stage_in_job(task: NodeTask, allocation: Allocation, nodes: Sequence[str], run: CommandRunner) -> list[NodeResult]:
+    """Do the task on nodes of a running job, in a step with one task a node; a failing task does not end the others."""
     argv = ["srun", f"--nodes={len(nodes)}", f"--ntasks={len(nodes)}", "--ntasks-per-node=1"]
     argv += [f"--nodelist={','.join(nodes)}", "--kill-on-bad-exit=0", "--no-kill", "--wait=0"]
-    argv += ["--job-name=launcher-stage", f"--jobid={where.job}", "--overlap"]
-    done = run([*argv, where.python, "-m", "launcher.model.nodes", json.dumps(asdict(task))], timeout=STEP)
-    said = [json.loads(line.partition(_MARK)[2]) for line in done.stdout.splitlines() if _MARK in line]
-    answers = {result["node"]: NodeResult(**result) for result in said}
-    return [answers.get(node) or NodeResult(node, error=f"no answer: {done.tail(3) or done}") for node in nodes]
+    argv += ["--job-name=launcher-stage", f"--jobid={allocation.job}", "--overlap"]
+    done = run([*argv, allocation.python, "-m", "launcher.model.nodes", json.dumps(asdict(task))], timeout=STEP)
+    answers = [
+        json.loads(line.partition(_ANSWER_PREFIX)[2]) for line in done.stdout.splitlines() if _ANSWER_PREFIX in line
+    ]
+    results = {result["node"]: NodeResult(**result) for result in answers}
+    return [results.get(node) or NodeResult(node, error=f"no answer: {done.tail(3) or done}") for node in nodes]
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ class _Owner:
 
 def stage_on_nodes(
     task: NodeTask,
-    where: Allocation,
+    allocation: Allocation,
     *,
     state: Path,
     scheduler: Callable[[], Scheduler],
@@ -192,62 +194,62 @@ def stage_on_nodes(
 ) -> list[NodeResult]:
     """Do the task on every node; one result a node, in the nodes' order. A node that did not answer has failed.
 
-    Within a job (SLURM_JOB_ID) its nodes are meant unless ``where`` names another one. ``state`` (a directory that the
-    nodes see, at the same path) and ``scheduler`` are for a job of our own. Raises SubmissionError when the nodes
-    cannot be named or had, JobError when Slurm is silent, and Cancelled, after a job of our own was ended.
+    Within a job (SLURM_JOB_ID) its nodes are used, unless ``allocation`` names another job. ``state`` (a directory that
+    the nodes see at the same path) and ``scheduler`` are for a job of our own. Raises SubmissionError when nodes are
+    not known or not available, JobError when Slurm does not answer, and Cancelled, after a job of our own was ended.
     """
-    where = replace(where, job=where.job or os.environ.get("SLURM_JOB_ID"))
-    nodes = [] if where.count and not where.job else where.node_names(run)
-    if where.job:
-        return stage_in_job(task, where, nodes, run)
+    allocation = replace(allocation, job=allocation.job or os.environ.get("SLURM_JOB_ID"))
+    nodes = [] if allocation.count and not allocation.job else allocation.node_names(run)
+    if allocation.job:
+        return stage_in_job(task, allocation, nodes, run)
     unfit = unfit_nodes(nodes, run) if nodes else {}
-    found = {node: NodeResult(node, error=f"Slurm says that it is {word}") for node, word in unfit.items()}
+    results = {node: NodeResult(node, error=f"Slurm says that it is {reported}") for node, reported in unfit.items()}
     fit = [node for node in nodes if node not in unfit]
-    if fit or where.count:
-        own = _OwnJob(state / DIRECTORY / f"launcher-stage-{secrets.token_hex(6)}", task, fit, where)
-        found |= {result.node: result for result in own.stage(scheduler(), log, stop)}
-    return [found[node] for node in nodes or found]
+    if fit or allocation.count:
+        staging = _StagingJob(state / DIRECTORY / f"launcher-stage-{secrets.token_hex(6)}", task, fit, allocation)
+        results |= {result.node: result for result in staging.stage(scheduler(), log, stop)}
+    return [results[node] for node in nodes or results]
 
 
-class _OwnJob:
-    """submitit's job on ``nodes``, or on ``where.count`` that Slurm picks. The name of its ``folder`` is its token."""
+class _StagingJob:
+    """A job of submitit on ``nodes``, or on ``allocation.count`` that Slurm picks. Its token is the folder's name."""
 
-    def __init__(self, folder: Path, task: NodeTask, nodes: Sequence[str], where: Allocation) -> None:
-        self._folder, self._task, self._nodes, self._where = folder, task, nodes, where
-        self._count = len(nodes) or where.count
+    def __init__(self, folder: Path, task: NodeTask, nodes: Sequence[str], allocation: Allocation) -> None:
+        self._folder, self._task, self._nodes, self._allocation = folder, task, nodes, allocation
+        self._count = len(nodes) or allocation.count
 
     def stage(self, scheduler: Scheduler, log: Callable[[str], None], stop: Stop) -> list[NodeResult]:
-        """Stage in a job that is gone at the end, and its files too; one result for each of its nodes.
+        """Stage in a job, and remove job and files at the end. Returns one result for each of its nodes.
 
-        Raises SubmissionError when there is no job, Cancelled after it was ended, JobError when Slurm is silent.
+        Raises SubmissionError without a job, Cancelled after the job was ended, JobError when Slurm does not answer.
         """
-        token, ended = self._folder.name, False
+        token, is_over = self._folder.name, False
         make_private(self._folder)
         try:
             write_json(self._folder / _OWNER, asdict(_Owner(ProcessIdentity.current(), token)))
             job = JobKey(self._submit_in_thread(stop), None, token)
             log(f"{job} stages on {count_of(self._count, 'node')}")
-            final = self._follow(scheduler, job, log, stop)
-            ended = final.phase is Phase.TERMINAL
-            # While a job ends, Slurm names only those of its nodes that are not done yet (22.05): the job says it.
-            named = self._folder / _NODES
-            nodes = self._nodes or node_names(named.read_text() if named.exists() else final.nodes)
+            state = self._follow(scheduler, job, log, stop)
+            is_over = state.phase is Phase.TERMINAL
+            # While a job ends, Slurm lists only its nodes that have not ended (22.05), so the job itself lists all.
+            node_file = self._folder / _NODES
+            nodes = self._nodes or node_names(node_file.read_text() if node_file.exists() else state.nodes)
             if not nodes:
-                raise SubmissionError(f"the job got no nodes: {final.describe()}", where=str(job))
-            deadline = time.monotonic() + _LATE
-            while not self._complete() and final.succeeded and time.monotonic() < deadline:
-                time.sleep(_LOOK)
-            reasons = (f"no result of it: the job is {final.describe()}", self._last_error())
-            answers, silence = self._results(), "; ".join(filter(None, reasons))
-            return [answers.get(node) or NodeResult(node, error=silence) for node in nodes]
+                raise SubmissionError(f"the job got no nodes: {state.describe()}", where=str(job))
+            deadline = time.monotonic() + _RESULT_TIMEOUT
+            while not self._complete() and state.succeeded and time.monotonic() < deadline:
+                time.sleep(_POLL_INTERVAL)
+            reasons = (f"no result of it: the job is {state.describe()}", self._last_error())
+            results, problem = self._results(), "; ".join(filter(None, reasons))
+            return [results.get(node) or NodeResult(node, error=problem) for node in nodes]
         finally:
-            if ended or end_staging_job(token, scheduler, log):
+            if is_over or end_staging_job(token, scheduler, log):
                 shutil.rmtree(self._folder, ignore_errors=True)
 
     def _submit_in_thread(self, stop: Stop) -> str:
         """Submit, and return the job's id. Raises SubmissionError, Cancelled.
 
-        It is done in a thread, because submitit's sbatch has no time-out and a stop must not wait for it.
+        A thread does it, because submitit's sbatch has no time-out and a stop must not wait for it.
         """
         answer: Future[str] = Future()
 
@@ -271,23 +273,23 @@ class _OwnJob:
         import submitit
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-        where, token = self._where, self._folder.name
+        allocation, token = self._allocation, self._folder.name
         try:
-            executor = submitit.SlurmExecutor(self._folder, python=shlex.quote(where.python))
+            executor = submitit.SlurmExecutor(self._folder, python=shlex.quote(allocation.python))
             executor.update_parameters(
                 job_name="launcher-stage",
                 nodes=self._count,
                 nodelist=",".join(self._nodes) or None,
-                exclude=",".join(where.exclude) or None,
-                partition=where.partition,
-                account=where.account,
+                exclude=",".join(allocation.exclude) or None,
+                partition=allocation.partition,
+                account=allocation.account,
                 ntasks_per_node=1,
-                cpus_per_task=where.cpus,
-                time=where.minutes,
+                cpus_per_task=allocation.cpus,
+                time=allocation.minutes,
                 comment=token,
                 wckey=None,
                 setup=[f'printf "%s\\n" "$SLURM_JOB_NODELIST" > {shlex.quote(str(self._folder / _NODES))}'],
-                # A node that dies, or a task that fails, must not end the others.
+                # A dead node or a failing task must not end the others.
                 additional_parameters={"no-kill": True, "no-requeue": True},
                 srun_args=["--kill-on-bad-exit=0", "--no-kill", "--wait=0"],
             )
@@ -296,15 +298,15 @@ class _OwnJob:
             raise SubmissionError(f"the job that stages cannot be submitted: {error}") from error
 
     def _follow(self, scheduler: Scheduler, job: JobKey, log: Callable[[str], None], stop: Stop) -> JobState:
-        """Watch the job to its end. Raises Cancelled, JobError."""
-        done = JobState(Phase.TERMINAL, "COMPLETED", source="its results")
+        """Wait for the end of the job. Returns its last state. Raises Cancelled, JobError."""
+        completed = JobState(Phase.TERMINAL, "COMPLETED", source="its results")
         poller = JobPoller(scheduler, pace=_PACE)
         poller.watch(job)
         state = unknown_state("not asked yet")
         while poller.watched and not stop.requested():
-            answer = poller.poll(markers={job: done} if self._complete() else {})
+            answer = poller.poll(markers={job: completed} if self._complete() else {})
             if answer is None:
-                time.sleep(_LOOK)
+                time.sleep(_POLL_INTERVAL)
                 continue
             state = answer.states[job]
             for change in answer.changes:
@@ -316,57 +318,57 @@ class _OwnJob:
         return state
 
     def _complete(self) -> bool:
-        """Whether every task has left its result."""
+        """Whether every task has written its result."""
         return len(list(self._folder.glob(_RESULTS))) == self._count
 
     def _results(self) -> dict[str, NodeResult]:
-        """What the tasks that came to their end said, by node."""
-        found = {}
+        """The results of the finished tasks, by node."""
+        results = {}
         for path in self._folder.glob(_RESULTS):
             with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError):
                 outcome, value = pickle.loads(path.read_bytes())  # ours: the directory is 0700
                 if outcome == "success":
-                    found[value["node"]] = NodeResult(**value)
-        return found
+                    results[value["node"]] = NodeResult(**value)
+        return results
 
     def _last_error(self) -> str:
-        """The last line in the tasks' logs that speaks of an error; "" without one."""
+        """The last line in the tasks' logs with the word error; "" without one."""
         logs = "\n".join(path.read_text(errors="replace") for path in sorted(self._folder.glob("*_log.err")))
         return next((line.strip() for line in reversed(logs.splitlines()) if "error" in line.lower()), "")
 
 
 def end_orphaned_jobs(state: Path, scheduler: Callable[[], Scheduler], log: Callable[[str], None]) -> int:
-    """End the jobs of stagings whose launcher on this host is dead; return how many there were.
+    """End the jobs of stagings whose launcher on this host is dead; return their number.
 
-    ``scheduler`` is opened only when there is a job to ask about. Raises SchedulerUnreachable.
+    ``scheduler`` is called only if there is such a job. Raises SchedulerUnreachable.
     """
-    found = 0
+    count = 0
     for folder in sorted((state / DIRECTORY).glob("launcher-stage-*")):
         owner = read_json(folder / _OWNER, _Owner)
         if owner is not None and owner.process.alive() is False:
-            found += 1
+            count += 1
             log(f"{owner.token}: pid {owner.process.pid}, which staged on nodes, is dead")
             if end_staging_job(owner.token, scheduler(), log):
                 shutil.rmtree(folder, ignore_errors=True)
-    return found
+    return count
 
 
 def end_staging_job(token: str, scheduler: Scheduler, log: Callable[[str], None]) -> bool:
-    """End the job that carries the token, if there is one, and see it gone; False when it was not in time.
+    """Cancel the job with the token, if there is one, and wait for its end; False when that takes too long.
 
     Raises SchedulerUnreachable.
     """
     jobs = scheduler.find(token)
     if jobs:
         scheduler.cancel(jobs)
-    states = end_jobs(scheduler, jobs, bound=_GONE)
-    alive = [job for job, state in states.items() if state.phase is not Phase.TERMINAL]
-    if alive:
-        log(f"{alive[0]} was cancelled and is not seen to end; `launcher cleanup` looks again")
-    return not alive
+    states = end_jobs(scheduler, jobs, bound=_END_TIMEOUT)
+    running = [job for job, state in states.items() if state.phase is not Phase.TERMINAL]
+    if running:
+        log(f"{running[0]} was cancelled and is not seen to end; `launcher cleanup` looks again")
+    return not running
 
 
 if __name__ == "__main__":
     answer = stage_on_this_node(NodeTask(**json.loads(sys.argv[1])))
-    sys.stdout.write(_MARK + json.dumps(answer) + "\n")
+    sys.stdout.write(_ANSWER_PREFIX + json.dumps(answer) + "\n")
     sys.exit(0 if answer["ok"] else ModelError.exit_code)

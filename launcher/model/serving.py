@@ -1,4 +1,4 @@
-"""What follows from a look at a checkpoint: whether it may be served, and which one is right perhaps."""
+"""Whether an examined checkpoint may be served, and which directory beside it may be the right one."""
 
 from __future__ import annotations
 
@@ -19,62 +19,60 @@ def require_servable(
 ) -> CheckpointReport:
     """Return the report when the checkpoint may be served; raise ModelError when it may not.
 
-    Refused are checkpoints that are not whole, those that are certainly another one, and stand-ins unless they are
-    accepted. An unknown identity passes and stays unknown in the report: say so where it is shown. The hint names a
-    sibling only if that is whole and of this ``precision``.
+    Checkpoints are refused when they are not whole, or certainly another one than declared; stand-ins, unless they are
+    accepted. An unknown identity passes; whoever shows the report must show that. The hint names a sibling only if it
+    is whole and of this ``precision``.
     """
     if report.whole and report.identity != "mismatch":
         if report.rehearsal and not accept_stand_in:
             raise ModelError("this checkpoint was made for rehearsals and holds no weights", where=str(report.path))
         return report
     message = f"this is another checkpoint than the one declared: {report.identity_reason}"
-    otherwise = "correct the model's rule in the runner file, or the precision in the matrix"
-    if closed := _closed(report.path):
-        otherwise = os_error_hint(PermissionError(errno.EACCES, ""), closed)
+    hint = "correct the model's rule in the runner file, or the precision in the matrix"
+    if unreadable := _unreadable_part(report.path):
+        hint = os_error_hint(PermissionError(errno.EACCES, ""), unreadable)
     elif not report.whole:
-        otherwise = "stage it again, or correct the path in the runner file"
+        hint = "stage it again, or correct the path in the runner file"
     if not report.whole:
         more = f"; and {len(report.problems) - 10} more" if len(report.problems) > 10 else ""
         message = f"the checkpoint is not whole: {'; '.join(report.problems[:10])}{more}"
-    raise ModelError(
-        message, where=str(report.path), hint=sibling_hint(matching_sibling(report.path, precision), otherwise)
-    )
+    raise ModelError(message, where=str(report.path), hint=sibling_hint(matching_sibling(report.path, precision), hint))
 
 
-def _closed(path: Path) -> Path | None:
-    """What of a checkpoint this user may not read: the directory, or the first such file in it."""
+def _unreadable_part(path: Path) -> Path | None:
+    """The first path that this user may not read: the checkpoint's directory, or a file in it."""
     try:
-        return next((part for part in sorted(path.iterdir()) if not os.access(part, os.R_OK)), None)
+        return next((entry for entry in sorted(path.iterdir()) if not os.access(entry, os.R_OK)), None)
     except OSError as error:
         return path if isinstance(error, PermissionError) else None
 
 
 def sibling_hint(near: Path | None, otherwise: str) -> str:
-    """A hint that names a checkpoint beside a wrong one, if there is one."""
+    """A hint that names the checkpoint ``near`` a wrong one; without one the hint is ``otherwise``."""
     return f"there is {near}: is that the one?" if near else otherwise
 
 
 def nearest_sibling(path: Path) -> Path | None:
-    """For a directory that is missing: the one beside it with nearly the same name.
+    """For a missing directory: the one beside it with nearly the same name.
 
     The name differs only in case, or else only in its suffix for precision or version (``-NVFP4``, ``-FP8``, ``-V2``).
-    None when the directory is there, or nothing is near. A suffix names another checkpoint: suggest this to a person,
-    never use it.
+    None when the directory is there, or none is similar. Another suffix means another checkpoint: suggest it to a
+    person, never use it.
     """
-    return None if os.access(path, os.X_OK) else next(iter(_similar(path)), None)
+    return None if os.access(path, os.X_OK) else next(iter(_similar_directories(path)), None)
 
 
 def matching_sibling(path: Path, precision: str | None) -> Path | None:
-    """The checkpoint beside a wrong one that would be right: whole, and by its own files of the ``precision``.
+    """The checkpoint beside a wrong one that would be right: whole, and of the ``precision`` by its own files.
 
-    Its name differs only as `nearest_sibling` says, and it is a suggestion too.
+    Its name is similar as `nearest_sibling` defines it. This is only a suggestion, too.
     """
-    reports = (examine(near, precision=precision) for near in _similar(path))
+    reports = (examine(near, precision=precision) for near in _similar_directories(path))
     return next((report.path for report in reports if report.whole and report.identity != "mismatch"), None)
 
 
-def _similar(path: Path) -> list[Path]:
-    """Other directories beside it with nearly the same name, those first that differ only in case."""
+def _similar_directories(path: Path) -> list[Path]:
+    """Directories beside it with nearly the same name, first those that differ only in case."""
     try:
         beside = [path.with_name(entry.name) for entry in os.scandir(path.parent) if entry.is_dir()]
     except OSError:
@@ -84,6 +82,6 @@ def _similar(path: Path) -> list[Path]:
 
 
 def _stem(name: str) -> str:
-    while found := _SUFFIX.search(name):
-        name = name[: found.start()]
+    while match := _SUFFIX.search(name):
+        name = name[: match.start()]
     return name.casefold()

@@ -1,13 +1,13 @@
 """Staging: a checkpoint comes to its destination whole, or not at all.
 
-    <name>.staging.<token>/            everything is written here; nobody takes it for a checkpoint
+    <name>.staging.<token>/            everything is written here; the name shows that it is no checkpoint
     <name>.staging.<token>/.staging/   owner.json, journals of parts
     <name>.staging.<token>/.complete.json   the manifest, written last, when everything was verified
     <name>/                            by one rename, when everything was synced
 
-A process that is killed leaves a staging directory. The next one for the same source and destination takes it over and
-copies only the parts that are missing. What is at the destination already is never overwritten or removed. The lock
-beside it only saves doing the work twice.
+A killed process leaves a staging directory. The next one for the same source and destination takes it over and copies
+only the missing parts. Nothing that exists at the destination is ever overwritten or removed. The lock beside it only
+avoids doing the work twice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from launcher.core.publish import fsync, utc_timestamp, write_json
 from launcher.core.rights import make_directories, os_error_hint
 from launcher.core.stop import NEVER, Stop
 from launcher.model.checkpoint import examine
-from launcher.model.copy import WORKERS, Copier, LayOut, NoProgress, Progress
+from launcher.model.copy import WORKERS, Copier, NoProgress, Progress, SetLayout
 from launcher.model.destination import existing_manifest, lock_path, remove_work_directory, staging_directory
 from launcher.model.manifest import (
     MANIFEST_NAME,
@@ -71,19 +71,19 @@ def stage(
     progress: Progress = NoProgress(),
     log: Callable[[str], None] = lambda text: None,
     stop: Stop = NEVER,
-    lay_out: LayOut | None = None,
+    set_layout: SetLayout | None = None,
 ) -> StagingResult:
-    """Have the checkpoint of ``source`` at ``destination``, whole. Idempotent: what is there costs one stat a file.
+    """Have the checkpoint of ``source`` at ``destination``, whole. An existing one costs one stat a file.
 
-    ``lay_out`` is as for `Copier`, `striping` on Lustre. Raises ModelError, Cancelled; what was copied until then stays
-    for the next call.
+    ``set_layout`` is as for `Copier`, `striping` on Lustre. Raises ModelError, Cancelled; what was copied until then is
+    kept for the next call.
     """
     destination = destination.absolute()
     began = time.monotonic()
-    _refuse(source, destination)
-    with _explained("staging", destination):
-        if found := existing_manifest(destination, source):
-            return StagingResult("there", found)
+    _check_source(source, destination)
+    with _explain_errors("staging", destination):
+        if manifest := existing_manifest(destination, source):
+            return StagingResult("there", manifest)
         make_directories(destination.parent)
         with Lock(
             lock_path(destination),
@@ -91,16 +91,16 @@ def stage(
             wait=LOCK_WAIT,
             on_wait=lambda owner: log(f"waiting for {owner}"),
             sleep=stop.sleep,
-        ) as held:
-            for fact in held.facts:
+        ) as lock:
+            for fact in lock.facts:
                 log(fact)
-            if held.owner:
-                raise ModelError(f"still being staged by {held.owner}", where=str(destination))
-            if found := existing_manifest(destination, source):
-                return StagingResult("there", found)
-            directory = staging_directory(source, destination, adopt=held.acquired, log=log)
-            copier = Copier(source, directory, workers=workers, progress=progress, stop=stop, lay_out=lay_out)
-            staged = _fill(copier)
+            if lock.owner:
+                raise ModelError(f"still being staged by {lock.owner}", where=str(destination))
+            if manifest := existing_manifest(destination, source):
+                return StagingResult("there", manifest)
+            directory = staging_directory(source, destination, adopt=lock.acquired, log=log)
+            copier = Copier(source, directory, workers=workers, progress=progress, stop=stop, set_layout=set_layout)
+            staged = _copy_and_verify(copier)
             winner = _publish(directory, destination, source)
             if winner:
                 log(f"{destination} was published by another process meanwhile; its copy is kept")
@@ -109,23 +109,23 @@ def stage(
 
 
 def adopt(destination: Path, *, progress: Progress = NoProgress(), stop: Stop = NEVER) -> Manifest:
-    """Write the manifest of a checkpoint that is there already, after looking at it and reading all of it.
+    """Write the manifest of an existing checkpoint, after examining it and reading all of it.
 
     Raises ModelError when it is not whole, Cancelled.
     """
     destination = destination.absolute()
-    if found := Manifest.read(destination):
-        return found
+    if manifest := Manifest.read(destination):
+        return manifest
     report = examine(destination, precision=None)
     if not report.whole:
         raise ModelError("not whole: " + "; ".join(report.problems[:10]), where=str(destination))
     source = DirectorySource(destination)
     progress.begin(len(source.files), sum(file.size for file in source.files))
     entries = []
-    with _explained("adopting", destination):
+    with _explain_errors("adopting", destination):
         for file in source.files:
-            tell = functools.partial(progress.advance, file.path, file.size)
-            content_hash = hash_file(destination / file.path, PART_SIZE, tell=tell, stop=stop)
+            advance = functools.partial(progress.advance, file.path, file.size)
+            content_hash = hash_file(destination / file.path, PART_SIZE, advance=advance, stop=stop)
             with contextlib.closing(source.open(file)) as reader:
                 reader.check_unchanged()
             entries.append(FileEntry(file.path, file.size, content_hash))
@@ -136,26 +136,26 @@ def adopt(destination: Path, *, progress: Progress = NoProgress(), stop: Stop = 
 
 
 @contextlib.contextmanager
-def _explained(what: str, destination: Path) -> Iterator[None]:
-    """Turn an OSError within the block into a ModelError, and say of both it and Cancelled what to do next."""
+def _explain_errors(operation: str, destination: Path) -> Iterator[None]:
+    """Turn an OSError within the block into a ModelError; give both it and Cancelled a hint what to do next."""
     try:
         yield
     except OSError as error:
-        where = Path(error.filename or destination)
-        hint = f"{os_error_hint(error, where)}; the same command goes on from here"
-        raise ModelError(f"{what} failed: {error.strerror or error}", where=str(where), hint=hint) from error
+        path = Path(error.filename or destination)
+        hint = f"{os_error_hint(error, path)}; the same command goes on from here"
+        raise ModelError(f"{operation} failed: {error.strerror or error}", where=str(path), hint=hint) from error
     except Cancelled as error:
         error.hint = error.hint or "the same command goes on from here"
         raise
 
 
-def _fill(copier: Copier) -> Manifest:
-    """Copy, verify and sync everything; at the end the directory needs only its name."""
+def _copy_and_verify(copier: Copier) -> Manifest:
+    """Copy, verify and sync everything; afterwards the directory can be renamed."""
     source, directory = copier.source, copier.into
     _check_space(source, directory)
     manifest = Manifest(source.name, source.revision, copier.copy(), copier.part_size, created=utc_timestamp())
     manifest = replace(manifest, fingerprint=_verify(manifest, directory))
-    # A kill while the manifest is written leaves a temporary; in there nobody takes it for a part of the model.
+    # A kill while the manifest is written leaves a temporary file, which must not lie among the files of the model.
     write_json(directory / WORK_DIRECTORY / MANIFEST_NAME, asdict(manifest))
     (directory / WORK_DIRECTORY / MANIFEST_NAME).rename(directory / MANIFEST_NAME)
     for below, _, _ in os.walk(directory, topdown=False):
@@ -164,7 +164,7 @@ def _fill(copier: Copier) -> Manifest:
 
 
 def _check_space(source: Source, directory: Path) -> None:
-    """Raise ModelError before the first byte when it cannot fit, less what an earlier process has written."""
+    """Raise ModelError before the first byte when the files, less what an earlier process copied, cannot fit."""
     needed = sum(max(0, file.size - disk_usage(directory / file.path)) for file in source.files)
     free = shutil.disk_usage(directory).free
     if needed > free:
@@ -174,8 +174,8 @@ def _check_space(source: Source, directory: Path) -> None:
 
 
 def _verify(manifest: Manifest, directory: Path) -> dict[str, str | int | float]:
-    """The fingerprint of what is there. Raises ModelError unless everything listed is there, and its own files say that
-    the checkpoint is whole."""
+    """The fingerprint of the copied files. Raises ModelError unless all listed files exist, and their content is that
+    of a whole checkpoint."""
     report = examine(directory, precision=None, unfinished=True)
     if problems := [*manifest.differences(directory), *report.problems]:
         message = "what the source holds is not a whole checkpoint: " + "; ".join(problems[:10])
@@ -184,7 +184,7 @@ def _verify(manifest: Manifest, directory: Path) -> dict[str, str | int | float]
 
 
 def _publish(directory: Path, destination: Path, source: Source) -> Manifest | None:
-    """Rename the directory to its destination; when another process was there first, return that one's manifest."""
+    """Rename the directory to its destination. Returns the manifest of another process that did so first, else None."""
     try:
         directory.rename(destination)
     except OSError as error:
@@ -199,14 +199,14 @@ def _publish(directory: Path, destination: Path, source: Source) -> Manifest | N
     return None
 
 
-def _refuse(source: Source, destination: Path) -> None:
-    """Raise ModelError when there is nothing to stage, into the source itself, or a file whose name leads elsewhere.
+def _check_source(source: Source, destination: Path) -> None:
+    """Raise ModelError for an empty source, a destination within the source, or a file that must not be written.
 
-    Refused are names outside of the destination and those of our own files: a hub's listing is somebody else's text.
+    Names outside of the destination and names of our own files are refused: a hub's listing is untrusted.
     """
     if isinstance(source, DirectorySource):
-        inner, outer = destination.resolve(), source.directory.resolve()
-        if inner == outer or outer in inner.parents or inner in outer.parents:
+        target, origin = destination.resolve(), source.directory.resolve()
+        if target.is_relative_to(origin) or origin.is_relative_to(target):
             raise ModelError("source and destination are one within the other", where=str(destination))
     if not source.files:
         raise ModelError("it holds no files to stage", where=source.name)
@@ -216,8 +216,8 @@ def _refuse(source: Source, destination: Path) -> None:
 
 
 DEFAULT_LAYOUTS = ((0, 1, "4M"), (1 << 30, 4, "4M"), (8 << 30, 8, "4M"))
-"""A checkpoint of few large shards with one stripe each is read at the speed of one storage target. These follow common
-advice of sites (Lustre wiki, NERSC): small files on one target, files from 1 GiB on four, from 8 GiB on eight."""
+"""A checkpoint of few large shards with one stripe each is read at the speed of one storage target. This is common
+advice (Lustre wiki, NERSC): small files on one target, files from 1 GiB on four targets, from 8 GiB on eight."""
 
 
 def striping(
@@ -225,28 +225,28 @@ def striping(
     *,
     log: Callable[[str], None] = lambda text: None,
     run: CommandRunner = run,
-) -> LayOut:
-    """Lustre striping, as `stage` takes it: a file's layout is fixed when it is created, before its first byte.
+) -> SetLayout:
+    """Lustre striping for `stage`: the layout of a file is fixed when it is created, before its first byte.
 
-    Each of ``layouts`` (None: `DEFAULT_LAYOUTS`) says from how many bytes on a file gets it, on how many targets it
-    lies (-1: all), and how much on each in turn. The staging directory gets that of the smallest files as its default;
-    a larger file is created by `lfs setstripe` before it is opened. Without `lfs` nothing is done. Where `lfs` refuses
-    (the directory is not on Lustre) that is said once.
+    Each of ``layouts`` (None: `DEFAULT_LAYOUTS`) has the least size of its files in bytes, the number of targets (-1:
+    all), and the stripe size. The staging directory gets the layout of the smallest files as its default; a larger file
+    is created by `lfs setstripe` before it is opened. Without `lfs` nothing is done. If `lfs` refuses (the directory is
+    not on Lustre), that is logged once.
     """
-    chosen = sorted(DEFAULT_LAYOUTS if layouts is None else layouts, reverse=True) if shutil.which("lfs") else []
+    largest_first = sorted(DEFAULT_LAYOUTS if layouts is None else layouts, reverse=True) if shutil.which("lfs") else []
 
-    def layout(size: int) -> tuple[int, int, str] | None:
-        return next((one for one in chosen if size >= one[0]), None)
+    def layout_of(size: int) -> tuple[int, int, str] | None:
+        return next((layout for layout in largest_first if size >= layout[0]), None)
 
-    def lay_out(path: Path, size: int) -> None:
-        found = layout(size)
-        if found is None or (found == layout(0) and not path.is_dir()):
+    def set_layout(path: Path, size: int) -> None:
+        layout = layout_of(size)
+        if layout is None or (layout == layout_of(0) and not path.is_dir()):
             return
-        _, count, each = found
-        done = run(["lfs", "setstripe", "-c", str(count), "-S", each, str(path)], timeout=60)
+        _, count, stripe_size = layout
+        done = run(["lfs", "setstripe", "-c", str(count), "-S", stripe_size, str(path)], timeout=60)
         if not done.ok:
             log(f"{path}: not striped: {done.tail(1) or done}")
             if path.is_dir():
-                chosen.clear()
+                largest_first.clear()
 
-    return lay_out
+    return set_layout

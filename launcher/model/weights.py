@@ -1,8 +1,8 @@
-"""What the files of a checkpoint say of its weights: are they all there, and in which number formats.
+"""What the files of a checkpoint state about its weights: whether they are complete, and their number formats.
 
-The header of a safetensors file tells whether the file is whole. The format (huggingface/safetensors, README): eight
+The header of a safetensors file shows whether the file is whole. The format (huggingface/safetensors, README): eight
 bytes, little-endian, the length N of the header; N bytes of JSON, ``{name: {"dtype", "shape", "data_offsets": [begin,
-end]}, "__metadata__": {…}}``; then the data, to the last byte.
+end]}, "__metadata__": {…}}``; then the data, to the end of the file.
 
 Formats are named ``nvfp4 mxfp4 fp4 mxfp8 fp8 int4 int8 bf16 fp16 fp32``. Where each producer declares them:
 
@@ -47,9 +47,9 @@ HEADER_LIMIT = 100_000_000
 """Longest header that the reference reader accepts, in bytes."""
 
 LFS_POINTER = b"version https://git-lfs"
-"""The beginning of a file that `git clone` without git-lfs leaves in place of the real one."""
+"""The beginning of the file that `git clone` without git-lfs makes in place of the real one."""
 
-_INSTEAD = (
+_PLACEHOLDERS = (
     (LFS_POINTER, "a Git-LFS pointer, not the file itself"),
     (b"version https://hawser.github.com/", "a Git-LFS pointer, not the file itself"),
     (b"version http://git-media.io/", "a Git-LFS pointer, not the file itself"),
@@ -59,7 +59,7 @@ _INSTEAD = (
     (b"<html", "an HTML page, not the file itself"),
     (b"<?xml", "an XML page (an error of the server?), not the file itself"),
 )
-"""How what stands in the place of a file begins, without spaces before it and in lower case."""
+"""How files begin that stand in the place of the real one (without leading spaces, in lower case)."""
 
 _BITS = {
     **dict.fromkeys(("F4",), 4),
@@ -69,17 +69,17 @@ _BITS = {
     **dict.fromkeys(("I32", "U32", "F32"), 32),
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
 }
-"""Bits of an element (huggingface/safetensors, tensor.rs). Of another dtype the size is not judged."""
+"""Bits of an element (huggingface/safetensors, tensor.rs). Sizes of other dtypes are not checked."""
 
-_MOST_EXTENTS = 1000
+_MAX_EXTENTS = 1000
 
-_SAMPLED_ABOVE, _SAMPLES, _SAMPLE = 16 << 20, 8, 4096
-"""Bytes of weights above which some are looked at, at how many places, and how many bytes at each: where a file system
-does not tell of holes, and after a copy, they read as zeros."""
+_SAMPLE_FROM, _SAMPLES, _SAMPLE_SIZE = 16 << 20, 8, 4096
+"""From this many bytes of weights on, samples are read: their number, and the bytes of each. Holes read as zeros where
+a file system does not report them, and in a copy."""
 
 
 class DamagedFile(Exception):
-    """A file is not what its name promises; the message says why in a few words."""
+    """A file is not what its name promises. The message gives the reason in a few words, which follow "is"."""
 
 
 class _Tensor(msgspec.Struct):
@@ -102,23 +102,23 @@ class Header:
 
 
 def wrong_size(size: int, expected: int) -> str:
-    """How much a file of ``size`` bytes is too short or too long."""
+    """By how much a file of ``size`` bytes is too short or too long."""
     by = abs(size - expected)
     return f"{count_of(by, 'byte')} too {'short' if size < expected else 'long'}"
 
 
 def why_unreadable(path: Path, error: OSError) -> str:
-    """Why a path could not be opened, in a few words that end a sentence; of what is refused, whose it is."""
+    """Why a path could not be opened, in a few words that follow "is"; for a refused one also its owner."""
     broken = isinstance(error, FileNotFoundError) and path.is_symlink()
-    said = describe_os_error(error, path)
-    return "a link to nothing" if broken else said[:1].lower() + said[1:]
+    reason = describe_os_error(error, path)
+    return "a link to nothing" if broken else reason[:1].lower() + reason[1:]
 
 
 @contextmanager
 def open_regular(path: Path) -> Iterator[tuple[int, int]]:
-    """Within the block: the descriptor and the size in bytes of a file that has content and is no Git-LFS pointer.
+    """Within the block: the descriptor and the size in bytes of a file that has content and is no placeholder.
 
-    Raises DamagedFile for another file, and for one that cannot be read within the block.
+    Raises DamagedFile for any other file, and when it cannot be read within the block.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -131,8 +131,8 @@ def open_regular(path: Path) -> Iterator[tuple[int, int]]:
         if status.st_size == 0:
             raise DamagedFile("empty")
         head = os.pread(descriptor, 64, 0).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-        if instead := next((what for begin, what in _INSTEAD if head.startswith(begin)), None):
-            raise DamagedFile(instead)
+        if placeholder := next((description for prefix, description in _PLACEHOLDERS if head.startswith(prefix)), None):
+            raise DamagedFile(placeholder)
         if written_bytes(descriptor, 0, status.st_size) == 0:
             raise DamagedFile(f"one hole: none of its {status.st_size} bytes was ever written")
         yield descriptor, status.st_size
@@ -154,18 +154,18 @@ def read_header(path: Path) -> Header:
         if 8 + length > size:
             raise DamagedFile(f"truncated within its header ({size} bytes)")
         raw = os.pread(descriptor, length, 8)
-        there, data = written_bytes(descriptor, 8 + length, size), size - 8 - length
-        if there < data / 2:  # a copy may leave out zeros, of which weights have few
-            raise DamagedFile(f"hollow: of {data} bytes of weights {data - there} were never written")
-        if data > _SAMPLED_ABOVE:
+        stored, data = written_bytes(descriptor, 8 + length, size), size - 8 - length
+        if stored < data / 2:  # a sparse copy leaves out zeros, but weights have few
+            raise DamagedFile(f"hollow: of {data} bytes of weights {data - stored} were never written")
+        if data > _SAMPLE_FROM:
             places = (8 + length + data * i // _SAMPLES for i in range(_SAMPLES))
-            if not any(any(os.pread(descriptor, _SAMPLE, place)) for place in places):
+            if not any(any(os.pread(descriptor, _SAMPLE_SIZE, place)) for place in places):
                 raise DamagedFile(f"hollow: zeros at all of {_SAMPLES} places of its {data} bytes of weights")
     return parse_header(raw, size)
 
 
 def parse_header(raw: bytes, size: int | None = None) -> Header:
-    """What a header's JSON says; ``size`` is the file's, None when it was checked elsewhere. Raises DamagedFile."""
+    """Parse a header's JSON; ``size`` is the size of the file, None if it was checked before. Raises DamagedFile."""
     try:
         entries = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
         entries.pop("__metadata__", None)
@@ -185,7 +185,7 @@ def parse_header(raw: bytes, size: int | None = None) -> Header:
             or count < 0
             or min(tensor.shape, default=0) < 0
             or (tensor.dtype in _BITS and bits != count * 8)
-        ):  # what its readers refuse
+        ):  # readers of the format refuse it
             raise DamagedFile(f"not a safetensors file: {name} does not lie where, or is not as long as, it has to be")
         end = tensor.data_offsets[1]
         by_dtype[tensor.dtype] += count
@@ -194,10 +194,10 @@ def parse_header(raw: bytes, size: int | None = None) -> Header:
 
 
 def written_bytes(descriptor: int, begin: int, end: int) -> int:
-    """How many bytes of a range of a file were ever written, as far as its file system tells; else all of them."""
+    """The number of bytes in a range of a file that are no holes; all of them if the file system does not tell."""
     total, at = 0, begin
     try:
-        for _ in range(_MOST_EXTENTS):
+        for _ in range(_MAX_EXTENTS):
             if at >= end:
                 return total
             data = os.lseek(descriptor, at, os.SEEK_DATA)
@@ -210,7 +210,7 @@ def written_bytes(descriptor: int, begin: int, end: int) -> int:
 
 Identity = Literal["match", "mismatch", "unknown"]
 
-_MEANT: dict[str, frozenset[str]] = {
+_ACCEPTED_FORMATS: dict[str, frozenset[str]] = {
     "fp4": frozenset({"fp4", "nvfp4", "mxfp4"}),
     "fp8": frozenset({"fp8", "mxfp8"}),
     **{name: frozenset({name}) for name in ("nvfp4", "mxfp4", "mxfp8", "int4", "int8", "bf16", "fp16", "fp32")},
@@ -225,7 +225,7 @@ _FLOATS = frozenset({"BF16", "F16", "F32", "F64"})
 class Quantisation:
     """The ``formats`` of the weights (empty: not known), and the same as ``text`` for people.
 
-    ``experts`` is the format of the routed experts, where they have one of their own.
+    ``experts`` is the format of the routed experts, if it differs from the others.
     """
 
     formats: frozenset[str]
@@ -234,22 +234,22 @@ class Quantisation:
 
 
 def declared_quantisation(config: Mapping[str, Any], hf_quant_config: Mapping[str, Any] | None = None) -> Quantisation:
-    """What `config.json` declares of the weights, and modelopt's `hf_quant_config.json` where there is one."""
+    """What `config.json` declares about the weights, and modelopt's `hf_quant_config.json` if there is one."""
     models = text_models(config)
     keys = ("quantization_config", "compression_config")
-    found = next((quant for key in keys for model in models if isinstance(quant := model.get(key), dict)), None)
+    quantisation = next((quant for key in keys for model in models if isinstance(quant := model.get(key), dict)), None)
     beside = hf_quant_config.get("quantization") if hf_quant_config else None
-    if not found and isinstance(beside, dict):
-        found = beside
-    if not found:
+    if not quantisation and isinstance(beside, dict):
+        quantisation = beside
+    if not quantisation:
         name = next((str(value) for model in models if (value := model.get("torch_dtype") or model.get("dtype"))), None)
         dtype = _DTYPES.get((name or "").removeprefix("torch."))
         return Quantisation(frozenset({dtype}) if dtype else frozenset(), f"not quantised, {name or 'no dtype said'}")
-    method, formats = _method_and_formats(found)
+    method, formats = _method_and_formats(quantisation)
     if isinstance(beside, dict) and formats and (other := _method_and_formats(beside)[1]) and not formats & other:
         both = f"config.json says {'/'.join(formats)}, hf_quant_config.json {'/'.join(other)}"
         return Quantisation(frozenset(), both)
-    experts = _experts(found, models)
+    experts = _format_of_experts(quantisation, models)
     if not experts and str(config.get("model_type", "")).startswith("deepseek_v4") and "fp8" in formats:
         return Quantisation(frozenset(), "fp8, expert_dtype not said (an engine would take it for fp4)")
     text = " + ".join(sorted(formats)) or "of a kind not known here"
@@ -260,36 +260,37 @@ def declared_quantisation(config: Mapping[str, Any], hf_quant_config: Mapping[st
 
 
 def text_models(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """A config and, of a multimodal model, those of its text models."""
+    """A config, and within that of a multimodal model those of its text models."""
     return [config, *(part for key in _TEXT_MODELS if isinstance(part := config.get(key), dict))]
 
 
 def compare_precision(
-    asked: str | None, found: Quantisation, bytes_by_dtype: Mapping[str, int]
+    precision: str | None, quantisation: Quantisation, bytes_by_dtype: Mapping[str, int]
 ) -> tuple[Identity, str | None]:
-    """Whether the weights are of the precision ``asked`` for (``fp4 fp8 bf16 int4``, or a format by its own name).
+    """Whether the weights have the requested ``precision`` (``fp4 fp8 bf16 int4``, or the name of a format).
 
-    Returns the identity and, unless it is a match, the reason. When a checkpoint has several formats, that of the
-    experts decides, or else the narrowest. If the precision asked for is another one of them, the identity is unknown.
-    ``bytes_by_dtype`` comes from the shards' headers (empty: not known); it overrules what contradicts it.
+    Returns the identity and, unless it is a match, the reason. If a checkpoint has several formats, that of the experts
+    decides, or else the narrowest; if only another one of them has the precision, the identity is unknown.
+    ``bytes_by_dtype`` comes from the shards' headers (empty: not known) and overrules a contradicting declaration.
     """
-    meant = _MEANT.get((asked or "").lower())
-    if meant is None:
-        return "unknown", f"precision {asked!r} is not known here" if asked else "no precision was asked for"
-    if not found.formats:
-        return "unknown", f"config.json does not tell ({found.text})"
+    accepted = _ACCEPTED_FORMATS.get((precision or "").lower())
+    if accepted is None:
+        return "unknown", f"precision {precision!r} is not known here" if precision else "no precision was asked for"
+    if not quantisation.formats:
+        return "unknown", f"config.json does not tell ({quantisation.text})"
     stored = sum(bytes_by_dtype.values())
     packed = stored - sum(count for dtype, count in bytes_by_dtype.items() if dtype in _FLOATS)
-    if stored and not packed and not found.formats & _UNQUANTISED:
-        return "mismatch", f"config.json says {found.text}, yet every tensor is stored as {'/'.join(bytes_by_dtype)}"
-    if packed > stored / 2 and found.formats <= _UNQUANTISED:
-        return "unknown", f"config.json says {found.text}, yet most of the weights are stored in another way"
-    decisive = found.experts or min(found.formats, key=lambda name: (_bits(name), name))
-    if decisive in meant:
+    declaration = f"config.json says {quantisation.text}"
+    if stored and not packed and not quantisation.formats & _UNQUANTISED:
+        return "mismatch", f"{declaration}, yet every tensor is stored as {'/'.join(bytes_by_dtype)}"
+    if packed > stored / 2 and quantisation.formats <= _UNQUANTISED:
+        return "unknown", f"{declaration}, yet most of the weights are stored in another way"
+    decisive = quantisation.experts or min(quantisation.formats, key=lambda name: (_bits(name), name))
+    if decisive in accepted:
         return "match", None
-    if found.formats & meant:
-        return "unknown", f"{asked} was asked for, and only a part of the weights is ({found.text})"
-    return "mismatch", f"{asked} was asked for, and the weights are {found.text}"
+    if quantisation.formats & accepted:
+        return "unknown", f"{precision} was asked for, and only a part of the weights is ({quantisation.text})"
+    return "mismatch", f"{precision} was asked for, and the weights are {quantisation.text}"
 
 
 def _method_and_formats(quant: Mapping[str, Any]) -> tuple[str, frozenset[str]]:
@@ -307,65 +308,65 @@ def _formats(method: str, quant: Mapping[str, Any]) -> Iterator[str | None]:
     if isinstance(algorithm, str) and algorithm and not (is_mixed and isinstance(groups, dict)):
         layers = quant.get("quantized_layers") if is_mixed else None
         for layer in layers.values() if isinstance(layers, dict) else [quant]:
-            yield _named(layer.get("quant_algo")) if isinstance(layer, dict) else None
+            yield _format_named_in(layer.get("quant_algo")) if isinstance(layer, dict) else None
     elif method == "quark":
         layered = quant.get("layer_quant_config")
         for part in (quant.get("global_quant_config"), *(layered.values() if isinstance(layered, dict) else ())):
             weights = part.get("weight") if isinstance(part, dict) else None
             for weight in weights if isinstance(weights, list) else [weights]:
                 dtype = weight.get("dtype") if isinstance(weight, dict) else None
-                yield "mxfp4" if dtype == "fp4" else _named(dtype)
+                yield "mxfp4" if dtype == "fp4" else _format_named_in(dtype)
     elif isinstance(groups, dict):
         for group in groups.values():
-            yield _of_group(group, quant.get("format"))
+            yield _format_of_group(group, quant.get("format"))
     elif (bits := quant.get("bits") or quant.get("w_bit")) in _WIDTHS:
-        yield _of_bits(bits, quant.get("data_type") or ("fp" if method == "deepspeedfp" else "int"))
+        yield _format_of_bits(bits, quant.get("data_type") or ("fp" if method == "deepspeedfp" else "int"))
         extra = quant.get("extra_config")
         for layer in extra.values() if isinstance(extra, dict) else ():
             if isinstance(layer, dict) and (own := layer.get("bits", bits)) in _WIDTHS:
-                yield _of_bits(own, layer.get("data_type") or quant.get("data_type") or "int")
+                yield _format_of_bits(own, layer.get("data_type") or quant.get("data_type") or "int")
     else:
-        said = quant.get("forward_dtype") if method == "fp_quant" else quant.get("quant_type")
-        yield _named(method) or (_named(said) if method in ("fp_quant", "torchao") else None)
+        stated = quant.get("forward_dtype") if method == "fp_quant" else quant.get("quant_type")
+        yield _format_named_in(method) or (_format_named_in(stated) if method in ("fp_quant", "torchao") else None)
 
 
 _WIDTHS = (2, 3, 4, 5, 6, 8)
-_KINDS = {"int": "int", "fp": "fp", "float": "fp", "mxfp": "mxfp", "nvfp": "nvfp"}
+_NUMBER_KINDS = {"int": "int", "fp": "fp", "float": "fp", "mxfp": "mxfp", "nvfp": "nvfp"}
 
 
-def _of_bits(bits: int, data_type: Any) -> str | None:
+def _format_of_bits(bits: int, data_type: Any) -> str | None:
     """The format of a width and auto-round's ``data_type`` (``mx_fp``, ``nv_fp4``, ``mx_fp_rceil``, ``int_asym``)."""
     kind = re.match(r"(mx|nv)?_?(fp|float|int)", str(data_type).lower())
-    base = _KINDS.get("".join(part or "" for part in kind.groups())) if kind else None
+    base = _NUMBER_KINDS.get("".join(part or "" for part in kind.groups())) if kind else None
     return f"{base}{bits}" if base else None
 
 
-def _named(text: Any) -> str | None:
-    """The format of a modelopt algorithm, or of a quant_method or dtype with the name of one.
+def _format_named_in(text: Any) -> str | None:
+    """The format that a modelopt algorithm, a quant_method or a dtype names; None when it names none.
 
     W4A8 and the like name weights and activations: the weights count.
     """
     upper = str(text).upper().replace("FLOAT", "FP")
-    if found := re.search(r"(NVFP|MXFP|MXINT)_?(\d+)", upper):
-        return f"{found[1]}{found[2]}".lower()
-    if found := re.search(r"\bW(\d)A(?=\d|FP|INT)", upper):
-        return f"fp{found[1]}" if re.search(rf"FP{found[1]}(?!\d)", upper) else f"int{found[1]}"
-    found = re.search(r"(INT|(?<!B)FP)_?(4|6|8)(?!\d)", upper)
-    return f"{found[1]}{found[2]}".lower() if found else None
+    if match := re.search(r"(NVFP|MXFP|MXINT)_?(\d+)", upper):
+        return f"{match[1]}{match[2]}".lower()
+    if match := re.search(r"\bW(\d)A(?=\d|FP|INT)", upper):
+        return f"fp{match[1]}" if re.search(rf"FP{match[1]}(?!\d)", upper) else f"int{match[1]}"
+    match = re.search(r"(INT|(?<!B)FP)_?(4|6|8)(?!\d)", upper)
+    return f"{match[1]}{match[2]}".lower() if match else None
 
 
-def _of_group(group: Any, overall: Any) -> str | None:
+def _format_of_group(group: Any, overall: Any) -> str | None:
     weights = group.get("weights") if isinstance(group, dict) else None
     bits, kind = (weights.get("num_bits"), weights.get("type")) if isinstance(weights, dict) else (None, None)
     if bits not in (4, 8) or kind not in ("int", "float"):
         return None
-    named = _named(group.get("format") or overall)
-    return named if kind == "float" and named and _bits(named) == bits else f"{'int' if kind == 'int' else 'fp'}{bits}"
+    name = _format_named_in(group.get("format") or overall)
+    return name if kind == "float" and name and _bits(name) == bits else f"{'int' if kind == 'int' else 'fp'}{bits}"
 
 
-def _experts(quant: Mapping[str, Any], models: list[Mapping[str, Any]]) -> str | None:
+def _format_of_experts(quant: Mapping[str, Any], models: list[Mapping[str, Any]]) -> str | None:
     for key, names in (("moe_quant_algo", {}), ("expert_dtype", {"fp4": "mxfp4", **_DTYPES})):
-        for holder in (quant, *models):
-            if isinstance(stated := holder.get(key), str):
-                return names.get(stated) or _named(stated)
+        for section in (quant, *models):
+            if isinstance(stated := section.get(key), str):
+                return names.get(stated) or _format_named_in(stated)
     return None

@@ -193,7 +193,7 @@ def _check_model(run: Run) -> dict[str, Any]:
     report = examine(path, precision=planned.precision, mounted=planned.mounted)
     unasked = ""
     if not report.rehearsal:  # a stand-in is of no model
-        report = report.compared(planned.fingerprint, f"the runner file ({run.plan.runner})")
+        report = report.compared_with(planned.fingerprint, f"the runner file ({run.plan.runner})")
     if (
         report.whole
         and not report.rehearsal
@@ -219,7 +219,7 @@ def _compared_with_hub(report: CheckpointReport, pinned: str, run: Run) -> tuple
 
     try:
         found = pinned_files(pinned, CONFIGS, stop=run.services.stop)
-        return report.compared(fingerprint_of_files(found), pinned), ""
+        return report.compared_with(fingerprint_of_files(found), pinned), ""
     except (ModelError, ConfigError) as error:
         return report, f"{pinned}: {error.message}"
 
@@ -239,7 +239,7 @@ def _stage_model(run: Run, path: Path) -> dict[str, Any]:
         path,
         log=run.log,
         stop=run.services.stop,
-        lay_out=lustre if planned.storage == "lustre" else None,
+        set_layout=lustre if planned.storage == "lustre" else None,
     )
     run.log(f"model {path}: {done.how}, {done.copied / 1e9:.1f} GB in {done.seconds:.0f} s")
     return {"staged": {"how": done.how, "from": planned.source, "copied": done.copied, "resumed": done.resumed}}

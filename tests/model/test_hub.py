@@ -12,7 +12,7 @@ from launcher.core.errors import ModelError
 from launcher.core.stop import Stop
 from launcher.model.destination import staging_directories
 from launcher.model.manifest import Manifest
-from launcher.model.source import ATTEMPTS, HubSource
+from launcher.model.source import MAX_ATTEMPTS, HubSource
 from launcher.model.stage import stage
 from tests.model.checkpoints import checkpoint
 from tests.model.hub_server import REPOSITORY, SHA, Hub, hub
@@ -83,9 +83,9 @@ def test_429_is_waited_for_as_long_as_it_says(server: Hub, tmp_path: Path) -> No
 def test_a_hub_that_stays_busy_is_given_up(server: Hub) -> None:
     server.answers = [(503, {})] * 100
     naps = Naps()
-    with pytest.raises(ModelError, match=f"gave up after {ATTEMPTS} requests: HTTP 503"):
+    with pytest.raises(ModelError, match=f"gave up after {MAX_ATTEMPTS} requests: HTTP 503"):
         HubSource(REPOSITORY, SHA, stop=Stop(naps))
-    assert len(naps.taken) == ATTEMPTS - 1
+    assert len(naps.taken) == MAX_ATTEMPTS - 1
     server.answers = [(429, {"Retry-After": "86400"})]
     with pytest.raises(ModelError, match="asks for 86400 s"):
         HubSource(REPOSITORY, SHA, stop=Stop(naps))

@@ -85,7 +85,7 @@ class NodeDirectories:
 @pytest.fixture
 def node_directories(cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NodeDirectories:
     monkeypatch.setattr("launcher.model.nodes._PACE", Pace(first=0.3, running=1.0, pending=0.5))
-    monkeypatch.setattr("launcher.model.nodes._LATE", 2.0)
+    monkeypatch.setattr("launcher.model.nodes._RESULT_TIMEOUT", 2.0)
     checkpoint(tmp_path / "archive" / "M")
     names = subprocess.run(["sinfo", "-h", "-N", "-o", "%N"], capture_output=True, text=True, timeout=60).stdout.split()
     nodes = sorted(set(names))[1:4]

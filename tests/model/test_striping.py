@@ -36,7 +36,7 @@ def test_layouts_are_set_before_the_first_byte(tmp_path: Path, log: Path) -> Non
     said: list[str] = []
     shards = [path.stat().st_size for path in source.glob("*.safetensors")]
     policy = [(min(shards), 4, "16M"), (0, 1, "4M"), (10**12, -1, "4M")]
-    done = stage(DirectorySource(source), tmp_path / "lustre" / "M", lay_out=striping(policy, log=said.append))
+    done = stage(DirectorySource(source), tmp_path / "lustre" / "M", set_layout=striping(policy, log=said.append))
     assert done.how == "staged"
     assert said == []
     lines = [line.split() for line in log.read_text().splitlines()]
@@ -53,5 +53,5 @@ def test_where_lustre_is_not_the_copy_goes_on(tmp_path: Path, log: Path, monkeyp
     monkeypatch.setenv("LFS_ANSWER", "1")
     source = checkpoint(tmp_path / "archive" / "M")
     said: list[str] = []
-    assert stage(DirectorySource(source), tmp_path / "M", lay_out=striping(log=said.append)).how == "staged"
+    assert stage(DirectorySource(source), tmp_path / "M", set_layout=striping(log=said.append)).how == "staged"
     assert len(said) == len(log.read_text().splitlines()) == 1

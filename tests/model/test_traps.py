@@ -382,9 +382,10 @@ def test_links_are_judged_by_what_the_job_mounts(model: Path) -> None:
 def test_what_a_runner_file_declares_is_compared(model: Path) -> None:
     report = examine(model, precision="bf16")
     assert report.known_by == ()
-    right = report.compared({"hidden_size": 4096, "quantisation": "bf16", "architecture": "LlamaForCausalLM"}, "x.yaml")
+    fingerprint = {"hidden_size": 4096, "quantisation": "bf16", "architecture": "LlamaForCausalLM"}
+    right = report.compared_with(fingerprint, "x.yaml")
     assert (right.identity, right.known_by) == ("match", ("x.yaml",))
-    wrong = report.compared({"hidden_size": 4096, "num_hidden_layers": 61, "n_routed_experts": 256}, "x.yaml")
+    wrong = report.compared_with({"hidden_size": 4096, "num_hidden_layers": 61, "n_routed_experts": 256}, "x.yaml")
     with pytest.raises(ModelError, match=r"layers is 32, and 61 by x\.yaml; n_routed_experts is not said, and"):
         require_servable(wrong)
 
@@ -401,9 +402,9 @@ def server(model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def test_the_hubs_config_at_a_pinned_commit_is_compared(server: Hub, model: Path) -> None:
     pinned = f"hf:{REPOSITORY}@{SHA}"
     known = fingerprint_of_files(pinned_files(pinned, ("config.json", "hf_quant_config.json")))
-    assert examine(model, precision="bf16").compared(known, pinned).known_by == (pinned,)
+    assert examine(model, precision="bf16").compared_with(known, pinned).known_by == (pinned,)
     change(model, num_hidden_layers=61)
-    assert "61, and 32 by hf:" in str(examine(model, precision="bf16").compared(known, pinned).identity_reason)
+    assert "61, and 32 by hf:" in str(examine(model, precision="bf16").compared_with(known, pinned).identity_reason)
 
 
 def test_what_was_staged_from_the_hub_is_known(server: Hub, tmp_path: Path) -> None:
