@@ -1,7 +1,7 @@
-"""What the weights of a checkpoint on a node are, by what the job kept of it: judged as `launcher.model` judges others.
+"""Checks the weights of a checkpoint on a node, from the files that the job kept of it, as `launcher.model` does.
 
-A job looks in bash whether the checkpoint is whole, and whether config.json names the declared model. Quantisation and
-the layout of the weights are judged here, once the job is over: its results are believed only if they are right.
+In bash the job checks that the checkpoint is complete and that config.json names the declared model. Quantisation and
+layout of the weights are checked here after the job, and results of a different checkpoint are refused.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ MOST_HEADERS = 512 << 20
 
 
 def refuse_another_checkpoint(model: PlannedModel, own: Path) -> None:
-    """Raise ResultError when the job in ``own`` kept what shows that its weights are others than the plan's.
+    """Raise ResultError when the files that the job kept in ``own`` show other weights than the plan's.
 
-    A job that had no such look, as where the login node sees the checkpoint, kept nothing.
+    A job keeps none if the login node has already checked the checkpoint.
     """
     files = {}
     for name in CONFIGS:
@@ -52,28 +52,26 @@ def refuse_another_checkpoint(model: PlannedModel, own: Path) -> None:
         return
     try:
         config, beside = read_configs(files)
-        headers = {str(number): header for number, header in enumerate(_headers(own / HEADERS))}
+        headers = {str(number): header for number, header in enumerate(_read_headers(own / HEADERS))}
     except (ModelError, DamagedFile, OSError, EOFError, zlib.error) as error:
         raise ResultError(f"what the job kept of its checkpoint is damaged: {error}", where=str(own)) from None
-    found = declared_quantisation(config, beside)
-    said = fingerprint_of(config, found, headers)
-    wrong = contradictions(
-        {k: v for k, v in model.fingerprint.items() if k in ("quantisation", "weights")}, said, "the runner file"
-    )
+    quantisation = declared_quantisation(config, beside)
+    expected = {k: v for k, v in model.fingerprint.items() if k in ("quantisation", "weights")}
+    problems = contradictions(expected, fingerprint_of(config, quantisation, headers), "the runner file")
     stored = sum((Counter(header.bytes_by_dtype) for header in headers.values()), Counter[str]())
-    same, why = compare_precision(model.precision, found, stored)
-    if same == "mismatch" and why is not None:
-        wrong.append(why)
-    if wrong:
+    same, reason = compare_precision(model.precision, quantisation, stored)
+    if same == "mismatch" and reason is not None:
+        problems.append(reason)
+    if problems:
         raise ResultError(
-            f"the checkpoint {model.path} on the node is another one: {'; '.join(wrong)}",
+            f"the checkpoint {model.path} on the node is another one: {'; '.join(problems)}",
             where=str(own),
-            hint="its results are not published; stage the right one (launcher model stage), or mend the declaration",
+            hint="its results are not published; stage the right one (launcher model stage), or fix the declaration",
         )
 
 
-def _headers(path: Path) -> Iterator[Header]:
-    """The headers that a job kept; none where it kept none. Raises DamagedFile, OSError, EOFError, zlib.error."""
+def _read_headers(path: Path) -> Iterator[Header]:
+    """The headers that a job kept, if any. Raises DamagedFile, OSError, EOFError, zlib.error."""
     if not path.exists():
         return
     with open_regular(path) as file, gzip.open(file) as stream:

@@ -1,7 +1,7 @@
-"""Submits a script to the embedded scheduler, and is what its job runs: the script, in a process of its own.
+"""Submits a script to the embedded scheduler, and has the function that the job runs.
 
-``python -m launcher.container.embedded JOBS NAME TOKEN LOG SECONDS SCRIPT`` prints the job's id. It is a program of its
-own because a job has the environment of who submits it: variables, secrets among them, are in no file that way.
+``python -m launcher.container.embedded JOBS NAME TOKEN LOG SECONDS SCRIPT`` prints the job's id. It is a separate
+program because a job inherits the environment of the submitting process: so no file contains variables or secrets.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def run_script(path: str) -> None:
         try:
             code = script.wait()
         except SystemExit:
-            # The scheduler has sent TERM to the whole group: the script ends its container, and is waited for.
+            # The scheduler sent TERM to the whole process group. The script ends its container, and we wait for it.
             script.terminate()
             script.wait()
             raise
@@ -29,12 +29,12 @@ def run_script(path: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """Submit, and print the id."""
-    from launcher.container.embedded import run_script as job_of  # by its name, not as one of ``__main__``
+    from launcher.container.embedded import run_script as job_function  # pickled by this name, not by ``__main__``
     from launcher.slurm.local import submit
 
     jobs, name, token, log, seconds, script = arguments
     limit = float(seconds) if seconds else None
-    run = functools.partial(job_of, script)
+    run = functools.partial(job_function, script)
     try:
         job = submit(Path(jobs), run, name=name, token=token, log=Path(log), time_limit=limit)
     except LauncherError as error:

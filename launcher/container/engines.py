@@ -1,8 +1,8 @@
 """Engines that run a script in a container: pyxis, enroot without pyxis, docker, podman.
 
-An engine turns a `PlannedContainer` into commands of the job's script: their words, in lines. A word may hold ``$JOB``,
-the job's id. No command holds the value of a variable: what the container gets is in the job's environment, and docker
-and podman are told names.
+An engine turns a `PlannedContainer` into commands of the job's script: words, grouped in lines. ``$JOB`` in a word is
+the job's id. No command contains the value of a variable: the values are in the job's environment, and docker and
+podman are given the names.
 """
 
 from __future__ import annotations
@@ -13,35 +13,34 @@ from dataclasses import dataclass
 from launcher.container.job_functions import CARRIED, SET_CARRIED
 from launcher.container.planned import LABEL, ContainerJob, PlannedContainer
 
-Lines = tuple[tuple[str, ...], ...]
+CommandLines = tuple[tuple[str, ...], ...]
 
 LABELS = LABEL, "launcher.user"
-"""Of docker's and podman's containers: the run and its job, and whose it is, so that exactly our own are ended."""
+"""Labels of docker's and podman's containers: run and job, and the user, so that exactly our own are ended."""
 
 STEP = (("srun", "--nodes=1", "--ntasks=1"),)
 
 
 @dataclass(frozen=True)
 class EngineCommands:
-    """What an engine needs of the job's script.
+    """An engine's commands in the job's script.
 
-    ``run`` runs the benchmark's script in the container, and ends with its exit code. ``before`` makes a container of
-    the image, ``after`` takes away what that left. ``pulls`` is the program that pulls the image and knows its digest:
-    then ``run`` ends with the image and the script, and the image's place is ``IMAGE``. ``own`` lists the ids of the
-    own containers that still run.
+    ``run`` runs the benchmark's script in the container, and exits with its code. ``before`` creates a container from
+    the image, ``after`` removes it. ``carries`` are variables that the container's bash sets. ``pulls`` is the program
+    that pulls the image and knows its digest; then ``run`` has ``IMAGE`` in place of the image. ``own`` lists the ids
+    of the job's containers that still run.
     """
 
-    run: Lines
-    before: Lines = ()
-    after: Lines = ()
+    run: CommandLines
+    before: CommandLines = ()
+    after: CommandLines = ()
     carries: tuple[str, ...] = ()
     pulls: str | None = None
-    own: Lines = ()
+    own: CommandLines = ()
 
 
 def commands(job: ContainerJob, run_key: str, workspace: str) -> EngineCommands:
-    """The commands of the plan's engine. ``workspace`` is the checkout that the container sees: that of the host, or
-    its copy on the node."""
+    """The commands of the plan's engine. ``workspace`` is the mounted checkout: the host's, or its copy on the node."""
     container = job.container
     volumes = container.volumes(workspace)
     if container.engine == "pyxis":
@@ -51,17 +50,17 @@ def commands(job: ContainerJob, run_key: str, workspace: str) -> EngineCommands:
     return _docker(job, volumes, run_key)
 
 
-def _step(job: ContainerJob) -> Lines:
-    """The step that runs the container, with the processors that the job was given.
+def _step(job: ContainerJob) -> CommandLines:
+    """The step that runs the container, with the processors of the job.
 
-    Since 22.05 srun does not take over ``--cpus-per-task`` of the job (srun(1)).
+    Since 22.05 srun does not inherit the job's ``--cpus-per-task`` (srun(1)).
     """
     cpus = job.allocation.cpus_per_task if job.allocation is not None else None
     return (*STEP, (f"--cpus-per-task={cpus}",) if cpus else ())
 
 
-def pyxis_options(container: PlannedContainer, workspace: str) -> Lines:
-    """srun's options for a container of pyxis, but for its entrypoint."""
+def pyxis_options(container: PlannedContainer, workspace: str) -> CommandLines:
+    """srun's options for a container of pyxis, without the entrypoint."""
     options = container.options
     return (
         (f"--container-image={container.image}",),
@@ -83,18 +82,16 @@ def _pyxis(job: ContainerJob, workspace: str) -> EngineCommands:
             *([(f"--mpi={options.mpi}",)] if options.mpi else []),
             *pyxis_options(job.container, workspace),
             ("--container-entrypoint" if options.entrypoint else "--no-container-entrypoint",),
-            *_script(job),
+            *_script_words(job),
         ),
-        # Of a variable that the image sets as well, pyxis would take the image's value (README of pyxis 0.24).
-        carries=_named(job),
+        # If the image sets a variable too, pyxis would use the image's value (README of pyxis 0.24).
+        carries=_variable_names(job),
     )
 
 
 def _enroot(job: ContainerJob, volumes: Sequence[str], run_key: str) -> EngineCommands:
     container, options = job.container, job.container.options
     name = f"launcher-{run_key}-$JOB"
-    # enroot has no option for the working directory (enroot 4.1.2, doc/cmd/start.md).
-    inside = (("env", f"--chdir={container.workdir}"), *_script(job))
     return EngineCommands(
         before=(("enroot", "create"), ("--name", name), (container.image,)),
         run=(
@@ -107,11 +104,12 @@ def _enroot(job: ContainerJob, volumes: Sequence[str], run_key: str) -> EngineCo
             *(("--mount", _fstab(volume)) for volume in volumes),
             ("--env", CARRIED),
             (name,),
-            *inside,
+            ("env", f"--chdir={container.workdir}"),  # enroot has no option for it (enroot 4.1.2, doc/cmd/start.md)
+            *_script_words(job),
         ),
         after=(("enroot", "remove", "--force", name),),
-        # enroot starts with an empty environment, and keeps the first line of a value.
-        carries=(*_named(job), *_OF_THE_STEP),
+        # enroot starts with an empty environment, and keeps only the first line of a value.
+        carries=(*_variable_names(job), *_STEP_VARIABLES),
     )
 
 
@@ -120,11 +118,11 @@ def _fstab(volume: str) -> str:
 
 
 IMAGE = "{image}"
-"""The place of a pulled image in `EngineCommands.run`: the script puts the reference with the digest there."""
+"""The placeholder of a pulled image in `EngineCommands.run`: the script replaces it by the image's id or digest."""
 
 
-_OURS = ("--rm", "--name", "--entrypoint", "--pull")
-"""Options of ``run`` that are set here, whatever the runner file says: by them the container is ours, and found."""
+_RESERVED_OPTIONS = ("--rm", "--name", "--entrypoint", "--pull")
+"""Options of ``run`` that are always set here, and not by the runner file, so that our container can be found."""
 
 
 def _docker(job: ContainerJob, volumes: Sequence[str], run_key: str) -> EngineCommands:
@@ -135,35 +133,41 @@ def _docker(job: ContainerJob, volumes: Sequence[str], run_key: str) -> EngineCo
             (program, "run", "--rm"),
             (f"--name=launcher-{run_key}-$JOB",),
             tuple(f"--label={name}={value}" for name, value in zip(LABELS, job_and_user, strict=True)),
-            *((flag,) for flag in container.options.flags if not flag.startswith(_OURS)),
+            *((flag,) for flag in container.options.flags if not flag.startswith(_RESERVED_OPTIONS)),
             *((f"--volume={volume}",) for volume in volumes),
             (f"--workdir={container.workdir}",),
-            *(("--env", variable) for variable in _named(job)),
+            *(("--env", variable) for variable in _variable_names(job)),
             ("--entrypoint=bash",),
             (IMAGE,),
             (job.script.path,),
         ),
         pulls=program,
-        own=(tuple(own_containers(program, *job_and_user)),),
+        own=(tuple(list_containers_command(program, *job_and_user)),),
     )
 
 
-def own_containers(program: str, job: str, user: str) -> list[str]:
-    """The command that lists the ids of a job's containers: by both labels, whatever the names are."""
+def repository_of(reference: str) -> str:
+    """An image reference without tag and digest."""
+    head, slash, name = reference.partition("@")[0].rpartition("/")
+    return f"{head}{slash}{name.partition(':')[0]}"
+
+
+def list_containers_command(program: str, job: str, user: str) -> list[str]:
+    """The command that lists the ids of a job's containers, by both labels."""
     filters = (f"--filter=label={name}={value}" for name, value in zip(LABELS, (job, user), strict=True))
     return [program, "ps", "--all", "--quiet", *filters]
 
 
-_OF_THE_STEP = (
+_STEP_VARIABLES = (
     *("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
     *("SLURM_JOB_ID", "SLURMD_NODENAME"),
 )
-"""What Slurm tells a step: which GPUs are its own, and who it is."""
+"""Variables that Slurm sets for a step: its GPUs, job and node."""
 
 
-def _named(job: ContainerJob) -> tuple[str, ...]:
+def _variable_names(job: ContainerJob) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*job.container.environment, *job.container.passes]))
 
 
-def _script(job: ContainerJob) -> Lines:
+def _script_words(job: ContainerJob) -> CommandLines:
     return ("bash", "-c", SET_CARRIED), (job.script.path,)

@@ -1,8 +1,8 @@
 """The script of a job that runs a benchmark's script in a container, rendered from the plan.
 
-It is sound by itself: the container's exit code is the job's, it ends with 143, 130 or 129 after TERM, INT or HUP, and
-whatever its end it ends its own container and removes its own copies, and nothing of others. `job_functions` has the
-functions that it is made of.
+The script needs no launcher while it runs. Its exit code is the container's, or 143, 130, 129 after TERM, INT, HUP. At
+its end it always ends its own container and removes its own copies, and nothing of others. Its functions are those of
+`job_functions`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launcher.container.engines import IMAGE, EngineCommands, Lines, commands
+from launcher.container.engines import IMAGE, CommandLines, EngineCommands, commands, repository_of
 from launcher.container.job_functions import functions
 from launcher.container.planned import ContainerJob, PlannedStaging
 from launcher.core.errors import ImageError
@@ -23,23 +23,23 @@ from launcher.plan import preflight
 from launcher.plan.plan import Plan
 
 BACK = "back.tar.gz"
-"""What a job on a copy of the checkout brings back, in its own directory."""
+"""The archive that a job on a copy of the checkout returns, in the job's own directory."""
 
 CHECKOUT = "checkout.tar.gz"
 """The checkout, beside the script, for a job that runs on a copy."""
 
 _GRACE, _GRACE_HERE = 10, 2
-"""Seconds that the container's client is waited for after TERM: on a node of Slurm; and on this host, where the
-embedded scheduler gives a job 5 in all."""
+"""Seconds to wait for the container's client after TERM: on a node of Slurm; and on this host, where the embedded
+scheduler kills a job after 5."""
 
 PATIENCE = 120
-"""Seconds in which the memory of the GPUs has to become free: that of an earlier job takes a while."""
+"""Seconds to wait for free GPU memory, which an earlier job may release late."""
 
 SLACK = 600
-"""Seconds that a job of an import by hand may wait for its node, beside those of lock and import."""
+"""Seconds that the job of a manual import may wait for its node, beside those of lock and import."""
 
-_DIRECTORIES = ("_PATH", "_DIR", "_HOME", "TMPDIR")
-"""Names of variables of enroot that hold a directory end so."""
+_DIRECTORY_ENDINGS = ("_PATH", "_DIR", "_HOME", "TMPDIR")
+"""Endings of enroot's variables whose value is a directory."""
 
 
 def render(plan: Plan, root: Path) -> str:
@@ -47,10 +47,10 @@ def render(plan: Plan, root: Path) -> str:
     job = ContainerJob.of(plan)
     staging = job.staging
     engine = commands(job, plan.run_key, staging.to if staging is not None else job.workspace_of(plan))
+    title = f"Run {plan.run_key} on {plan.runner}: {job.script.path} in a container ({job.container.engine})"
     head = [
         "#!/usr/bin/env bash",
-        f"# Run {_comment(plan.run_key)} on {_comment(plan.runner)}: {_comment(job.script.path)} in a container "
-        f"({job.container.engine}). Written by the launcher.",
+        f"# {' '.join(title.split())}. Written by the launcher.",
         "set -u -o pipefail",
         f"own={quote_word(f'{root}/$JOB')}",
         f"grace={_GRACE if job.allocation is not None else _GRACE_HERE}",
@@ -70,75 +70,68 @@ def render(plan: Plan, root: Path) -> str:
         _function("take_away", engine.after),
         functions("end"),
         'mkdir -p -- "$own" || exit 5\nsay "job $SLURM_JOB_ID on $(uname -n)"',
-        *_looks(plan, job, root),
-        *_image(plan, job, engine),
+        *_checks(plan, job, root),
+        *_provide_image(plan, job, engine),
         *(["stage_in"] if staging is not None else []),
-        *_cache(plan),
+        *_make_cache(plan),
         *_exports(job),
-        *_carry(engine),
+        *_carry_variables(engine),
         *(
-            [f"{_step(engine.before)} ||\n  fail 3 'the container cannot be made of the image'"]
+            [f"{_run_step(engine.before)} ||\n  fail 3 'the container cannot be made of the image'"]
             if engine.before
             else []
         ),
         f"say {quote_word(f'{job.script.path} begins')}",
-        # The last command: with its exit code the script ends.
-        _step(engine.run).replace(quote_word(IMAGE), '"$image"'),
+        # The last command: its exit code is the script's.
+        _run_step(engine.run).replace(quote_word(IMAGE), '"$image"'),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _comment(text: str) -> str:
-    """Text of a comment: one line of it."""
-    return " ".join(text.split())
-
-
-def _step(lines: Lines) -> str:
+def _run_step(lines: CommandLines) -> str:
     return f"run_step \\\n  {command_lines(lines)}"
 
 
-def _function(name: str, lines: Lines) -> str:
-    """A function of one command, which does nothing where there is none."""
+def _function(name: str, lines: CommandLines) -> str:
+    """A bash function of one command; it does nothing without a command."""
     return f"{name}() {{ {command_lines(lines, '    ') or ':'}; }}"
 
 
-def _looks(plan: Plan, job: ContainerJob, root: Path) -> list[str]:
-    """The look from this node, also at a checkpoint that the login node has looked at: the job reads it from here."""
+def _checks(plan: Plan, job: ContainerJob, root: Path) -> list[str]:
+    """The checks on this node, also of a checkpoint that the login node has checked: the job reads it from here."""
     allocation, cache = job.allocation, plan.model.cache
     gpus = allocation.gpus if allocation is not None else plan.benchmark.gpus
     alone = allocation is None or allocation.exclusive
-    looks = [
+    checks = [
         *preflight.node_checks(
             gpus, alone=alone, patience=PATIENCE, directories=["/tmp", *([cache.host] if cache else [])]
         ),
         *preflight.image_checks(plan),
     ]
-    functions_of_it = [preflight.shell_functions().strip()]
-    looks += preflight.model_checks(plan.model)
-    if "login" not in plan.model.seen_by and preflight.model_checks(plan.model):
-        # What takes more than a look at config.json the launcher judges (`launcher.container.checkpoint`).
-        looks.append(f"keep_checkpoint {'headers' if 'weights' in plan.model.fingerprint else 'configs'}")
-        functions_of_it.append(functions("keep"))
+    needed_functions = [preflight.shell_functions().strip()]
+    model_checks = preflight.model_checks(plan.model)
+    checks += model_checks
+    if "login" not in plan.model.seen_by and model_checks:
+        # The launcher checks what needs more than config.json (`launcher.container.checkpoint`).
+        checks.append(f"keep_checkpoint {'headers' if 'weights' in plan.model.fingerprint else 'configs'}")
+        needed_functions.append(functions("keep"))
     if allocation is not None:
-        looks = preflight.with_login_checks('"$own"', looks, local=plan.locks_are_local(str(root)))
-    return [*functions_of_it, "\n".join(looks)]
+        checks = preflight.with_login_checks('"$own"', checks, local=plan.locks_are_local(str(root)))
+    return [*needed_functions, "\n".join(checks)]
 
 
-def _image(plan: Plan, job: ContainerJob, engine: EngineCommands) -> list[str]:
-    """The image: imported on this node where the node has its own directory, pulled where the engine keeps images."""
+def _provide_image(plan: Plan, job: ContainerJob, engine: EngineCommands) -> list[str]:
+    """The image: pulled by an engine that stores images, or imported on this node into the node's own directory."""
     if engine.pulls:
         reference = job.container.image.replace("#", "/")
-        repository = reference.partition("@")[0]
-        head, slash, name = repository.rpartition("/")
-        repository = f"{head}{slash}{name.partition(':')[0]}"
-        call = f"pull_image {quote_word(engine.pulls)} {quote_word(reference)} {quote_word(repository)}"
+        call = f"pull_image {quote_word(engine.pulls)} {quote_word(reference)} {quote_word(repository_of(reference))}"
         return ["image=", functions("pull"), call]
     node_local = [image for image in plan.images if not image.shared and image.squash]
     return [functions("import"), functions("have"), *map(_import, node_local)] if node_local else []
 
 
 def import_alone(image: PlannedImage) -> str:
-    """A script that has an image on the node that it runs on, where the node has its own directory for it."""
+    """A script that imports an image into the own directory of the node that it runs on."""
     exports = [f"export {assignment}" for assignment in _assignments(image)]
     call = " ".join(["import_image", *map(quote_word, _import_arguments(image))])
     return "\n".join(["set -u -o pipefail", functions("import"), *exports, call]) + "\n"
@@ -147,17 +140,17 @@ def import_alone(image: PlannedImage) -> str:
 def import_on_node(
     image: PlannedImage, node: str, options: Sequence[str], run: CommandRunner, environment: Mapping[str, str]
 ) -> str:
-    """Have an image in a node's own directory, by a job there that asks for no GPU; what the job said.
+    """Import an image into a node's own directory, by a job there without GPUs; return the job's output.
 
-    ``options`` are srun's. A whole image that is there is left alone. Raises ImageError.
+    ``options`` are srun's. A complete image is left alone. Raises ImageError.
     """
     argv = ["srun", f"--nodelist={node}", "--nodes=1", "--ntasks=1", "--gres=none", "--export=ALL", *options]
     limit = image.lock_wait + image.import_timeout + SLACK
     done = run([*argv, "bash", "-c", import_alone(image)], timeout=limit, env=environment)
     if not done.ok:
-        said = done.tail(20, [line for line in (done.stdout + done.stderr).splitlines() if line.strip()])
+        output = done.tail(20, [line for line in (done.stdout + done.stderr).splitlines() if line.strip()])
         raise ImageError(
-            f"{image.reference} was not imported on {node}: srun exited with {done.returncode}\n{said}",
+            f"{image.reference} was not imported on {node}: srun exited with {done.returncode}\n{output}",
             where=f"{node}:{image.squash}",
             hint="is the node up, and is its disk full? (sinfo -n NODE, df)",
         )
@@ -167,29 +160,29 @@ def import_on_node(
 def _import_arguments(image: PlannedImage) -> list[str]:
     """The arguments of `import_image`; the last ones are directories that enroot needs.
 
-    enroot's temporaries, which are larger than the image, lie where the runner file says, else beside the image.
+    enroot's temporary files, which are larger than the image, are where the runner file says, else beside the image.
     """
-    digest = hashlib.sha256(image.squash.encode()).hexdigest()[:12]
-    own, beside = f".launcher-import-{digest}", str(Path(image.squash).parent)
+    name = f".launcher-import-{hashlib.sha256(image.squash.encode()).hexdigest()[:12]}"
+    beside = str(Path(image.squash).parent)
     temporary = image.environment.get("ENROOT_TEMP_PATH") or image.environment.get("TMPDIR") or beside
-    directories = [value for name, value in image.environment.items() if name.endswith(_DIRECTORIES)]
+    directories = [value for name, value in image.environment.items() if name.endswith(_DIRECTORY_ENDINGS)]
     seconds = [str(image.lock_wait), str(image.import_timeout)]
-    return [image.squash, image.uri, image.lock, *seconds, f"{beside}/{own}", f"{temporary}/{own}-temp", *directories]
+    return [image.squash, image.uri, image.lock, *seconds, f"{beside}/{name}", f"{temporary}/{name}-temp", *directories]
 
 
 def _import(image: PlannedImage) -> str:
-    """The import of one image, where it is not there and whole already."""
+    """The import of one image, if the node does not have it complete."""
     arguments = " \\\n  ".join(map(quote_word, _import_arguments(image)))
-    environment = " ".join(_assignments(image))
-    return f"image_environment=({environment})\nhave_image {quote_word(image.reference)} \\\n  {arguments}"
+    environment = f"image_environment=({' '.join(_assignments(image))})"
+    return f"{environment}\nhave_image {quote_word(image.reference)} \\\n  {arguments}"
 
 
 def _assignments(image: PlannedImage) -> list[str]:
     return [f"{variable_name(name)}={quote_word(value)}" for name, value in sorted(image.environment.items())]
 
 
-def _carry(engine: EngineCommands) -> list[str]:
-    """What the container's bash sets."""
+def _carry_variables(engine: EngineCommands) -> list[str]:
+    """Commands that pass variables to the container's bash."""
     if not engine.carries:
         return []
     names = textwrap.wrap(" ".join(map(variable_name, engine.carries)), 100, break_long_words=False)
@@ -197,12 +190,12 @@ def _carry(engine: EngineCommands) -> list[str]:
 
 
 def _list_back(staging: PlannedStaging) -> str:
-    """What is brought back, expanded where the script is then: in the copy."""
+    """The function that expands the globs of returned files, in the copy."""
     return f"list_back() {{ back=({' '.join(quote_glob(f'./{glob}') for glob in staging.back)}); }}"
 
 
-def _cache(plan: Plan) -> list[str]:
-    """The Hugging Face cache, which has to be there to be mounted."""
+def _make_cache(plan: Plan) -> list[str]:
+    """The command that makes the directory of the Hugging Face cache, which must exist to be mounted."""
     if plan.model.cache is None:
         return []
     host = quote_word(plan.model.cache.host)

@@ -1,6 +1,6 @@
 """Jobs that run a benchmark's script in a container: a batch job of one node, or a job on the runner's own host.
 
-A run's own directory holds the job's script, and below it one directory a job: its log, and what it wrote down.
+A run's own directory contains the job's script and one directory per job, with its log and its facts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace as change
 
 from launcher.container.planned import COPY, FACTS, LOG, SCRIPT, ContainerJob
-from launcher.container.script_kind import PlanRow, ScriptKind, end_containers, meet_nodes
+from launcher.container.script_kind import PlanRow, ScriptKind, attend_nodes, end_containers
 from launcher.core.errors import CheckoutError
 from launcher.plan.plan import OWN, Plan
 
@@ -41,7 +41,7 @@ class ContainerKind(ScriptKind):
         job = ContainerJob.of(plan)
         pulled = "" if plan.images else f" of {job.container.image}"
         return [
-            ("node", _allocation(job)),
+            ("node", _describe_allocation(job)),
             ("container", f"{job.container.engine}{pulled}, in {job.container.workdir}"),
             ("script", f"{job.script.path}{'' if job.script.exists else ' (not there)'}"),
             *(("mount", f"{source} → {target}") for target, source in job.container.mounts.items()),
@@ -49,23 +49,24 @@ class ContainerKind(ScriptKind):
         ]
 
     def prepare(self, run: Run) -> Prepared:
-        """The job's script, and the checkout as an archive where the job runs on a copy."""
+        """Write the job's script; also pack the checkout if the job runs on a copy."""
         from launcher.container.job_script import render
-        from launcher.container.results import lying_there
+        from launcher.container.results import existing_results
         from launcher.core.publish import write_text
         from launcher.run.kind import Prepared
 
         plan, root, job = run.plan, self.own_directory(run.plan), ContainerJob.of(run.plan)
-        with self.making(root):
+        with self.creating_own_directory(root):
             workspace = self.make_workspace(run, root)
-            here = workspace == root / COPY and job.staging is None
-            write_text(root / SCRIPT, render(_in(workspace, plan) if here else plan, root))
+            is_copy = workspace == root / COPY and job.staging is None
+            write_text(root / SCRIPT, render(_with_workspace(workspace, plan) if is_copy else plan, root))
         if job.staging is not None:
             _pack_checkout(run, root)
-        return Prepared(root, {"root": str(root), "there_before": lying_there(plan.results, self._results(plan, root))})
+        existing = existing_results(plan.results, self._results_directory(plan, root))
+        return Prepared(root, {"root": str(root), "there_before": existing})
 
     def submit(self, run: Run, prepared: Prepared, earlier: Earlier, start: CommandRunner) -> Submitted:
-        """sbatch of the script, held; or the embedded scheduler."""
+        """Submit the script with sbatch, held; or to the embedded scheduler."""
         from launcher.container import submit as submitting
         from launcher.result.collect import refuse_foreign_files
 
@@ -85,25 +86,25 @@ class ContainerKind(ScriptKind):
         return log.parent if log.name == LOG else None
 
     def log_in(self, output: Path, job_id: str) -> Path:
-        """What the job's script and the container print."""
+        """The output of the job's script and of the container."""
         return output / LOG
 
     def complete_directory(self, run: Run) -> None:
-        """The job's own directory: Slurm makes none for a log; there its node meets this host. Raises OSError."""
-        meet_nodes(run, 1)
+        """Make the job's own directory, because Slurm makes none for a log, and attend to its node. Raises OSError."""
+        attend_nodes(run, 1)
 
     def end_leftovers(self, run: Run) -> None:
-        """End the container of a job on this host whose script was killed: docker and podman go on with it."""
-        from launcher.container.engines import own_containers
+        """End the container of a killed job on this host: docker and podman keep it running."""
+        from launcher.container.engines import list_containers_command
 
         job, recorded = ContainerJob.of(run.plan), run.record.job
         if job.allocation is None and recorded is not None:
             owner = run.record.directory.stat().st_uid
-            listing = own_containers(job.container.engine, f"{run.plan.run_key}.{recorded.id}", str(owner))
+            listing = list_containers_command(job.container.engine, f"{run.plan.run_key}.{recorded.id}", str(owner))
             end_containers(run, job.container.engine, listing, run.services.environment)
 
     def collect(self, run: Run, patience: float) -> CollectedResults:
-        """Results of this job alone; what it wrote down goes into the record."""
+        """Collect the results of this job only, and put its facts into the record."""
         from launcher.container import results
         from launcher.container.checkpoint import refuse_another_checkpoint
         from launcher.container.job_script import BACK
@@ -111,38 +112,40 @@ class ContainerKind(ScriptKind):
         job, recorded, expected = ContainerJob.of(run.plan), run.record.job, run.plan.results
         assert recorded is not None
         own = Path(recorded.output)
-        workspace, directory = self.works_in(run.plan, own.parent), self._results(run.plan, own.parent)
         if job.staging is not None and (own / BACK).exists():
-            for doubt in results.unpack(own / BACK, workspace):
-                run.record.event("warning", f"not brought back: {doubt}")
+            for problem in results.unpack(own / BACK, self.job_workspace(run.plan, own.parent)):
+                run.record.event("warning", f"not brought back: {problem}")
         _record_facts(run, job, results.facts(own / FACTS))
         refuse_another_checkpoint(run.plan.model, own)
-        # Slurm keeps whole seconds.
-        submitted = math.floor(recorded.submitted or run.record.fields.created)
-        there = run.record.step("workspace").facts.get("there_before", {})
-        place = results.Place(directory, run.results_directory, submitted, _gpus(job), there)
+        files = results.JobFiles(
+            self._results_directory(run.plan, own.parent),
+            run.results_directory,
+            math.floor(recorded.submitted or run.record.fields.created),  # Slurm keeps whole seconds
+            _gpus_used(job),
+            run.record.step("workspace").facts.get("there_before", {}),
+        )
         try:
-            results.link_logs(expected, place, own)
+            results.link_logs(expected, files, own)
         except OSError as error:
             run.record.event("warning", f"a log of the benchmark is not kept beside the job's: {error.strerror}")
-        return results.collect(expected, place, patience=patience, sleep=run.services.stop.sleep)
+        return results.collect(expected, files, patience=patience, sleep=run.services.stop.sleep)
 
-    def _results(self, plan: Plan, root: Path) -> Path:
-        """Where the job leaves its results."""
-        workspace, directory = self.works_in(plan, root), plan.results.directory or "{workspace}"
-        whole = directory == plan.workspace.path
-        return workspace if whole else Path(directory.replace("{workspace}", str(workspace)))
+    def _results_directory(self, plan: Plan, root: Path) -> Path:
+        """The directory of the job's results."""
+        workspace, directory = self.job_workspace(plan, root), plan.results.directory or "{workspace}"
+        is_workspace = directory == plan.workspace.path
+        return workspace if is_workspace else Path(directory.replace("{workspace}", str(workspace)))
 
 
-def _in(workspace: Path, plan: Plan) -> Plan:
-    """The plan of a job that works in another directory than the plan's workspace."""
-    job, here = ContainerJob.of(plan), str(workspace)
-    mounts = {t: here if s in ("{workspace}", plan.workspace.path) else s for t, s in job.container.mounts.items()}
+def _with_workspace(workspace: Path, plan: Plan) -> Plan:
+    """The plan with another workspace, which the container mounts in its place."""
+    job, path = ContainerJob.of(plan), str(workspace)
+    mounts = {t: path if s in ("{workspace}", plan.workspace.path) else s for t, s in job.container.mounts.items()}
     job = change(job, container=change(job.container, mounts=mounts))
-    return replace(plan, details=job, workspace=replace(plan.workspace, path=here))
+    return replace(plan, details=job, workspace=replace(plan.workspace, path=path))
 
 
-def _allocation(job: ContainerJob) -> str:
+def _describe_allocation(job: ContainerJob) -> str:
     a = job.allocation
     if a is None:
         return "this host"
@@ -151,8 +154,8 @@ def _allocation(job: ContainerJob) -> str:
     )
 
 
-def _gpus(job: ContainerJob) -> int:
-    """How many GPUs the benchmark uses: the workflow counts TP, PP and PCP, not DCP and EP."""
+def _gpus_used(job: ContainerJob) -> int:
+    """The number of GPUs that the benchmark uses; like the workflow it counts TP, PP and PCP, not DCP and EP."""
     if job.allocation is not None:
         return job.allocation.gpus
     sizes = [job.environment.get(name, "") for name in ("TP", "PP_SIZE", "PCP_SIZE")]
@@ -160,7 +163,7 @@ def _gpus(job: ContainerJob) -> int:
 
 
 def _pack_checkout(run: Run, root: Path) -> None:
-    """The checkout as an archive that compute nodes see. Raises CheckoutError."""
+    """Pack the checkout into an archive that compute nodes can read. Raises CheckoutError."""
     from launcher.container.job_script import CHECKOUT
     from launcher.core.publish import temporary_name
 
@@ -183,7 +186,7 @@ def _pack_checkout(run: Run, root: Path) -> None:
 
 
 def _record_facts(run: Run, job: ContainerJob, facts: Mapping[str, str]) -> None:
-    """Put what the job wrote down into the record, and a pulled image with its digest among the images."""
+    """Put the job's facts into the record, and a pulled image with its digest among the images."""
     if not facts:
         return
     step = run.record.step("images")

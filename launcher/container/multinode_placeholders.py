@@ -1,4 +1,4 @@
-"""The names that runner files may use in the texts of a lane of several nodes, and what they stand for in a row."""
+"""The placeholders that a runner file may use in the texts of a lane of several nodes, and their values for a row."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from launcher.benchmark.benchmark import Benchmark, Role
+from launcher.benchmark.benchmark import Benchmark
 from launcher.core.errors import ConfigError
 from launcher.runner.file import fill_in
 
 
 @dataclass(frozen=True)
-class Nodes:
-    """How many nodes each side has, and GPUs of each node."""
+class NodeCounts:
+    """The number of nodes of each side, and of GPUs per node."""
 
     prefill: int
     decode: int
     gpus: int
 
     @classmethod
-    def of(cls, benchmark: Benchmark, gpus: int) -> Nodes:
-        """By the row's settings. Raises ConfigError for one that is missing, or that is no number."""
+    def of(cls, benchmark: Benchmark, gpus: int) -> NodeCounts:
+        """The counts by the row's settings. Raises ConfigError for one that is missing or is not a number."""
         return cls(
             _count(benchmark, "PREFILL_NODES", None),
             _count(benchmark, "DECODE_NODES", None),
@@ -33,17 +33,17 @@ class Nodes:
         return self.prefill + self.decode
 
 
-def _count(benchmark: Benchmark, setting: str, otherwise: int | None) -> int:
-    text = benchmark.settings.get(setting, "" if otherwise is None else str(otherwise))
+def _count(benchmark: Benchmark, setting: str, default: int | None) -> int:
+    text = benchmark.settings.get(setting, "" if default is None else str(default))
     if not (text.isascii() and text.isdigit() and 0 < int(text) <= 1024):
-        said = f"is {text!r}" if text else "is not set"
-        raise ConfigError(f"{setting} {said}; expected a number of at least 1", where=benchmark.source)
+        problem = f"is {text!r}" if text else "is not set"
+        raise ConfigError(f"{setting} {problem}; expected a number of at least 1", where=benchmark.source)
     return int(text)
 
 
-def placeholder_values(benchmark: Benchmark, nodes: Nodes) -> dict[str, str]:
-    """What each name stands for. Raises ConfigError for a benchmark that lacks a side."""
-    words = {
+def placeholder_values(benchmark: Benchmark, nodes: NodeCounts) -> dict[str, str]:
+    """The value of each placeholder. Raises ConfigError for a benchmark without one of the sides."""
+    values = {
         "model": benchmark.exp_name.partition("_")[0],
         "model-id": benchmark.model,
         "model-name": benchmark.model.rpartition("/")[2],
@@ -63,28 +63,24 @@ def placeholder_values(benchmark: Benchmark, nodes: Nodes) -> dict[str, str]:
     for side, role, count in sides:
         if role is None:
             raise ConfigError(f"{benchmark.title} has no {side} side", where=benchmark.source)
-        workers = _workers(benchmark, side, role)
-        words |= {
+        workers = _count(benchmark, f"{side.upper()}_WORKERS", max(1, role.workers))
+        values |= {
             f"{side}-nodes": str(count),
             f"{side}-workers": str(workers),
             f"{side}-ep": str(role.ep != 1).lower(),
             f"{side}-dp": str(role.dp_attention).lower(),
         }
-        # Where they are not whole numbers they have no value, and a text that wants one is refused.
+        # A size that is not a whole number has no value, and `fill_placeholders` refuses texts that use it.
         if count * role.tp % workers == 0:
-            words[f"{side}-tp-size"] = str(count * role.tp // workers)
+            values[f"{side}-tp-size"] = str(count * role.tp // workers)
         if count % workers == 0:
-            words[f"{side}-dp-size"] = str(count // workers * nodes.gpus)
-    return words
+            values[f"{side}-dp-size"] = str(count // workers * nodes.gpus)
+    return values
 
 
-def _workers(benchmark: Benchmark, side: str, role: Role) -> int:
-    return _count(benchmark, f"{side.upper()}_WORKERS", max(1, role.workers))
-
-
-def fill_placeholders(text: str, words: Mapping[str, str], benchmark: Benchmark) -> str:
-    """A text with its names filled in. Raises ConfigError for one that has no value for this row."""
-    if left := [name for name in re.findall(r"\{([a-z-]+)\}", text) if name not in words]:
-        message = f"{{{left[0]}}} has no value for this row: its nodes cannot be shared evenly by its workers"
+def fill_placeholders(text: str, values: Mapping[str, str], benchmark: Benchmark) -> str:
+    """A text with its placeholders filled in. Raises ConfigError for one that has no value for this row."""
+    if unknown := [name for name in re.findall(r"\{([a-z-]+)\}", text) if name not in values]:
+        message = f"{{{unknown[0]}}} has no value for this row: its nodes cannot be shared evenly by its workers"
         raise ConfigError(message, where=benchmark.source, hint=f"it stands in {text!r} of the runner file")
-    return fill_in(text, words)
+    return fill_in(text, values)

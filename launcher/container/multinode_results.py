@@ -1,7 +1,7 @@
-"""Brings together, in a job's own directory, what its nodes left in the workspace: this job's alone, by name and time.
+"""Links the files that a job's nodes left in the workspace into the job's own directory, selected by name and time.
 
-There it lies as `launcher.result.collect` expects it: results below a directory that names the sequence lengths,
-evaluations in ``eval_results``, and logs, from which what failed first is told and which workflows get.
+The directory is then as `launcher.result.collect` expects it: results below a directory that names the sequence
+lengths, evaluations in ``eval_results``, and logs, in which the first failure is searched for and which workflows get.
 """
 
 from __future__ import annotations
@@ -23,72 +23,72 @@ _FIXED = re.compile(
     r"(?:concurrency_|(?P<stem>.+)_c)(?P<at>\d{1,7})(?:_req_rate_[^_/]+)?_gpus_(?P<gpus>\d{1,5})"
     r"_ctx_(?P<prefill>\d{1,5})_gen_(?P<decode>\d{1,5})\.json"
 )
-"""AMD's client names its results by concurrency, those of llm-d and TileRT begin with RESULT_FILENAME."""
+"""AMD's client names results by concurrency only; results of llm-d and TileRT begin with RESULT_FILENAME."""
 
 _JOB = re.compile(r"slurm_job-(\d+)")
-"""How outputs and directories of jobs are called there."""
+"""The name of a job's output and directories."""
 
 EVALUATIONS = ("meta_env.json", "results*.json", "sample*.jsonl", "agent_preds.json", "predictions.jsonl")
 
 
-class Gathered:
-    """A job's files, and how its results are called in the workspace (name as sa-bench has it → that name)."""
+class NodeFiles:
+    """A job's files. ``names`` maps sa-bench's name of a result to its name in the workspace."""
 
     def __init__(self, plan: Plan, workspace: Path, own: Path, job_id: str, window: Window) -> None:
         self._plan, self._own, self._window = plan, own, window
         self._workspace, self._job_id = workspace, job_id
         files = MultinodeJob.of(plan).files
         logs = workspace / files.directory
-        mine = (files.on_nodes or "").rpartition("/")[2].replace("$JOB", job_id)
-        # AMD's scripts leave a directory with the job's id there; where they do not, the directory is this job's.
-        self._from = [logs / "logs" / mine] if mine else [logs]
+        job_directory = (files.on_nodes or "").rpartition("/")[2].replace("$JOB", job_id)
+        # AMD's scripts make a directory with the job's id; without these scripts all of ``logs`` is this job's.
+        self._source = logs / "logs" / job_directory if job_directory else logs
         self._output = list(logs.glob(f"slurm_job-{job_id}.*")) if logs.is_dir() else []
         self.names: dict[str, str] = {}
-        self._taken: dict[Path, Path] = {}
+        self._linked: dict[Path, Path] = {}
 
     @property
     def logs(self) -> Path:
         return self._own / "logs"
 
     def gather(self) -> None:
-        """Take the files. Raises OSError."""
+        """Link all files of the job. Raises OSError."""
         expected = self._plan.results
-        for path in self._output:  # the log is the same file under another name, or where that cannot be leads to it
-            log = self.logs / LOG
-            if path.suffix == ".out" and log.is_symlink():
+        log = self.logs / LOG
+        for path in self._output:
+            if path.suffix == ".out" and log.is_symlink():  # made by `complete_directory` if it could not hard-link
                 log.unlink()
-            self._take(path, log if path.suffix == ".out" else self.logs / path.name)
-        for root in self._from:
-            for path in self._fresh(root):
-                relative = path.relative_to(root)
-                if any(job != self._job_id for job in _JOB.findall(str(relative))):  # it names another job
-                    continue
-                self._take(path, self.logs / relative)
-                if path.parent.name == "eval_results":
-                    self._take(path, self.logs / "eval_results" / path.name)
-                self._result(path)
-        evaluated = self.logs / "eval_results"
-        for path in self._fresh(self._workspace, deep=False):
+            self._link(path, log if path.suffix == ".out" else self.logs / path.name)
+        evaluations = self.logs / "eval_results"
+        for path in self._new_files(self._source):
+            relative = path.relative_to(self._source)
+            if any(job != self._job_id for job in _JOB.findall(str(relative))):
+                continue
+            self._link(path, self.logs / relative)
+            if path.parent.name == "eval_results":
+                self._link(path, evaluations / path.name)
+            self._link_fixed_result(path)
+        for path in self._new_files(self._workspace, deep=False):
             if any(fnmatch.fnmatch(path.name, pattern) for pattern in expected.logs if "/" not in pattern):
-                self._take(path, self.logs / path.name)
+                self._link(path, self.logs / path.name)
             if expected.eval and any(fnmatch.fnmatch(path.name, pattern) for pattern in EVALUATIONS):
-                self._take(path, evaluated / path.name)
-            self._result(path)
+                self._link(path, evaluations / path.name)
+            self._link_fixed_result(path)
 
-    def _result(self, path: Path) -> None:
-        """A result of fixed lengths, under the name that it is read by."""
-        expected, found = self._plan.results, _FIXED.fullmatch(path.name)
-        if expected.mode != "fixed" or found is None or found["stem"] not in (None, expected.filename):
+    def _link_fixed_result(self, path: Path) -> None:
+        """Link a result of fixed lengths under sa-bench's name, which `launcher.result.collect` reads."""
+        expected, match = self._plan.results, _FIXED.fullmatch(path.name)
+        if expected.mode != "fixed" or match is None or match["stem"] not in (None, expected.filename):
             return
-        name = f"results_concurrency_{found['at']}_gpus_{found['gpus']}_ctx_{found['prefill']}_gen_{found['decode']}"
-        above = path.parent.name  # where it names sequence lengths
-        folder = above if re.search(r"isl_\d+_osl_\d+", above) else f"results_isl_{expected.isl}_osl_{expected.osl}"
-        target = path.name if found["stem"] else f"{expected.filename}_{path.name}"
-        self.names[f"{name}.json"] = target
-        self._take(path, self.logs / folder / f"{name}.json")
+        counts = f"gpus_{match['gpus']}_ctx_{match['prefill']}_gen_{match['decode']}"
+        name = f"results_concurrency_{match['at']}_{counts}.json"
+        folder = path.parent.name
+        if not re.search(r"isl_\d+_osl_\d+", folder):
+            folder = f"results_isl_{expected.isl}_osl_{expected.osl}"
+        self.names[name] = path.name if match["stem"] else f"{expected.filename}_{path.name}"
+        self._link(path, self.logs / folder / name)
 
-    def _fresh(self, root: Path, *, deep: bool = True) -> Iterator[Path]:
-        """The files below a directory that were written while the job ran."""
+    def _new_files(self, root: Path, *, deep: bool = True) -> Iterator[Path]:
+        """The files below a directory (or, without ``deep``, in it) that were written while the job ran."""
         if not root.is_dir() or root.is_symlink():
             return
         for path, status in log_files(root) if deep else ((p, p.lstat()) for p in sorted(root.iterdir())):
@@ -99,14 +99,14 @@ class Gathered:
             ):
                 yield path
 
-    def _take(self, path: Path, target: Path) -> None:
-        """A file under another name: the same one where that can be, or else a copy, with its time, which is made again
-        when the file has changed. The first of several that would have one name has it."""
-        if self._taken.setdefault(target, path) != path:
+    def _link(self, path: Path, target: Path) -> None:
+        """Hard-link a file as ``target``; if that is impossible, copy it with its time, again whenever it has changed.
+        If several files have one target, the first is used."""
+        if self._linked.setdefault(target, path) != path:
             return
         if target.exists():
-            there, now = target.stat(), path.stat()
-            if os.path.samestat(there, now) or (there.st_size, there.st_mtime) == (now.st_size, now.st_mtime):
+            old, new = target.stat(), path.stat()
+            if os.path.samestat(old, new) or (old.st_size, old.st_mtime) == (new.st_size, new.st_mtime):
                 return
             target.unlink()
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -115,8 +115,7 @@ class Gathered:
         except OSError:  # another file system, or another user's file
             shutil.copy2(path, target)
 
-    def named(self, folder: str, name: ResultFileName) -> str:
-        """How a result is called in the workspace (`CollectRequest.name`)."""
-        split = name.split or (0, 0)
-        own = f"results_concurrency_{name.concurrency}_gpus_{name.gpus}_ctx_{split[0]}_gen_{split[1]}.json"
-        return self.names[own]
+    def result_name(self, folder: str, name: ResultFileName) -> str:
+        """A result's name in the workspace (`CollectRequest.name`)."""
+        prefill, decode = name.split or (0, 0)
+        return self.names[f"results_concurrency_{name.concurrency}_gpus_{name.gpus}_ctx_{prefill}_gen_{decode}.json"]

@@ -1,4 +1,4 @@
-"""From a benchmark of one node and a runner to the plan of a job in a container. No socket, process, clock."""
+"""Plans a job in a container on one node, from a benchmark and a runner. No socket, no process, no clock."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from launcher.runner.container_schema import Container, Port
 from launcher.runner.file import RunnerFile, fill_in
 
 WORKSPACE = "/workspace"
-"""Where the workflow's RESULT_DIR and most scripts expect the checkout in the container."""
+"""The path in the container at which the workflow's RESULT_DIR and most scripts expect the checkout."""
 
-EVAL = (
+EVALUATION_FILES = (
     "meta_env.json",
     "results*.json",
     "sample*.jsonl",
@@ -43,17 +43,17 @@ EVAL = (
     "swebench_report_*.json",
     "*.traj*",
 )
-"""What evaluations leave in the checkout (benchmark_lib.sh, append_lm_eval_summary)."""
+"""Files that evaluations write into the checkout (benchmark_lib.sh, append_lm_eval_summary)."""
 
-LOGS = ("server.log", "results/**", "LOGS/**", "profile_*.trace.json.gz", "profiles/**")
-METRICS = ("gpu_metrics.csv", "gpu_metrics_energy_*.csv", "gpu_metrics_identity.json")
+LOG_FILES = ("server.log", "results/**", "LOGS/**", "profile_*.trace.json.gz", "profiles/**")
+METRIC_FILES = ("gpu_metrics.csv", "gpu_metrics_energy_*.csv", "gpu_metrics_identity.json")
 
-_MOUNTED = re.compile(r"/[^,:\x00-\x1f\x7f]*(:ro)?")
-"""A side of a mount. A comma begins pyxis's next mount and a colon the next side of any engine's, which a path of the
-host's environment must not become; docker takes a relative path for the name of a volume."""
+_MOUNT_PATH = re.compile(r"/[^,:\x00-\x1f\x7f]*(:ro)?")
+"""A valid path of a mount. pyxis separates mounts by commas, all engines separate paths by colons, and docker takes a
+relative path for the name of a volume."""
 
-PULLED = ("docker", "podman")
-"""Engines that have images of their own."""
+PULLING_ENGINES = ("docker", "podman")
+"""Engines that pull and store images themselves."""
 
 
 class ContainerPlanner:
@@ -69,8 +69,8 @@ class ContainerPlanner:
     def plan(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> ContainerResolved:
         """Decide everything that a run will do.
 
-        Raises ConfigError when the runner supports no such benchmark, when it has no script, and when the script asks
-        for a variable that it would not get.
+        Raises ConfigError when the runner does not support the benchmark, when there is no script for it, and when the
+        script requires a variable that it would not get.
         """
         rules = AppliedRules.of(benchmark, file)
         lane = rules.lane.rule.container
@@ -80,23 +80,23 @@ class ContainerPlanner:
         own = own_workspace(file, context, self._recipes)
         inside = context if own is None else msgspec.structs.replace(context, workspace=own.path)
         stem = result_stem(benchmark, context.runner_name)
-        environment = {**contract_of(benchmark, stem, inside), "GPU_COUNT": str(benchmark.gpus)}
+        environment = {**workflow_variables(benchmark, stem, inside), "GPU_COUNT": str(benchmark.gpus)}
         passed = passed_variables(context.host, file.runner.pass_environment)
         path = derive.model_path(rules.model.rule, benchmark, context)
-        cache = _cache(rules, context, environment)
+        cache = _model_cache(rules, context, environment)
         images = _images(rules, lane, context)
         container = PlannedContainer(
             engine=lane.engine,
-            image=images[0].squash if images else _reference(benchmark, lane),
+            image=images[0].squash if images else _image_reference(benchmark, lane),
             workdir=_workdir(rules, lane),
             mounts=_mounts(rules, lane, inside, path, cache),
             options=_options(lane, benchmark),
-            environment=_own_environment(rules, lane, context, path),
+            environment=_own_variables(rules, lane, context, path),
             passes=tuple(sorted({*environment, *passed})),
         )
-        given = {**environment, **dict.fromkeys(passed, "given"), **container.environment}
+        available = {**environment, **dict.fromkeys(passed, "set"), **container.environment}
         scripts = context if own is None else msgspec.structs.replace(context, workspace=str(self._recipes))
-        script = self._scripts.planned(lane.script, benchmark, scripts, given)
+        script = self._scripts.choose(lane.script, benchmark, scripts, available)
         limits = [file.runner.scheduler.time_limit, lane.allocation.time_limit]
         limits += [a.rule.time_limit for a in rules.adjustments]
         minutes = minutes_of(limits, lane.allocation.time_limit_variable, context, rules.lane.where)
@@ -107,7 +107,7 @@ class ContainerPlanner:
             rules,
             context,
             images=images,
-            model=derive.planned_model(rules, path, context, cache, mounted=_same(container.mounts)),
+            model=derive.planned_model(rules, path, context, cache, mounted=_identity_mounts(container.mounts)),
             results=_results(stem, benchmark, inside, _workdir(rules, lane)),
             holds=Allocation(str(minutes) if minutes is not None else None, 1, held),
             details=job,
@@ -116,14 +116,14 @@ class ContainerPlanner:
 
 
 def own_workspace(file: RunnerFile, context: Context, recipes: Path) -> OwnWorkspace | None:
-    """The workspace that is made for a job, where the runner file says so; ``recipes`` has its ``benchmarks``."""
+    """The workspace that is made for a job, if the runner file has one; ``recipes`` has its ``benchmarks``."""
     if (own := file.runner.workspace.own) is None:
         return None
     return OwnWorkspace(f"{derive.fill_path(own, context)}/{context.run_key}", str(recipes / "benchmarks"))
 
 
-def contract_of(benchmark: Benchmark, stem: str, context: Context) -> dict[str, str]:
-    """The variables of the workflow's contract, as the workflow's launch step has them."""
+def workflow_variables(benchmark: Benchmark, stem: str, context: Context) -> dict[str, str]:
+    """The variables of the workflow's contract with the values of the workflow's launch step."""
     return {
         **environment_of(benchmark),
         "RUNNER_NAME": context.runner_name,
@@ -133,7 +133,7 @@ def contract_of(benchmark: Benchmark, stem: str, context: Context) -> dict[str, 
     }
 
 
-def _cache(rules: AppliedRules, context: Context, environment: Mapping[str, str]) -> ModelCache | None:
+def _model_cache(rules: AppliedRules, context: Context, environment: Mapping[str, str]) -> ModelCache | None:
     rule = rules.model.rule
     if rule.cache is None:
         return None
@@ -142,8 +142,8 @@ def _cache(rules: AppliedRules, context: Context, environment: Mapping[str, str]
 
 
 def _images(rules: AppliedRules, lane: Container, context: Context) -> tuple[PlannedImage, ...]:
-    """The squash file to have; none where the engine pulls the image itself."""
-    if lane.pull or lane.engine in PULLED:
+    """The required squash file; none for an engine that pulls the image itself."""
+    if lane.pull or lane.engine in PULLING_ENGINES:
         return ()
     image = derive.benchmark_image(rules, context)
     if not rules.file.runner.images.shared:
@@ -151,12 +151,10 @@ def _images(rules: AppliedRules, lane: Container, context: Context) -> tuple[Pla
     return (image,)
 
 
-def _reference(benchmark: Benchmark, lane: Container) -> str:
-    """The image as an engine that pulls it reads it."""
+def _image_reference(benchmark: Benchmark, lane: Container) -> str:
+    """The image reference for an engine that pulls it."""
     reference = Reference.parse(benchmark.image)
-    if lane.engine not in PULLED:
-        return reference.uri.removeprefix("docker://")
-    return reference.for_docker
+    return reference.for_docker if lane.engine in PULLING_ENGINES else reference.uri.removeprefix("docker://")
 
 
 def _options(lane: Container, benchmark: Benchmark) -> ContainerOptions:
@@ -177,31 +175,30 @@ def _workdir(rules: AppliedRules, lane: Container) -> str:
 def _mounts(
     rules: AppliedRules, lane: Container, context: Context, model_path: str | None, cache: ModelCache | None
 ) -> dict[str, str]:
-    """Target → source: the checkout or its copy, the cache, what adjustments add, and the checkpoint."""
+    """Target → source: the checkout or its copy, the cache, mounts of adjustments, and the checkpoint."""
     checkout = lane.staging.directory if lane.staging is not None else context.workspace
     mounts = {_workdir(rules, lane): checkout}
     if cache is not None:
         mounts[cache.at.rstrip("/")] = cache.host
     for adjustment in rules.adjustments:
         mounts |= {target: source for source, target in adjustment.rule.mounts.items()}
-    whole = _same(mounts)
-    seen = model_path is None or any(model_path.startswith(f"{tree}/") for tree in whole)
-    if model_path is not None and lane.model_variables and not seen:
-        mounts[model_path] = model_path
-    if bad := [path for mount in mounts.items() for path in mount if not _MOUNTED.fullmatch(path)]:
-        message = f"{bad[0]!r} cannot be mounted into a container; expected an absolute path without ',' and ':'"
+    if model_path is not None and lane.model_variables:
+        is_mounted = any(model_path.startswith(f"{tree}/") for tree in _identity_mounts(mounts))
+        mounts |= {} if is_mounted else {model_path: model_path}
+    if invalid := [path for mount in mounts.items() for path in mount if not _MOUNT_PATH.fullmatch(path)]:
+        message = f"{invalid[0]!r} cannot be mounted into a container; expected an absolute path without ',' and ':'"
         raise ConfigError(message, where=rules.lane.where)
     return mounts
 
 
-def _same(mounts: Mapping[str, str]) -> tuple[str, ...]:
-    """The directories that the container sees under the host's paths."""
+def _identity_mounts(mounts: Mapping[str, str]) -> tuple[str, ...]:
+    """The directories that have the same path in the container as on the host."""
     pairs = ((target.rstrip("/"), source.rstrip("/")) for target, source in mounts.items())
     return tuple(target for target, source in pairs if source == target)
 
 
-def _own_environment(rules: AppliedRules, lane: Container, context: Context, model_path: str | None) -> dict[str, str]:
-    """What the container has set beyond what it is passed; later adjustments win."""
+def _own_variables(rules: AppliedRules, lane: Container, context: Context, model_path: str | None) -> dict[str, str]:
+    """The variables that are set for the container only; later adjustments win."""
     own = {"PORT": _port(lane.port, rules, context)}
     if model_path is not None:
         own |= dict.fromkeys(lane.model_variables, model_path)
@@ -226,23 +223,23 @@ def _port(port: Port, rules: AppliedRules, context: Context) -> str:
         return f"{port.base}+$JOB%10000"
     if port.add == "runner-digit":
         digit = context.runner_name[-1:]
-        # A name that ends otherwise has no number: shells take such a word for 0.
+        # Without a digit at the end the number is 0, as in the bash launchers.
         return str(port.base + (int(digit) if digit.isascii() and digit.isdigit() else 0))
     return str(port.base)
 
 
 def _allocation(rules: AppliedRules, lane: Container, context: Context, minutes: int | None) -> PlannedAllocation:
     partition, account = derive.partition_and_account(rules, context)
-    asked, scheduler = lane.allocation, rules.file.runner.scheduler
+    requested, scheduler = lane.allocation, rules.file.runner.scheduler
     return PlannedAllocation(
         partition=partition,
         account=account,
         nodes=1,
         gpus=rules.benchmark.gpus,
-        gpu_type=asked.gpu_type,
-        cpus_per_task=asked.cpus_per_task,
-        memory=asked.memory,
-        exclusive=asked.exclusive,
+        gpu_type=requested.gpu_type,
+        cpus_per_task=requested.cpus_per_task,
+        memory=requested.memory,
+        exclusive=requested.exclusive,
         minutes=minutes,
         job_name=fill_in(scheduler.job_name, {"runner": context.runner_name}),
         exclude=tuple(derive.excluded_nodes(rules, context)),
@@ -250,17 +247,17 @@ def _allocation(rules: AppliedRules, lane: Container, context: Context, minutes:
 
 
 def minutes_of(limits: Sequence[str | None], variable: str | None, context: Context, where: str) -> int | None:
-    """A job's limit in minutes: the host's variable, else the last of ``limits`` that there is; None where none is.
+    """A job's limit in minutes: the host's variable, else the last of ``limits`` that is set; None without a limit.
 
-    Raises ConfigError for one that means nothing; ``where`` is the lane.
+    Raises ConfigError for an invalid one; ``where`` is the lane.
     """
-    said = context.host.get(variable) if variable else None
-    limit = said or derive.last_given(limits, None)
+    host_value = context.host.get(variable) if variable else None
+    limit = host_value or derive.last_given(limits, None)
     if limit is None:
         return None
     seconds = slurm_notation.limit_seconds(limit)
     if not seconds:  # Slurm takes 0 for no limit at all
-        name, where = (variable, "environment") if said else ("the time limit", where)
+        name, where = (variable, "environment") if host_value else ("the time limit", where)
         raise ConfigError(f"{name} is {limit!r}; expected one as Slurm writes it, longer than nothing", where=where)
     return max(1, round(seconds * context.longer / 60))
 
@@ -272,10 +269,10 @@ def _staging(lane: Container) -> PlannedStaging | None:
 
 
 def _required(stem: str, benchmark: Benchmark, workdir: str) -> tuple[str, ...]:
-    """The files without which the run has failed, by their names in the workspace."""
+    """The files that the run must have, by their names in the workspace."""
     if benchmark.eval_only:
         return ("results*.json",)
-    if out := benchmark.options.get("OUT_YAML"):  # speedbench-al.yml measures no point, and reads this file alone
+    if out := benchmark.options.get("OUT_YAML"):  # speedbench-al.yml measures no point, and reads only this file
         path = PurePosixPath(out)
         if ".." in path.parts or not path.is_relative_to(workdir) or path == PurePosixPath(workdir):
             message = f"OUT_YAML is {out!r}, and the container has the checkout at {workdir}: the file would be lost"
@@ -291,7 +288,7 @@ def _results(stem: str, benchmark: Benchmark, context: Context, workdir: str) ->
         stem,
         directory=context.workspace,
         required=_required(stem, benchmark, workdir),
-        eval=EVAL if benchmark.run_eval or benchmark.eval_only else (),
-        logs=LOGS,
-        metrics=METRICS,
+        eval=EVALUATION_FILES if benchmark.run_eval or benchmark.eval_only else (),
+        logs=LOG_FILES,
+        metrics=METRIC_FILES,
     )

@@ -1,7 +1,7 @@
-"""The results of a job that runs in the workspace: from this job alone, whole, and where the workflow looks.
+"""Collects the results of a job that runs in the workspace: only this job's files, whole, and where the workflow looks.
 
-The job writes into the workspace, where files of earlier jobs may lie: a file that is older than the job is not its
-own. A job on a copy of the checkout brings its files back in an archive, which is unpacked into the workspace first.
+The workspace may contain files of earlier jobs: a file that is older than the job belongs to another one. A job on a
+copy of the checkout returns its files in an archive, which is unpacked into the workspace first.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a job's files are. ``workspace`` is the directory that the job wrote into, ``into`` where results go, the
-    same for a workflow's run. ``submitted`` is when the job was (Unix seconds), ``gpus`` how many it used,
-    ``there_before`` what lay there before it was (`lying_there`): what has not changed since is not the job's."""
+class JobFiles:
+    """Directories and time of a job. It wrote into ``workspace``; results are copied to ``into``, which is the same
+    directory for a workflow's run. ``submitted`` is the submit time (Unix seconds), ``gpus`` the number that it used.
+    ``there_before`` are the files before the submission (`existing_results`): an unchanged one is not the job's."""
 
     workspace: Path
     into: Path
@@ -49,100 +49,100 @@ class Place:
 
 
 def collect(
-    expected: Expected, place: Place, *, patience: float, sleep: Callable[[float], None] = time.sleep
+    expected: Expected, job: JobFiles, *, patience: float, sleep: Callable[[float], None] = time.sleep
 ) -> CollectedResults:
-    """Judge what the job left, and copy it where results go.
+    """Check the job's results, and copy them to `JobFiles.into`.
 
-    Missing and invalid results are problems; they are waited for ``patience`` seconds, since NFS can show a file, or
-    its end, up to a minute late. Raises ResultError when nothing can be read or written.
+    Missing and invalid results are problems. They are checked again for ``patience`` seconds, because NFS can show a
+    file, or its end, up to a minute late. Raises ResultError when files cannot be read or written.
     """
-    if not place.workspace.is_dir():
-        raise ResultError("no such directory", where=str(place.workspace))
-    found = scan_until_complete(lambda: _look(expected, place), patience, sleep)
+    if not job.workspace.is_dir():
+        raise ResultError("no such directory", where=str(job.workspace))
+    scan = scan_until_complete(lambda: _check_results(expected, job), patience, sleep)
     published = {}
     skew = expected.limits.clock_skew
+    invalid = any(problem.kind == "invalid" for problem in scan.problems)
     try:
-        wrong = {problem.kind for problem in found.problems}
-        for name, path in _files(expected.required, place, skew):
-            if not ("invalid" in wrong and fnmatch(name, f"{expected.filename}.json")) and name not in found.refused:
-                published[name] = _deliver(path, place.into / name)
-        for name, path in (*_files(expected.eval, place, skew), *_files((*expected.logs, *expected.metrics), place)):
-            if name not in found.refused:
-                _deliver(path, place.into / name)
+        for name, path in _files(expected.required, job, skew):
+            if not (invalid and fnmatch(name, f"{expected.filename}.json")) and name not in scan.refused:
+                published[name] = _copy_whole(path, job.into / name)
+        for name, path in (*_files(expected.eval, job, skew), *_files((*expected.logs, *expected.metrics), job)):
+            if name not in scan.refused:
+                _copy_whole(path, job.into / name)
     except OSError as error:
         raise ResultError(f"a result cannot be kept: {error.strerror}", where=str(error.filename)) from None
-    points = tuple(found.points.values())
-    doubts = (*found.doubts, *(doubt for point in points for doubt in point.doubts))
-    return CollectedResults(points, tuple(found.problems), doubts, published, found.evaluations)
+    points = tuple(scan.points.values())
+    doubts = (*scan.doubts, *(doubt for point in points for doubt in point.doubts))
+    return CollectedResults(points, tuple(scan.problems), doubts, published, scan.evaluations)
 
 
-def _look(expected: Expected, place: Place) -> ResultScan:
-    found, window = ResultScan(), place.window(expected.limits.clock_skew)
+def _check_results(expected: Expected, job: JobFiles) -> ResultScan:
+    scan, window = ResultScan(), job.window(expected.limits.clock_skew)
     concurrency = expected.concurrencies[0] if expected.concurrencies else None
     for pattern in expected.required:
-        if any(_files((pattern,), place, window.skew)):
+        if any(_files((pattern,), job, window.skew)):
             continue
-        if others := _of_others((pattern,), place, window):
-            found.problems.append(Problem(others[0], concurrency, "invalid"))
+        if foreign := _foreign_files((pattern,), job, window):
+            scan.problems.append(Problem(foreign[0], concurrency, "invalid"))
         else:
-            found.problems.append(Problem(f"no {pattern} in {place.workspace}", concurrency))
-    if expected.mode != "eval" and not found.problems and concurrency is not None:
-        path = place.workspace / f"{expected.filename}.json"
+            scan.problems.append(Problem(f"no {pattern} in {job.workspace}", concurrency))
+    if expected.mode != "eval" and not scan.problems and concurrency is not None:
+        path = job.workspace / f"{expected.filename}.json"
         try:
-            found.points[concurrency] = read_single_result(path, concurrency, expected, place.gpus, window)
-        except UnusableResult as wrong:
-            found.problems.append(Problem(f"{path.name}: {wrong}", concurrency, "invalid"))
+            scan.points[concurrency] = read_single_result(path, concurrency, expected, job.gpus, window)
+        except UnusableResult as problem:
+            scan.problems.append(Problem(f"{path.name}: {problem}", concurrency, "invalid"))
     if expected.run_eval or expected.mode == "eval":
-        _look_eval(expected, place, found, window)
-    return found
+        _check_evaluations(expected, job, scan, window)
+    return scan
 
 
-def _look_eval(expected: Expected, place: Place, found: ResultScan, window: Window) -> None:
-    """Eval files. Another job's results beside this one's are wrong as well where the workflow looks, since it takes
-    every ``results*.json``."""
-    files = dict(_files(expected.eval, place, window.skew))
-    results = any(fnmatch(name, RESULTS) for name in files)
-    others = _of_others((RESULTS,), place, window) if place.into == place.workspace or not results else []
-    wrong = [f"eval: {said}" for said in others]
-    wrong += [] if results else [f"eval: no {RESULTS} of this job in {place.workspace}"]
-    found.add_evaluation(files, expected, place.workspace, wrong)
+def _check_evaluations(expected: Expected, job: JobFiles, scan: ResultScan, window: Window) -> None:
+    """Check evaluation files. In a workflow's workspace another job's files are a problem too, because the workflow
+    takes every ``results*.json``."""
+    files = dict(_files(expected.eval, job, window.skew))
+    has_results = any(fnmatch(name, RESULTS) for name in files)
+    foreign = _foreign_files((RESULTS,), job, window) if job.into == job.workspace or not has_results else []
+    problems = [f"eval: {problem}" for problem in foreign]
+    problems += [] if has_results else [f"eval: no {RESULTS} of this job in {job.workspace}"]
+    scan.add_evaluation(files, expected, job.workspace, problems)
 
 
-def lying_there(expected: Expected, directory: Path) -> dict[str, int]:
-    """What lies where results are to come, before the job that writes them: names, and times in nanoseconds."""
-    place = Place(directory, directory, -math.inf, 0)
-    return {name: path.stat().st_mtime_ns for name, path in _files((*expected.required, *expected.eval), place)}
+def existing_results(expected: Expected, directory: Path) -> dict[str, int]:
+    """Files under the names of results before the job that will write these: name → modification time (ns)."""
+    files = _files((*expected.required, *expected.eval), JobFiles(directory, directory, -math.inf, 0))
+    return {name: path.stat().st_mtime_ns for name, path in files}
 
 
-def _of_others(patterns: Sequence[str], place: Place, window: Window) -> list[str]:
-    """What lies there and matches, and is not this job's; a sentence each."""
-    said = []
-    for name, path in _files(patterns, place, window.skew, fresh=False):
+def _foreign_files(patterns: Sequence[str], job: JobFiles, window: Window) -> list[str]:
+    """A sentence for each file that matches and is not this job's."""
+    problems = []
+    for name, path in _files(patterns, job, window.skew, fresh=False):
         when = window.time_problem(path.stat().st_mtime, name) or f"{name} lay there before this job was submitted"
-        said.append(f"{when.replace('this run', 'this job')}: another job left it in {place.workspace}")
-    return said
+        problems.append(f"{when.replace('this run', 'this job')}: another job left it in {job.workspace}")
+    return problems
 
 
 def _files(
-    patterns: Sequence[str], place: Place, skew: float = 0.0, *, fresh: bool = True
+    patterns: Sequence[str], job: JobFiles, skew: float = 0.0, *, fresh: bool = True
 ) -> Iterator[tuple[str, Path]]:
-    """The files below the workspace that match, by name: this job's, or with ``fresh`` false the others.
+    """The matching files below the workspace, with their names: this job's, or without ``fresh`` all others.
 
-    Those of the job were written since it was submitted, give or take ``skew`` seconds, and not in the future. Nothing
-    that leads out of the workspace is followed.
+    The job's files were written after its submission (minus ``skew`` seconds) and not in the future. No symlink out of
+    the workspace is followed.
     """
-    root, window, seen = place.workspace.resolve(), place.window(skew), set()
+    root, window, seen = job.workspace.resolve(), job.window(skew), set()
     for pattern in patterns:
         if PurePosixPath(pattern).is_absolute() or ".." in PurePosixPath(pattern).parts:
             raise ResultError(f"{pattern!r} is not a name below the workspace")
-        for path in _matching(place.workspace, pattern):
-            name = path.relative_to(place.workspace).as_posix()
+        for path in _matching_paths(job.workspace, pattern):
+            name = path.relative_to(job.workspace).as_posix()
             if name in seen or name.startswith(f"{OWN}/") or not path.resolve().is_relative_to(root):
                 continue
             try:
                 status = path.stat()
                 is_fresh = window.time_problem(status.st_mtime, name) is None
-                is_fresh = is_fresh and place.there_before.get(name) != status.st_mtime_ns
+                is_fresh = is_fresh and job.there_before.get(name) != status.st_mtime_ns
             except OSError:
                 continue
             if path.is_file() and is_fresh == fresh:
@@ -150,18 +150,18 @@ def _files(
                 yield name, path
 
 
-def _matching(workspace: Path, pattern: str) -> Iterator[Path]:
-    """What matches; ``results/**`` is every file below ``results``."""
-    base, everything = pattern.removesuffix("/**"), pattern.endswith("/**")
+def _matching_paths(workspace: Path, pattern: str) -> Iterator[Path]:
+    """The paths that match; ``results/**`` means every file below ``results``."""
+    base, is_tree = pattern.removesuffix("/**"), pattern.endswith("/**")
     for path in sorted(workspace.glob(base)):
-        if not everything:
+        if not is_tree:
             yield path
         elif path.is_dir() and not path.is_symlink():
             yield from (file for file, _ in log_files(path))
 
 
-def _deliver(source: Path, target: Path) -> str:
-    """Copy a file whole, unless it is where it belongs already; its sha256. Raises OSError."""
+def _copy_whole(source: Path, target: Path) -> str:
+    """Copy a file atomically, unless it is already at ``target``; return its sha256. Raises OSError."""
     if source != target and not (target.exists() and source.samefile(target)):
         target.parent.mkdir(parents=True, exist_ok=True)
         with publishing(target) as temporary:
@@ -170,9 +170,9 @@ def _deliver(source: Path, target: Path) -> str:
     return sha256_of(target)
 
 
-def link_logs(expected: Expected, place: Place, own: Path) -> None:
-    """Have the job's logs beside its own, where what failed first is looked for. Raises OSError."""
-    for name, path in _files(expected.logs, place):
+def link_logs(expected: Expected, job: JobFiles, own: Path) -> None:
+    """Link the job's logs into its own directory, where the first failure is searched for. Raises OSError."""
+    for name, path in _files(expected.logs, job):
         target = own / name
         if path.suffix in (".log", ".out", ".err") and not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -183,9 +183,10 @@ def link_logs(expected: Expected, place: Place, own: Path) -> None:
 
 
 def unpack(archive: Path, workspace: Path) -> list[str]:
-    """Put what a job brought back into the workspace, file by file and each whole; what was left out, and why.
+    """Unpack a job's archive into the workspace, each file atomically. Return what was left out, and why.
 
-    The archive is read to its end before anything is written: of one that was cut nothing is taken. Raises ResultError.
+    The archive is read to its end before anything is written, so that nothing is taken from a truncated one. Raises
+    ResultError.
     """
     left_out: list[str] = []
     try:
@@ -229,7 +230,7 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> Non
 
 
 def facts(path: Path) -> Mapping[str, str]:
-    """What the job wrote down (`planned.FACTS`); nothing when it cannot be read."""
+    """The facts that the job wrote (`planned.FACTS`): name → value; empty when they cannot be read."""
     try:
         with open_regular(path) as file:
             lines = file.read(1 << 16).decode(errors="replace").splitlines()

@@ -1,4 +1,4 @@
-"""The benchmark's script: which file of the workspace it is, and which variables it asks for."""
+"""Chooses the benchmark's script in the workspace, and reads which variables it requires."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from launcher.runner.container_schema import ScriptChoice
 from launcher.runner.file import fill_in
 
 LARGEST = 1 << 20
-"""Bytes of a script that are read."""
+"""At most so many bytes of a script are read."""
 
-_ASKS = re.compile(r"^[ \t]*check_env_vars\b((?:[ \t]|\\\r?\n|[A-Za-z_][A-Za-z0-9_]*)+)", re.MULTILINE)
-"""The call of InferenceX's benchmark_lib.sh at the head of a script: it ends the script when one of them is empty."""
+_CHECK_CALL = re.compile(r"^[ \t]*check_env_vars\b((?:[ \t]|\\\r?\n|[A-Za-z_][A-Za-z0-9_]*)+)", re.MULTILINE)
+"""A call at the beginning of InferenceX's scripts (benchmark_lib.sh): it ends the script if a variable is empty."""
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_WRITES = re.compile(r"--result-dir[ =]+/workspace")
+_WRITES_TO_WORKSPACE = re.compile(r"--result-dir[ =]+/workspace")
 
 
 class Scripts:
@@ -30,36 +30,36 @@ class Scripts:
     def __init__(self) -> None:
         self._read: dict[tuple[str, str], tuple[tuple[str, ...], bool] | None] = {}
 
-    def planned(
-        self, choice: ScriptChoice, benchmark: Benchmark, context: Context, given: Mapping[str, str]
+    def choose(
+        self, choice: ScriptChoice, benchmark: Benchmark, context: Context, passed: Mapping[str, str]
     ) -> PlannedScript:
-        """The first script of the choice that is there; ``given`` are the variables that it will get.
+        """The first existing script of the choice; ``passed`` are the variables that it will get.
 
-        Raises ConfigError where there is none, and where it asks for a variable that it does not get.
+        Raises ConfigError when none exists, and when it requires a variable that it does not get.
         """
-        tried = _paths(choice, benchmark, context.host)
-        path = next((p for p in tried if self._facts(context.workspace, p) is not None), None)
-        if path is None:
-            raise no_script(benchmark, tried, context.workspace)
-        asks, names_workspace = self._facts(context.workspace, path) or ((), False)
-        refuse_lacks(asks, given, path, "add it to pass-environment or to adjust.exports of the runner file")
-        return PlannedScript(path, tried, True, asks, (), names_workspace)
+        tried = _candidate_paths(choice, benchmark, context.host)
+        for path in tried:
+            if (facts := self.read(context.workspace, path)) is not None:
+                required, names_workspace = facts
+                hint = "add it to pass-environment or to adjust.exports of the runner file"
+                require_variables(required, passed, path, hint)
+                return PlannedScript(path, tried, True, required, (), names_workspace)
+        raise missing_script(benchmark, tried, context.workspace)
 
-    def asked(self, workspace: str, path: str) -> tuple[str, ...] | None:
-        """The variables that a script of the workspace asks for; None where there is no such file."""
-        facts = self._facts(workspace, path)
-        return None if facts is None else facts[0]
-
-    def _facts(self, workspace: str, path: str) -> tuple[tuple[str, ...], bool] | None:
-        """The variables that a script asks for, and whether it names /workspace; None where there is no such file."""
+    def read(self, workspace: str, path: str) -> tuple[tuple[str, ...], bool] | None:
+        """The variables that a script of the workspace requires, and whether it writes to /workspace; None for a
+        missing file."""
         if (workspace, path) not in self._read:
-            text = _text(Path(workspace, path))
-            self._read[workspace, path] = None if text is None else (_asked_for(text), bool(_WRITES.search(text)))
+            facts, text = None, _read_beginning(Path(workspace, path))
+            if text is not None:
+                names = (name for call in _CHECK_CALL.finditer(text) for name in _NAME.findall(call[1]))
+                facts = tuple(dict.fromkeys(names)), bool(_WRITES_TO_WORKSPACE.search(text))
+            self._read[workspace, path] = facts
         return self._read[workspace, path]
 
 
-def no_script(benchmark: Benchmark, paths: Sequence[str], workspace: str) -> ConfigError:
-    """The error of a benchmark that has no script."""
+def missing_script(benchmark: Benchmark, paths: Sequence[str], workspace: str) -> ConfigError:
+    """The error for a benchmark without a script."""
     return ConfigError(
         f"no script runs {benchmark.title}: there is no {' and no '.join(paths)}",
         where=workspace,
@@ -67,18 +67,14 @@ def no_script(benchmark: Benchmark, paths: Sequence[str], workspace: str) -> Con
     )
 
 
-def refuse_lacks(asks: Sequence[str], given: Mapping[str, str], path: str, hint: str | None = None) -> None:
-    """Raise ConfigError where a script asks for a variable that it does not get."""
-    if lacks := [name for name in asks if not given.get(name)]:
-        message = f"the script asks for {', '.join(lacks)}, and nothing passes {'them' if len(lacks) > 1 else 'it'}"
+def require_variables(required: Sequence[str], passed: Mapping[str, str], path: str, hint: str | None = None) -> None:
+    """Raise ConfigError when a script requires a variable that it does not get."""
+    if missing := [name for name in required if not passed.get(name)]:
+        message = f"the script asks for {', '.join(missing)}, and nothing passes {'them' if len(missing) > 1 else 'it'}"
         raise ConfigError(message, where=path, hint=hint)
 
 
-def _asked_for(text: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for call in _ASKS.finditer(text) for name in _NAME.findall(call[1])))
-
-
-def _paths(choice: ScriptChoice, benchmark: Benchmark, host: Mapping[str, str]) -> tuple[str, ...]:
+def _candidate_paths(choice: ScriptChoice, benchmark: Benchmark, host: Mapping[str, str]) -> tuple[str, ...]:
     if choice.variable and (other := host.get(choice.variable)):
         path = PurePosixPath(other)
         if path.is_absolute() or ".." in path.parts:
@@ -98,8 +94,8 @@ def _paths(choice: ScriptChoice, benchmark: Benchmark, host: Mapping[str, str]) 
     return tuple(f"{folder}/{name}" for name in names)
 
 
-def _text(path: Path) -> str | None:
-    """The beginning of a file; None where there is none, or where no file can have such a name."""
+def _read_beginning(path: Path) -> str | None:
+    """The beginning of a file; None for a missing one, and for a name that no file can have."""
     try:
         if not path.is_file():
             return None

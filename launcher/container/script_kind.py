@@ -1,6 +1,6 @@
-"""What all kinds in this room have alike: their job is one script of ours, in a run's own directory.
+"""The base of all kinds in this room: their job is one script of ours, in a run's own directory.
 
-Below that directory each job has one by its id: its log, and what it wrote down.
+Below that directory each job has one by its id, with its log and its facts.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _BEGIN, _END = "launcher: job ", re.compile(r"^launcher: the job ends with exit 
 
 
 ENGINE_TIMEOUT = 60.0
-"""Seconds for one question to docker or podman."""
+"""Seconds for one command of docker or podman."""
 
 _ID = re.compile(r"[0-9A-Za-z]{6,64}")
-"""An id as they list it."""
+"""A container's id, as docker and podman list it."""
 
 
 class ScriptKind:
-    """`launcher.run.kind.JobKind` as far as the kinds agree. ``form`` is their part of a plan, ``jobs`` the embedded
-    scheduler's directory."""
+    """The common part of `launcher.run.kind.JobKind`. ``form`` is the type of the kind's part of a plan, ``jobs`` the
+    directory of the embedded scheduler."""
 
     form: type[ContainerJob] | type[MultinodeJob]
 
@@ -56,16 +56,16 @@ class ScriptKind:
         return EndMarkers(_END, begin=_BEGIN)
 
     def fingerprint(self, plan: Plan) -> dict[str, str]:
-        """The script that runs in containers, as it is now; "" where it cannot be read."""
+        """The current content of the script that runs in containers; "" if it cannot be read."""
         job = self.form.of(plan)
         own = job.own_workspace
-        top = Path(plan.workspace.path) if own is None else Path(own.benchmarks).parent
+        checkout = Path(plan.workspace.path) if own is None else Path(own.benchmarks).parent
         with contextlib.suppress(OSError):
-            return {"script": sha256_of(top / job.script.path)[:12]}
+            return {"script": sha256_of(checkout / job.script.path)[:12]}
         return {"script": ""}
 
     def is_complete(self, plan: Plan) -> bool:
-        """Always: nothing that is prepared decides about it."""
+        """Always: the plan needs nothing that is prepared."""
         return True
 
     def complete(self, plan: Plan, prepared: Prepared) -> Plan:
@@ -73,32 +73,32 @@ class ScriptKind:
         return plan
 
     def check_nodes(self, run: Run) -> None:
-        """Does nothing: the job's nodes look for themselves, when it begins."""
+        """Does nothing: the job's nodes check for themselves when it begins."""
 
     def submits_held(self, plan: Plan) -> bool:
-        """Slurm's jobs are submitted held."""
+        """Jobs of Slurm are submitted held."""
         return plan.scheduler.kind == "slurm"
 
     def own_directory(self, plan: Plan) -> Path:
-        """Where a run's own files lie: below the workspace that the job works in, which compute nodes see. Where they
-        do not, in the directory that the copy goes through."""
+        """The directory of a run's own files: below the job's workspace, if compute nodes see that; else in the
+        directory through which the copy is transferred."""
         job = self.form.of(plan)
         if job.staging is not None:
             return Path(job.staging.through.replace("$HOME", str(Path.home())), plan.run_key)
         return Path(job.workspace_of(plan), OWN, plan.run_key)
 
-    def works_in(self, plan: Plan, root: Path) -> Path:
-        """The directory that the job works in: the run's own copy, where its own directory ``root`` has one."""
+    def job_workspace(self, plan: Plan, root: Path) -> Path:
+        """The directory that the job works in: the copy in the run's own directory ``root``, if there is one."""
         copy = root / COPY
         return copy if copy.is_dir() else Path(self.form.of(plan).workspace_of(plan))
 
     def make_workspace(self, run: Run, root: Path, without: Sequence[str] = ()) -> Path:
-        """Make the directory that the job works in, and return it: its own workspace, or for a run by hand a copy of
-        the checkout ``without`` what earlier jobs left. Raises OSError, shutil.Error.
+        """Make the directory that the job works in, and return it: its own workspace, or for a manual run a copy of the
+        checkout ``without`` files of earlier jobs. Raises OSError, shutil.Error.
 
-        A workflow's job has a checkout of its own. Jobs by hand may share theirs, and all write server.log,
-        gpu_metrics.csv and the evaluations' files under the same names: they would count each other's. Where the job's
-        node has a copy, what comes back from there is put into one that is empty before.
+        A workflow's job has its own checkout. Manual jobs may share one, and all write server.log, gpu_metrics.csv and
+        evaluation files under the same names, so that they would count each other's files. If the job's node has a
+        copy, the copy here is empty at first and receives the returned files.
         """
         from launcher.run.kind import copy_workspace
 
@@ -110,16 +110,16 @@ class ScriptKind:
             if job.staging is None:
                 copy_workspace(plan.workspace.path, copy, without)
                 run.log(f"the job works on a copy of the checkout: {copy}")
-        return self.works_in(plan, root)
+        return self.job_workspace(plan, root)
 
     @contextlib.contextmanager
-    def making(self, root: Path) -> Iterator[None]:
-        """Make a run's own directory, and its files within the block. Raises CheckoutError for what goes wrong."""
+    def creating_own_directory(self, root: Path) -> Iterator[None]:
+        """Make a run's own directory; the block makes its files. Raises CheckoutError for an OSError."""
         from launcher.core.publish import write_text
 
         try:
             root.mkdir(parents=True, exist_ok=True)
-            if root.parent.name == OWN:  # whoever looks at the checkout's status need not see it
+            if root.parent.name == OWN:  # hidden from `git status` of the checkout
                 write_text(root.parent / ".gitignore", "*\n")
             yield
         except (OSError, shutil.Error) as error:
@@ -131,24 +131,24 @@ class ScriptKind:
         return [self.own_directory(plan), *([Path(own.path)] if own is not None else [])]
 
     def output_directory(self, plan: Plan, job_id: str) -> Path:
-        """By the job's id, below the run's own directory."""
+        """The directory with the job's id, below the run's own directory."""
         return self.own_directory(plan) / job_id
 
     def end_state_in_log(self, job: JobKey, log: Path) -> JobState | None:
-        """By the line that the job's script writes last."""
+        """Read the last line of the job's script."""
         return self._markers.read(job, log)
 
     def evidence(self, run: Run) -> Mapping[str, Path | str]:
-        """The job's script, and what the job wrote down."""
-        found: dict[str, Path | str] = {SCRIPT: self.own_directory(run.plan) / SCRIPT}
+        """The job's script and its facts."""
+        files: dict[str, Path | str] = {SCRIPT: self.own_directory(run.plan) / SCRIPT}
         if run.record.job is not None:
-            found[FACTS] = Path(run.record.job.output) / FACTS
-        return found
+            files[FACTS] = Path(run.record.job.output) / FACTS
+        return files
 
 
-def meet_nodes(run: Run, nodes: int) -> None:
-    """Be there for the job's nodes when they look: this host's clock and locks, in the job's own directory, until they
-    have compared theirs or the run is over. Raises OSError when the directory cannot be made."""
+def attend_nodes(run: Run, nodes: int) -> None:
+    """Let the job's nodes compare their clock and locks with this host's, through files in the job's own directory,
+    until all have done so or the run is over. Raises OSError when the directory cannot be made."""
     from launcher.core.node_partner import answer_nodes
 
     record = run.record
@@ -162,13 +162,13 @@ def meet_nodes(run: Run, nodes: int) -> None:
 
 
 def end_containers(run: Run, engine: str, listing: Sequence[str], environment: Mapping[str, str]) -> None:
-    """End the containers that an engine of this host lists; what came of each is told in the record."""
-    asked = partial(run.services.run, timeout=ENGINE_TIMEOUT, env=environment)
-    listed = asked(listing)
+    """End the containers that an engine of this host lists; an event of the record reports each."""
+    call = partial(run.services.run, timeout=ENGINE_TIMEOUT, env=environment)
+    listed = call(listing)
     if not listed.ok:
         run.record.event("warning", f"whether the job left a container is not known: {listed}")
     for container in [word for word in listed.stdout.split() if _ID.fullmatch(word)]:
-        asked([engine, "kill", container])  # podman's rm alone would wait ten seconds for what heeds no TERM
-        done = asked([engine, "rm", "--force", container])
-        said = "was ended" if done.ok else f"could not be ended, `{engine} rm --force {container}` does: {done}"
-        run.record.event("note" if done.ok else "warning", f"the job left its container {container}, which {said}")
+        call([engine, "kill", container])  # podman's rm alone waits ten seconds for a program that ignores TERM
+        done = call([engine, "rm", "--force", container])
+        result = "was ended" if done.ok else f"could not be ended, `{engine} rm --force {container}` does: {done}"
+        run.record.event("note" if done.ok else "warning", f"the job left its container {container}, which {result}")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.container.multinode_kind import OURS, MultinodeKind
+from launcher.container.multinode_kind import OWNER_FILE, MultinodeKind
 from launcher.container.multinode_resolve import MultinodePlanner
-from launcher.container.multinode_results import Gathered
+from launcher.container.multinode_results import NodeFiles
 from launcher.container.planned import MultinodeJob
 from launcher.result.contradictions import Window
 from tests.container.multinode_nodes import ID, LANES, Cluster, a_row
@@ -41,7 +41,7 @@ def big(path: Path) -> None:
 def test_whose_a_directory_of_logs_is(tmp_path: Path, mark: Callable[[Path], object], ours: bool) -> None:
     cluster = Cluster(tmp_path)
     cluster.logs.mkdir()
-    mark(cluster.logs / OURS)
+    mark(cluster.logs / OWNER_FILE)
     plan = cluster.plan()
     assert kind().own_directories(plan) == [kind().own_directory(plan), *([cluster.logs] if ours else [])]
 
@@ -67,7 +67,7 @@ def test_a_file_that_the_file_system_shows_late_is_taken_again(
     cluster, name = Cluster(tmp_path), "concurrency_4_req_rate_inf_gpus_16_ctx_8_gen_8.json"
     plan, now = cluster.plan(a_row(isl=1024, osl=1024)), time.time()
     (cluster.workspace / name).write_text('{"half')
-    gathered = Gathered(plan, cluster.workspace, cluster.own, ID, Window(int(now) - 60, now + 60))
+    gathered = NodeFiles(plan, cluster.workspace, cluster.own, ID, Window(int(now) - 60, now + 60))
     gathered.gather()
     (found,) = cluster.own.rglob("results_concurrency_4_*.json")
     assert found.read_text() == '{"half'
@@ -99,7 +99,7 @@ def test_nothing_of_another_job_is_taken(tmp_path: Path, kind: str) -> None:
         path.write_text(f"of {path.relative_to(tmp_path)}")
     for stale in (cluster.logs / "stale.log", cluster.workspace / "server_old.log"):
         age(stale, 3600)
-    gathered = Gathered(plan, cluster.workspace, cluster.own, ID, Window(int(now) - 60, now + 60))
+    gathered = NodeFiles(plan, cluster.workspace, cluster.own, ID, Window(int(now) - 60, now + 60))
     gathered.gather()
     found = {path.relative_to(gathered.logs).as_posix(): path.read_text() for path in gathered.logs.rglob("*.*")}
     assert set(gathered.names.values()) == {f"{plan.results.filename}_{name}" if amd else name}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launcher.container.results import Place, collect, facts
+from launcher.container.results import JobFiles, collect, facts
 from launcher.core.errors import ResultError
 from launcher.result.collect import CollectedResults
 from tests.container.plans import RESULT, expected
@@ -25,7 +25,7 @@ def workspace(tmp_path: Path) -> Path:
 def collected(
     workspace: Path, into: Path | None = None, sleeps: list[float] | None = None, **changes: Any
 ) -> CollectedResults:
-    place = Place(workspace, into or workspace, time.time() - 60, gpus=8)
+    place = JobFiles(workspace, into or workspace, time.time() - 60, gpus=8)
     sleep = (sleeps if sleeps is not None else []).append
     return collect(expected(**changes), place, patience=10 if sleeps is not None else 0, sleep=sleep)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec.structs import replace as change
 
-from launcher.container.results import Place
+from launcher.container.results import JobFiles
 from launcher.container.results import collect as collect_in_container
 from launcher.core.errors import ResultError
 from launcher.plan.plan import Expected
@@ -75,7 +75,7 @@ class Lane:
 
     def collect(self) -> CollectedResults:
         if self.kind == "container":
-            place = Place(self.workspace, self.workspace, self.submitted, 12, self.there_before)
+            place = JobFiles(self.workspace, self.workspace, self.submitted, 12, self.there_before)
             return collect_in_container(self.expected, place, patience=0)
         request = CollectRequest(
             logs_dir=self.logs,
