@@ -1,7 +1,7 @@
 """What the stand-ins for srun and docker share: a container of a rehearsal, which is a script that runs on this host.
 
-Its environment is what the container would have. A mounted directory is the host's, so variables that name a target
-name its source in the script. Nothing but a script below a mounted directory is ever run.
+The script has the environment that the container would have. Where a variable names the target of a mount, the script
+gets the source in its place. Only scripts below a mounted directory are run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Refused(Exception):
-    """The program prints the message and ends with ``code``."""
+    """The program prints the message and exits with ``code``."""
 
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
@@ -28,14 +28,14 @@ class Refused(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses what it does not know, instead of guessing."""
+    """A parser that accepts no abbreviations, and raises Refused with the code ``refusal``."""
 
     def __init__(self, *, prog: str, refusal: int = 1) -> None:
         super().__init__(prog=prog, allow_abbrev=False)
         self.refusal = refusal
 
     def options(self, *, values: Sequence[str] = (), lists: Sequence[str] = (), switches: Sequence[str] = ()) -> None:
-        """Take these long options: with a value each, with one each time that they are given, and with none."""
+        """Add long options: ``values`` take a value, ``lists`` one each time they are given, ``switches`` none."""
         forms: tuple[dict[str, Any], ...] = ({}, {"action": "append", "default": []}, {"action": "store_true"})
         for names, form in zip((values, lists, switches), forms, strict=True):
             for name in names:
@@ -47,8 +47,8 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Container:
-    """A container: ``mounts`` are target → source, ``programs`` is the directory of those that its image has. Without
-    ``workdir`` the script lies where its name says."""
+    """A container: ``mounts`` are target → source, ``programs`` is the directory of its image's programs. Without
+    ``workdir`` the script's path is absolute."""
 
     mounts: Mapping[str, str]
     workdir: str | None
@@ -58,37 +58,37 @@ class Container:
     def argv(self, command: Sequence[str]) -> list[str]:
         """The command on this host. Raises Refused for anything but bash with one script of a mounted directory.
 
-        The script's environment is that of the step: an image that sets variables of its own has none here.
+        The script has the environment of the step: variables that a real image would set are missing here.
         """
-        carries = command[1:2] == ["-c"] and len(command) == 4 and command[2] in _CARRY
-        words = [command[0], command[3]] if carries else command
-        script = PurePosixPath(words[1]) if len(words) == 2 else None
+        sets_variables = command[1:2] == ["-c"] and len(command) == 4 and command[2] in _SETTERS
+        bash_command = [command[0], command[3]] if sets_variables else command
+        script = PurePosixPath(bash_command[1]) if len(bash_command) == 2 else None
         if script is None or command[0] not in ("bash", "/bin/bash"):
             raise Refused(f"a rehearsal runs `bash SCRIPT`, and nothing else in a container: {' '.join(command)}")
-        place = self._on_host(str(script)) if script.is_absolute() else str(self.directory / script)
-        path = Path(place or "/").resolve()
-        tops = list(self.mounts.values()) if script.is_absolute() else [self.directory]
-        if place is None or not any(path.is_relative_to(Path(top).resolve()) for top in tops):
+        path_on_host = self._on_host(str(script)) if script.is_absolute() else str(self.directory / script)
+        resolved = Path(path_on_host or "/").resolve()
+        roots = list(self.mounts.values()) if script.is_absolute() else [self.directory]
+        if path_on_host is None or not any(resolved.is_relative_to(Path(root).resolve()) for root in roots):
             raise Refused(f"{script} is below no mounted directory of the container")
-        if not path.is_file():
+        if not resolved.is_file():
             raise Refused(f"bash: {script}: No such file or directory", 127)
-        return ["bash", place if script.is_absolute() else str(script)]
+        return ["bash", path_on_host if script.is_absolute() else str(script)]
 
     @property
     def directory(self) -> Path:
-        """The host's directory that is the working directory. Raises Refused where nothing is mounted there."""
+        """The working directory on the host. Raises Refused if it is not mounted."""
         if self.workdir is None:
-            return Path("/")  # as images have it
-        place = self._on_host(self.workdir)
-        if place is None or not Path(place).is_dir():
+            return Path("/")  # the default of images
+        path = self._on_host(self.workdir)
+        if path is None or not Path(path).is_dir():
             raise Refused(f"the working directory {self.workdir} is no mounted directory")
-        return Path(place)
+        return Path(path)
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment of the script. PATH is the image's, in front of what this host has for every program.
+        """The environment of the script. PATH has the programs of the image, then those of this host.
 
-        PORT is a free one of this host: containers of several rehearsals share its network, where jobs have nodes.
+        PORT is a free port, because several rehearsals share the network of this host, while real jobs have own nodes.
         """
         values = {name: self._on_host(value) or value for name, value in self.environment.items() if name != CARRIED}
         if "PORT" in values:
@@ -105,25 +105,25 @@ class Container:
         return None
 
 
-_CARRY = (SET_CARRIED, SET_CARRIED_AT_LOGIN, READ_CARRIED)
-"""What containers are started with that set the variables before the script begins."""
+_SETTERS = (SET_CARRIED, SET_CARRIED_AT_LOGIN, READ_CARRIED)
+"""Commands with which containers start, which set the variables before the script begins."""
 
 
 def variables_set_by(commands: str) -> dict[str, str]:
     """The variables that commands of bash (``export NAME=…``) set."""
     argv = ["env", "-i", "bash", "-c", 'eval "$1"; exec env -0', "bash", commands]
-    said = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=60, check=True).stdout
-    found = dict(line.split("=", 1) for line in said.decode(errors="surrogateescape").split("\0") if line)
-    return {name: value for name, value in found.items() if name not in ("PWD", "SHLVL", "_")}
+    output = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=60, check=True).stdout
+    variables = dict(line.split("=", 1) for line in output.decode(errors="surrogateescape").split("\0") if line)
+    return {name: value for name, value in variables.items() if name not in ("PWD", "SHLVL", "_")}
 
 
-def parse_mounts(listed: Sequence[str]) -> dict[str, str]:
+def parse_mounts(mounts: Sequence[str]) -> dict[str, str]:
     """Target → source of ``SOURCE:TARGET[:ro]``. Raises Refused for another form."""
-    found = {}
-    for mount in listed:
-        source, _, rest = mount.partition(":")
+    sources = {}
+    for text in mounts:
+        source, _, rest = text.partition(":")
         target, _, option = rest.partition(":")
         if not source.startswith("/") or not target.startswith("/") or option not in ("", "ro"):
-            raise Refused(f"invalid mount {mount!r}: SOURCE:TARGET[:ro], both absolute")
-        found[target] = source
-    return found
+            raise Refused(f"invalid mount {text!r}: SOURCE:TARGET[:ro], both absolute")
+        sources[target] = source
+    return sources

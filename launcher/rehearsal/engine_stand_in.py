@@ -42,17 +42,17 @@ FAULTS = "LAUNCHER_REHEARSAL_FAULTS"
 
 
 def requested_faults(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The faults asked for, name to value ("" without one). Raises ConfigError for one that stand_ins.yaml lacks."""
-    asked = (os.environ if environ is None else environ).get(FAULTS, "")
+    """The requested faults, name → value ("" without one). Raises ConfigError for one that stand_ins.yaml lacks."""
+    requested = (os.environ if environ is None else environ).get(FAULTS, "")
     known = stand_in_data().faults
-    found: dict[str, str] = {}
-    for item in filter(None, (part.strip() for part in asked.split(","))):
+    faults: dict[str, str] = {}
+    for item in filter(None, (part.strip() for part in requested.split(","))):
         name, _, value = item.partition("=")
         if name not in known:
             hint = suggest(name, known, ", ".join(sorted(known)))
             raise ConfigError(f"no such fault {name!r}", where=FAULTS, hint=hint)
-        found[name] = value
-    return found
+        faults[name] = value
+    return faults
 
 
 def main() -> int:
@@ -62,14 +62,14 @@ def main() -> int:
 
 
 def run_embedded(output_base: str, config_name: str) -> None:
-    """Run the job as a function of the embedded scheduler: only inside is the job's id known. Exits as the job does."""
+    """Run the job as a function of the embedded scheduler: only inside is the job's id known. Exits with its code."""
     code = run_job(Path(output_base) / os.environ["SLURM_JOB_ID"], config_name, os.environ)
     if code:
         raise SystemExit(code)
 
 
 def run_job(output: Path, config_name: str, environ: Mapping[str, str]) -> int:
-    """Run the whole job: banner, orchestrator, banner. Returns the exit code, as srt-slurm's batch script does."""
+    """Run the whole job: banner, orchestrator, banner. Returns the exit code of srt-slurm's batch script."""
     job_id = environ.get("SLURM_JOB_ID", output.name)
     (output / "logs").mkdir(parents=True, exist_ok=True)
     config, deadline = output / config_name, time.monotonic() + CONFIG_WAIT
@@ -129,7 +129,7 @@ class _Orchestrator:
         self.faults = requested_faults(environ)
         self.seconds = float(environ.get("LAUNCHER_REHEARSAL_SECONDS") or 0.3)
         self.per_node = self.facts.gpus_per_node or 4
-        sides = self._sides()
+        sides = self._worker_groups()
         self.topology = Topology(*sides[0][1:], *sides[-1][1:], aggregated=len(sides) == 1)
         self.nodes = self._nodes()
         self.workers = self._workers(sides)
@@ -150,13 +150,13 @@ class _Orchestrator:
         lock = {"lock": {"job_id": self.job_id, "nodes": self.nodes, **MARK}}
         (self.output / "recipe.lock.yaml").write_text(f"{self.text}\n{yaml.safe_dump(lock, sort_keys=False)}")
         _log("INFO", f"Wrote lockfile: {self.output / 'recipe.lock.yaml'}")
-        self._json("resource_snapshot.json", {"nodes": self.nodes, "gpus": self.topology.gpus, **MARK})
+        self._write_json("resource_snapshot.json", {"nodes": self.nodes, "gpus": self.topology.gpus, **MARK})
         for worker in self.workers:
             started = f"Starting {worker.role} worker {worker.index} on {worker.node}"
             _log("INFO", started, f"Log: {self.logs / worker.log}")
             (self.logs / worker.log).write_text(f"rehearsal: {worker.role} worker {worker.index} is ready\n")
             fingerprint = {"arch": os.uname().machine, **MARK}
-            self._json(f"fingerprint_{worker.role}_w{worker.index}.json", fingerprint)
+            self._write_json(f"fingerprint_{worker.role}_w{worker.index}.json", fingerprint)
         _log("INFO", f"Started {len(self.workers)} worker processes")
         (self.logs / f"{self.nodes[0]}_frontend_0.out").write_text("rehearsal: frontend is ready\n")
         (self.logs / "infra.out").write_text("rehearsal: nats and etcd are ready\n")
@@ -173,7 +173,7 @@ class _Orchestrator:
                 _log("INFO", f"Copied {file} to log directory")
         benchmark = {"model": self.model, "isl": self.facts.isl, "osl": self.facts.osl}
         rollup = {"benchmark_type": self.facts.benchmark_type, "config": benchmark, **MARK}
-        self._json("benchmark-rollup.json", rollup)
+        self._write_json("benchmark-rollup.json", rollup)
         return code or int(self.faults.get("exit") or 0)
 
     def _measure(self) -> int:
@@ -195,10 +195,10 @@ class _Orchestrator:
         """Measure every concurrency in turn; False when a worker died meanwhile."""
         concurrencies = self.facts.concurrencies or ()
         if agentic:
-            own = (self.document.get("benchmark") or {}).get("env") or {}
-            environ = {**self.environ, **{k: str(v) for k, v in own.items()}}
-            listed = environ.get("CONC_LIST") or environ.get("CONC") or ""
-            concurrencies = tuple(int(n) for n in re.findall(r"\d+", listed))
+            benchmark_env = (self.document.get("benchmark") or {}).get("env") or {}
+            environ = {**self.environ, **{k: str(v) for k, v in benchmark_env.items()}}
+            concurrency_list = environ.get("CONC_LIST") or environ.get("CONC") or ""
+            concurrencies = tuple(int(n) for n in re.findall(r"\d+", concurrency_list))
         with (self.logs / "benchmark.out").open("a") as out:
             for number, concurrency in enumerate(concurrencies):
                 last = number == len(concurrencies) - 1
@@ -206,17 +206,17 @@ class _Orchestrator:
                 out.flush()
                 time.sleep(self.seconds)
                 if not (last and "partial-results" in self.faults):
-                    self._result(concurrency, agentic, last)
+                    self._write_result(concurrency, agentic, last)
                 out.write(f"Completed benchmark with concurrency: {concurrency}\n{'-' * 41}\n")
                 if "worker-death" in self.faults:
-                    self._lose(self.workers[-1])
+                    self._report_death(self.workers[-1])
                     return False
                 while "hang" in self.faults:
                     time.sleep(1)
             out.write("SA-Bench complete.\n" if not agentic else "")
         return True
 
-    def _lose(self, worker: _Worker) -> None:
+    def _report_death(self, worker: _Worker) -> None:
         with (self.logs / worker.log).open("a") as out:
             out.write("rehearsal: torch.OutOfMemoryError: CUDA out of memory\n")
         critical = f"Critical process '{worker.name}' exited with code 137"
@@ -224,7 +224,7 @@ class _Orchestrator:
         _log("ERROR", f"--- Process: {worker.name} ---\nExit code: 137\nNode: {worker.node}")
         _log("ERROR", f"Log file: {self.logs / worker.log}")
 
-    def _result(self, concurrency: int, agentic: bool, last: bool) -> None:
+    def _write_result(self, concurrency: int, agentic: bool, last: bool) -> None:
         seed, t = self.facts.name or "", self.topology
         if agentic:
             document = results.agentic_result(t, concurrency, model=self.model, seed=seed)
@@ -247,8 +247,8 @@ class _Orchestrator:
         path.write_text(results.result_text(document, self.faults, last=last))
 
     def _evaluate(self) -> None:
-        asked = re.findall(r"\d+", self.environ.get("EVAL_CONC", ""))
-        concurrencies = [int(n) for n in asked] or [max(self.facts.concurrencies or (1,))]
+        requested = re.findall(r"\d+", self.environ.get("EVAL_CONC", ""))
+        concurrencies = [int(n) for n in requested] or [max(self.facts.concurrencies or (1,))]
         _log("INFO", f"Eval concurrency: {' '.join(map(str, concurrencies))}")
         time.sleep(self.seconds)
         directory = self.logs / "eval_results"
@@ -258,8 +258,8 @@ class _Orchestrator:
         (self.logs / "eval.out").write_text("rehearsal: evaluated\n")
         _log("INFO", "Eval completed successfully")
 
-    def _sides(self) -> list[tuple[str, int, int]]:
-        """Role, workers and GPUs of a worker: prefill and decode, or aggregated workers alone."""
+    def _worker_groups(self) -> list[tuple[str, int, int]]:
+        """(role, number of workers, GPUs per worker) for prefill and decode, or for aggregated workers alone."""
         facts = self.facts
         if facts.aggregated is not None and facts.aggregated.workers:
             sides = [("agg", facts.aggregated)]
@@ -270,16 +270,16 @@ class _Orchestrator:
         return [(role, side.workers or 1, side.gpus_per_worker or self.per_node) for role, side in sides]
 
     def _nodes(self) -> list[str]:
-        listed = self.environ.get("SLURM_JOB_NODELIST", "")
-        if listed:
-            done = process.run(["scontrol", "show", "hostnames", listed], timeout=60)
+        node_list = self.environ.get("SLURM_JOB_NODELIST", "")
+        if node_list:
+            done = process.run(["scontrol", "show", "hostnames", node_list], timeout=60)
             if done.ok and done.stdout.split():
                 return done.stdout.split()
         return [f"node{i + 1:02d}" for i in range(self.facts.nodes or 1)]
 
     def _workers(self, sides: list[tuple[str, int, int]]) -> list[_Worker]:
-        """The workers on the nodes in order. A side, and a worker that does not fit on a node, begin a new node."""
-        workers, used = [], 0  # GPUs, those left over at the ends of nodes included
+        """The workers, placed on the nodes in order. Each role, and a worker that does not fit, begins a new node."""
+        workers, used = [], 0  # used GPUs, with those left over on full nodes
         for role, count, gpus in sides:
             for index in range(count):
                 if index == 0 or used % self.per_node + gpus > self.per_node:
@@ -288,7 +288,7 @@ class _Orchestrator:
                 used += gpus
         return workers
 
-    def _json(self, name: str, document: Mapping[str, Any]) -> None:
+    def _write_json(self, name: str, document: Mapping[str, Any]) -> None:
         (self.logs / name).write_text(json.dumps(document, indent=2) + "\n")
 
 

@@ -1,10 +1,10 @@
 """A stand-in for enroot, for rehearsals and tests. It downloads nothing: its images hold a note that says so.
 
 ``python -m launcher.rehearsal.enroot_stand_in import -o FILE URI`` (and ``digest URI``, ``version``) behaves as enroot
-4.1.2 was recorded: the order of its checks, its messages on stderr and its exit codes; it writes straight to the given
+4.1.2 was recorded: the order of its checks, its messages on stderr and its exit codes. It writes directly to the given
 name, the superblock last; SIGTERM leaves nothing, SIGKILL a partial file and a directory in ENROOT_TEMP_PATH.
 
-``LAUNCHER_REHEARSAL_ENROOT`` asks for failures, as ``key=value`` joined by commas:
+``LAUNCHER_REHEARSAL_ENROOT`` requests failures, as ``key=value`` joined by commas:
 
     fail=401|403|404|429|503   the registry answers so
     fail=refused               nothing listens there
@@ -40,12 +40,12 @@ _URI = re.compile(
     r"(?::(?P<tag>[A-Za-z0-9._:-]+))?(?:@(?P<digest>sha256:[A-Za-z0-9]+))?"
 )
 _STATUS = {"401": "Unauthorized", "403": "Forbidden", "404": "Not Found", "429": "", "503": "Service Unavailable"}
-_KEYS = {"fail", "fail_times", "counter", "slow", "size"}
-_FAILS = {*_STATUS, "refused", "nospace", "truncate", "empty"}
+_KNOWN_KEYS = {"fail", "fail_times", "counter", "slow", "size"}
+_KNOWN_FAILURES = {*_STATUS, "refused", "nospace", "truncate", "empty"}
 
 
-class _Failed(Exception):
-    """The program ends with exit code ``code`` after printing the message to stderr."""
+class _CommandFailed(Exception):
+    """The program prints the message to stderr and exits with ``code``."""
 
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
@@ -54,7 +54,7 @@ class _Failed(Exception):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise _Failed(self.format_usage())
+        raise _CommandFailed(self.format_usage())
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -69,27 +69,27 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         if name == "import":
             command.add_argument("-o", "--output", required=True)
     try:
-        given = parser.parse_args(argv)
-        if given.command == "version":
+        arguments = parser.parse_args(argv)
+        if arguments.command == "version":
             sys.stdout.write(f"{VERSION}\n")
-        elif given.command == "digest":
-            _parse(given.uri)
-            sys.stdout.write(f"sha256:{hashlib.sha256(given.uri.encode()).hexdigest()}\n")
+        elif arguments.command == "digest":
+            _parse_uri(arguments.uri)
+            sys.stdout.write(f"sha256:{hashlib.sha256(arguments.uri.encode()).hexdigest()}\n")
         else:
-            _import(given.uri, given.output, environ)
-    except _Failed as failed:
+            _import(arguments.uri, arguments.output, environ)
+    except _CommandFailed as failed:
         sys.stderr.write(f"{failed}\n")
         return failed.code
     return 0
 
 
-def _parse(uri: str) -> re.Match[str]:
+def _parse_uri(uri: str) -> re.Match[str]:
     if not uri.startswith("docker://"):
-        raise _Failed(f"[ERROR] Invalid argument: {uri}")
-    found = _URI.fullmatch(uri)
-    if not found:
-        raise _Failed(f"[ERROR] Invalid image reference: {uri}")
-    return found
+        raise _CommandFailed(f"[ERROR] Invalid argument: {uri}")
+    match = _URI.fullmatch(uri)
+    if not match:
+        raise _CommandFailed(f"[ERROR] Invalid image reference: {uri}")
+    return match
 
 
 def _import(uri: str, output: str, environ: Mapping[str, str]) -> None:
@@ -98,28 +98,29 @@ def _import(uri: str, output: str, environ: Mapping[str, str]) -> None:
             try:
                 Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
-                raise _Failed(f"mkdir: cannot create directory '{path}': {error.strerror}") from None
-    found = _parse(uri)
+                raise _CommandFailed(f"mkdir: cannot create directory '{path}': {error.strerror}") from None
+    reference = _parse_uri(uri)
     target = Path(os.path.realpath(output))
     if not target.parent.is_dir():
-        raise _Failed(f"[ERROR] No such file or directory: {output}")
+        raise _CommandFailed(f"[ERROR] No such file or directory: {output}")
     if target.exists():
-        raise _Failed(f"[ERROR] File already exists: {target}")
+        raise _CommandFailed(f"[ERROR] File already exists: {target}")
     faults = _faults(environ)
     parent = environ.get("ENROOT_TEMP_PATH")
     try:
         temporary = tempfile.TemporaryDirectory(prefix="enroot.", dir=parent, ignore_cleanup_errors=True)
     except OSError as error:
-        raise _Failed(f"mktemp: failed to create directory in '{parent}': {error.strerror}") from None
+        raise _CommandFailed(f"mktemp: failed to create directory in '{parent}': {error.strerror}") from None
     with temporary:
         sys.stderr.write("[INFO] Querying registry for permission grant\n")
-        registry, fail = found["registry"] or "registry-1.docker.io", faults.get("fail", "")
-        url = f"https://{registry}/v2/{found['repository']}/manifests/{found['digest'] or found['tag'] or 'latest'}"
+        registry, fail = reference["registry"] or "registry-1.docker.io", faults.get("fail", "")
+        version = reference["digest"] or reference["tag"] or "latest"
+        url = f"https://{registry}/v2/{reference['repository']}/manifests/{version}"
         if fail in _STATUS:
-            raise _Failed(f"[ERROR] URL {url} returned error code: {fail} {_STATUS[fail]}")
+            raise _CommandFailed(f"[ERROR] URL {url} returned error code: {fail} {_STATUS[fail]}")
         if fail == "refused":
             text = f"Failed to connect to {registry} port 443 after 0 ms: Couldn't connect to server"
-            raise _Failed(f"curl: (7) {text}", 7)
+            raise _CommandFailed(f"curl: (7) {text}", 7)
         image = squashfs(
             "etc", _files(uri, int(faults.get("size", 0))), created=int(environ.get("SOURCE_DATE_EPOCH") or time.time())
         )
@@ -130,11 +131,11 @@ def _import(uri: str, output: str, environ: Mapping[str, str]) -> None:
 def _write(target: Path, image: bytes, fail: str, slow: float) -> None:
     """Body first and superblock last, as mksquashfs does: until the end the file begins with zeros."""
 
-    def leave(number: int, frame: object) -> NoReturn:
-        raise _Failed("[ERROR] terminated", 128 + number)
+    def terminate(number: int, frame: object) -> NoReturn:
+        raise _CommandFailed("[ERROR] terminated", 128 + number)
 
     head, body = image[:96], image[96:]
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, terminate)
     try:
         with target.open("wb") as file:  # no O_EXCL: two imports into one name both "succeed", as recorded
             for part in (bytes(96), body[: len(body) // 2]):
@@ -146,12 +147,12 @@ def _write(target: Path, image: bytes, fail: str, slow: float) -> None:
             file.write(body[len(body) // 2 :])
             file.seek(0)
             file.write(head)
-    except (OSError, _Failed) as error:
+    except (OSError, _CommandFailed) as error:
         target.unlink(missing_ok=True)
-        if isinstance(error, _Failed):
+        if isinstance(error, _CommandFailed):
             raise
-        said = f"Write failed because {error.strerror}\nFATAL ERROR: Failed to write to output filesystem"
-        raise _Failed(said) from None
+        message = f"Write failed because {error.strerror}\nFATAL ERROR: Failed to write to output filesystem"
+        raise _CommandFailed(message) from None
     if fail in ("truncate", "empty"):
         os.truncate(target, len(image.rstrip(b"\0")) // 2 if fail == "truncate" else 0)
 
@@ -164,13 +165,13 @@ def _files(uri: str, size: int) -> dict[str, bytes]:
 
 
 def _faults(environ: Mapping[str, str]) -> dict[str, str]:
-    """What goes wrong with this import, which is counted."""
+    """The requested failures of this import, which is counted for ``fail_times``."""
     parts = (part.partition("=") for part in environ.get(FAULTS, "").split(",") if part)
     faults = {key: value for key, _, value in parts}
-    if not (set(faults) <= _KEYS and faults.get("fail", "empty") in _FAILS):
-        raise _Failed(f"[ERROR] {FAULTS}: {environ[FAULTS]!r} asks for something that this stand-in does not know")
+    if not (set(faults) <= _KNOWN_KEYS and faults.get("fail", "empty") in _KNOWN_FAILURES):
+        raise _CommandFailed(f"[ERROR] {FAULTS}: {environ[FAULTS]!r} has something that this stand-in does not know")
     if "fail_times" in faults and "counter" not in faults:
-        raise _Failed(f"[ERROR] {FAULTS}: fail_times needs a counter=FILE")
+        raise _CommandFailed(f"[ERROR] {FAULTS}: fail_times needs a counter=FILE")
     if "fail_times" in faults:
         with Path(faults["counter"]).open("ab") as counter:
             counter.write(b".")
@@ -180,8 +181,8 @@ def _faults(environ: Mapping[str, str]) -> dict[str, str]:
     return faults
 
 
-# Squashfs 4.0, as the kernel has it (fs/squashfs/squashfs_fs.h). Images are written without mksquashfs, so that a
-# rehearsal needs nothing installed. `unsquashfs` 4.5.1 and Linux's own mount read them.
+# Squashfs 4.0, as the kernel defines it (fs/squashfs/squashfs_fs.h). Images are written without mksquashfs, so that a
+# rehearsal needs no installed program. `unsquashfs` 4.5.1 and Linux's mount read them.
 
 _BLOCK = 128 * 1024
 _BLOCK_LOG = 17
@@ -197,10 +198,10 @@ _FLAGS = 0x001 | 0x002 | 0x008 | 0x010 | 0x200 | 0x800
 
 
 def squashfs(directory: str, files: Mapping[str, bytes], *, created: int) -> bytes:
-    """The image of a root with one ``directory`` that holds ``files`` (name → content), all owned by root.
+    """An image whose root has one ``directory`` with ``files`` (name → content), all owned by root.
 
-    ``created`` is the time of the file system and of everything in it, in seconds from the epoch. Raises ValueError
-    when names and sizes do not fit one metadata block (8 KiB: some hundred files, or one of 200 MB).
+    ``created`` is the time of the file system and of all its files, in seconds from the epoch. Raises ValueError when
+    names and sizes do not fit one metadata block (8 KiB: some hundred files, or one of 200 MB).
     """
     data, inodes, listing = bytearray(), bytearray(), []
     for number, (name, content) in enumerate(sorted(files.items()), start=1):

@@ -1,8 +1,8 @@
-"""The programs that the images of a rehearsal have: stand-ins for a server, its client, and what looks at GPUs.
+"""The programs in the images of a rehearsal: stand-ins for a server, its client, and the tool that lists GPUs.
 
-``python -m launcher.rehearsal.image_stand_in PROGRAM ARGUMENTS…`` is what a benchmark's script calls by the program's
-name. The server answers on its port, and serves no model; the client asks it once, and writes numbers of
-`launcher.rehearsal.results`. What they leave says that it is a rehearsal's.
+A benchmark's script calls ``python -m launcher.rehearsal.image_stand_in PROGRAM ARGUMENTS…`` by the program's name. The
+server answers on its port, but serves no model; the client sends one request, and writes numbers of
+`launcher.rehearsal.results`. Their output is marked as a rehearsal.
 
 Environment: LAUNCHER_REHEARSAL_SECONDS (the time of a measurement, 0.3), LAUNCHER_REHEARSAL_FAULTS
 (`launcher.rehearsal.engine_stand_in.requested_faults`), and from the workflow GPU_COUNT, CONC and the variables of
@@ -30,30 +30,30 @@ def serve(words: Sequence[str], environ: Mapping[str, str]) -> int:
     parser.add_argument("model", nargs="?")
     parser.add_argument("--model-path")
     parser.add_argument("--port", type=int, required=True)
-    given, _ = parser.parse_known_args(words)
-    model, faults = given.model_path or given.model, _faults(environ)
+    arguments, _ = parser.parse_known_args(words)
+    model, faults = arguments.model_path or arguments.model, _faults(environ)
     if model is None or (model.startswith("/") and not Path(model).is_dir()):
-        return _say(f"ValueError: model path {model} does not exist", code=1)
-    _say(f"rehearsal: no model is served; {model} would be")
+        return _print(f"ValueError: model path {model} does not exist", code=1)
+    _print(f"rehearsal: no model is served; {model} would be")
     time.sleep(float(faults.get("slow-start") or 0))
     try:
-        listener = socket.create_server(("127.0.0.1", given.port))
+        listener = socket.create_server(("127.0.0.1", arguments.port))
     except OSError as error:
-        return _say(f"OSError: cannot bind to port {given.port}: {error.strerror}", code=1)
-    _say(f"rehearsal: ready on port {given.port}")
+        return _print(f"OSError: cannot bind to port {arguments.port}: {error.strerror}", code=1)
+    _print(f"rehearsal: ready on port {arguments.port}")
     while True:
         connection, _ = listener.accept()
         with connection:
             connection.settimeout(10)
-            asked = connection.recv(4096)
-            if asked.startswith(b"POST") and "worker-death" in faults:
-                return _say(OUT_OF_MEMORY, code=137)
-            if asked:
+            request = connection.recv(4096)
+            if request.startswith(b"POST") and "worker-death" in faults:
+                return _print(OUT_OF_MEMORY, code=137)
+            if request:
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
 
 def measure(words: Sequence[str], environ: Mapping[str, str]) -> int:
-    """``benchmark_serving``: asks the server, and writes the result of one concurrency."""
+    """``benchmark_serving``: sends the server a request, and writes the result of one concurrency."""
     from launcher.rehearsal import results
     from launcher.rehearsal.results import Topology
 
@@ -62,10 +62,10 @@ def measure(words: Sequence[str], environ: Mapping[str, str]) -> int:
         parser.add_argument(f"--{name}", required=True)
     for name in ("port", "input-len", "output-len", "num-prompts", "max-concurrency"):
         parser.add_argument(f"--{name}", type=int, required=True)
-    given, _ = parser.parse_known_args(words)
-    faults, concurrency = _faults(environ), given.max_concurrency
-    if not _answers(given.port):
-        return _say("ConnectionResetError: the server went away", code=1)
+    arguments, _ = parser.parse_known_args(words)
+    faults, concurrency = _faults(environ), arguments.max_concurrency
+    if not _server_answers(arguments.port):
+        return _print("ConnectionResetError: the server went away", code=1)
     time.sleep(float(environ.get("LAUNCHER_REHEARSAL_SECONDS") or 0.3))
     while "hang" in faults:
         time.sleep(1)
@@ -73,21 +73,21 @@ def measure(words: Sequence[str], environ: Mapping[str, str]) -> int:
     document = results.benchmark_result(
         Topology(1, gpus, 1, gpus, aggregated=True),
         concurrency,
-        given.input_len,
-        given.output_len,
-        model=given.model,
-        prompts_each=max(1, given.num_prompts // concurrency),
-        seed=given.result_filename,
+        arguments.input_len,
+        arguments.output_len,
+        model=arguments.model,
+        prompts_each=max(1, arguments.num_prompts // concurrency),
+        seed=arguments.result_filename,
     )
     if "partial-results" not in faults:
-        path = Path(given.result_dir, f"{given.result_filename}.json")
-        path.write_text(results.result_text({**document, "backend": given.backend}, faults))
-    _say(f"rehearsal: concurrency {concurrency}: nothing was measured, and the numbers are made up")
+        path = Path(arguments.result_dir, f"{arguments.result_filename}.json")
+        path.write_text(results.result_text({**document, "backend": arguments.backend}, faults))
+    _print(f"rehearsal: concurrency {concurrency}: nothing was measured, and the numbers are made up")
     return int(faults.get("exit") or 0)
 
 
 def evaluate(words: Sequence[str], environ: Mapping[str, str]) -> int:
-    """``lm_eval``: leaves the files of an evaluation in the working directory."""
+    """``lm_eval``: writes the files of an evaluation to the working directory."""
     from launcher.rehearsal import results
 
     # One side serves prefill and decode; an environment for several nodes names both.
@@ -96,11 +96,11 @@ def evaluate(words: Sequence[str], environ: Mapping[str, str]) -> int:
     documents = results.eval_documents({**environ, **sides}, [int(environ["CONC"])], environ["MODEL"])
     for name, document in documents.items():
         Path(name).write_text(json.dumps(document) + "\n")
-    return _say("rehearsal: evaluated")
+    return _print("rehearsal: evaluated")
 
 
-def look_at_gpus(words: Sequence[str], environ: Mapping[str, str]) -> int:
-    """``nvidia-smi``: a line a GPU, of none."""
+def list_gpus(words: Sequence[str], environ: Mapping[str, str]) -> int:
+    """``nvidia-smi``: a line for each GPU, although there is none."""
     print("timestamp, index, power.draw [W], note")
     for index in range(int(environ.get("GPU_COUNT") or 1)):
         print(f"{time.strftime('%Y/%m/%d %H:%M:%S.000')}, {index}, 0.00, rehearsal: there is no GPU")
@@ -112,7 +112,7 @@ PROGRAMS: Mapping[str, Callable[[Sequence[str], Mapping[str, str]], int]] = {
     "sglang": serve,
     "benchmark_serving": measure,
     "lm_eval": evaluate,
-    "nvidia-smi": look_at_gpus,
+    "nvidia-smi": list_gpus,
 }
 """The programs by their names."""
 
@@ -125,7 +125,7 @@ def _faults(environ: Mapping[str, str]) -> Mapping[str, str]:
     return requested_faults(environ)
 
 
-def _answers(port: int) -> bool:
+def _server_answers(port: int) -> bool:
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
             connection.sendall(b"POST /v1/completions HTTP/1.1\r\n\r\n")
@@ -134,7 +134,7 @@ def _answers(port: int) -> bool:
         return False
 
 
-def _say(text: str, *, code: int = 0) -> int:
+def _print(text: str, *, code: int = 0) -> int:
     print(text, flush=True)
     return code
 

@@ -1,8 +1,8 @@
-"""The numbers of a rehearsal, and the result files that its job leaves: the keys of real ones, and a mark.
+"""The numbers of a rehearsal, and the result files of its job: with the keys of real ones, and a mark.
 
-Every document says ``"rehearsal": true`` and which model its numbers come from. That model is a closed queueing
-network, and nothing was measured for it. N users (the concurrency) each send a request, wait for its last token and
-send the next. A request visits prefill and then decode; W_p and W_d are their workers, G_p and G_d the GPUs of one.
+Every document has ``"rehearsal": true`` and names the model of its numbers. That is a closed queueing network, for
+which nothing was measured. N users (the concurrency) each send a request, wait for its last token and send the next. A
+request visits prefill and then decode; W_p and W_d are their workers, G_p and G_d the GPUs of one.
 
 - Prefill takes one request at a time per worker: S = I / (RATE * G_p) seconds for I input tokens. W_p workers are taken
   as a queue of demand D = S / W_p and a delay S - D (Seidmann's approximation of several servers).
@@ -97,10 +97,10 @@ def solve(topology: Topology, *, users: int, input_tokens: float, output_tokens:
 
 
 SHORTEST = 0.8
-"""Lengths are drawn between this share of ISL and OSL and the whole, as sa-bench does (random-range-ratio)."""
+"""Lengths are drawn between this share of ISL or OSL and the full length, as sa-bench does (random-range-ratio)."""
 
 LISTED = 64
-"""Requests that are listed one by one; sa-bench lists all, 20 million inter-token times at times."""
+"""Requests that are listed one by one. sa-bench lists all, sometimes with 20 million inter-token times."""
 
 _SAMPLE = 200
 
@@ -111,16 +111,16 @@ def benchmark_result(
     """One ``results_concurrency_N…json`` of sa-bench (every key of a recorded one, c88ef731).
 
     ``prompts_each`` times ``concurrency`` requests are sent in all, with up to ``isl`` input and ``osl`` output tokens
-    each. The numbers depend on nothing but the arguments; times of single requests scatter around the model's means,
-    drawn from ``seed``, and keep them.
+    each. The numbers depend only on the arguments; the times of single requests are drawn from ``seed``, with the
+    model's mean values.
     """
     share, requests = (1 + SHORTEST) / 2, concurrency * prompts_each
     tokens = {"input_tokens": max(1.0, isl * share), "output_tokens": max(1.0, osl * share)}
     means = solve(topology, users=concurrency, **tokens)
-    draw = random.Random(f"{seed}/{isl}/{osl}/{concurrency}")
+    generator = random.Random(f"{seed}/{isl}/{osl}/{concurrency}")
     size = min(requests, _SAMPLE)
-    ttfts, tpots = _around(means.ttft, size, 0.15, draw), _around(means.tpot, size, 0.03, draw)
-    outputs, inputs = _lengths(osl, size, draw), _lengths(isl, size, draw)
+    ttfts, tpots = _around(means.ttft, size, 0.15, generator), _around(means.tpot, size, 0.03, generator)
+    outputs, inputs = _lengths(osl, size, generator), _lengths(isl, size, generator)
     e2els = [first + each * (length - 1) for first, each, length in zip(ttfts, tpots, outputs, strict=True)]
     total_input, total_output = (round(requests * statistics.fmean(lengths)) for lengths in (inputs, outputs))
     duration = requests / means.throughput
@@ -159,14 +159,14 @@ def benchmark_result(
     }
 
 
-def _around(mean: float, size: int, sigma: float, draw: random.Random) -> list[float]:
-    values = [draw.lognormvariate(0.0, sigma) for _ in range(size)]
+def _around(mean: float, size: int, sigma: float, generator: random.Random) -> list[float]:
+    values = [generator.lognormvariate(0.0, sigma) for _ in range(size)]
     scale = mean / statistics.fmean(values)
     return [value * scale for value in values]
 
 
-def _lengths(longest: int, size: int, draw: random.Random) -> list[int]:
-    return [draw.randint(max(1, round(longest * SHORTEST)), longest) for _ in range(size)]
+def _lengths(longest: int, size: int, generator: random.Random) -> list[int]:
+    return [generator.randint(max(1, round(longest * SHORTEST)), longest) for _ in range(size)]
 
 
 def _spread(name: str, seconds: Sequence[float]) -> dict[str, float]:
@@ -189,7 +189,7 @@ def result_text(document: Mapping[str, Any], faults: Mapping[str, str], *, last:
 
 
 def agentic_result(topology: Topology, concurrency: int, *, model: str, seed: str = "") -> dict[str, Any]:
-    """One ``<RESULT_FILENAME>_conc<N>.json`` of an agentic benchmark: what consumers read of it; times in seconds."""
+    """One ``<RESULT_FILENAME>_conc<N>.json`` of an agentic benchmark: the keys that are read; times in seconds."""
     plain = benchmark_result(topology, concurrency, 8192, 512, model=model, seed=seed)
     prefill, decode = topology.prefill_total, topology.decode_total
     if topology.aggregated:
@@ -224,7 +224,7 @@ def agentic_result(topology: Topology, concurrency: int, *, model: str, seed: st
 def eval_documents(environ: Mapping[str, str], concurrencies: Sequence[int], model: str) -> dict[str, Any]:
     """The files of ``eval_results/`` by name: lm-eval's results and samples for each concurrency, and meta_env.json.
 
-    One concurrency is named plainly; several are staged with ``_conc<N>``, and meta_env.json lists them.
+    The files of several concurrencies have ``_conc<N>`` in their names, and meta_env.json lists them.
     """
     several = len(concurrencies) > 1
     stamp = time.strftime("%Y-%m-%dT%H-%M-%S.000000")

@@ -1,10 +1,10 @@
 """The files that srtctl reads, refuses, resolves and writes, as the stand-ins do it.
 
-Known from recorded runs of srt-slurm c88ef731 and its source (``core/config.py``, ``core/validation.py``; what its
-schema declares is in the tables of `launcher.check`, and in stand_ins.yaml). Kept are the search for srtslurm.yaml,
-which one bad key invalidates as a whole; defaults and aliases; the schema's errors about top-level keys, `model`,
-`resources` and `slurm`; the texts of preflight. Not kept are sweeps, and the fields of `backend`, `benchmark` and
-`frontend`, whose names change from commit to commit.
+The behaviour is known from recorded runs of srt-slurm c88ef731 and its source (``core/config.py``,
+``core/validation.py``; its schema is in the tables of `launcher.check`, and in stand_ins.yaml). Implemented are the
+search for srtslurm.yaml, which one bad key invalidates as a whole; defaults and aliases; the schema's errors about
+top-level keys, `model`, `resources` and `slurm`; the messages of preflight. Not implemented are sweeps, and the fields
+of `backend`, `benchmark` and `frontend`, whose names change from commit to commit.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from launcher.srtctl import recipe
 from launcher.srtctl.facts import recipe_facts
 
 LOCAL_JOBS = "LAUNCHER_LOCAL_JOBS"
-"""This variable names the jobs directory of the embedded scheduler; without it jobs go to Slurm."""
+"""The variable that names the jobs directory of the embedded scheduler; without it jobs go to Slurm."""
 
 MARK: Mapping[str, Any] = {
     "rehearsal": True,
     "rehearsal_note": "nothing was measured; numbers from a closed queueing network: prefill queue and batched decode, "
     "Schweitzer's mean values (launcher/rehearsal)",
 }
-"""What every document of a rehearsal says."""
+"""The keys that mark every document of a rehearsal."""
 
 RECORDED = "v1.0.68"
 """The version of srt-slurm that was recorded: c88ef731."""
 
 
 class MetaEnv(msgspec.Struct):
-    """Of keys of meta_env.json: the variable that says it, and what it is without one (1 for numbers, else false)."""
+    """Keys of meta_env.json and their variables. Default: in the pair for words, 1 for numbers, false for flags."""
 
     words: dict[str, tuple[str, str]]
     numbers: dict[str, str]
@@ -56,7 +56,7 @@ class MetaEnv(msgspec.Struct):
 
 
 class StandInData(msgspec.Struct):
-    """The facts and texts of stand_ins.yaml, which says what each is."""
+    """The facts and texts of stand_ins.yaml, which describes each."""
 
     cluster: dict[str, str]
     faults: dict[str, str]
@@ -68,77 +68,78 @@ class StandInData(msgspec.Struct):
 
 @cache
 def stand_in_data() -> StandInData:
-    """What the stand-ins are made of."""
+    """The content of stand_ins.yaml."""
     return msgspec.yaml.decode(Path(__file__).with_name("stand_ins.yaml").read_bytes(), type=prepare_type(StandInData))
 
 
 class Refused(ValueError):
-    """srtctl would print this after ``Error: ``."""
+    """An error that srtctl prints after ``Error: ``."""
 
 
 def load_cluster(environ: Mapping[str, str], cwd: Path) -> tuple[dict[str, Any], str | None]:
-    """srtslurm.yaml as srtctl finds it, and a warning when it was invalid; without a valid one {}."""
+    """srtslurm.yaml as srtctl finds it, {} without a valid one; and a warning when it is invalid."""
     named = environ.get("SRTSLURM_CONFIG")
     if named and not Path(named).exists():
         return {}, f"SRTSLURM_CONFIG set but file not found: {named}"
-    places = [Path(named)] if named else [p / "srtslurm.yaml" for p in (cwd, cwd.parent, cwd.parent.parent)]
-    found = next((place for place in places if place.exists()), None)
-    if found is None:
+    paths = [Path(named)] if named else [p / "srtslurm.yaml" for p in (cwd, cwd.parent, cwd.parent.parent)]
+    path = next((candidate for candidate in paths if candidate.exists()), None)
+    if path is None:
         return {}, None
     try:
-        document = yaml.safe_load(found.read_text())
+        document = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         return {}, f"Failed to load or validate srtslurm.yaml: {error}"
-    wrong = schema_errors(document, stand_in_data().cluster)
-    if wrong:
-        return {}, f"Failed to load or validate srtslurm.yaml: {wrong}"
+    errors = schema_errors(document, stand_in_data().cluster)
+    if errors:
+        return {}, f"Failed to load or validate srtslurm.yaml: {errors}"
     return {k: v for k, v in document.items() if v is not None}, None
 
 
 def schema_errors(document: Any, fields: Mapping[str, str]) -> dict[str, Any]:
-    """The errors of marshmallow about a mapping of fields and their types, by field; {} for a valid one."""
+    """The errors by field that marshmallow reports for a document; {} for a valid one. ``fields``: name → type."""
     if not isinstance(document, Mapping):
         return {"_schema": ["Invalid input type."]}
-    wrong: dict[str, Any] = {}
+    errors: dict[str, Any] = {}
     for name, text in fields.items():
         if name not in document and text.endswith("!"):
-            wrong[name] = ["Missing data for required field."]
-        elif document.get(name) is not None and (complaint := _complaint(document[name], parse(text.replace(" ", "")))):
-            wrong[name] = complaint
-    return wrong | {name: ["Unknown field."] for name in document if name not in fields}
+            errors[name] = ["Missing data for required field."]
+        elif document.get(name) is not None and (error := _type_error(document[name], parse(text.replace(" ", "")))):
+            errors[name] = error
+    return errors | {name: ["Unknown field."] for name in document if name not in fields}
 
 
-_COMPLAINTS = {"str": "Not a valid string.", "int": "Not a valid integer.", "bool": "Not a valid boolean."}
+_TYPE_ERRORS = {"str": "Not a valid string.", "int": "Not a valid integer.", "bool": "Not a valid boolean."}
 
 
-def _complaint(value: Any, kind: Type) -> Any:
+def _type_error(value: Any, kind: Type) -> Any:
     if kind.kind == "dict" and not isinstance(value, Mapping):
         return ["Not a valid mapping type."]
     if kind.kind == "dict":
         inner = kind.parts[1] if kind.parts else parse("any")
-        return {k: {"value": said} for k, v in value.items() if (said := _complaint(v, inner))}
-    return [_COMPLAINTS[kind.kind]] if kind.kind in _COMPLAINTS and not accepts(kind, value) else None
+        return {k: {"value": error} for k, v in value.items() if (error := _type_error(v, inner))}
+    return [_TYPE_ERRORS[kind.kind]] if kind.kind in _TYPE_ERRORS and not accepts(kind, value) else None
 
 
 def recipe_errors(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema's errors about one resolved recipe, as far as the schema is kept here."""
+    """The schema's errors about one resolved recipe, as far as the schema is implemented here."""
     schema = Schemas().get(RECORDED, None)
     assert schema is not None
     fields = schema.classes[ROOT]
-    wrong = schema_errors(document, fields)
+    errors = schema_errors(document, fields)
     for name in ("model", "resources", "slurm"):
-        if name in document and (said := schema_errors(document[name], schema.classes[parse(fields[name]).parts[0]])):
-            wrong[name] = said
+        section = schema.classes[parse(fields[name]).parts[0]]
+        if name in document and (section_errors := schema_errors(document[name], section)):
+            errors[name] = section_errors
     backend = document.get("backend")
     kind = backend.get("type", "sglang") if isinstance(backend, Mapping) else "sglang"
     if kind not in schema.backends:
         known = ", ".join(schema.backends)
-        wrong["backend"] = [f"Unknown backend type: {kind!r}. Supported types: {known}"]
-    return wrong
+        errors["backend"] = [f"Unknown backend type: {kind!r}. Supported types: {known}"]
+    return errors
 
 
 def resolve(document: Mapping[str, Any], cluster: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe with the cluster's defaults and aliases. An alias must match the whole string; an unknown one stays."""
+    """A recipe with the cluster's defaults and aliases filled in. An alias must match the whole string."""
     config: dict[str, Any] = copy.deepcopy(dict(document))
     if not cluster:
         return config
@@ -153,40 +154,40 @@ def resolve(document: Mapping[str, Any], cluster: Mapping[str, Any]) -> dict[str
     if model.get("path") in models:
         model["path"] = models[model["path"]]
     for section, key in (("model", "container"), ("frontend", "nginx_container"), ("benchmark", "container_image")):
-        holder = config.get(section)
-        if isinstance(holder, dict) and holder.get(key) in containers:
-            holder[key] = containers[holder[key]]
+        fields = config.get(section)
+        if isinstance(fields, dict) and fields.get(key) in containers:
+            fields[key] = containers[fields[key]]
     return config
 
 
 def preflight(raw: Mapping[str, Any], cluster: Mapping[str, Any]) -> list[str]:
-    """The errors of preflight, ``field: text`` each: of the model, of the container, of the topology.
+    """The errors of preflight, ``field: text`` each, about the model, the container and the topology.
 
-    A container that looks like an image name with a tag passes without a check, because pyxis would pull it.
+    A container that looks like an image name with a tag is not checked, because pyxis would pull it.
     """
     model, container = (str(raw.get("model", {}).get(key) or "") for key in ("path", "container"))
-    found, errors = resolve(raw, cluster).get("model", {}), []
+    resolved, errors = resolve(raw, cluster).get("model", {}), []
     if not model.startswith("hf:"):
-        errors += _unavailable("Model", model, found.get("path"), cluster.get("model_paths", {}))
+        errors += _unavailable("Model", model, resolved.get("path"), cluster.get("model_paths", {}))
     if container.startswith(("/", "./")) or ":" not in container:
-        errors += _unavailable("Container", container, found.get("container"), cluster.get("containers", {}))
+        errors += _unavailable("Container", container, resolved.get("container"), cluster.get("containers", {}))
     return errors + _topology(raw.get("resources") or {})
 
 
 def _unavailable(
-    kind: Literal["Model", "Container"], given: str, resolved: Any, aliases: Mapping[str, str]
+    kind: Literal["Model", "Container"], value: str, resolved: Any, aliases: Mapping[str, str]
 ) -> list[str]:
-    """What preflight says where there is no directory (of a model) or file (of a container)."""
-    place = Path(os.path.expandvars(str(resolved))).expanduser().resolve()
-    if place.is_dir() if kind == "Model" else place.is_file():
+    """Preflight's error when the directory of a model, or the file of a container, does not exist."""
+    path = Path(os.path.expandvars(str(resolved))).expanduser().resolve()
+    if path.is_dir() if kind == "Model" else path.is_file():
         return []
     what, table, verb = ("path", "model_paths", "Pull") if kind == "Model" else ("file", "containers", "Provide")
-    name, key = kind.lower(), "path" if kind == "Model" else "container"
-    if given in aliases:
-        said = f"{kind} alias '{given}' resolved to '{resolved}', but that {what} is unavailable."
+    noun, key = kind.lower(), "path" if kind == "Model" else "container"
+    if value in aliases:
+        message = f"{kind} alias '{value}' resolved to '{resolved}', but that {what} is unavailable."
     else:
-        said = f"{kind} '{given}' is not a local {name} path and is not defined in srtslurm.yaml {table}."
-    return [f"model.{key}: {said} {verb} or register the {name} yourself before submitting."]
+        message = f"{kind} '{value}' is not a local {noun} path and is not defined in srtslurm.yaml {table}."
+    return [f"model.{key}: {message} {verb} or register the {noun} yourself before submitting."]
 
 
 def _topology(resources: Mapping[str, Any]) -> list[str]:
@@ -236,16 +237,16 @@ def batch_script(job: Job) -> str:
     slurm, resources = job.resolved.get("slurm") or {}, job.resolved.get("resources") or {}
     nodes = recipe_facts(job.resolved).nodes or 1
     per_node = resources.get("gpus_per_node", 4)
-    on = job.cluster.get
+    cluster = job.cluster.get
     directives = [
         f"job-name={job.name}",
         f"output={job.log or '/dev/null'}",
         f"nodes={nodes}",
         f"ntasks={nodes}",
         "ntasks-per-node=1",
-        *([f"gpus-per-node={per_node}"] if on("use_gpus_per_node_directive", True) else []),
-        *([f"segment={nodes}"] if on("use_segment_sbatch_directive", True) else []),
-        *(["exclusive"] if on("use_exclusive_sbatch_directive", False) else []),
+        *([f"gpus-per-node={per_node}"] if cluster("use_gpus_per_node_directive", True) else []),
+        *([f"segment={nodes}"] if cluster("use_segment_sbatch_directive", True) else []),
+        *(["exclusive"] if cluster("use_exclusive_sbatch_directive", False) else []),
         f"account={slurm.get('account') or 'default'}",
         f"time={job.time_limit}",
         f"partition={slurm.get('partition') or 'default'}",
@@ -270,16 +271,16 @@ def batch_script(job: Job) -> str:
 
 
 def write_output(
-    job: Job, place: Path, job_id: str, source: Path, variant: recipe.Variant, tags: Sequence[str] | None
+    job: Job, directory: Path, job_id: str, source: Path, variant: recipe.Variant, tags: Sequence[str] | None
 ) -> None:
-    """Fill ``outputs/<job>``: the recipe as it was given, the variant that runs, the script, the metadata."""
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "logs").mkdir(exist_ok=True)
+    """Fill ``outputs/<job>``: the original recipe, the variant that runs, the script, the metadata."""
+    directory.mkdir(parents=True, exist_ok=True)  # first: the error names it, as srtctl's does
+    (directory / "logs").mkdir(exist_ok=True)
     # The job waits for its configuration, and must not see it half-written.
     if variant.suffix:
-        write_text(place / job.config_name, recipe.dump(variant.document))
-    write_text(place / "config.yaml", source.read_text())
-    (place / "sbatch_script.sh").write_text(batch_script(job))
+        write_text(directory / job.config_name, recipe.dump(variant.document))
+    write_text(directory / "config.yaml", source.read_text())
+    (directory / "sbatch_script.sh").write_text(batch_script(job))
     facts = recipe_facts(job.resolved)
     resources = job.resolved.get("resources") or {}
     sides = {"prefill": facts.prefill, "decode": facts.decode, "agg": facts.aggregated}
@@ -303,4 +304,4 @@ def write_output(
         **({"tags": list(tags)} if tags else {}),
         **MARK,
     }
-    (place / f"{job_id}.json").write_text(json.dumps(metadata, indent=2))
+    (directory / f"{job_id}.json").write_text(json.dumps(metadata, indent=2))

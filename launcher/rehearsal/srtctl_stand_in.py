@@ -1,14 +1,14 @@
 """A stand-in for srtctl that behaves as recorded.
 
-``python -m launcher.rehearsal.srtctl_stand_in apply -f recipe.yaml`` submits, as the launcher has it do. Kept, from
-transcripts of srt-slurm c88ef731, are the options of `apply`; text on stdout, or with ``--json`` on stderr, and then
-one JSON line for each submission on stdout after all of them; wrapping and colours by rich; exit codes; selectors; the
-texts of preflight and of sbatch's failures; the layout of ``outputs/<job>``; the job's name from RUNNER_NAME. Not kept
+``python -m launcher.rehearsal.srtctl_stand_in apply -f recipe.yaml`` submits a job. Implemented, from transcripts of
+srt-slurm c88ef731, are the options of `apply`; text on stdout, or with ``--json`` on stderr, and then one JSON line for
+each submission on stdout after all of them; wrapping and colours by rich; exit codes; selectors; the messages of
+preflight and of sbatch's failures; the layout of ``outputs/<job>``; the job's name from RUNNER_NAME. Not implemented
 are sweeps, identity checks, recipes from a directory or from standard input, ``--bash``, ``--mock``, the other
-subcommands, and the words about files and selectors that the launcher refuses before it submits.
+subcommands, and messages about files and selectors that the launcher refuses before it submits.
 
-Its jobs are real ones: of `sbatch`, or of the embedded scheduler when LAUNCHER_LOCAL_JOBS names its directory. They run
-`launcher.rehearsal.engine_stand_in`. LAUNCHER_REHEARSAL_FAULTS asks for failures (`requested_faults`).
+The jobs are real: of `sbatch`, or of the embedded scheduler when LAUNCHER_LOCAL_JOBS names its directory. They run
+`launcher.rehearsal.engine_stand_in`. LAUNCHER_REHEARSAL_FAULTS requests failures (`requested_faults`).
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ MADE_BY_SETUP = (
     ("bin/uv", "bin/uv (compute-arch uv)"),
     ("bin/tachometer-scraper", "bin/tachometer-scraper (compute-arch Tachometer scraper)"),
 )
-"""The programs that `apply` wants from `make setup`, and the names that it prints."""
+"""The programs of `make setup` that `apply` requires, and the names that it prints."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; 2 for a wrong command line is raised as SystemExit by argparse."""
     from rich.console import Console
 
-    wrong = requested_faults()
-    arguments = _parser(wrong).parse_args(argv)
+    faults = requested_faults()
+    arguments = _parser(faults).parse_args(argv)
     json_mode = bool(getattr(arguments, "json_output", False))
     console = Console(file=sys.stderr) if json_mode else Console()
-    command = _Command(console, arguments, wrong)
+    command = _Command(console, arguments, faults)
     try:
         path, selector = recipe.split_selector(arguments.config)
         command.run(Path(path), selector)
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser(wrong: dict[str, str]) -> argparse.ArgumentParser:
+def _parser(faults: dict[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="srtctl", description="srtctl - SLURM job submission (rehearsal)")
     commands = parser.add_subparsers(dest="command", required=True)
     apply = commands.add_parser("apply", help="Submit job(s) to SLURM")
@@ -79,16 +79,16 @@ def _parser(wrong: dict[str, str]) -> argparse.ArgumentParser:
     apply.add_argument("-o", "--output", type=Path, dest="output_dir", help="Custom output directory for job logs")
     apply.add_argument("--setup-script", help="Custom setup script in configs/")
     apply.add_argument("--tags", help="Comma-separated tags")
-    if "no-json" not in wrong:
+    if "no-json" not in faults:
         apply.add_argument("--json", action="store_true", dest="json_output", help="One JSON line per submission")
-    if "no-no-preflight" not in wrong:
+    if "no-no-preflight" not in faults:
         apply.add_argument("--no-preflight", action="store_true", help="Skip the pre-submit file system checks")
     return parser
 
 
 class _Command:
-    def __init__(self, console: Console, arguments: argparse.Namespace, wrong: dict[str, str]) -> None:
-        self.console, self.arguments, self.wrong = console, arguments, wrong
+    def __init__(self, console: Console, arguments: argparse.Namespace, faults: dict[str, str]) -> None:
+        self.console, self.arguments, self.faults = console, arguments, faults
         self.records: list[dict[str, Any]] = []
         self.cluster: dict[str, Any] = {}
 
@@ -108,13 +108,15 @@ class _Command:
             resolved = contract.resolve(raw, self.cluster)
             if "sweep" in raw and plain:
                 raise Refused("sweeps are not rehearsed")
-            if said := contract.recipe_errors(resolved):
-                raise Refused(f"Invalid config in {path}: {said}" if plain else str(said))
+            if errors := contract.recipe_errors(resolved):
+                raise Refused(f"Invalid config in {path}: {errors}" if plain else str(errors))
             if plain:
                 _log("INFO", f"Loaded config: {resolved['name']}")
-            self._one(path, variant, raw, resolved)
+            self._submit_variant(path, variant, raw, resolved)
 
-    def _one(self, path: Path, variant: recipe.Variant, raw: dict[str, Any], resolved: dict[str, Any]) -> None:
+    def _submit_variant(
+        self, path: Path, variant: recipe.Variant, raw: dict[str, Any], resolved: dict[str, Any]
+    ) -> None:
         skipped = "no_preflight" not in self.arguments or self.arguments.no_preflight
         if not skipped and (errors := contract.preflight(raw, self.cluster)):
             raise Refused("\n".join([f"Preflight failed for {path}:", *(f"- {error}" for error in errors)]))
@@ -132,7 +134,7 @@ class _Command:
             output_base=base.resolve(),
             config_name=config_name,
             setup_script=self.arguments.setup_script,
-            log=None if "no-log" in self.wrong else base.resolve() / "%j/logs/sweep_%j.log",
+            log=None if "no-log" in self.faults else base.resolve() / "%j/logs/sweep_%j.log",
         )
         if missing := [label for name, label in MADE_BY_SETUP if not (root / name).exists()]:
             self.console.print(f"\n[red bold]ERROR:[/] Required binaries not found in {root}:")
@@ -140,19 +142,19 @@ class _Command:
                 self.console.print(f"  [red]✗[/] {label}")
             self.console.print("\nRun [bold]make setup ARCH=<compute_arch>[/] first:")
             raise SystemExit(1)
-        for _ in range(2 if "two-ids" in self.wrong else 1):
+        for _ in range(2 if "two-ids" in self.faults else 1):
             self._submit(job, path, variant, base)
 
     def _submit(self, job: Job, path: Path, variant: recipe.Variant, base: Path) -> None:
-        silent, jobs = "silent" in self.wrong, os.environ.get(LOCAL_JOBS)
+        silent, jobs = "silent" in self.faults, os.environ.get(LOCAL_JOBS)
         if not silent:
             self.console.print(f"[bold cyan]🚀 Submitting:[/] {job.resolved['name']}")
-        if "fail" in self.wrong:
+        if "fail" in self.faults:
             raise self._sbatch_failed("/tmp/rehearsal.slurm", "sbatch: error: rehearsal: refused on request")
         job_id = self._embedded(job, Path(jobs)) if jobs else self._sbatch(job)
-        place = base / job_id
+        directory = base / job_id
         tags = [t.strip() for t in (self.arguments.tags or "").split(",") if t.strip()] or None
-        contract.write_output(job, place, job_id, path, variant, tags)
+        contract.write_output(job, directory, job_id, path, variant, tags)
         if silent:
             raise SystemExit(0)
         self.records.append(
@@ -160,13 +162,13 @@ class _Command:
                 "status": "submitted",
                 "slurm_job_id": job_id,
                 "job_name": job.name,
-                "output_dir": str(place),
-                "metadata_path": str(place / f"{job_id}.json"),
+                "output_dir": str(directory),
+                "metadata_path": str(directory / f"{job_id}.json"),
                 "config_path": str(path),
                 "tags": tags,
             }
         )
-        log = place / f"logs/sweep_{job_id}.log"
+        log = directory / f"logs/sweep_{job_id}.log"
         if job.log is not None:
             log.touch()
         self.console.print(f"[bold green]✅ Job {job_id} submitted![/]")
@@ -191,7 +193,7 @@ class _Command:
         return done.stdout.split()[-1]
 
     def _embedded(self, job: Job, directory: Path) -> str:
-        """Submit to the embedded scheduler. The recipe's comment, by which jobs are found in Slurm, is the token."""
+        """Submit to the embedded scheduler. The token is the recipe's comment, by which jobs are found in Slurm."""
         limit = limit_seconds(job.time_limit)
         if limit is None:
             raise self._sbatch_failed("(embedded)", "sbatch: error: Invalid --time specification")

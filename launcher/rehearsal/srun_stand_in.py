@@ -1,10 +1,10 @@
-"""A stand-in for srun with pyxis, where there is no Slurm: one task in a container that is none, or one on each of the
-job's nodes, which are processes of this host.
+"""A stand-in for srun with pyxis, where there is no Slurm: one task without a real container, or one task on each of
+the job's nodes, which are processes of this host.
 
 ``python -m launcher.rehearsal.srun_stand_in PROGRAMS OPTIONS… bash SCRIPT`` takes the options that rendered scripts
 have (launcher/container/engines.py, multinode_job.sh), and refuses all others. Without a container only the job's own
-script is run. Kept: ``--export=ALL`` gives a task the whole environment of the job, and its name and rank; image and
-mounts must be there; the step ends with the worst code of its tasks, and hands signals on to them.
+script is run. As in Slurm, ``--export=ALL`` gives a task the whole environment of the job, and its name and rank; image
+and mounts must exist; the step exits with the worst code of its tasks, and forwards signals to them.
 """
 
 from __future__ import annotations
@@ -33,44 +33,44 @@ FLAGS = (
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
-    """Become the script. Raises SystemExit where that cannot be."""
+    """Become the script by execve. Raises SystemExit when it cannot be run, and after tasks on nodes."""
     programs, *words = argv
     try:
-        given = _parser().parse_args(words)
-        if given.nodelist:
-            environ = {**environ, "SLURMD_NODENAME": given.nodelist}
-        if given.container_image is None:
-            raise SystemExit(_on_nodes(given, environ))
-        if not Path(given.container_image).is_file():
-            raise Refused(f"slurmstepd: error: pyxis: couldn't open container image {given.container_image}")
-        mounts = parse_mounts([mount for mount in (given.container_mounts or "").split(",") if mount])
+        arguments = _parser().parse_args(words)
+        if arguments.nodelist:
+            environ = {**environ, "SLURMD_NODENAME": arguments.nodelist}
+        if arguments.container_image is None:
+            raise SystemExit(_run_tasks(arguments, environ))
+        if not Path(arguments.container_image).is_file():
+            raise Refused(f"slurmstepd: error: pyxis: couldn't open container image {arguments.container_image}")
+        mounts = parse_mounts([mount for mount in (arguments.container_mounts or "").split(",") if mount])
         if missing := [source for source in mounts.values() if not Path(source).exists()]:
             raise Refused(f"slurmstepd: error: pyxis: couldn't mount {missing[0]}: No such file or directory")
-        container = Container(mounts, given.container_workdir, environ, programs)
-        command = container.argv(given.command)
+        container = Container(mounts, arguments.container_workdir, environ, programs)
+        command = container.argv(arguments.command)
         os.chdir(container.directory)
     except Refused as refused:
         sys.stderr.write(f"{refused}\n")
         raise SystemExit(refused.code) from None
-    # Not a process beside this one: whoever ends the step by this process ends the script.
+    # Replace this process, so that a signal which ends the step ends the script.
     os.execvpe(command[0], command, container.variables)
 
 
-def _on_nodes(given: argparse.Namespace, environ: Mapping[str, str]) -> int:
+def _run_tasks(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Run the job's script once for each task. Raises Refused for anything else."""
-    words: list[str] = given.command
-    if words[:1] != ["bash"] or len(words) < 2 or Path(words[1]).name != SCRIPT or not Path(words[1]).is_file():
-        raise Refused(f"a rehearsal runs the job's script on nodes, and nothing else: {' '.join(words)}")
-    names = [given.nodelist] if given.nodelist else [f"node{rank}" for rank in range(given.ntasks)]
-    own = [{**environ, "SLURMD_NODENAME": name, "SLURM_PROCID": str(rank)} for rank, name in enumerate(names)]
-    tasks = [subprocess.Popen(words, env=environment) for environment in own]
+    command: list[str] = arguments.command
+    if command[:1] != ["bash"] or len(command) < 2 or Path(command[1]).name != SCRIPT or not Path(command[1]).is_file():
+        raise Refused(f"a rehearsal runs the job's script on nodes, and nothing else: {' '.join(command)}")
+    nodes = [arguments.nodelist] if arguments.nodelist else [f"node{rank}" for rank in range(arguments.ntasks)]
+    environments = [{**environ, "SLURMD_NODENAME": name, "SLURM_PROCID": str(rank)} for rank, name in enumerate(nodes)]
+    tasks = [subprocess.Popen(command, env=environment) for environment in environments]
 
-    def hand_on(number: int, frame: object) -> None:
+    def forward(number: int, frame: object) -> None:
         for task in tasks:
             task.send_signal(number)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, hand_on)
+        signal.signal(number, forward)
     codes = [task.wait() for task in tasks]
     return max(128 - code if code < 0 else code for code in codes)
 

@@ -1,7 +1,7 @@
-"""The tools of a rehearsal: programs in the place of enroot, srtctl, srun and docker, and inputs that they can work on.
+"""The tools of a rehearsal: programs in the place of enroot, srtctl, srun and docker, and inputs for them.
 
-The programs are scripts that start a module of this room. The inputs are a checkpoint, which is whole by every check,
-and a git repository in the place of srt-slurm. Both have some kilobytes, and say that there is nothing to measure.
+The programs are scripts that start a module of this room. The inputs are a checkpoint, which passes all checks, and a
+git repository in the place of srt-slurm. Both have some kilobytes, and state that they are for rehearsals.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from launcher.run.kind import Tools
 from launcher.srtctl.planned import SrtctlJob
 
 STATE, IMAGE = "{state}", "{image}"
-"""Places in arguments: the directory that a program may keep things in, and that of the programs of an image."""
+"""Placeholders in arguments: the directory for a program's state, and that of the programs of an image."""
 
 TOOLS = {
     "srtctl": ("srtctl_stand_in",),
@@ -36,7 +36,7 @@ TOOLS = {
 """By program: the module of this room that it starts, with its first arguments."""
 
 PROGRAMS_WITHOUT_SLURM = {"srun": ("srun_stand_in", IMAGE)}
-"""More of them, where there is no Slurm: a real one has its own srun."""
+"""Further programs, for hosts without Slurm and its srun."""
 
 NODE_PROGRAMS = {
     "ip": "echo '1.1.1.1 dev lo src 127.0.0.1 uid 0'",
@@ -45,10 +45,10 @@ NODE_PROGRAMS = {
     "sudo": "exit 1",
     "sync": ":",
 }
-"""What a job asks of its nodes, in sh: they have an address and free GPUs, and caches of this host are left alone."""
+"""Programs that a job runs on its nodes, in sh: nodes have an address and free GPUs; this host's caches are kept."""
 
 REGISTRIES = frozenset({"127.0.0.1", "localhost"})
-"""Registries that may be asked for the images of a rehearsal: a test's own. Stand-in images are in no other."""
+"""Registries that may be queried for the images of a rehearsal: those of tests. No other has stand-in images."""
 
 
 class StandIns(Tools):
@@ -56,7 +56,7 @@ class StandIns(Tools):
 
     @classmethod
     def below(cls, state: Path, scheduler_kind: str, environ: Mapping[str, str]) -> StandIns:
-        """Make the programs, and have them found first."""
+        """Make the programs, and put them first on PATH."""
         return cls(stand_in_environment(state, scheduler_kind, environ), stand_ins=True, registries=REGISTRIES)
 
     def make_inputs(self, plan: Plan) -> None:
@@ -69,37 +69,37 @@ class StandIns(Tools):
 
 
 def stand_in_environment(state: Path, scheduler_kind: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables by which a run's programs find the stand-ins, and that tell these what to do; ``state`` is the
+    """The variables by which a run's programs find the stand-ins, and which configure these; ``state`` is the
     launcher's own directory.
 
-    With the embedded scheduler (``scheduler_kind`` is ``local``) they also name the directory of its jobs.
+    For the embedded scheduler (``scheduler_kind`` is ``local``) they also name the directory of its jobs.
     """
     root, path = state / "rehearsal", environ.get("PATH", os.defpath)
     path = f"{tools_directory(root / 'bin')}{os.pathsep}{path}"
-    asked = {name: value for name, value in environ.items() if name.startswith("LAUNCHER_REHEARSAL_")}
+    variables = {name: value for name, value in environ.items() if name.startswith("LAUNCHER_REHEARSAL_")}
     if scheduler_kind != "local":
-        return {**asked, "PATH": path}
+        return {**variables, "PATH": path}
     nodes = tools_directory(root / "bin-without-slurm", PROGRAMS_WITHOUT_SLURM)
     for name, text in NODE_PROGRAMS.items():
         _make_program(nodes / name, f"#!/bin/sh\n# {name}_stand_in: of a rehearsal\n{text}\n")
     path = f"{nodes}{os.pathsep}{path}"
-    return {**asked, "PATH": path, LOCAL_JOBS: str(state / "jobs")}
+    return {**variables, "PATH": path, LOCAL_JOBS: str(state / "jobs")}
 
 
 def tools_directory(directory: Path, tools: Mapping[str, Sequence[str]] = TOOLS) -> Path:
-    """Make the programs in ``directory`` (created if need be) and return it, absolute, to be put first on PATH.
+    """Make the programs in ``directory``, which is created if missing, and return its absolute path for PATH.
 
-    Those of images are made beside it. A program is written anew, atomically, when the interpreter that it names has
-    changed. Raises OSError.
+    The programs of images are made beside it. A program whose interpreter has changed is replaced atomically. Raises
+    OSError.
     """
     directory = directory.absolute()
     image = directory.parent / "image"
     _make_programs(image, {name: ("image_stand_in", name) for name in PROGRAMS})
-    made = {}
+    commands = {}
     for name, arguments in tools.items():
-        own = {STATE: str(directory.parent / "engines" / name), IMAGE: str(image)}
-        made[name] = [own.get(argument, argument) for argument in arguments]
-    _make_programs(directory, made)
+        places = {STATE: str(directory.parent / "engines" / name), IMAGE: str(image)}
+        commands[name] = [places.get(argument, argument) for argument in arguments]
+    _make_programs(directory, commands)
     return directory
 
 
@@ -139,8 +139,8 @@ _AUTHOR = {"NAME": "launcher", "EMAIL": "launcher@localhost", "DATE": "2026-01-0
 def ensure_repository(directory: Path) -> Path:
     """Have the repository below ``directory``, and return its path, which git can clone.
 
-    Its one commit has a fixed author and date, hence the same sha on every machine, so that it can be pinned. Several
-    processes may ask at once. Raises SubmissionError when git fails.
+    Its one commit has a fixed author and date, so the sha is the same on every machine and can be pinned. Several
+    processes may call this at once. Raises SubmissionError when git fails.
     """
     repository = directory / REPOSITORY_NAME
     if repository.is_dir():
