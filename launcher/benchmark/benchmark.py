@@ -1,8 +1,8 @@
-"""What to measure: one entry of a matrix, whichever way it came in.
+"""What to measure (`Benchmark`), and the names of its results.
 
-A `Benchmark` is the same value whether it was read from a GitHub job's environment, from a matrix file, or from flags.
-Planning, checking and running know no other form. And the names of its results in the workspace: InferenceX's next
-steps find them by name, and read GPU counts out of it. Each begins with a stem, RESULT_FILENAME
+A `Benchmark` is the same value whether it was read from a GitHub job's environment, from a matrix file, or from flags;
+planning, checking and running use no other form. InferenceX's next steps find results in the workspace by their names,
+and read GPU counts from them. Each name begins with a stem, RESULT_FILENAME
 (`launcher.benchmark.environment.result_filename`).
 """
 
@@ -22,7 +22,7 @@ KvOffloading = Literal["none", "dram"]
 
 
 def max_model_len(isl: int, osl: int) -> int:
-    """The context that requests of fixed lengths need: both, and 256 tokens, as InferenceX's generator has it."""
+    """The context that requests of fixed lengths need: both lengths and 256 tokens, as in InferenceX's generator."""
     return isl + osl + 256
 
 
@@ -48,16 +48,16 @@ class Role:
         return self.tp * self.pp * self.pcp
 
     def __str__(self) -> str:
-        """As people write it: ``DEP8``, ``TEP4``, ``TP4``, ``TP8-PP2-DCP4``; ``DP1-EP8`` where EP is not the width."""
-        wide = self.ep > 1 and self.ep == self.tp
-        name = f"{'D' if self.dp_attention else 'T'}{'E' if wide else ''}P{self.tp}"
-        more = (("EP", 1 if wide else self.ep), ("PP", self.pp), ("DCP", self.dcp), ("PCP", self.pcp))
-        return "-".join([name, *(f"{what}{value}" for what, value in more if value > 1)])
+        """The usual name: ``DEP8``, ``TEP4``, ``TP4``, ``TP8-PP2-DCP4``; ``DP1-EP8`` when EP differs from TP."""
+        same_width = self.ep > 1 and self.ep == self.tp
+        name = f"{'D' if self.dp_attention else 'T'}{'E' if same_width else ''}P{self.tp}"
+        sizes = (("EP", 1 if same_width else self.ep), ("PP", self.pp), ("DCP", self.dcp), ("PCP", self.pcp))
+        return "-".join([name, *(f"{kind}{size}" for kind, size in sizes if size > 1)])
 
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """Software beside the engine (router, KV offload backend) and its own version, where it has one."""
+    """Software beside the engine (router, KV offload backend), and its version if it has one of its own."""
 
     name: str
     version: str | None = None
@@ -100,16 +100,16 @@ class Benchmark:
     kv_p2p_transfer: str | None = None
     router: Component | None = None
     total_cpu_dram_gb: int | None = None
-    """DRAM of a server node that KV offloading may use, in GB (10^9 bytes); agentic only."""
+    """DRAM of a node that KV offloading may use, in GB (10^9 bytes); agentic only."""
     duration: int | None = None
     """Seconds of trace replay; agentic only."""
     options: Mapping[str, str] = field(default_factory=dict)
-    """What a workflow was dispatched with beside the row (``REQUIRE_POWER``, ``EVAL_LIMIT``, …), where it is not the
-    default; of a job of one node also what only some workflows set (``PROFILE``, ``BENCH_SCRIPT_OVERRIDE``, …)."""
+    """A workflow's inputs beside the row (``REQUIRE_POWER``, ``EVAL_LIMIT``, …) that differ from their defaults; for a
+    job of one node also variables that only some workflows set (``PROFILE``, ``BENCH_SCRIPT_OVERRIDE``, …)."""
     result_filename: str | None = None
     recipe_fingerprint: str | None = None
     key: str | None = None
-    """Its key in the matrix file; None when it came from an environment, which does not tell."""
+    """Its key in the matrix file; None when it came from an environment, which has no key."""
     source: str = "flags"
 
     @property
@@ -123,14 +123,14 @@ class Benchmark:
 
     @property
     def config_file(self) -> str | None:
-        """The recipe, srt-slurm-relative, with its selector if it has one (``recipes/x.yaml:override_y``)."""
+        """The recipe's path in srt-slurm, with its selector if it has one (``recipes/x.yaml:override_y``)."""
         if self.eval_only and self.settings.get("EVAL_CONFIG_FILE"):
             return self.settings["EVAL_CONFIG_FILE"]
         return self.settings.get("CONFIG_FILE")
 
     @property
     def topology(self) -> str:
-        """The topology as people write it: ``2P1D DEP4/TEP8``, or ``TP8`` when nothing is disaggregated."""
+        """The topology's usual name: ``2P1D DEP4/TEP8``, or ``TP8`` when nothing is disaggregated."""
         if self.prefill is None:
             return "-"
         if self.decode is None or not self.decode.workers:
@@ -145,34 +145,35 @@ class Benchmark:
 
     @property
     def measures(self) -> str:
-        """The lengths of its sequences, or the scenario where it fixes none."""
+        """The lengths of its sequences, or the scenario when it has no fixed lengths."""
         return self.scenario if self.isl is None else f"{self.isl}/{self.osl}"
 
 
 def fixed_result_name(stem: str, directory: str, concurrency: int, gpus: int, split: tuple[int, int] | None) -> str:
-    """The name of a result of sa-bench, which came from ``directory`` (``sa-bench_isl_I_osl_O``) of the job's logs.
+    """The name of a result of sa-bench from ``directory`` (``sa-bench_isl_I_osl_O``) of the job's logs.
 
-    ``gpus`` are those of all workers; ``split`` are those of prefill and of decode, None for an aggregated topology.
+    ``gpus`` is the number of GPUs of all workers; ``split`` are those of prefill and of decode, None for an aggregated
+    topology.
     """
     sides = f"_ctx_{split[0]}_gen_{split[1]}" if split else ""
     return f"{stem}_{directory}_conc{concurrency}_gpus_{gpus}{sides}.json"
 
 
 def agentic_result_name(stem: str, concurrency: int) -> str:
-    """The name of an agentic result. The job itself gives it, so it is the same at its source and in the workspace."""
+    """The name of an agentic result, which the job itself writes, so it is the same in the job and in the workspace."""
     return f"{stem}_conc{concurrency}.json"
 
 
 def is_counted(name: str, stem: str, mode: str) -> bool:
-    """Whether the next steps of a job of several nodes take a file of the workspace for a result of this stem.
+    """Whether the next steps of a job of several nodes count a file of the workspace as a result of this stem.
 
-    They take ``<stem>_*.json`` with GPUs in the name, ``<stem>_conc*.json`` of an agentic job, and of an evaluation
-    every ``results*.json``, whatever wrote it. ``agg_<stem>_*.json`` is what they make, and upload by that pattern.
+    They count ``<stem>_*.json`` with GPUs in the name, ``<stem>_conc*.json`` of an agentic job, and every
+    ``results*.json`` of an evaluation, whatever wrote it. They make ``agg_<stem>_*.json`` and upload that pattern.
     """
-    own = glob.escape(stem)
+    escaped = glob.escape(stem)
     patterns = {
-        "fixed": (f"{own}_*_gpus_[0-9]*.json", f"agg_{own}_*.json"),
-        "agentic": (f"{own}_conc*.json",),
+        "fixed": (f"{escaped}_*_gpus_[0-9]*.json", f"agg_{escaped}_*.json"),
+        "agentic": (f"{escaped}_conc*.json",),
         "eval": ("results*.json",),
     }
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns[mode])

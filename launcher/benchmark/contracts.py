@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from launcher.benchmark.benchmark import FIXED, Benchmark, Role
 from launcher.benchmark.fields import (
     DECODE_FIELDS,
+    ENVIRONMENT,
     FIELDS,
     NOT_IN_NAMES,
     PREFILL_FIELDS,
     SETTING_KEYS,
-    WHERE,
     Field,
     Reader,
     as_text,
@@ -30,11 +30,11 @@ from launcher.benchmark.fields import (
 from launcher.core.errors import ConfigError
 
 SECRETS = ("HF_TOKEN", "MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET")
-"""What a job of either contract is given and no benchmark holds: their values are in no plan, record or argv."""
+"""Variables of a job of either contract that no benchmark has: their values are in no plan, record or argv."""
 
 ADDITIONAL_SETTINGS = ("PREFILL_ADDITIONAL_SETTINGS", "DECODE_ADDITIONAL_SETTINGS")
-"""The additional settings of a row's sides as JSON lists of KEY=VALUE texts, as a workflow's toJSON gives them:
-no shell reads them. Of a key of both sides the later one counts, as in a shell."""
+"""The additional settings of a row's sides as JSON lists of KEY=VALUE texts, as a workflow's toJSON writes them; no
+shell reads them. When both sides have a key, the later side counts, as in a shell."""
 
 CALLER_OPTIONS = (
     # profile.yml
@@ -53,7 +53,7 @@ CALLER_OPTIONS = (
     "SPEEDBENCH_OUTPUT_LEN",
     "THINKING_MODES",
 )
-"""What only some workflows set for a job of one node. A benchmark has those that are set among its options."""
+"""Variables that only some workflows set for a job of one node. Those that are set are options of the benchmark."""
 
 _COMMON_OPTIONS = {
     "AIPERF_EXPERIMENTAL_FAST": "0",
@@ -74,29 +74,33 @@ _OPTION_READERS: Mapping[str, Reader] = {
 
 @dataclass(frozen=True, eq=False)
 class Contract:
-    """The variables that jobs of one workflow have, by what they mean.
+    """The variables that jobs of one workflow have, by their meaning.
 
-    ``roles`` are the sides of the topology by attribute of `Benchmark`. ``signs`` are the variables by which jobs of
-    this contract are told from others. ``options`` are what the workflow is dispatched with beside the matrix row, and
-    its constants, with the values that they have when nobody says otherwise; ``more_options`` are set by some callers
-    only. ``not_set_with`` says by a variable of a caller what this caller leaves out of what is required. ``settings``
-    are the additional settings that a row may have.
+    ``roles`` are the sides of the topology, by attribute of `Benchmark`. ``marker_variables`` distinguish jobs of this
+    contract from others. ``options`` are the workflow's inputs beside the matrix row, and its constants, with their
+    defaults; ``more_options`` are set by some callers only. ``not_set_with``: a variable that identifies a caller →
+    required variables that this caller does not set. ``settings`` are the additional settings that a row may have.
     """
 
     name: str
     fields: tuple[Field, ...]
     roles: Mapping[str, tuple[Field, ...]]
-    signs: tuple[str, ...]
+    marker_variables: tuple[str, ...]
     options: Mapping[str, str]
     more_options: tuple[str, ...] = ()
     not_set_with: Mapping[str, Collection[str]] = field(default_factory=dict)
     settings: Collection[str] = ()
 
     def required(self, environ: Mapping[str, str], scenario: str = FIXED) -> list[Field]:
-        """The fields that this job must have; of those that only one scenario has, those of ``scenario``."""
+        """The fields that this job must have, in this scenario."""
         left_out = {v for caller, variables in self.not_set_with.items() if environ.get(caller) for v in variables}
-        everything = [*self.fields, *(f for fields in self.roles.values() for f in fields)]
-        return [f for f in everything if f.required and f.scenario in (None, scenario) and f.variable not in left_out]
+        fields = self.fields_in(scenario)
+        return [f for f in fields if f.required and f.variable not in left_out]
+
+    def fields_in(self, scenario: str) -> list[Field]:
+        """The fields of a job in this scenario, those of its roles last."""
+        all_fields = (*self.fields, *(f for fields in self.roles.values() for f in fields))
+        return [f for f in all_fields if f.scenario in (None, scenario)]
 
     def roles_of(self, benchmark: Benchmark) -> dict[str, Role]:
         """The sides of a benchmark. Raises ConfigError when it lacks one."""
@@ -110,11 +114,11 @@ class Contract:
         return sides
 
     def options_in(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """The options whose values are not the usual ones. Raises ConfigError for a value that means nothing."""
-        usual = {**self.options, **dict.fromkeys(self.more_options, "")}
+        """The options whose values are not the defaults. Raises ConfigError for an invalid value."""
+        defaults = {**self.options, **dict.fromkeys(self.more_options, "")}
         return {
             key: _OPTION_READERS.get(key, as_text)(key, environ[key])
-            for key, value in sorted(usual.items())
+            for key, value in sorted(defaults.items())
             if environ.get(key, value) != value
         }
 
@@ -123,8 +127,8 @@ MULTI_NODE = Contract(
     name="multi-node",
     fields=FIELDS,
     roles={"prefill": PREFILL_FIELDS, "decode": DECODE_FIELDS},
-    # Not CONC: agentic jobs have it in either contract.
-    signs=("CONC_LIST", *(f.variable for f in (*PREFILL_FIELDS, *DECODE_FIELDS))),
+    # CONC is not among them: agentic jobs have it in either contract.
+    marker_variables=("CONC_LIST", *(f.variable for f in (*PREFILL_FIELDS, *DECODE_FIELDS))),
     options={**_COMMON_OPTIONS, "POWER_PRODUCER_SHA": ""},
     settings=SETTING_KEYS,
 )
@@ -132,8 +136,8 @@ MULTI_NODE = Contract(
 _ROLE = role_fields("TP", "EP_SIZE", "DP_ATTENTION")
 
 
-def _of_one_node(table: Iterable[Field]) -> Iterator[Field]:
-    """The fields of jobs of one node: there is one concurrency, also for an evaluation."""
+def _single_node_fields(table: Iterable[Field]) -> Iterator[Field]:
+    """The fields of jobs of one node: they have one concurrency, also for an evaluation."""
     for row in table:
         if row.attribute == "concurrencies":
             yield dataclasses.replace(row, variable="CONC", read=one_integer)
@@ -145,9 +149,9 @@ def _of_one_node(table: Iterable[Field]) -> Iterator[Field]:
 
 SINGLE_NODE = Contract(
     name="single-node",
-    fields=tuple(_of_one_node(FIELDS)),
+    fields=tuple(_single_node_fields(FIELDS)),
     roles={"prefill": _ROLE},
-    signs=tuple(f.variable for f in _ROLE),
+    marker_variables=tuple(f.variable for f in _ROLE),
     options={
         **_COMMON_OPTIONS,
         "AIPERF_FAILED_REQUEST_THRESHOLD": "0.10",
@@ -168,27 +172,27 @@ def contract_of(benchmark: Benchmark) -> Contract:
     return MULTI_NODE if benchmark.multinode else SINGLE_NODE
 
 
-def contract_in(environ: Mapping[str, str]) -> Contract:
-    """The contract of a job's environment, told by the variables that are set.
+def contract_of_environment(environ: Mapping[str, str]) -> Contract:
+    """The contract of a job's environment, recognised by the variables that are set.
 
-    Raises ConfigError when there are variables of both, which are named, or of none.
+    Raises ConfigError, which names the variables, when those of both contracts are set, or of neither.
     """
-    found = {c: [v for v in c.signs if environ.get(v, "").strip()] for c in (MULTI_NODE, SINGLE_NODE)}
-    if told := environ.get("IS_MULTINODE", "").strip():
-        found[MULTI_NODE if boolean("IS_MULTINODE", told) else SINGLE_NODE].append(f"IS_MULTINODE={told}")
-    holding = [contract for contract, variables in found.items() if variables]
-    if len(holding) == 1:
-        return holding[0]
-    if holding:
-        both = " and ".join(f"{', '.join(variables)} of a {c.name} job" for c, variables in found.items())
+    markers = {c: [v for v in c.marker_variables if environ.get(v, "").strip()] for c in (MULTI_NODE, SINGLE_NODE)}
+    if value := environ.get("IS_MULTINODE", "").strip():
+        markers[MULTI_NODE if boolean("IS_MULTINODE", value) else SINGLE_NODE].append(f"IS_MULTINODE={value}")
+    contracts = [contract for contract, variables in markers.items() if variables]
+    if len(contracts) == 1:
+        return contracts[0]
+    if contracts:
+        both = " and ".join(f"{', '.join(variables)} of a {c.name} job" for c, variables in markers.items())
         raise ConfigError(
             f"variables of two kinds of jobs are set: {both}",
-            where=WHERE,
+            where=ENVIRONMENT,
             hint="unset those of the kind that is not meant",
         )
-    needs = "; ".join(f"a {c.name} job {', '.join(f.variable for f in c.required(environ))}" for c in found)
+    required = "; ".join(f"a {c.name} job {', '.join(f.variable for f in c.required(environ))}" for c in markers)
     raise ConfigError(
         "the variables of no job are set: neither CONC_LIST and PREFILL_TP (multi-node) nor TP (single-node)",
-        where=WHERE,
-        hint=f"the launch step of a workflow has them: {needs}; by hand, select a matrix entry instead",
+        where=ENVIRONMENT,
+        hint=f"the launch step of a workflow has them: {required}; by hand, select a matrix entry instead",
     )

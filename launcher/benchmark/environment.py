@@ -1,7 +1,7 @@
-"""The environment of a GitHub job, both ways: from it to a benchmark, and from a benchmark to it.
+"""The environment of a GitHub job: read as a benchmark, and written for a benchmark.
 
-Which variables there are is in `contracts`: jobs of several nodes and of one node have others. Every value is text, an
-input that was not given is the empty text, and agentic jobs have ``'0'`` for sequence lengths.
+`contracts` has the variables of jobs of several nodes and of one node. Every value is text, an input that was not
+given is the empty text, and agentic jobs have ``'0'`` for sequence lengths.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from typing import Any
 import msgspec
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark, Component, Role
-from launcher.benchmark.contracts import ADDITIONAL_SETTINGS, MULTI_NODE, contract_in, contract_of
+from launcher.benchmark.contracts import ADDITIONAL_SETTINGS, MULTI_NODE, contract_of, contract_of_environment
 from launcher.benchmark.fields import (
+    DECODE_FIELDS,
+    ENVIRONMENT,
     FILE_NAME,
-    WHERE,
+    PREFILL_FIELDS,
     Field,
     exported,
     matching,
@@ -42,11 +44,11 @@ _JOB_FIELDS = (
     Field("user", "LOGNAME", None),
     Field("user", "USER", None),
 )
-"""The fields of a `GithubJob`; USER counts before LOGNAME."""
+"""The fields of a `GithubJob`; USER overrides LOGNAME."""
 
 
 class GithubJob(msgspec.Struct, frozen=True):
-    """The job that this process runs in, or what stands for one when started by hand.
+    """The GitHub job that this process runs in.
 
     ``run_id`` is ``manual`` and ``attempt`` ``0`` outside GitHub; both are safe in file names. ``workspace`` is the
     checkout, ``user`` the account on the login node; each is None where the environment does not have it.
@@ -73,22 +75,22 @@ def github_job(environ: Mapping[str, str]) -> GithubJob:
 
 
 def benchmark_from_environment(environ: Mapping[str, str]) -> Benchmark:
-    """The benchmark that a job's environment means; what is set tells whether it is a job of several nodes or of one.
+    """The benchmark that a job's environment describes; the set variables tell a job of several nodes from one of one.
 
-    Additional settings are the variables that the contract lists for them, set and not empty, and what the lists of
-    ADDITIONAL_SETTINGS hold. Raises ConfigError naming the variable, what was found and what is expected; all missing
-    variables at once.
+    Additional settings come from the variables that the contract lists for them, where not empty, and from the lists
+    in ADDITIONAL_SETTINGS. Raises ConfigError that names the variable, its value and what is expected, or all missing
+    variables.
     """
-    contract = contract_in(environ)
+    contract = contract_of_environment(environ)
     scenario = read_variables(environ, [f for f in contract.fields if f.attribute == "scenario"]).get("scenario", FIXED)
     require(environ, contract.required(environ, scenario), contract.name)
-    # What the callers do not set that `required` excuses.
+    # Defaults for what a caller may leave out (`Contract.not_set_with`).
     values: dict[str, Any] = {"runner": "", "concurrencies": ()}
     values |= read_variables(environ, [f for f in contract.fields if f.scenario in (None, scenario)])
     if scenario == AGENTIC:
         values.setdefault("kv_offloading", "none")
     if backend := environ.get("KV_OFFLOAD_BACKEND"):
-        # The name alone stands in for metadata that are not given.
+        # The name alone is used when the metadata are not given.
         values.setdefault("kv_offload_backend", Component(one_line("KV_OFFLOAD_BACKEND", backend)))
     for side, fields in contract.roles.items():
         values[side] = Role(**{"workers": 1, **read_variables(environ, fields)})
@@ -97,115 +99,100 @@ def benchmark_from_environment(environ: Mapping[str, str]) -> Benchmark:
         multinode=contract is MULTI_NODE,
         settings=_settings(environ) if contract.settings else {},
         options=contract.options_in(environ),
-        source=WHERE,
+        source=ENVIRONMENT,
     )
-    _agree(environ, benchmark)
+    _check_consistency(environ, benchmark)
     return benchmark
 
 
 def _settings(environ: Mapping[str, str]) -> dict[str, str]:
-    """The additional settings of a job. Raises ConfigError for one that is not known, and where list and variable
-    contradict each other."""
-    texts = [(name, text) for name in ADDITIONAL_SETTINGS for text in _texts(name, environ.get(name, ""))]
-    listed = dict(parse_setting(text, name) for name, text in texts)
-    exported = dict(
-        parse_setting(f"{key}={environ[key]}", WHERE) for key in sorted(MULTI_NODE.settings) if environ.get(key)
-    )
-    if other := [key for key, value in exported.items() if listed.get(key, value) != value]:
-        key = other[0]
-        raise unexpected_value(key, exported[key], f"{listed[key]!r}, which the additional settings say, or nothing")
-    return dict(sorted({**listed, **exported}.items()))
+    """The additional settings of a job. Raises ConfigError for an unknown one, or when a list and a variable differ."""
+    texts = [(name, text) for name in ADDITIONAL_SETTINGS for text in _setting_texts(name, environ.get(name, ""))]
+    settings = dict(parse_setting(text, name) for name, text in texts)
+    for key in sorted(key for key in MULTI_NODE.settings if environ.get(key)):
+        _, value = parse_setting(f"{key}={environ[key]}", ENVIRONMENT)
+        if settings.setdefault(key, value) != value:
+            raise unexpected_value(key, value, f"{settings[key]!r}, which the additional settings say, or nothing")
+    return dict(sorted(settings.items()))
 
 
-def _texts(name: str, text: str) -> list[str]:
-    """The texts of a JSON list; none where there is no list (``null``)."""
+def _setting_texts(name: str, text: str) -> list[str]:
+    """The texts of a JSON list; none for ``null`` or an empty text."""
     with contextlib.suppress(ValueError, RecursionError):
         value = json.loads(text or "null")
-        if value is None or (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+        if value is None or (isinstance(value, list) and all(isinstance(item, str) for item in value)):
             return value or []
     raise unexpected_value(name, text, "a JSON list of KEY=VALUE texts")
 
 
 def variable_errors(environ: Mapping[str, str]) -> Iterator[ConfigError]:
-    """Everything that is wrong with the variables of a job, where `benchmark_from_environment` stops at the first."""
+    """All errors in the variables of a job, where `benchmark_from_environment` raises the first."""
 
-    def wrong(fields: Iterable[Field], needed: Iterable[Field], job: str = "GitHub") -> Iterator[ConfigError]:
+    def errors_of(function: Callable[..., object], *arguments: Any) -> list[ConfigError]:
         try:
-            require(environ, needed, job)
+            function(environ, *arguments)
         except ConfigError as error:
-            yield error
-        for field in fields:
-            try:
-                read_variables(environ, [field])
-            except ConfigError as error:
-                yield error
+            return [error]
+        return []
 
-    yield from wrong(_JOB_FIELDS, _JOB_FIELDS)
+    def field_errors(fields: Sequence[Field], required: Sequence[Field], job: str = "GitHub") -> list[ConfigError]:
+        return [
+            *errors_of(require, required, job),
+            *(e for field in fields for e in errors_of(read_variables, [field])),
+        ]
+
+    yield from field_errors(_JOB_FIELDS, _JOB_FIELDS)
     try:
-        contract = contract_in(environ)
+        contract = contract_of_environment(environ)
     except ConfigError as error:
         yield error
         return
     scenario = environ.get("SCENARIO_TYPE") or FIXED
-    fields = [*contract.fields, *(field for side in contract.roles.values() for field in side)]
-    before = list(
-        wrong(
-            [f for f in fields if f.scenario in (None, scenario)], contract.required(environ, scenario), contract.name
-        )
-    )
-    yield from before
-    if not before:
-        try:
-            benchmark_from_environment(environ)
-        except ConfigError as error:
-            yield error
+    errors = field_errors(contract.fields_in(scenario), contract.required(environ, scenario), contract.name)
+    yield from errors or errors_of(benchmark_from_environment)
 
 
 def unknown_settings(environ: Mapping[str, str]) -> list[tuple[str, str | None]]:
-    """Variables of a job of several nodes that look like settings of its row and are none, each with what comes near.
+    """Variables of a job of several nodes that look like settings of its row and are none, each with a similar name.
 
-    A workflow exports a row's additional settings among all else that the host has, so that an unknown one is told only
-    by its beginning, or by a name that is a slip of the pen away from a setting's.
+    A workflow exports a row's additional settings beside all variables of the host, so an unknown setting can only be
+    recognised by its prefix, or by a name that differs from a setting's by a typing error.
     """
-    if contract_in(environ) is not MULTI_NODE:
+    if contract_of_environment(environ) is not MULTI_NODE:
         return []
-    fields = (*MULTI_NODE.fields, *(field for side in MULTI_NODE.roles.values() for field in side))
+    fields = (*MULTI_NODE.fields, *PREFILL_FIELDS, *DECODE_FIELDS)
     known = {*(field.variable for field in fields), *MULTI_NODE.options, *MULTI_NODE.settings, *ADDITIONAL_SETTINGS}
-    found = []
+    unknown = []
     for name in sorted(environ.keys() - known):
-        near = closest(name, known, _SLIP)
-        if near is not None or name.startswith(_SIDES):
-            found.append((name, near))
-    return found
+        # Two names that differ by a letter or two are that similar; SLURM_JOB_PARTITION and SLURM_PARTITION are not.
+        near = closest(name, known, 0.91)
+        if near is not None or name.startswith(("PREFILL_", "DECODE_")):
+            unknown.append((name, near))
+    return unknown
 
 
-_SLIP = 0.91
-"""Likeness of two names that differ by a letter or two; SLURM_JOB_PARTITION and SLURM_PARTITION are less alike."""
-_SIDES = ("PREFILL_", "DECODE_")
-
-
-def _agree(environ: Mapping[str, str], benchmark: Benchmark) -> None:
-    """Raise ConfigError where a variable that follows from others says something else: one of them is wrong."""
-    follow = _scenario_variables(benchmark)
+def _check_consistency(environ: Mapping[str, str], benchmark: Benchmark) -> None:
+    """Raise ConfigError when a variable that follows from others has another value: one of them is wrong."""
+    derived = _scenario_variables(benchmark)
     if not benchmark.multinode:
-        follow["GPU_COUNT"] = str(benchmark.gpus)
-    for variable, expected in follow.items():
-        if (found := environ.get(variable)) and found != expected:
-            raise unexpected_value(variable, found, f"{expected!r}, which follows from the other variables")
+        derived["GPU_COUNT"] = str(benchmark.gpus)
+    for variable, expected in derived.items():
+        if (value := environ.get(variable)) and value != expected:
+            raise unexpected_value(variable, value, f"{expected!r}, which follows from the other variables")
 
 
 def _scenario_variables(benchmark: Benchmark) -> dict[str, str]:
-    """What scripts know the scenario by, beside SCENARIO_TYPE."""
+    """The variables by which scripts recognise the scenario, beside SCENARIO_TYPE."""
     if benchmark.agentic:
         return {"IS_AGENTIC": "1", "SCENARIO_SUBDIR": "agentic/"}
     return {"IS_AGENTIC": "0", "SCENARIO_SUBDIR": "fixed_seq_len/"}
 
 
 def environment_of(benchmark: Benchmark) -> dict[str, str]:
-    """The variables that the workflow would have exported for this benchmark.
+    """The variables that the workflow would export for this benchmark.
 
-    Without those of the runner (RUNNER_NAME, GITHUB_*, GPU_COUNT), secrets, and RESULT_FILENAME where the benchmark has
-    none. Raises ConfigError for a benchmark that lacks a side.
+    Variables of the runner (RUNNER_NAME, GITHUB_*, GPU_COUNT) and secrets are not among them, nor RESULT_FILENAME where
+    the benchmark has none. Raises ConfigError for a benchmark that lacks a side.
     """
     contract = contract_of(benchmark)
     environment = write_variables(benchmark, contract.fields)
@@ -244,17 +231,14 @@ def result_filename(benchmark: Benchmark, runner_name: str) -> str:
     )
     if benchmark.recipe_fingerprint:
         stem += f"_recipe-{benchmark.recipe_fingerprint[:16]}"
-    if not _FILE_NAME.fullmatch(stem):
+    if not re.fullmatch(FILE_NAME, stem):
         raise ConfigError(f"the result's name is not usable as a file name: {stem!r}", where=benchmark.source)
     return stem
 
 
-_FILE_NAME = re.compile(FILE_NAME)
-
-
 @lru_cache(maxsize=1024)  # rows of a family have some dozen roles
 def _role_name(role: Role, side: str | None) -> str:
-    """A role in the name of a result: ``side`` of several, or None for the one role of one node."""
+    """A role in the name of a result; ``side`` is None for the only role of a job of one node."""
     widths = f"tp{role.tp}-pp{role.pp}-dcp{role.dcp}-pcp{role.pcp}-ep{role.ep}"
     attention = exported(role.dp_attention)
     return f"{widths}-dpa{attention}" if side is None else f"{side}-{widths}-dp{attention}-nw{role.workers}"

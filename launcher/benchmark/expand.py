@@ -1,5 +1,4 @@
-"""Which rows of a matrix are wanted, what to say when none is, and the entries that rows expand to, as InferenceX's
-generator makes them."""
+"""Selects rows of a matrix, explains an empty selection, and expands rows to entries as InferenceX's generator does."""
 
 from __future__ import annotations
 
@@ -18,7 +17,6 @@ from launcher.benchmark.matrix_schema import (
     Config,
     Fixed,
     Hardware,
-    KvBackendSpec,
     MultiConfig,
     MultiRow,
     RowPath,
@@ -28,7 +26,7 @@ from launcher.benchmark.matrix_schema import (
 from launcher.core.errors import closest
 
 SEQUENCES = {(1024, 1024): "1k1k", (8192, 1024): "8k1k"}
-"""(input, output) tokens → the name that people use."""
+"""(input, output) tokens → the usual name."""
 
 
 def sequence_name(isl: int, osl: int) -> str:
@@ -37,14 +35,14 @@ def sequence_name(isl: int, osl: int) -> str:
 
 
 class Selection(msgspec.Struct, frozen=True):
-    """A filter. An empty field wants everything; several values of one field mean any of them.
+    """A filter for matrix rows. An empty field matches everything; several values of one field mean any of them.
 
-    ``keys`` are globs over the matrix's keys, and each must match at least one. ``sequences`` (``8k1k``) leaves out
-    agentic entries, which have none. ``concurrencies`` keeps the entries that have one of them, with these alone.
+    ``keys`` are globs for keys of the matrix; each must match at least one. ``sequences`` (``8k1k``) excludes agentic
+    entries, which have none. ``concurrencies`` selects the entries that have one of them, with only these.
 
-    ``evals`` is as in InferenceX's generator: ``marked`` marks the entries that an evaluation also runs for, ``none``
-    marks nothing, ``only`` gives those entries alone, as evaluations. Entries are marked after they are selected, so
-    the highest concurrency is that of the selection.
+    ``evals`` is as in InferenceX's generator: ``marked`` marks the entries for which an evaluation also runs, ``none``
+    marks nothing, ``only`` gives only those entries, as evaluations. Entries are marked after they are selected, so the
+    highest concurrency is that of the selection.
     """
 
     keys: Sequence[str] = ()
@@ -60,8 +58,8 @@ class Selection(msgspec.Struct, frozen=True):
 
     @property
     def filters(self) -> dict[str, Sequence[str | int]]:
-        """What is asked of a row, by the names that messages use; `row_values` has the same names."""
-        return {
+        """Name of a filter that is set → its values; messages and `row_values` use the same names."""
+        filters: dict[str, Sequence[str | int]] = {
             "runner": self.runners,
             "framework": self.frameworks,
             "precision": self.precisions,
@@ -71,13 +69,14 @@ class Selection(msgspec.Struct, frozen=True):
             "nodes": [self.nodes] if self.nodes else [],
             "concurrency": self.concurrencies,
         }
+        return {name: values for name, values in filters.items() if values}
 
     def wants_key(self, key: str) -> bool:
         return not self.keys or any(fnmatch.fnmatchcase(key, pattern) for pattern in self.keys)
 
 
 class SelectedRow(msgspec.Struct, frozen=True):
-    """A row of a matrix file: its path below the key, its scenario, and those of its concurrencies that are wanted."""
+    """A selected row of a matrix file: its path below the key, its scenario, and its selected concurrencies."""
 
     path: RowPath
     scenario: Fixed[Any] | Agentic[Any]
@@ -90,21 +89,21 @@ class SelectedRow(msgspec.Struct, frozen=True):
 
 
 def selected_rows(config: Config, selection: Selection) -> list[SelectedRow]:
-    """The rows of a configuration that the selection wants something of."""
-    found = []
-    filters = {name: asked for name, asked in selection.filters.items() if asked}
+    """The rows of a configuration that match the selection."""
+    rows = []
+    filters = selection.filters
     for path, scenario, row in config.rows():
         values = row_values(config, scenario, row)
-        if not any(values[name].isdisjoint(asked) for name, asked in filters.items()):
-            wanted = [c for c in row.concurrencies if not selection.concurrencies or c in selection.concurrencies]
-            found.append(SelectedRow(path, scenario, row, wanted))
-    return found
+        if not any(values[name].isdisjoint(wanted) for name, wanted in filters.items()):
+            concurrencies = [c for c in row.concurrencies if c in (selection.concurrencies or row.concurrencies)]
+            rows.append(SelectedRow(path, scenario, row, concurrencies))
+    return rows
 
 
 def row_values(
     config: Config, scenario: Fixed[Any] | Agentic[Any], row: SingleRow | MultiRow
 ) -> dict[str, set[str | int]]:
-    """What each filter looks at in a row."""
+    """Name of a filter → the values of a row that it compares."""
     return {
         "runner": {config.runner},
         "framework": {config.framework},
@@ -117,8 +116,8 @@ def row_values(
     }
 
 
-def why_empty(selection: Selection, configs: Mapping[str, Config]) -> tuple[str, str]:
-    """Message and hint for a selection that wants no row of ``configs``, which are those of its keys."""
+def explain_empty(selection: Selection, configs: Mapping[str, Config]) -> tuple[str, str]:
+    """Message and hint for a selection that matches no row of ``configs``, the configurations of its keys."""
     rows = [
         (key, row_values(config, scenario, row))
         for key, config in configs.items()
@@ -127,36 +126,32 @@ def why_empty(selection: Selection, configs: Mapping[str, Config]) -> tuple[str,
     if not rows:
         return "the matrix files have no entry", "each key of a matrix file is a family of entries"
     filters = selection.filters
-    for name, asked in filters.items():
+    for name, wanted in filters.items():
         known = {value for _, values in rows for value in values[name]}
-        if asked and known.isdisjoint(asked):
-            there = [str(value) for value in sorted(known, key=lambda value: (isinstance(value, str), value))]
-            near = [n for value in asked if isinstance(value, str) and (n := closest(value, there))]
-            hint = f"did you mean {', '.join(near)}?" if near else f"there are: {listed(there)}"
-            return f"no entry of the selected keys has {name} {' or '.join(map(str, asked))}", hint
-    misses = [
-        (sum(bool(asked) and values[name].isdisjoint(asked) for name, asked in filters.items()), key)
-        for key, values in rows
-    ]
-    fewest = min(count for count, _ in misses)
-    nearest_keys = dict.fromkeys(key for count, key in misses if count == fewest)
-    return "no entry has all that is selected together", f"near keys: {listed(list(nearest_keys))}"
+        if known.isdisjoint(wanted):
+            present = [str(value) for value in sorted(known, key=lambda value: (isinstance(value, str), value))]
+            near = [n for value in wanted if isinstance(value, str) and (n := closest(value, present))]
+            hint = f"did you mean {', '.join(near)}?" if near else f"there are: {shortened_list(present)}"
+            return f"no entry of the selected keys has {name} {' or '.join(map(str, wanted))}", hint
+    misses = [sum(values[name].isdisjoint(wanted) for name, wanted in filters.items()) for _, values in rows]
+    nearest_keys = dict.fromkeys(key for (key, _), count in zip(rows, misses, strict=True) if count == min(misses))
+    return "no entry has all that is selected together", f"near keys: {shortened_list(list(nearest_keys))}"
 
 
-def listed(words: Sequence[str], most: int = 12) -> str:
-    """A list for a message, cut after ``most``."""
+def shortened_list(words: Sequence[str], most: int = 12) -> str:
+    """A list for a message, of at most ``most`` words."""
     return ", ".join(words[:most]) + (f", and {len(words) - most} more" if len(words) > most else "")
 
 
 AGENTIC_SECONDS = 3600
-"""Length of an agentic trace replay; InferenceX has one for all."""
+"""Length of an agentic trace replay; InferenceX uses one for all."""
 
 _LARGEST_DRAM_MIB = 2_861_022
-"""3 TB (10^12 bytes) in MiB: no node is credited with more, whatever it has (InferenceX's generator)."""
+"""3 TB (10^12 bytes) in MiB: InferenceX's generator counts no more, even for a node that has more."""
 
 
-def entries_of(config: Config, selected: SelectedRow, dram: int) -> Iterator[dict[str, Any]]:
-    """The entries of a row; ``dram`` is what KV offloading may take of a node, in GB.
+def expand_row(config: Config, selected: SelectedRow, dram: int) -> Iterator[dict[str, Any]]:
+    """The entries of a row; ``dram`` is a node's DRAM for KV offloading, in GB.
 
     ``run-eval`` is False on entries of fixed lengths and absent on agentic ones, until `mark_evaluations` sets it.
     """
@@ -167,7 +162,7 @@ def entries_of(config: Config, selected: SelectedRow, dram: int) -> Iterator[dic
         common |= {"isl": isl, "osl": osl, "max-model-len": max_model_len(isl, osl)}
         common |= {"exp-name": f"{config.model_prefix}_{sequence_name(isl, osl)}"}
         common |= {"disagg": config.disagg, "run-eval": False}
-        # Several concurrencies share one multi-node allocation; a single-node job has one each.
+        # On several nodes all concurrencies share one allocation; on one node each has a job of its own.
         for conc in [selected.concurrencies] if isinstance(row, MultiRow) else selected.concurrencies:
             yield {**common, "conc": conc}
     elif isinstance(row, AgenticRow):
@@ -199,7 +194,7 @@ def dram_budget(row: AgenticRow, utilization: float, hardware: Hardware) -> int:
 
 
 def _common(config: Config, row: SingleRow | MultiRow) -> dict[str, Any]:
-    """What entries of all scenarios have."""
+    """The keys that entries of all scenarios have."""
     entry: dict[str, Any] = {
         "image": config.image,
         "model": config.model,
@@ -222,7 +217,7 @@ def _common(config: Config, row: SingleRow | MultiRow) -> dict[str, Any]:
 
 
 def _agentic(config: Config, row: AgenticRow, conc: int, dram: int) -> dict[str, Any]:
-    """What only agentic entries have. Each has one concurrency, also on several nodes."""
+    """The keys that only agentic entries have. Each entry has one concurrency, also on several nodes."""
     backend = row.kv_offload_backend
     entry: dict[str, Any] = {
         "kv-offloading": row.kv_offloading,
@@ -232,7 +227,7 @@ def _agentic(config: Config, row: AgenticRow, conc: int, dram: int) -> dict[str,
     }
     if backend is not None:
         entry["kv-offload-backend"] = msgspec.to_builtins(backend)
-    suffix = _offload_suffix(row.kv_offloading, backend)
+    suffix = f"kv{row.kv_offloading}" + (f"-{backend.name}" if backend is not None else "")
     if isinstance(row, MultiRow):
         roles = f"{_role_tag('p', row.prefill)}_{_role_tag('d', row.decode)}"
         name = f"{config.model_prefix}_{roles}_conc{conc}" + ("" if row.kv_offloading == "none" else f"_{suffix}")
@@ -241,20 +236,16 @@ def _agentic(config: Config, row: AgenticRow, conc: int, dram: int) -> dict[str,
     return entry | {"conc": conc, "exp-name": f"{config.model_prefix}_tp{row.tp}_conc{conc}_{suffix}{spec}"}
 
 
-def _offload_suffix(offloading: str, backend: KvBackendSpec | None) -> str:
-    return f"kv{offloading}" + (f"-{backend.name}" if backend is not None else "")
-
-
 def _role_tag(letter: str, worker: Worker) -> str:
     ep = f"ep{worker.ep}" if worker.ep != 1 else ""
     return f"{letter}{worker.num_worker}x{worker.tp}{ep}{'dpa' if worker.dp_attn else ''}"
 
 
 SMALLEST_EVALUATED = 16
-"""Concurrency below which nothing is evaluated, single-node agentic entries excepted."""
+"""The lowest concurrency that is evaluated, except for single-node agentic entries."""
 EVALUATED_SEQUENCE = (8192, 1024)
 
-_NOT_TOPOLOGY = {"conc", "exp-name", "run-eval", "eval-only", "eval-conc", "eval-all-concs"}
+_KEYS_BESIDE_TOPOLOGY = {"conc", "exp-name", "run-eval", "eval-only", "eval-conc", "eval-all-concs"}
 
 
 def mark_evaluations(entries: Sequence[dict[str, Any]], *, agentic: bool) -> None:
@@ -294,9 +285,9 @@ def mark_evaluations(entries: Sequence[dict[str, Any]], *, agentic: bool) -> Non
 
 
 def _evaluation_group(entry: dict[str, Any], multinode: bool, replay: bool) -> tuple[Any, ...]:
-    """A value that all entries have that are compared with this one."""
+    """The group of an entry; concurrencies are compared within a group."""
     if multinode:
-        topology = {key: value for key, value in entry.items() if key not in _NOT_TOPOLOGY}
+        topology = {key: value for key, value in entry.items() if key not in _KEYS_BESIDE_TOPOLOGY}
         return True, replay, json.dumps(topology, sort_keys=True)
     family = entry["model"], entry["runner"], entry["framework"], entry["precision"]
     return (False, True, *family) if replay else (False, False, *family, entry["spec-decoding"], entry["dp-attn"])

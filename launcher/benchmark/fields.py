@@ -1,7 +1,7 @@
 """The fields of a `Benchmark`, one row each: its attribute, the variable of a GitHub job, the key of a matrix entry.
 
-`environment` reads and writes the variables of a job by this table, and `matrix` reads entries by it. They put together
-what takes more than one variable or key: roles, evaluations and additional settings.
+`environment` reads and writes the variables of a job by this table, and `matrix` reads entries by it. They assemble
+what consists of several variables or keys: roles, evaluations and additional settings.
 """
 
 from __future__ import annotations
@@ -17,35 +17,34 @@ from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark, Component, K
 from launcher.core.errors import ConfigError, closest
 from launcher.core.yaml_source import SourceLocation
 
-WHERE = "environment"
-"""The place that errors about variables give."""
+ENVIRONMENT = "environment"
+"""The place that is named in errors about variables."""
 
 
-def unexpected_value(variable: str, found: str, expected: str) -> ConfigError:
-    """The error for a variable whose text means nothing."""
-    shown = repr(found) if len(found) <= _SHOWN else f"{found[:_SHOWN]!r}… ({len(found)} characters)"
-    return ConfigError(f"{variable} is {shown}; expected {expected}", where=WHERE)
+def unexpected_value(variable: str, text: str, expected: str) -> ConfigError:
+    """The error for a variable whose text is not a valid value."""
+    shown = repr(text) if len(text) <= 200 else f"{text[:200]!r}… ({len(text)} characters)"
+    return ConfigError(f"{variable} is {shown}; expected {expected}", where=ENVIRONMENT)
 
 
-_SHOWN = 200
 _NOT_UTF8 = r"\ud800-\udfff"
-"""What stands for bytes that are not UTF-8: neither a file of JSON nor a terminal takes it."""
+"""Surrogates, which stand for bytes that are not UTF-8: neither a JSON file nor a terminal accepts them."""
 NOT_IN_NAMES = rf"\x00-\x1f\x7f-\x9f{_NOT_UTF8}"
-"""Control characters too, for the inside of a ``[…]``."""
+"""These and control characters, for the inside of a ``[…]``."""
 
 Reader = Callable[[str, str], Any]
-"""(variable, its text, which is not empty) → the value. Raises ConfigError for a text that means nothing."""
+"""(variable, its text, which is not empty) → the value. Raises ConfigError for an invalid text."""
 
 
 def as_text(variable: str, text: str) -> str:
-    """The text as it stands, over several lines if need be."""
+    """The text unchanged; it may have several lines."""
     if re.search(f"[{_NOT_UTF8}]", text):
         raise unexpected_value(variable, text, "UTF-8")
     return text
 
 
 def matching(pattern: str, expected: str) -> Reader:
-    """A text that the pattern matches whole; ``expected`` says the pattern in words."""
+    """A reader of texts that match the whole pattern; ``expected`` describes the pattern in words."""
 
     def read(variable: str, text: str) -> str:
         if not re.fullmatch(pattern, text):
@@ -60,12 +59,12 @@ one_line = matching(rf"[^{NOT_IN_NAMES}]+", "text of one line without control ch
 
 
 def one_of(*words: str) -> Reader:
-    """One of some words."""
+    """A reader of one of these words."""
     return matching("|".join(map(re.escape, words)), " or ".join(map(repr, words)))
 
 
-_LARGEST = 10**12 - 1
-"""What no number of a job exceeds; JSON and every program behind it hold such numbers exactly."""
+_LARGEST_NUMBER = 10**12 - 1
+"""The largest number that a variable may have; JSON and all programs that read it represent such numbers exactly."""
 
 
 def boolean(variable: str, text: str) -> bool:
@@ -75,37 +74,37 @@ def boolean(variable: str, text: str) -> bool:
     return text == "true"
 
 
-def integer(least: int = 1, most: int = _LARGEST) -> Reader:
-    """A whole number from ``least`` to ``most``."""
+def integer(least: int = 1, most: int = _LARGEST_NUMBER) -> Reader:
+    """A reader of a whole number from ``least`` to ``most``."""
     return lambda variable, text: _number(variable, text, text, least, most)
 
 
 def one_integer(variable: str, text: str) -> tuple[int]:
-    """One whole number of at least 1, where others have several."""
+    """One whole number of at least 1, as a tuple, for an attribute that can have several."""
     return (_number(variable, text, text, least=1),)
 
 
 def integer_or_zero_for_none(variable: str, text: str) -> int | None:
-    """A whole number, where 0 says that there is none."""
+    """A whole number; 0 means None."""
     return _number(variable, text, text, least=0) or None
 
 
 def integers(variable: str, text: str) -> tuple[int, ...]:
-    """Whole numbers of at least 1, with spaces between them."""
+    """Whole numbers of at least 1, separated by spaces."""
     return tuple(_number(variable, word, text, least=1) for word in text.split())
 
 
-def _number(variable: str, word: str, text: str, least: int, most: int = _LARGEST) -> int:
-    # The length is limited because int() refuses a text of some thousand digits with an error of its own.
+def _number(variable: str, word: str, text: str, least: int, most: int = _LARGEST_NUMBER) -> int:
+    # The length is limited because int() raises an error of its own for a text of some thousand digits.
     if not re.fullmatch(r"[0-9]{1,12}", word) or not least <= int(word) <= most:
         numbers = "a whole number" if word == text else "whole numbers"
-        limit = "" if most == _LARGEST else f" and at most {most}"
+        limit = "" if most == _LARGEST_NUMBER else f" and at most {most}"
         raise unexpected_value(variable, text, f"{numbers} of at least {least}{limit}")
     return int(word)
 
 
 def component(variable: str, text: str) -> Component:
-    """JSON with a name and perhaps a version."""
+    """JSON with a name and optionally a version."""
     try:
         data: Any = json.loads(text)
     except (ValueError, RecursionError):  # no JSON; a number of too many digits; too deep
@@ -118,26 +117,26 @@ def component(variable: str, text: str) -> Component:
     ):
         raise unexpected_value(variable, text, 'JSON of the form {"name": …, "version": …}')
     for part in filter(None, data.values()):
-        # An escape in JSON can stand for what no variable can hold.
+        # An escape in JSON can produce characters that no variable can hold.
         one_line(variable, part)
     return Component(**data)
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One attribute of a `Benchmark` (or of another dataclass), and where it stands outside."""
+    """One attribute of a `Benchmark` (or of another dataclass), and its names in a job and in a matrix entry."""
 
     attribute: str
     variable: str
     key: str | None
-    """In a matrix entry; None when entries have no such key."""
+    """Its key in a matrix entry; None when entries have none."""
     read: Reader = one_line
     required: bool = False
     """Whether a job must have the variable."""
     scenario: str | None = None
-    """The scenario of which the variable is read, where it is one only."""
+    """The only scenario for which the variable is read; None for all."""
     unset: str = ""
-    """What the workflow exports when there is no value."""
+    """The text that the workflow exports when there is no value."""
 
 
 FILE_NAME = rf"[^/{NOT_IN_NAMES}]+"
@@ -177,7 +176,7 @@ _WIDTH = integer(most=9999)
 
 
 def role_fields(tp: str, ep: str, dp_attention: str, sizes: str = "") -> tuple[Field, ...]:
-    """The fields of a role's parallelism, by the names of their variables; ``sizes`` stands before the ``…_SIZE``."""
+    """The fields of a role's parallelism, by the names of their variables; ``sizes`` is the prefix of ``…_SIZE``."""
     return (
         Field("tp", tp, "tp", _WIDTH, required=True),
         Field("ep", ep, "ep", _WIDTH, required=True),
@@ -197,11 +196,11 @@ def _side_fields(side: str, least_workers: int) -> tuple[Field, ...]:
 
 
 PREFILL_FIELDS, DECODE_FIELDS = _side_fields("PREFILL", 1), _side_fields("DECODE", 0)
-"""The fields of a `Role`, by side."""
+"""The fields of a `Role`, for each side."""
 
 
 def require(environ: Mapping[str, str], fields: Iterable[Field], job: str = "GitHub") -> None:
-    """Raise ConfigError that names all required variables of ``fields`` that are not set, or blank.
+    """Raise ConfigError that names all required variables of ``fields`` that are unset or blank.
 
     ``job`` is the kind of job that needs them, for the message.
     """
@@ -209,7 +208,7 @@ def require(environ: Mapping[str, str], fields: Iterable[Field], job: str = "Git
     if missing:
         verb = "is" if len(missing) == 1 else "are"
         hint = f"the launch step of a {job} job has them; by hand, select a matrix entry instead"
-        raise ConfigError(f"{', '.join(missing)} {verb} not set, or empty", where=WHERE, hint=hint)
+        raise ConfigError(f"{', '.join(missing)} {verb} not set, or empty", where=ENVIRONMENT, hint=hint)
 
 
 def read_variables(environ: Mapping[str, str], fields: Iterable[Field]) -> dict[str, Any]:
@@ -217,35 +216,25 @@ def read_variables(environ: Mapping[str, str], fields: Iterable[Field]) -> dict[
     return {f.attribute: f.read(f.variable, text) for f in fields if (text := environ.get(f.variable))}
 
 
-def write_variables(holder: Benchmark | Role, fields: Iterable[Field]) -> dict[str, str]:
+def write_variables(source: Benchmark | Role, fields: Iterable[Field]) -> dict[str, str]:
     """Variable → text of all ``fields``."""
-    texts = {}
-    for field in fields:
-        value = getattr(holder, field.attribute)
-        texts[field.variable] = field.unset if value is None else value if type(value) is str else exported(value)
-    return texts
+    values = ((field, getattr(source, field.attribute)) for field in fields)
+    return {field.variable: field.unset if value is None else exported(value) for field, value in values}
 
 
 def exported(value: Any) -> str:
-    """A value as the workflow exports it."""
-    return _WRITERS[type(value)](value)
+    """The text with which the workflow exports a field's value."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return _component_text(value) if isinstance(value, Component) else str(value)
 
 
 @lru_cache
 def _component_text(value: Component) -> str:
-    # Over several lines, as GitHub's toJson writes it.
     parts = {"name": value.name} if value.version is None else {"name": value.name, "version": value.version}
-    return json.dumps(parts, indent=2)
-
-
-_WRITERS: Mapping[type, Callable[[Any], str]] = {
-    str: str,
-    int: str,
-    bool: lambda value: "true" if value else "false",
-    tuple: lambda values: " ".join(map(str, values)),
-    Component: _component_text,
-}
-"""By the type of a field's value."""
+    return json.dumps(parts, indent=2)  # on several lines, as GitHub's toJson writes it
 
 
 def read_entry(data: Mapping[str, Any], fields: Iterable[Field]) -> dict[str, Any]:
@@ -289,15 +278,16 @@ SETTING_KEYS = frozenset(
         "TIME_LIMIT",
     }
 )
-"""What a row may set beside its own keys. Any other key (``PATH``, ``LD_PRELOAD``, a variable of `FIELDS`) is refused.
+"""The additional settings that a row may have. Any other key (``PATH``, ``LD_PRELOAD``, a variable of `FIELDS`) is
+refused.
 
-InferenceX's workflow pastes these KEY=VALUE texts into a shell line, where spaces, globs and ``$()`` are interpreted.
-Here they are data.
+InferenceX's workflow pastes these KEY=VALUE texts into a shell line, which interprets spaces, globs and ``$()``. Here
+they are data.
 """
 
 
 def parse_setting(text: str, place: SourceLocation | str) -> tuple[str, str]:
-    """Key and value of one additional setting (``KEY=VALUE``); the value is taken literally, with its spaces.
+    """Key and value of one additional setting (``KEY=VALUE``); the value is literal, with its spaces.
 
     Raises ConfigError, with ``place`` as the place, for a text without ``=``, a key that is not in `SETTING_KEYS`, or a
     value with control characters.

@@ -1,4 +1,4 @@
-"""Matrix files: they are read and validated, what is selected becomes entries, and an entry becomes a benchmark."""
+"""Reads and validates matrix files, makes entries of the selected rows, and a benchmark of an entry."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from launcher.benchmark.expand import (
     SelectedRow,
     Selection,
     dram_budget,
-    entries_of,
-    listed,
+    expand_row,
+    explain_empty,
     mark_evaluations,
     selected_rows,
-    why_empty,
+    shortened_list,
 )
 from launcher.benchmark.family import Family, RefusedKey, families_in
 from launcher.benchmark.fields import DECODE_FIELDS, FIELDS, PREFILL_FIELDS, parse_setting, read_entry
@@ -37,37 +37,31 @@ RUNNERS_FILE = "runners.yaml"
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """An entry as InferenceX's generator gives it (``data``), its key in the matrix, and where it stands.
+    """An entry as InferenceX's generator makes it (``data``), its key in the matrix, and the place of its row.
 
-    ``data`` shares parts with other entries of its row: read it, do not change it.
+    ``data`` shares parts with other entries of the row, so it must not be changed.
     """
 
     key: str
     data: Mapping[str, Any]
     place: SourceLocation = field(repr=False)
 
-    @property
-    def where(self) -> str:
-        """``file:line`` of its row."""
-        return str(self.place)
-
     @cached_property
     def benchmark(self) -> Benchmark:
-        """What a job measures for this entry.
+        """The benchmark that a job measures for this entry.
 
-        A row of several nodes that is only *marked* (``run-eval`` without ``eval-only``) gives the throughput job:
-        InferenceX's workflows run its evaluation as a second job, which is the entry that ``Selection(evals="only")``
-        gives. A marked row of one node with fixed lengths gives a job that does both.
+        For a row of several nodes that is only *marked* (``run-eval`` without ``eval-only``) that is the throughput
+        job: InferenceX's workflows run its evaluation as a second job, which is the entry of
+        ``Selection(evals="only")``. For a marked row of one node with fixed lengths one job does both.
         """
         source = f"{self.place.document.path} ({self.key})"
         return benchmark_of(self.data, key=self.key, source=source, place=self.place)
 
 
 def benchmark_of(data: Mapping[str, Any], *, key: str | None, source: str, place: SourceLocation | str) -> Benchmark:
-    """The benchmark that an entry in InferenceX's JSON shape means; errors name ``place``.
+    """The benchmark of an entry in InferenceX's JSON form; errors name ``place``.
 
-    A single-node entry has its topology on the prefill side. Raises ConfigError for an additional setting that is
-    refused.
+    The topology of a single-node entry becomes the prefill side. Raises ConfigError for an invalid additional setting.
     """
     values = read_entry(data, FIELDS)
     values["concurrencies"] = tuple(data["conc"]) if isinstance(data["conc"], list) else (data["conc"],)
@@ -82,11 +76,11 @@ def benchmark_of(data: Mapping[str, Any], *, key: str | None, source: str, place
     if values.get("eval_only"):
         values["run_eval"] = True
         if multinode:
-            all_of_them = data.get("eval-all-concs")
-            values["eval_concurrencies"] = values["concurrencies"] if all_of_them else (data["eval-conc"],)
+            evaluate_all = data.get("eval-all-concs")
+            values["eval_concurrencies"] = values["concurrencies"] if evaluate_all else (data["eval-conc"],)
     elif not multinode and data.get("run-eval") and values.get("scenario", FIXED) == FIXED:
         values["run_eval"] = True
-    # Where both sides have a setting, that of decode counts, as in the workflow's shell line.
+    # When both sides have a setting, that of decode counts, as in the workflow's shell line.
     settings = dict(parse_setting(text, place) for side in sides for text in side.get("additional-settings") or ())
     return Benchmark(**values, multinode=multinode, settings=settings, key=key, source=source)
 
@@ -95,8 +89,8 @@ def benchmark_of(data: Mapping[str, Any], *, key: str | None, source: str, place
 class Matrix:
     """The families of some matrix files by key, in the files' order, and the hardware behind runner labels.
 
-    ``labels`` is None when there is no runners file; then entries that need a node's DRAM are an error.
-    ``refused`` are the keys and files that cannot be understood, ``labels_error`` says so of the runners file.
+    ``labels`` is None when there is no runners file; then entries that need a node's DRAM are an error. ``refused``
+    are the invalid keys and files, ``labels_error`` is the error of the runners file.
     """
 
     families: Mapping[str, Family]
@@ -106,79 +100,77 @@ class Matrix:
     labels_error: ConfigError | None = None
 
     def entries(self, selection: Selection | None = None, refused: list[ConfigError] | None = None) -> list[Entry]:
-        """The selected entries, in the files' order. Raises ConfigError, with what comes near, when there are none.
+        """The selected entries, in the files' order. Raises ConfigError, with similar names, when there are none.
 
-        What is selected and cannot be understood is added to ``refused``, and the others are given; without such a
-        list it raises.
+        Errors of invalid keys and rows that are selected are added to ``refused``, and the other entries are returned;
+        without that list the first error is raised.
         """
         selection = selection or Selection()
-        wrong: list[ConfigError] = []
-        found: list[Found] = []
-        families = self._families(selection, wrong)
+        errors: list[ConfigError] = []
+        entries: list[tuple[Family, SelectedRow, dict[str, Any]]] = []
+        families = self._families(selection, errors)
         for family in families:
-            wrong += _refused_rows(family, selection)
+            if family.refused:
+                # An invalid row has no concurrencies to compare.
+                rows = selected_rows(family.config, replace(selection, concurrencies=()))
+                errors += [family.refused[row.path] for row in rows if row.path in family.refused]
             for selected in selected_rows(family.config, selection):
                 if selected.path not in family.refused:
                     try:
                         dram = self._dram(family, selected)
                     except ConfigError as error:
-                        wrong.append(error)
+                        errors.append(error)
                         continue
-                    found += [(family, selected, data) for data in entries_of(family.config, selected, dram)]
-        if wrong and refused is None:
-            raise wrong[0]
+                    entries += [(family, selected, data) for data in expand_row(family.config, selected, dram)]
+        if errors and refused is None:
+            raise errors[0]
         if refused is not None:
-            refused += wrong
-        if not found and wrong:
+            refused += errors
+        if not entries and errors:
             return []
-        if not found:
-            why, hint = why_empty(selection, {family.key: family.config for family in families})
-            raise ConfigError(why, where=self._where, hint=hint)
+        if not entries:
+            message, hint = explain_empty(selection, {family.key: family.config for family in families})
+            raise ConfigError(message, where=self._where, hint=hint)
         if selection.evals != "none":
-            mark_evaluations([data for _, _, data in found], agentic=selection.evals == "only")
+            mark_evaluations([data for _, _, data in entries], agentic=selection.evals == "only")
         if selection.evals == "only":
-            found = self._marked(found)
-        return [Entry(family.key, data, family.place(*selected.path)) for family, selected, data in found]
+            count = count_of(len(entries), "selected entry", "selected entries")
+            entries = [(family, selected, data) for family, selected, data in entries if data["run-eval"]]
+            if not entries:
+                hint = "marked are 8k1k entries of concurrency 16 and more, and agentic ones"
+                raise ConfigError(f"none of the {count} is marked for evaluation", where=self._where, hint=hint)
+            for _, _, data in entries:
+                data["eval-only"] = True
+        return [Entry(family.key, data, family.place(*selected.path)) for family, selected, data in entries]
 
     @property
     def _where(self) -> str:
         return ", ".join(self.files)
 
-    def _families(self, selection: Selection, wrong: list[ConfigError]) -> list[Family]:
-        """The families of the selected keys; what is wrong with those that are none is added to ``wrong``."""
-        keys = [*self.families, *(one.key for one in self.refused if one.key is not None)]
-        unread = [one.error for one in self.refused if one.key is None]
-        wrong += [one.error for one in self.refused if one.key is not None and selection.wants_key(one.key)]
+    def _families(self, selection: Selection, errors: list[ConfigError]) -> list[Family]:
+        """The families of the selected keys; the errors of selected keys that are invalid are added to ``errors``."""
+        refused_keys = {refused.key: refused.error for refused in self.refused if refused.key is not None}
+        unread = [refused.error for refused in self.refused if refused.key is None]
+        errors += [error for key, error in refused_keys.items() if selection.wants_key(key)]
         if any(pattern not in self.families for pattern in selection.keys or ["*"]):
-            wrong += unread  # what is selected may be in there
+            errors += unread  # the selected key may be in such a file
+        keys = [*self.families, *refused_keys]
         for pattern in selection.keys:
             if not unread and not any(fnmatch.fnmatchcase(key, pattern) for key in keys):
-                import difflib  # for who makes a mistake
+                import difflib  # only needed for a typing error
 
                 near = difflib.get_close_matches(pattern.strip("*"), keys, n=5, cutoff=0.4)
-                hint = f"near keys: {', '.join(near)}" if near else f"keys: {listed(keys)}"
+                hint = f"near keys: {', '.join(near)}" if near else f"keys: {shortened_list(keys)}"
                 raise ConfigError(f"no key matches {pattern!r}", where=self._where, hint=hint)
         return [family for family in self.families.values() if selection.wants_key(family.key)]
 
-    def _marked(self, found: list[Found]) -> list[Found]:
-        marked = [item for item in found if item[2]["run-eval"]]
-        if not marked:
-            raise ConfigError(
-                f"none of the {count_of(len(found), 'selected entry', 'selected entries')} is marked for evaluation",
-                where=self._where,
-                hint="marked are 8k1k entries of concurrency 16 and more, and agentic ones",
-            )
-        for _, _, data in marked:
-            data["eval-only"] = True
-        return marked
-
     def _dram(self, family: Family, selected: SelectedRow) -> int:
-        """GB of a node's DRAM that KV offloading of this row may take; 0 where it takes none.
+        """GB of a node's DRAM that KV offloading of this row may use; 0 when the row does not offload.
 
-        Raises ConfigError where the node's DRAM is not known, or the row's GPUs do not fit the nodes.
+        Raises ConfigError when the node's DRAM is not known, or the row's GPUs do not fit the nodes.
         """
         row, utilization = selected.row, selected.dram_utilization
-        # The schema refuses dram without a utilization.
+        # The schema refuses kv-offloading without a utilization.
         if not isinstance(row, AgenticRow) or row.kv_offloading == "none" or utilization is None:
             return 0
         runner, place = family.config.runner, family.place(*selected.path)
@@ -197,17 +189,6 @@ class Matrix:
             raise ConfigError(f"{error} (runner {runner})", where=str(place)) from None
 
 
-Found = tuple[Family, SelectedRow, dict[str, Any]]
-
-
-def _refused_rows(family: Family, selection: Selection) -> list[ConfigError]:
-    """What is wrong with the rows of a family that are selected by all that is known of them."""
-    if not family.refused:
-        return []
-    rows = {selected.path for selected in selected_rows(family.config, replace(selection, concurrencies=()))}
-    return [error for path, error in family.refused.items() if path in rows]
-
-
 def load_matrix(
     paths: Sequence[Path | str],
     runners_file: Path | str | None = None,
@@ -218,72 +199,73 @@ def load_matrix(
     """Read matrix files and a runners file: the one named, or `runners.yaml` beside the first matrix file that has it.
 
     Raises ConfigError with file and line for whatever `matrix_schema` refuses, for a key that is in two files, and for
-    additional settings that are refused. With ``strict=False`` the matrix has the rest, and what is wrong is said of
-    what is selected. Of globs in ``keys`` it may have the keys alone that they select.
+    invalid additional settings. With ``strict=False`` the matrix has the valid rest, and `Matrix.entries` reports the
+    errors of what is selected. With globs in ``keys`` only the keys that they match may be read.
     """
     families: dict[str, Family] = {}
     refused: list[RefusedKey] = []
     selected = _selected_keys(paths, keys) if keys else {}
     for path in map(Path, paths):
         try:
-            inside = [*families_in(selected.get(path) or Document.read(path, strict=False))]
+            families_of_file = [*families_in(selected.get(path) or Document.read(path, strict=False))]
         except ConfigError as error:
             refused.append(RefusedKey(None, error))
             continue
-        for family in inside:
+        for family in families_of_file:
             if isinstance(family, RefusedKey):
                 refused.append(family)
             elif family.key in families:
-                refused.append(RefusedKey(family.key, _in_two_files(family, families[family.key])))
+                message, hint = f"key {family.key!r} is in two files", f"the first is at {families[family.key].place()}"
+                refused.append(RefusedKey(family.key, ConfigError(message, where=str(family.place()), hint=hint)))
             else:
                 families[family.key] = family
-    for one in refused:
-        families.pop(one.key or "", None)
-    beside = [found for path in paths if (found := Path(path).with_name(RUNNERS_FILE)).is_file()]
-    source = runners_file if runners_file is not None else next(iter(beside), None)
+    for invalid in refused:
+        families.pop(invalid.key or "", None)
+    runners_files = (Path(path).with_name(RUNNERS_FILE) for path in paths)
+    source = runners_file if runners_file is not None else next(filter(Path.is_file, runners_files), None)
     labels, labels_error = None, None
     try:
         labels = None if source is None else convert(Document.read(Path(source)), RunnerLabels)
     except ConfigError as error:
         labels_error = error
-    rows = [error for family in families.values() for error in family.refused.values()]
-    if strict and (wrong := [*(one.error for one in refused), *rows, *filter(None, [labels_error])]):
-        raise wrong[0]
+    row_errors = [error for family in families.values() for error in family.refused.values()]
+    if strict and (errors := [*(invalid.error for invalid in refused), *row_errors, *filter(None, [labels_error])]):
+        raise errors[0]
     return Matrix(families, tuple(map(str, paths)), labels, tuple(refused), labels_error)
 
 
-_KEY = re.compile(r"^([A-Za-z0-9][A-Za-z0-9_.-]*):[ \t]*(?:#.*)?$", re.MULTILINE)
-_AT_MARGIN = re.compile(r"^[^ #\r\n]", re.MULTILINE)
+_KEY_LINE = re.compile(r"^([A-Za-z0-9][A-Za-z0-9_.-]*):[ \t]*(?:#.*)?$", re.MULTILINE)
+_MARGIN_LINE = re.compile(r"^[^ #\r\n]", re.MULTILINE)
 _COMMENT = re.compile(r"^ *#.*$", re.MULTILINE)
-_RARE_BREAK = re.compile(r"\r(?!\n)|[\x85\u2028\u2029]")
+_OTHER_LINE_BREAK = re.compile(r"\r(?!\n)|[\x85\u2028\u2029]")
 
 
 def _selected_keys(paths: Sequence[Path | str], keys: Sequence[str]) -> dict[Path, Document]:
-    """The matrix files with the keys alone that are selected, each on its own line; the others take most of the time.
+    """Documents of the matrix files with only the selected keys, at their lines: parsing the others takes most time.
 
-    A file that cannot be taken apart with certainty is not there, and none is where a glob selects nothing of those
-    that can: what comes near is told of whole files.
+    A file that cannot be split with certainty is left out. The result is empty when a glob matches no key of the split
+    files, because similar keys are looked for in whole files.
     """
-    found: dict[Path, Document] = {}
-    seen = set[str]()
+    documents: dict[Path, Document] = {}
+    matched = set[str]()
     for path in map(Path, paths):
         with contextlib.suppress(OSError, UnicodeDecodeError, ConfigError):
-            if (parts := _by_key(read_file(path, LARGEST_FILE).decode("utf-8"))) is not None:
+            if (parts := _split_by_key(read_file(path, LARGEST_FILE).decode("utf-8"))) is not None:
                 wanted = {key for key, _ in parts if any(fnmatch.fnmatchcase(key, glob) for glob in keys)}
                 text = "".join(part if key in wanted else "\n" * part.count("\n") for key, part in parts)
-                found[path] = Document(path, text, strict=False) if wanted else Document(path, "{}")
-                seen |= wanted
-    return found if all(any(fnmatch.fnmatchcase(key, glob) for key in seen) for glob in keys) else {}
+                documents[path] = Document(path, text, strict=False) if wanted else Document(path, "{}")
+                matched |= wanted
+    return documents if all(any(fnmatch.fnmatchcase(key, glob) for key in matched) for glob in keys) else {}
 
 
-def _by_key(text: str) -> list[tuple[str, str]] | None:
-    """A file's top-level keys with their text, whatever precedes the first with an empty key.
+def _split_by_key(text: str) -> list[tuple[str, str]] | None:
+    """A file's top-level keys with their text; the text before the first key has the key "".
 
-    None where a line at the margin is no key alone, or might be the inside of a quoted text or of brackets; and where
-    YAML sees more lines than ``\\n`` ends.
+    None when a line at the margin is not just a key, or may be inside a quoted text or brackets, or when YAML counts
+    more line ends than ``\\n``.
     """
-    starts = [*_KEY.finditer(text)]
-    if len(starts) != len(_AT_MARGIN.findall(text)) or _RARE_BREAK.search(text):
+    starts = [*_KEY_LINE.finditer(text)]
+    if len(starts) != len(_MARGIN_LINE.findall(text)) or _OTHER_LINE_BREAK.search(text):
         return None
     ends = [*(start.start() for start in starts[1:]), len(text)]
     parts = [(start[1], text[start.start() : end]) for start, end in zip(starts, ends, strict=False)]
@@ -294,11 +276,3 @@ def _by_key(text: str) -> list[tuple[str, str]] | None:
         ):
             return None
     return [("", text[: starts[0].start()]), *parts] if starts else None
-
-
-def _in_two_files(second: Family, first: Family) -> ConfigError:
-    return ConfigError(
-        f"key {second.key!r} is in two files",
-        where=str(second.place()),
-        hint=f"the first is at {first.place()}",
-    )

@@ -28,7 +28,7 @@ class _Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="k
 
 
 class KvBackendSpec(_Struct, frozen=True, kw_only=True):
-    """What holds offloaded KV blocks; not each has a version of its own."""
+    """The software that stores offloaded KV blocks; not every one has a version of its own."""
 
     name: Text
     version: Text | UnsetType = UNSET
@@ -58,11 +58,11 @@ class Worker(_Struct, frozen=True, kw_only=True):
     additional_settings: list[str] | UnsetType | None = UNSET
 
     def __post_init__(self) -> None:
-        _divisible(self.tp, self.dcp_size)
+        _check_dcp_size(self.tp, self.dcp_size)
 
 
 class _Row(_Struct, frozen=True, kw_only=True):
-    """What every row of a search space has: concurrencies as a list, or as a range that doubles."""
+    """The keys of every row of a search space: concurrencies are a list, or a range that doubles."""
 
     spec_decoding: SpecDecoding = "none"
     router: ComponentSpec | None = None
@@ -105,7 +105,7 @@ class SingleRow(_Row, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _divisible(self.tp, self.dcp_size)
+        _check_dcp_size(self.tp, self.dcp_size)
 
     @property
     def gpus(self) -> int:
@@ -113,7 +113,7 @@ class SingleRow(_Row, frozen=True, kw_only=True):
 
 
 class MultiRow(_Row, frozen=True, kw_only=True):
-    """A prefill/decode topology; a decode side of no workers means that prefill's serve both."""
+    """A prefill/decode topology; without decode workers the prefill workers serve both."""
 
     prefill: Worker
     decode: Worker
@@ -131,7 +131,7 @@ class SingleAgenticRow(SingleRow, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _kv_pair(self.kv_offloading, self.kv_offload_backend)
+        _check_offloading(self.kv_offloading, self.kv_offload_backend)
 
 
 class MultiAgenticRow(MultiRow, frozen=True, kw_only=True):
@@ -140,7 +140,7 @@ class MultiAgenticRow(MultiRow, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _kv_pair(self.kv_offloading, self.kv_offload_backend)
+        _check_offloading(self.kv_offloading, self.kv_offload_backend)
 
 
 AgenticRow = SingleAgenticRow | MultiAgenticRow
@@ -169,7 +169,7 @@ class Agentic(_Struct, Generic[AgenticRowT], frozen=True, kw_only=True):
 
 
 class Scenarios(_Struct, Generic[RowT, AgenticRowT], frozen=True, kw_only=True):
-    """What is measured under one key."""
+    """The scenarios of one key."""
 
     fixed_seq_len: list[Fixed[RowT]] = []
     agentic_coding: list[Agentic[AgenticRowT]] = []
@@ -180,7 +180,7 @@ class Scenarios(_Struct, Generic[RowT, AgenticRowT], frozen=True, kw_only=True):
 
 
 class _Config(_Struct, Generic[RowT, AgenticRowT], frozen=True, kw_only=True):
-    """What stands under one key of a matrix file."""
+    """The value of one key of a matrix file."""
 
     image: str
     model: str
@@ -198,7 +198,7 @@ class _Config(_Struct, Generic[RowT, AgenticRowT], frozen=True, kw_only=True):
             raise ValueError(
                 f"agentic-coding needs a runner {CLUSTER_PREFIX}<name> (one exact fleet), and runner is {self.runner!r}"
             )
-        _one_place("router", self.router, [row.router for _, _, row in self.rows()])
+        _check_given_once("router", self.router, [row.router for _, _, row in self.rows()])
 
     def rows(self) -> Iterator[tuple[RowPath, Fixed[RowT] | Agentic[AgenticRowT], RowT | AgenticRowT]]:
         """Every row with its scenario, and its path below the key."""
@@ -227,7 +227,7 @@ class MultiConfig(_Config[MultiRow, MultiAgenticRow], frozen=True, kw_only=True)
     def __post_init__(self) -> None:
         super().__post_init__()
         transfers = [row.kv_p2p_transfer for _, _, row in self.rows()]
-        _one_place("kv-p2p-transfer", self.kv_p2p_transfer, transfers)
+        _check_given_once("kv-p2p-transfer", self.kv_p2p_transfer, transfers)
         if self.disagg and self.kv_p2p_transfer is None and None in transfers:
             raise ValueError("disagg: true needs kv-p2p-transfer, at the top level or in every row")
 
@@ -236,7 +236,7 @@ Config = SingleConfig | MultiConfig
 
 
 class Hardware(_Struct, frozen=True, kw_only=True):
-    """What a node behind a runner label has."""
+    """The hardware of a node behind a runner label."""
 
     available_cpu_dram_mib: Positive
     gpus_per_node: Positive
@@ -249,18 +249,18 @@ class RunnerLabels(_Struct, frozen=True, kw_only=True):
     hardware: dict[str, Hardware] = {}
 
 
-def _divisible(tp: int, dcp_size: int) -> None:
+def _check_dcp_size(tp: int, dcp_size: int) -> None:
     if tp % dcp_size:
         raise ValueError(f"tp ({tp}) is not divisible by dcp-size ({dcp_size})")
 
 
-def _kv_pair(offloading: str, backend: KvBackendSpec | None) -> None:
+def _check_offloading(offloading: str, backend: KvBackendSpec | None) -> None:
     if offloading == "none" and backend is not None:
         raise ValueError("kv-offload-backend is given and kv-offloading is 'none'")
     if offloading != "none" and backend is None:
         raise ValueError(f"kv-offloading: {offloading} needs kv-offload-backend")
 
 
-def _one_place(key: str, top: object, in_rows: Sequence[object]) -> None:
+def _check_given_once(key: str, top: object, in_rows: Sequence[object]) -> None:
     if top is not None and any(value is not None for value in in_rows):
         raise ValueError(f"{key} is given at the top level and in rows: use one")

@@ -11,7 +11,7 @@ from functools import partial
 
 from launcher.benchmark.benchmark import Benchmark, Role, agentic_result_name, fixed_result_name
 from launcher.benchmark.environment import unknown_settings
-from launcher.benchmark.fields import WHERE
+from launcher.benchmark.fields import ENVIRONMENT
 from launcher.check import recipe_rules
 from launcher.check.inputs import Problem, Rule, Subject, rule
 from launcher.check.schema_validation import Schema
@@ -263,8 +263,8 @@ def image_architecture(r: Resolved) -> Iterator[Problem]:
 PLAN: tuple[Rule, ...] = (*recipe_rules.RULES, *RULES)
 """The rules of a plan, without those about a job in a container: they are imported only for a plan of such a job."""
 
-ENVIRONMENT = (Rule("setting-unknown", "warning", "a variable looks like a setting of the row, and is none"),)
-"""Rules about the environment of a GitHub job: `launcher.project` applies them when it plans from one."""
+SETTING_UNKNOWN = Rule("setting-unknown", "warning", "a variable looks like a setting of the row, and is none")
+"""A rule about the environment of a GitHub job: `launcher.project` applies it when it plans from one."""
 
 
 def check_plan(resolved: Resolved, schemas: Schemas) -> tuple[Finding, ...]:
@@ -291,9 +291,8 @@ def check_plan(resolved: Resolved, schemas: Schemas) -> tuple[Finding, ...]:
 
 def unknown_settings_of(environ: Mapping[str, str]) -> tuple[Finding, ...]:
     """A finding for each variable of a job that looks like an additional setting of its row, and is ignored."""
-    (rule,) = ENVIRONMENT
     findings = []
     for name, near in unknown_settings(environ):
         hint = f": did you mean {near}?" if near is not None else ""
-        findings.append(rule.finding((f"{name} is no known setting, and is passed over{hint}", WHERE)))
+        findings.append(SETTING_UNKNOWN.finding((f"{name} is no known setting, and is passed over{hint}", ENVIRONMENT)))
     return tuple(findings)

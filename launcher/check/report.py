@@ -37,7 +37,7 @@ BASELINE = (
 
 RULES = {
     rule.id: rule
-    for rule in (*BASELINE, *plan_rules.ENVIRONMENT, *whole_rules.RULES, *plan_rules.PLAN, *container_rules.RULES)
+    for rule in (*BASELINE, plan_rules.SETTING_UNKNOWN, *whole_rules.RULES, *plan_rules.PLAN, *container_rules.RULES)
 }
 """Every rule by its id."""
 

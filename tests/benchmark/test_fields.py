@@ -36,7 +36,7 @@ def test_no_variable_stands_twice(contract: Contract) -> None:
 
 def test_the_contracts_differ_where_a_job_of_one_node_has_other_variables() -> None:
     assert {f.attribute for f in FIELDS} - {f.attribute for f in SINGLE_NODE.fields} == {"eval_concurrencies"}
-    assert set(MULTI_NODE.signs).isdisjoint(SINGLE_NODE.signs)
+    assert set(MULTI_NODE.marker_variables).isdisjoint(SINGLE_NODE.marker_variables)
     assert set(SINGLE_NODE.not_set_with) <= set(CALLER_OPTIONS)
 
 

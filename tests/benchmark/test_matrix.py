@@ -126,8 +126,8 @@ def test_an_evaluation_of_all_concurrencies_has_them_all(tmp_path: Path) -> None
 
 def test_the_line_of_an_entry_is_that_of_its_row(tmp_path: Path) -> None:
     entries = load(tmp_path, FIXED + AGENTIC + SINGLE).entries()
-    assert entries[0].where == f"{tmp_path}/matrix.yaml:{number_of(FIXED, '- spec-decoding: mtp')}"
-    assert entries[-1].where.endswith(f":{number_of(FIXED + AGENTIC + SINGLE, 'conc-list: [7]')}")
+    assert str(entries[0].place) == f"{tmp_path}/matrix.yaml:{number_of(FIXED, '- spec-decoding: mtp')}"
+    assert str(entries[-1].place).endswith(f":{number_of(FIXED + AGENTIC + SINGLE, 'conc-list: [7]')}")
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_a_real_agentic_entry() -> None:
     assert entry.benchmark.settings["SYNTHETIC_ACCEPTANCE_LENGTH"] == "3.36"
     assert entry.benchmark.kv_offload_backend is not None
     assert entry.benchmark.kv_offload_backend.version == "0.3.12.post1"
-    source, _, number = entry.where.rpartition(":")
+    source, _, number = str(entry.place).rpartition(":")
     assert "- " in Path(source).read_text().splitlines()[int(number) - 1]
 
 
@@ -308,7 +308,7 @@ def test_expanding_the_real_files_is_fast() -> None:
 
 
 def _told(matrix: Matrix, key: str) -> list[tuple[object, str]]:
-    return [(entry.data, entry.where) for entry in matrix.entries(Selection(keys=[key]))]
+    return [(entry.data, str(entry.place)) for entry in matrix.entries(Selection(keys=[key]))]
 
 
 @needs_shared
