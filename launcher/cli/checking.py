@@ -1,4 +1,4 @@
-"""`launcher check`: say what is wrong with rows, recipes and runner files, before a GPU is held."""
+"""`launcher check`: find what is wrong with rows, recipes and runner files, before a job takes a GPU."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import argparse
 import dataclasses
 import functools
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, datetime, timezone
+from datetime import datetime, timezone
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +20,6 @@ from launcher.cli.command import Command, Log
 from launcher.cli.common import open_project, require_rule, selected_benchmarks
 from launcher.core import publish
 from launcher.core.errors import ConfigError
-from launcher.core.finding import Finding
 from launcher.core.lines import Line, Terminal, count_of, wrap_words
 from launcher.core.shipped import shipped
 from launcher.core.yaml_source import Document
@@ -30,7 +29,7 @@ from launcher.srtctl.mirror import Commits
 
 @dataclass(frozen=True)
 class FindingLine:
-    """A finding: its rule, how bad it is, what is wrong, ``file:line``, and of how many rows it is true."""
+    """A finding: its rule, severity and message, ``file:line``, and the number of rows that have it."""
 
     rule: str
     severity: str
@@ -40,122 +39,119 @@ class FindingLine:
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What was found, worst first; how many rows and files were looked at. ``output`` is it in another format, or a
-    rule's page, in place of the findings; ``note`` what was done."""
+class CheckAnswer:
+    """The findings, worst first, and the numbers of rows and files that were checked. ``output`` takes the place of the
+    findings: they in another format, or a page about a rule. ``note`` is a message about what was done."""
 
     findings: tuple[FindingLine, ...] = ()
     rows: int = 0
     recipes: int = 0
     runners: int = 0
     every: bool = False
-    """Whether a person asked for each finding."""
+    """Whether every finding was requested."""
     output: str | None = None
     note: str = ""
 
 
-def _check(arguments: argparse.Namespace) -> Checked:
+def _check(arguments: argparse.Namespace) -> CheckAnswer:
     if arguments.explain is not None:
-        return Checked(output=_explain(arguments.explain))
-    wanted = {require_rule(rule, "--rule") for rule in arguments.rule}
+        return CheckAnswer(output=_explain(arguments.explain))
+    rules = {require_rule(rule, "--rule") for rule in arguments.rule}
     project = open_project(arguments)
     roots = Roots([*filter(None, (project.workspace, project.srt_slurm)), shipped("runners").parent, Path.cwd()])
-    commits = functools.cache(lambda: Commits(project.caches))  # looked for once a row asks, and by no GitHub job
-    given = dataclasses.replace(
-        _gathered(arguments, project),
+    commits = functools.cache(lambda: Commits(project.caches))  # opened for the first row that needs it
+    checked = dataclasses.replace(
+        _gather(arguments, project),
         today=datetime.now(timezone.utc).date(),
         has_commit=lambda repository, sha: None if arguments.from_env else commits()(repository, sha),
     )
-    found = check_everything(given)
+    findings = check_everything(checked)
     if arguments.write_baseline:
-        _write(arguments.write_baseline, [f for f in found if not wanted or f.rule in wanted], roots, given.today)
+        accepted = [finding for finding in findings if not rules or finding.rule in rules]
+        _write_baseline(arguments.write_baseline, baseline_text(accepted, roots, checked.today))
         note = f"{arguments.write_baseline}: accepts what is found today; give each entry its reason"
-        return Checked(output="", note=note)
+        return CheckAnswer(output="", note=note)
     if arguments.baseline:
         baseline = Baseline(Document.read(Path(arguments.baseline)))
-        found = baseline.apply(found, roots, given.today, whole=given.whole)
-    found = [one for one in found if not wanted or one.rule in wanted]
+        findings = baseline.apply(findings, roots, checked.today, whole=checked.whole)
+    findings = [finding for finding in findings if not rules or finding.rule in rules]
     output = None
     if arguments.format == "sarif":
-        output = report.sarif_log(found, roots)
+        output = report.sarif_log(findings, roots)
     elif arguments.format == "github":
-        output = "\n".join(report.github_annotations(found, roots))
-    return Checked(
-        tuple(FindingLine(one.rule, one.severity, one.text, one.where, one.rows) for one in found),
-        len(given.rows),
-        len(given.recipes) + len(given.broken_recipes),
-        len(given.files),
-        bool(arguments.verbose or wanted),
+        output = "\n".join(report.github_annotations(findings, roots))
+    return CheckAnswer(
+        tuple(FindingLine(f.rule, f.severity, f.text, f.where, f.rows) for f in findings),
+        len(checked.rows),
+        len(checked.recipes) + len(checked.broken_recipes),
+        len(checked.files),
+        bool(arguments.verbose or rules),
         output,
     )
 
 
 _SHOWN = {"error": 1000, "warning": 3, "note": 1}
-"""Findings of one rule that are shown, where not all of them are asked for."""
+"""Findings of one rule that are shown, unless every finding is requested."""
 
 _STYLES = {"error": "red", "warning": "yellow"}
 
 
-def show(value: Checked, terminal: Terminal) -> Iterator[str]:
-    """Findings by severity and rule, worst first. A rule that found one thing has one line, as in a list of all."""
+def show(value: CheckAnswer, terminal: Terminal) -> Iterator[str]:
+    """Findings by severity and rule, worst first. A rule with one finding has one line."""
     if value.output is not None:
         yield from (Line(line, raw=True, command=True) for line in value.output.splitlines())
         return
     short = Roots([Path.cwd()]).short if terminal.width is not None else str
-    for (severity, rule), group in groupby(value.findings, key=lambda one: (one.severity, one.rule)):
-        found = list(group)
-        style = _STYLES.get(severity, "")
-        if value.every or len(found) == 1:
-            for one in found:
-                text = f"{rule} {severity} {short(one.where)} {' '.join(one.message.split())}"
-                yield from (Line(line, style) for line in wrap_words(text, terminal.width, "    "))
+    for (severity, rule), group in groupby(value.findings, key=lambda finding: (finding.severity, finding.rule)):
+        findings, style = list(group), _STYLES.get(severity, "")
+        texts = [f"{short(finding.where)} {' '.join(finding.message.split())}" for finding in findings]
+        if value.every or len(findings) == 1:
+            for text in texts:
+                line = f"{rule} {severity} {text}"
+                yield from (Line(part, style) for part in wrap_words(line, terminal.width, "    "))
             continue
-        head = wrap_words(f"{rule} {severity} ({len(found)}) {RULES[rule].title}", terminal.width, "    ")
+        head = wrap_words(f"{rule} {severity} ({len(findings)}) {RULES[rule].title}", terminal.width, "    ")
         yield from (Line(line, style) for line in head)
-        for one in found[: _SHOWN[severity]]:
-            yield from wrap_words(f"  {short(one.where)} {' '.join(one.message.split())}", terminal.width, "    ")
-        if (more := len(found) - _SHOWN[severity]) > 0:
+        for text in texts[: _SHOWN[severity]]:
+            yield from wrap_words(f"  {text}", terminal.width, "    ")
+        if (more := len(findings) - _SHOWN[severity]) > 0:
             yield from wrap_words(
                 f"  and {more} more: --verbose shows all, --rule {rule} these", terminal.width, "    "
             )
 
 
-def aside(value: Checked) -> list[str]:
+def stderr_lines(value: CheckAnswer) -> list[str]:
     if value.note or (value.output is not None and not value.findings and not value.rows):
         return [value.note] if value.note else []
-    counts = {s: sum(one.severity == s for one in value.findings) for s in ("error", "warning", "note")}
-    looked = {"row": value.rows, "recipe file": value.recipes, "runner file": value.runners}
-    return [f"{_counted(looked)}: {_counted(counts)}"]
-
-
-def _counted(numbers: Mapping[str, int]) -> str:
-    return ", ".join(count_of(n, word) for word, n in numbers.items())
+    counts = {s: sum(finding.severity == s for finding in value.findings) for s in ("error", "warning", "note")}
+    checked = {"row": value.rows, "recipe file": value.recipes, "runner file": value.runners}
+    return [": ".join(", ".join(count_of(n, noun) for noun, n in numbers.items()) for numbers in (checked, counts))]
 
 
 @partial(
     Command,
-    Checked,
+    CheckAnswer,
     show=show,
-    stderr_lines=aside,
-    exit_code=lambda value: int(any(one.severity == "error" for one in value.findings)),
+    stderr_lines=stderr_lines,
+    exit_code=lambda value: int(any(finding.severity == "error" for finding in value.findings)),
     to_json=lambda value: value.findings,
     json_type=list[FindingLine],
 )
-def check(arguments: argparse.Namespace, log: Log) -> Checked:
-    """What would fail or mismeasure."""
-    # A quarter of the time would go into looking for garbage among documents that all stay until the end.
+def check(arguments: argparse.Namespace, log: Log) -> CheckAnswer:
+    """Find what would fail or mismeasure."""
+    # All documents live until the end, so garbage collection would find nothing, and take a quarter of the time.
     collecting = gc.isenabled()
     gc.disable()
     try:
         return _check(arguments)
     finally:
-        gc.freeze()  # nor does the end of the process look at them
+        gc.freeze()  # also at the end of the process
         if collecting:
             gc.enable()
 
 
-def _gathered(arguments: argparse.Namespace, project: Project) -> CheckInput:
-    """What to look at: this job's benchmark, the selected rows, a runner with all its rows, or everything."""
+def _gather(arguments: argparse.Namespace, project: Project) -> CheckInput:
+    """The input of the check: this job's benchmark, the selected rows, a runner with all its rows, or everything."""
     if arguments.from_env:
         plan = project.plan_from_environment()
         file = project.fleet.get(plan.runner)
@@ -165,8 +161,8 @@ def _gathered(arguments: argparse.Namespace, project: Project) -> CheckInput:
     if any(getattr(arguments, name) for name in names):
         broken: list[ConfigError] = []
         rows = selected_benchmarks(arguments, project, broken)
-        given = inputs.gather_selected(project, rows, arguments.runner, bool(arguments.conc))
-        return dataclasses.replace(given, broken_rows=broken)
+        selected = inputs.gather_selected(project, rows, arguments.runner, bool(arguments.conc))
+        return dataclasses.replace(selected, broken_rows=broken)
     if arguments.runner:
         return inputs.gather_for_runner(project, arguments.runner, arguments.matrix)
     return inputs.gather_everything(project, arguments.matrix)
@@ -176,11 +172,11 @@ def _explain(rule: str) -> str:
     """A rule's page, or a line for each rule."""
     if rule:
         return (shipped("docs/rules") / f"{require_rule(rule, '--explain')}.md").read_text(encoding="utf-8")
-    return "\n".join(f"{one.id} {one.severity} {one.title}" for one in sorted(RULES.values(), key=lambda one: one.id))
+    return "\n".join(f"{name} {RULES[name].severity} {RULES[name].title}" for name in sorted(RULES))
 
 
-def _write(path: str, found: list[Finding], roots: Roots, today: date) -> None:
+def _write_baseline(path: str, text: str) -> None:
     try:
-        publish.write_text(Path(path), baseline_text(found, roots, today))
+        publish.write_text(Path(path), text)
     except OSError as error:
         raise ConfigError(f"the baseline cannot be written: {error.strerror}", where=path) from None

@@ -1,4 +1,4 @@
-"""`launcher ci`: a step of a workflow, for which its environment says everything, and GitHub shows what is printed."""
+"""`launcher ci`: the step of a GitHub workflow that runs what the environment of its job describes."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from launcher.run.finish import Outcome
 
 @StreamingCommand
 def ci(arguments: argparse.Namespace) -> int:
-    """Run what this GitHub job's environment asks for; results go where the workflow looks."""
+    """Run the benchmark of this GitHub job's environment; results go to the workspace, for the next steps."""
     project = open_project(arguments, look=True)
     arguments.annotated = True
-    # GitHub reads both streams; with --json one of them has lines of JSON alone.
+    # GitHub reads both streams; with --json standard output has lines of JSON only.
     stream = unguarded(sys.stderr) if arguments.json else cast(TextIO, StandardOutput())
     with GitHub(os.environ, stream) as github:
         github.mask_secrets(os.environ)
@@ -41,31 +41,31 @@ def ci(arguments: argparse.Namespace) -> int:
             else:
                 with github.group(f"Plan: {plan.benchmark.title} on {plan.runner}"):
                     print_lines(plan_lines([view_of(plan, project.kind)], None), Terminal())
-            _announce(github, plan, project)
+            _annotate_findings(github, plan, project)
             github.output("run-id", plan.run_key)
-            _for_later_steps(github, plan)
+            _set_variables(github, plan)
             end_leftovers(project, plan, github, log_to_stderr if arguments.json else print_line)
             outcomes = drive(project, plan, arguments, github, orphans.github_job_identity(project.environ))
         except ConfigError as error:
             github.error(str(error), title="launcher: configuration")
             raise
-        report_to(github, project.runs, outcomes)
+        report_to_github(github, project.runs, outcomes)
     return exit_code(outcomes)
 
 
-def _for_later_steps(github: GitHub, plan: Plan) -> None:
-    """Leave the run's id for the clean-up step, and what names artifacts where the workflow does not say it itself."""
+def _set_variables(github: GitHub, plan: Plan) -> None:
+    """Set the run's id for the clean-up step, and the variables that name artifacts where the workflow has not."""
     github.variable(orphans.RUN_ID_VARIABLE, plan.run_key)
-    named = {"RESULT_FILENAME": plan.results.filename}
+    variables = {"RESULT_FILENAME": plan.results.filename}
     if not plan.benchmark.multinode:
-        named["GPU_COUNT"] = str(plan.benchmark.gpus)
-    for name, value in named.items():
+        variables["GPU_COUNT"] = str(plan.benchmark.gpus)
+    for name, value in variables.items():
         if not os.environ.get(name):
             github.variable(name, value)
 
 
-def _announce(github: GitHub, plan: Plan, project: Project) -> None:
-    """The plan's findings as annotations at their lines of the checkout."""
+def _annotate_findings(github: GitHub, plan: Plan, project: Project) -> None:
+    """Show the plan's findings as annotations, at their lines of the checkout."""
     for finding in plan.findings:
         annotate = github.error if finding.severity == "error" else github.warning
         inside = finding.line is not None and Path(finding.file).is_relative_to(project.workspace)
@@ -74,9 +74,8 @@ def _announce(github: GitHub, plan: Plan, project: Project) -> None:
         annotate(text, title=f"launcher: {finding.rule}", file=file, line=finding.line if inside else None)
 
 
-def report_to(github: GitHub, runs: Path, outcomes: Sequence[Outcome]) -> None:
-    """How runs ended: the step's output, an annotation with the verdict of each that failed, and the report's Markdown
-    in the step summary."""
+def report_to_github(github: GitHub, runs: Path, outcomes: Sequence[Outcome]) -> None:
+    """Report how runs ended: in the step's output, in an annotation for each that failed, and in the step summary."""
     for outcome in outcomes:
         github.output("state", outcome.state)
         if outcome.error is not None:
@@ -87,7 +86,7 @@ def report_to(github: GitHub, runs: Path, outcomes: Sequence[Outcome]) -> None:
 
     try:
         gathered = gather([str(runs / outcome.run) for outcome in outcomes], runs.parent)
-    except ConfigError as error:  # somebody removed a record: what was measured stays good
+    except ConfigError as error:  # somebody removed a record, which does not make the results invalid
         github.warning(f"no step summary: {error}")
     else:
         title = ", ".join(outcome.run for outcome in outcomes)

@@ -1,4 +1,4 @@
-"""`launcher report`: what runs, sweeps, aggregates and downloaded artifacts say, as one value in many forms."""
+"""`launcher report`: the results of runs, sweeps, aggregates and downloaded artifacts, as one value in many forms."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from launcher.run.naming import source_named
 
 
 @dataclass(frozen=True)
-class Reported:
-    """A report, and its files that were written; or (``text``) it in one other form, or what a check means."""
+class ReportAnswer:
+    """A report with the files that were ``written``, or as ``text`` in another form; or a text about checks."""
 
     document: Document | None = None
     text: str | None = None
     written: tuple[str, ...] = ()
 
 
-def show(value: Reported, terminal: Terminal) -> Iterator[str]:
+def show(value: ReportAnswer, terminal: Terminal) -> Iterator[str]:
     if value.text is not None:
         yield Line(value.text.removesuffix("\n"), raw=True)
     elif value.document is not None:
@@ -46,33 +46,33 @@ def show(value: Reported, terminal: Terminal) -> Iterator[str]:
         yield f"Written: {value.written[0]}, and {', '.join(Path(path).name for path in value.written[1:])} beside it"
 
 
-def _code(value: Reported) -> int:
-    found = value.document.comparison if value.document is not None else None
-    return found.exit_code if found is not None else 0
+def _exit_code(value: ReportAnswer) -> int:
+    compared = value.document.comparison if value.document is not None else None
+    return compared.exit_code if compared is not None else 0
 
 
-def _as_json(value: Reported) -> JSONText:
+def _as_json(value: ReportAnswer) -> JSONText:
     return JSONText((as_json(value.document).decode() if value.document is not None else value.text or "").rstrip("\n"))
 
 
-@partial(Command, Reported, show=show, exit_code=_code, to_json=_as_json, json_type=Document)
-def report(arguments: argparse.Namespace, log: Log) -> Reported:
-    """Make a report, and its files or the one form that was asked for."""
+@partial(Command, ReportAnswer, show=show, exit_code=_exit_code, to_json=_as_json, json_type=Document)
+def report(arguments: argparse.Namespace, log: Log) -> ReportAnswer:
+    """Make a report, and its files or the one form that was requested."""
     if arguments.schema:
-        return Reported(text=schema().decode())
+        return ReportAnswer(text=schema().decode())
     if arguments.explain is not None:
-        return Reported(text=_explain(arguments.explain))
+        return ReportAnswer(text=_explain(arguments.explain))
     state = state_directory(os.environ, arguments.state)
-    past = arguments.since is not None or bool(arguments.key)
-    if past == bool(arguments.sources):
+    of_history = arguments.since is not None or bool(arguments.key)
+    if of_history == bool(arguments.sources):
         hint = "launcher report RUN|SWEEP|DIR …, or --since 30d and -k KEY for all runs of this state directory"
-        raise ConfigError("a report either of what is named or of the past" if past else "a report of what?", hint=hint)
-    if past:
+        problem = "a report either of what is named or of the past" if of_history else "a report of what?"
+        raise ConfigError(problem, hint=hint)
+    if of_history:
         from launcher.report.history import gather_history
 
-        gathered = gather_history(
-            state, 0.0 if arguments.since is None else time.time() - arguments.since, arguments.key
-        )
+        since = 0.0 if arguments.since is None else time.time() - arguments.since
+        gathered = gather_history(state, since, arguments.key)
     else:
         gathered = gather([source_named(state, name) for name in arguments.sources], state)
     title = arguments.title or " ".join(Path(name).name or name for name in arguments.sources) or "history"
@@ -83,7 +83,7 @@ def report(arguments: argparse.Namespace, log: Log) -> Reported:
     elif arguments.fail_on:
         raise ConfigError("a threshold of what?", where="--fail-on", hint="--against RUN|SWEEP|DIR")
     if arguments.json or arguments.format in ("json", "text"):
-        return Reported(value)
+        return ReportAnswer(value)
     forms = {
         "csv": lambda: files.points_csv(value),
         "junit": lambda: files.junit(value).decode() + "\n",
@@ -91,15 +91,15 @@ def report(arguments: argparse.Namespace, log: Log) -> Reported:
         "html": lambda: render_page(value),
     }
     if arguments.format is not None:
-        return Reported(value, forms[arguments.format]())
-    return Reported(value, written=tuple(map(str, files.write_report(value, Path(arguments.output)))))
+        return ReportAnswer(value, forms[arguments.format]())
+    return ReportAnswer(value, written=tuple(map(str, files.write_report(value, Path(arguments.output)))))
 
 
 def _explain(rule: str) -> str:
-    """What a check of results means; all of them without one."""
+    """The meaning of a check of results; without a name a list of all checks."""
     if not rule:
-        return "\n".join(f"{name:20}  {one.title}" for name, one in refusals().items())
-    if (found := refusals().get(rule)) is None:
+        return "\n".join(f"{name:20}  {check.title}" for name, check in refusals().items())
+    if (check := refusals().get(rule)) is None:
         hint = suggest(rule, refusals(), "launcher report --explain lists them; of plans: launcher check --explain")
         raise ConfigError(f"there is no check {rule!r} of results", where="--explain", hint=hint)
-    return f"{rule}: {found.title}\n\n{found.text}"
+    return f"{rule}: {check.title}\n\n{check.text}"

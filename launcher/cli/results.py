@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from launcher.cli.command import Command, Log
-from launcher.cli.status import summary_of
+from launcher.cli.status import read_summary
 from launcher.core.errors import ConfigError, ResultError
 from launcher.core.lines import Line, Terminal, count_of
 from launcher.core.state import state_directory
@@ -23,7 +23,7 @@ from launcher.run.naming import run_named, source_named
 
 @dataclass(frozen=True)
 class Aggregates:
-    """Aggregates that were written: how many, of a run or in a file, and where."""
+    """Aggregates that were written: ``count`` of them, for a run or directory (``of``), to the path ``where``."""
 
     of: str
     count: int
@@ -31,7 +31,7 @@ class Aggregates:
 
 
 class SummaryDocument(Summary, frozen=True, kw_only=True):
-    """A run's ``summary.json``: `launcher.result.summary` tells what is in it."""
+    """A run's ``summary.json``, which `launcher.result.summary` describes."""
 
     run_id: str
     benchmark: dict[str, Any]
@@ -42,8 +42,8 @@ class SummaryDocument(Summary, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Results:
-    """The summaries of the runs that were asked for, or (``csv``) their points as lines of CSV, or what was aggregated.
-    ``problems`` are what could not be read."""
+    """The summaries of the requested runs, or (``csv``) their points as lines of CSV, or the aggregates that were
+    written. ``problems`` says what could not be read."""
 
     summaries: tuple[dict[str, Any], ...] = ()
     csv: str | None = None
@@ -52,8 +52,8 @@ class Results:
 
 
 def show(value: Results, terminal: Terminal) -> Iterator[str]:
-    for made in value.aggregates:
-        yield f"{made.of}: {count_of(made.count, 'aggregate')} in {made.where}"
+    for written in value.aggregates:
+        yield f"{written.of}: {count_of(written.count, 'aggregate')} in {written.where}"
     if value.csv is not None:
         yield from (Line(line, raw=True) for line in value.csv.splitlines())
     elif value.summaries:
@@ -72,7 +72,7 @@ def show(value: Results, terminal: Terminal) -> Iterator[str]:
     json_type=(list[SummaryDocument], list[Aggregates]),
 )
 def results(arguments: argparse.Namespace, log: Log) -> Results:
-    """What runs and sweeps measured; or aggregate it."""
+    """Show what runs and sweeps measured, or write aggregates of it."""
     names: list[str] = arguments.names
     state = state_directory(os.environ, arguments.state)
     if names[:1] == ["aggregate"]:
@@ -82,39 +82,39 @@ def results(arguments: argparse.Namespace, log: Log) -> Results:
     from launcher.report.gather import gather
 
     gathered = gather([source_named(state, name) for name in names], state)
-    read = [summary_of(Path(run.source)) for run in gathered.runs.values() if run.source]
+    outcomes = [read_summary(Path(run.source)) for run in gathered.runs.values() if run.source]
     csv = None
     if arguments.csv:
         from launcher.report.assemble import build_report
         from launcher.report.files import points_csv
 
         csv = points_csv(build_report(gathered, title=" ".join(names), made=""))
-    problems = (*gathered.problems, *(why for _, why in read if why is not None))
-    return Results(tuple(one for one, _ in read if one is not None), csv, problems=problems)
+    problems = (*gathered.problems, *(problem for _, problem in outcomes if problem is not None))
+    return Results(tuple(summary for summary, _ in outcomes if summary is not None), csv, problems=problems)
 
 
 def _aggregate(names: Sequence[str], state: Path, arguments: argparse.Namespace) -> Results:
-    """Write aggregates: of a job's workspace, of runs again, or of a directory of artifacts collected."""
+    """Write aggregates: of a job's workspace, of runs again, or of a directory of collected artifacts."""
     if arguments.from_env:
-        return Results(aggregates=(_of_job(Path(os.environ.get("GITHUB_WORKSPACE") or ".")),))
+        return Results(aggregates=(_aggregate_job(Path(os.environ.get("GITHUB_WORKSPACE") or ".")),))
     if not names:
         hint = "launcher results aggregate RUN|DIR …, or --from-env in a job's workspace"
         raise ConfigError("aggregates of what?", hint=hint)
-    made: list[Aggregates] = []
+    written: list[Aggregates] = []
     problems: list[str] = []
     for name in names:
         run = run_named(state / "runs", name)
         if (state / "runs" / run / "run.json").is_file():
-            made.append(_of_run(state / "runs", run))
+            written.append(_aggregate_run(state / "runs", run))
         elif Path(name).is_dir():
-            made += _collected(Path(name), Path(arguments.output), problems)
+            written += _aggregate_artifacts(Path(name), Path(arguments.output), problems)
         else:
             raise ConfigError(f"there is no run or directory {name}", where=str(state), hint="launcher status")
-    return Results(aggregates=tuple(made), problems=tuple(problems))
+    return Results(aggregates=tuple(written), problems=tuple(problems))
 
 
-def _of_job(workspace: Path) -> Aggregates:
-    """What the workflow's step "Process result" does, by the variables of the job."""
+def _aggregate_job(workspace: Path) -> Aggregates:
+    """Do what the workflow's step "Process result" does, by the variables of the job."""
     from launcher.benchmark.benchmark import AGENTIC
     from launcher.result import aggregates
 
@@ -130,24 +130,24 @@ def _of_job(workspace: Path) -> Aggregates:
     return Aggregates(stem, len(rows), str(workspace))
 
 
-def _of_run(runs: Path, name: str) -> Aggregates:
-    """The aggregates of a run again, from its collected results."""
+def _aggregate_run(runs: Path, name: str) -> Aggregates:
+    """Write the aggregates of a run again, from its collected results."""
     from launcher.result import aggregates
     from launcher.run.record import RunRecord
 
     record = RunRecord.load(runs, name)
-    by_hand = record.fields.results != "workspace"
-    directory = record.directory / "results" if by_hand else Path(record.plan.workspace.path)
+    in_workspace = record.fields.results == "workspace"
+    directory = Path(record.plan.workspace.path) if in_workspace else record.directory / "results"
     published = record.step("collect").facts.get("published", {})
     logs = Path(record.job.output, "logs") if record.job is not None else None
-    wrong = aggregates.aggregate_run(directory, record.plan.benchmark, published, logs)
-    if wrong:
-        raise ResultError("\n".join(wrong), where=f"run {name}")
+    problems = aggregates.aggregate_run(directory, record.plan.benchmark, published, logs)
+    if problems:
+        raise ResultError("\n".join(problems), where=f"run {name}")
     return Aggregates(f"run {name}", len(list(directory.glob("agg_*.json"))), str(directory))
 
 
-def _collected(directory: Path, output: Path, problems: list[str]) -> list[Aggregates]:
-    """The rows of a directory of artifacts in two lists, as the workflow has them: benchmarks and evaluations."""
+def _aggregate_artifacts(directory: Path, output: Path, problems: list[str]) -> list[Aggregates]:
+    """Write the rows of a directory of artifacts as the workflow's two files: benchmarks and evaluations."""
     from launcher.result import aggregates
     from launcher.result.evaluation_rows import evaluation_rows
     from launcher.result.row_fields import is_row
@@ -161,10 +161,12 @@ def _collected(directory: Path, output: Path, problems: list[str]) -> list[Aggre
             continue
         if is_row(row):
             rows.append(row)
-    lists = {"agg_bmk.json": rows, "agg_eval_all.json": evaluation_rows(directory)}
-    if not any(lists.values()):
+    files = {"agg_bmk.json": rows, "agg_eval_all.json": evaluation_rows(directory)}
+    written = []
+    for name, content in files.items():
+        if content:
+            aggregates.write_document(output / name, content)
+            written.append(Aggregates(str(directory), len(content), str(output / name)))
+    if not written:
         raise ResultError("no aggregate and no evaluation is below it", where=str(directory))
-    for name, found in lists.items():
-        if found:
-            aggregates.write_document(output / name, found)
-    return [Aggregates(str(directory), len(found), str(output / name)) for name, found in lists.items() if found]
+    return written

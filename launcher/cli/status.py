@@ -1,6 +1,6 @@
 """`launcher status`: the runs, by their records alone; `launcher logs`: a job's log as `run` shows it.
 
-It is asked often and of thousands of runs, so it imports little, and keeps of each record only the line that it shows.
+`status` is called often and lists thousands of runs, so it imports little, and keeps one line of each record.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from launcher.slurm.logs import LogFollower
 
 @dataclass(frozen=True)
 class RunLine:
-    """A run among others. ``short`` is the shortest form of its id; ``driven`` whether somebody drives it, ``stopped``
-    the pid of who does so and is stopped; ``text`` why it ended as it did, or how its job stands. Times in seconds
-    since the epoch."""
+    """A run in a list. ``short`` is the shortest prefix of its id; ``driven`` says whether a launcher drives it, and
+    ``stopped`` is that launcher's pid where it is stopped; ``text`` is why the run ended, or the state of its job.
+    Times are in seconds since the epoch."""
 
     id: str
     short: str = ""
@@ -49,7 +49,7 @@ class RunLine:
 
 @dataclass(frozen=True)
 class StepLine:
-    """A step of a run, how it stands, and how many seconds it took or takes."""
+    """A step of a run, its state, and its duration so far in seconds."""
 
     name: str
     state: str
@@ -59,7 +59,7 @@ class StepLine:
 
 @dataclass(frozen=True)
 class RunView(RunLine):
-    """One run in detail. ``title`` is what it measures, ``summary`` its results as they were when it ended."""
+    """One run in detail. ``title`` is what it measures, ``summary`` its results at its end."""
 
     title: str = ""
     steps: tuple[StepLine, ...] = ()
@@ -72,7 +72,7 @@ class RunView(RunLine):
 
 @dataclass(frozen=True)
 class Status:
-    """All runs of a state directory, oldest first, or the ``named`` ones in detail; what of these cannot be shown."""
+    """All runs of a state directory, oldest first, or the ``named`` ones in detail, with the errors of the others."""
 
     runs_directory: str
     runs: tuple[RunLine, ...] = ()
@@ -82,61 +82,72 @@ class Status:
     """How many runs were named; 0: all of them."""
 
 
-def _chosen(lines: Sequence[RunLine], arguments: argparse.Namespace) -> Sequence[RunLine]:
-    """The lines that the flags want; one that cannot be read may be any run's, but is of no state and no runner."""
+def _select(lines: Sequence[RunLine], arguments: argparse.Namespace) -> Sequence[RunLine]:
+    """The lines that the flags select. A run whose record cannot be read has no time, but no state or runner either."""
     states, runners = set(getattr(arguments, "states", ())), set(arguments.runner)
     since = None if arguments.since is None else time.time() - arguments.since
-    kept = [
+    selected = [
         line
         for line in lines
         if (not states or line.state in states)
         and (not runners or line.runner in runners)
         and (since is None or line.created is None or line.created >= since)
     ]
-    return kept if arguments.limit is None else kept[-arguments.limit :]
+    return selected if arguments.limit is None else selected[-arguments.limit :]
 
 
-def _line(record: RunRecord, short: str) -> RunLine:
-    of = record.fields
-    verdict, driven = of.verdict, not of.has_ended and record.driven_by_another
-    names = ("id", "runner", "state", "ended", "exit_code", "job", "error")
-    kept: dict[str, Any] = {name: getattr(of, name) for name in names}
-    kept["stopped"] = record.stopped_driver_pid if driven else None
-    return RunLine(**kept, short=short, driven=driven, created=of.created or None, verdict=verdict, text=_text(of))
+def _run_line(record: RunRecord, short: str) -> RunLine:
+    fields = record.fields
+    driven = not fields.has_ended and record.driven_by_another
+    return RunLine(
+        id=fields.id,
+        short=short,
+        runner=fields.runner,
+        state=fields.state,
+        driven=driven,
+        stopped=record.stopped_driver_pid if driven else None,
+        created=fields.created or None,
+        ended=fields.ended,
+        exit_code=fields.exit_code,
+        job=fields.job,
+        error=fields.error,
+        verdict=fields.verdict,
+        text=_reason(fields),
+    )
 
 
-def _text(of: RunFields) -> str:
-    if of.verdict is not None and of.verdict.layer:
-        return str(of.verdict)
-    if of.error is not None:
-        return f"{of.error.layer}: {(of.error.message.splitlines() or [''])[0]}"
-    return of.job.says if of.job is not None else ""
+def _reason(fields: RunFields) -> str:
+    if fields.verdict is not None and fields.verdict.layer:
+        return str(fields.verdict)
+    if fields.error is not None:
+        return f"{fields.error.layer}: {(fields.error.message.splitlines() or [''])[0]}"
+    return fields.job.says if fields.job is not None else ""
 
 
-def _view(record: RunRecord) -> RunView:
-    of, summary = record.fields, None
+def _run_view(record: RunRecord) -> RunView:
+    fields, summary = record.fields, None
     try:
         title = record.plan.benchmark.title
     except ConfigError as error:
         title = error.message
     if (record.directory / "summary.json").is_file():
-        summary = summary_of(record.directory)[0]
-    steps = (StepLine(name, step.state, step.at - step.began, step.error) for name, step in of.steps.items())
-    short = shortest(names(record.directory.parent)).get(of.id, of.id)
+        summary = read_summary(record.directory)[0]
+    steps = (StepLine(name, step.state, step.at - step.began, step.error) for name, step in fields.steps.items())
+    short = shortest(names(record.directory.parent)).get(fields.id, fields.id)
     return RunView(
-        **{**vars(_line(record, short)), "driven": record.driven_by_another},
+        **{**vars(_run_line(record, short)), "driven": record.driven_by_another},
         title=title,
         steps=tuple(steps),
         record=str(record.directory),
-        evidence=str(record.directory / "evidence") if of.verdict is not None else None,
-        accepted=of.accepted,
-        commit=of.commit,
+        evidence=str(record.directory / "evidence") if fields.verdict is not None else None,
+        accepted=fields.accepted,
+        commit=fields.commit,
         summary=summary,
     )
 
 
-def summary_of(directory: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """The summary of the run in a directory, None where it has none; and why it cannot be read, or makes no table."""
+def read_summary(directory: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """The summary of a run's directory, None without one; and why it cannot be read or shown as a table, if so."""
     from launcher.result.summary_file import read_document, table_lines
 
     try:
@@ -146,22 +157,22 @@ def summary_of(directory: Path) -> tuple[dict[str, Any] | None, str | None]:
     except ResultError as error:
         return None, f"{directory}: {error.message}"
     except (TypeError, LookupError, AttributeError, OverflowError) as error:
-        why = f"its summary is of another form ({error!r}), `launcher collect` makes it anew"
-        return None, f"{directory}: {why}"
+        problem = f"its summary is of another form ({error!r}), `launcher collect` makes it anew"
+        return None, f"{directory}: {problem}"
     return summary, None
 
 
 def show(value: Status, terminal: Terminal) -> Iterator[str]:
     if value.asked:
-        for i, one in enumerate(value.named):
+        for i, run in enumerate(value.named):
             if i:
                 yield ""
-            yield from _details(one, terminal)
+            yield from _details(run, terminal)
         return
     if not value.runs:
         yield f"no runs below {value.runs_directory}"
         return
-    yield from _list(value.runs, terminal)
+    yield from _run_table(value.runs, terminal)
     if unreadable := sum(line.state == UNREADABLE for line in value.runs):
         yield f"{count_of(unreadable, 'record')} cannot be read: `launcher cleanup` looks for the jobs by name"
     latest = value.runs[-1]
@@ -172,9 +183,9 @@ def show(value: Status, terminal: Terminal) -> Iterator[str]:
 _STYLES = {"succeeded": "green", "failed": "red", UNREADABLE: "red", "cancelled": "yellow"}
 
 
-def _list(lines: Sequence[RunLine], terminal: Terminal) -> list[Line]:
-    """The latest run last. Where a line has no room for it, what is to be said of a run stands below it."""
-    rows = [(line.id, line.runner or "-", _clock(line.created), _state(line), _job(line), line.text) for line in lines]
+def _run_table(lines: Sequence[RunLine], terminal: Terminal) -> list[Line]:
+    """A table, the latest run last; in a narrow terminal each run's text stands below its line."""
+    rows = [(line.id, line.runner or "-", _time(line.created), _state(line), _job(line), line.text) for line in lines]
     heads, styles = ("run", "runner", "began", "state", "job", ""), [_STYLES.get(line.state, "") for line in lines]
     if terminal.width is None or terminal.width >= _WIDE:
         return table(heads, rows, terminal.width, styles)
@@ -191,43 +202,44 @@ _WIDE = 120
 
 
 def _state(line: RunLine) -> str:
-    over = line.state in ("succeeded", "failed", "cancelled", UNREADABLE)
-    if line.stopped is not None and not over:
+    if line.state in ("succeeded", "failed", "cancelled", UNREADABLE):
+        return line.state
+    if line.stopped is not None:
         return f"{line.state} (its launcher is stopped: kill -CONT {line.stopped})"
-    return line.state if over or line.driven else f"{line.state} (nobody drives it)"
+    return line.state if line.driven else f"{line.state} (nobody drives it)"
 
 
 def _job(line: RunLine) -> str:
     return line.job.id if line.job is not None else "?" if line.state == UNREADABLE else "-"
 
 
-def _clock(seconds: float | None) -> str:
+def _time(seconds: float | None) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if seconds else "-"
 
 
-def _details(one: RunView, terminal: Terminal) -> Iterator[str]:
-    """One run: its steps, its job, its end, and where its files are."""
-    yield Line(f"{one.id}   {_state(one)}", _STYLES.get(one.state, "bold"))
-    pairs: list[tuple[str, object]] = [("measures", f"{one.title}, on {one.runner}"), ("began", _clock(one.created))]
-    pairs += [(step.name, f"{step.state:8} {step.seconds:7.1f} s   {step.error or ''}") for step in one.steps]
-    if one.job is not None:
-        pairs += [("job", f"{one.job.id}   {one.job.says}"), ("output", one.job.output)]
-    if one.error is not None:
-        pairs += [("error", f"{one.error.layer}: {line}") for line in one.error.message.splitlines()[:1]]
-        pairs += [("", line) for line in one.error.message.splitlines()[1:]]
-        pairs += [("hint", one.error.hint)] if one.error.hint else []
-    if one.verdict is not None:
-        pairs += [("verdict", one.verdict), ("evidence", one.evidence)]
-    yield from field_lines([*pairs, ("record", one.record)], terminal.width)
-    if one.summary is not None:
+def _details(run: RunView, terminal: Terminal) -> Iterator[str]:
+    """One run: its steps, its job, its end, and the paths of its files."""
+    yield Line(f"{run.id}   {_state(run)}", _STYLES.get(run.state, "bold"))
+    pairs: list[tuple[str, object]] = [("measures", f"{run.title}, on {run.runner}"), ("began", _time(run.created))]
+    pairs += [(step.name, f"{step.state:8} {step.seconds:7.1f} s   {step.error or ''}") for step in run.steps]
+    if run.job is not None:
+        pairs += [("job", f"{run.job.id}   {run.job.says}"), ("output", run.job.output)]
+    if run.error is not None:
+        pairs += [("error", f"{run.error.layer}: {line}") for line in run.error.message.splitlines()[:1]]
+        pairs += [("", line) for line in run.error.message.splitlines()[1:]]
+        pairs += [("hint", run.error.hint)] if run.error.hint else []
+    if run.verdict is not None:
+        pairs += [("verdict", run.verdict), ("evidence", run.evidence)]
+    yield from field_lines([*pairs, ("record", run.record)], terminal.width)
+    if run.summary is not None:
         from launcher.result.summary_file import table_lines
 
         yield ""
-        yield from table_lines([one.summary], terminal.width)
+        yield from table_lines([run.summary], terminal.width)
 
 
 def _document(value: Status) -> Any:
-    """A list of runs; one alone that was named is that run."""
+    """A list of runs; where exactly one was named, that run."""
     return value.named[0] if value.asked == 1 else value.named or value.runs
 
 
@@ -242,24 +254,23 @@ def _document(value: Status) -> Any:
 def status(arguments: argparse.Namespace, log: Log) -> Status:
     runs = state_directory(os.environ, arguments.state) / "runs"
     if arguments.runs:
-        views, wrong = for_each_name(arguments.runs, lambda name: _view(load_named(runs, name)))
+        views, wrong = for_each_name(arguments.runs, lambda name: _run_view(load_named(runs, name)))
         return Status(str(runs), named=tuple(views), wrong=tuple(wrong), asked=len(arguments.runs))
     unreadable: list[UnreadableRecord] = []
-    found = list(each_record(runs, unreadable, facts=False))
-    found.sort(key=lambda record: (record.fields.created, record.id))
-    short = shortest([*(record.id for record in found), *(one.id for one in unreadable)])
-    lines = [_line(record, short[record.id]) for record in found]
-    lines += [RunLine(one.id, short[one.id], text=str(one.error)) for one in unreadable]
-    return Status(str(runs), tuple(_chosen(lines, arguments)))
+    records = sorted(each_record(runs, unreadable, facts=False), key=lambda record: (record.fields.created, record.id))
+    short = shortest([*(record.id for record in records), *(broken.id for broken in unreadable)])
+    lines = [_run_line(record, short[record.id]) for record in records]
+    lines += [RunLine(broken.id, short[broken.id], text=str(broken.error)) for broken in unreadable]
+    return Status(str(runs), tuple(_select(lines, arguments)))
 
 
 _PART = 256 << 10
-"""Characters of the lines that are given at a time."""
+"""Characters after which lines are passed on as one part."""
 
 
 @dataclass(frozen=True)
 class LogPart:
-    """Lines of a run's log that follow those before; ``label`` tells runs apart where there are several."""
+    """Lines of a run's log that follow those before; ``label`` names the run where there are several."""
 
     run: str
     lines: tuple[str, ...] = ()
@@ -267,26 +278,26 @@ class LogPart:
     wrong: tuple[ErrorInfo, ...] = ()
 
 
-class _Log:
-    """One run's log, from its beginning on."""
+class _JobLog:
+    """The log of one run's job, from its beginning on. Raises ConfigError for a run without a job, unless it waits."""
 
     def __init__(self, record: RunRecord, label: str, *, wait: bool) -> None:
         self._record, self._label = record, label
-        self._shown = LogFormatter()
+        self._formatter = LogFormatter()
         self._follower: LogFollower | None = None
         self.over = False
-        self._look()
+        self._open()
         if self._follower is None and not wait:
             raise ConfigError("this run has no job yet, hence no log", where=f"run {record.id}")
 
-    def _look(self) -> None:
+    def _open(self) -> None:
         if self._follower is None and (path := self._record.log_path) is not None:
             self._follower = LogFollower(path)
 
     def read(self, *, wait: bool) -> Iterator[LogPart]:
-        """What is new. It is over when the run is, or at once where nobody waits. Raises LauncherError."""
+        """The new lines. The log is over when the run is, or at once without ``wait``. Raises LauncherError."""
         over = self._record.fields.has_ended or not wait
-        self._look()
+        self._open()
         while self._follower is not None and ((lines := self._follower.read_new()) or self._follower.behind):
             yield from self._parts(lines)
         if over and self._follower is not None:
@@ -296,8 +307,8 @@ class _Log:
             self._record = RunRecord.load(self._record.directory.parent, self._record.id)
 
     def _parts(self, lines: Sequence[str]) -> Iterator[LogPart]:
-        shown, part, size = self._shown.format(lines), [], 0
-        for line in shown:
+        part, size = [], 0
+        for line in self._formatter.format(lines):
             part.append(line)
             size += len(line)
             if size > _PART:
@@ -315,24 +326,23 @@ def show_part(value: LogPart, terminal: Terminal) -> Iterator[str]:
 @partial(Command, LogPart, show=show_part)
 def logs(arguments: argparse.Namespace, log: Log) -> Iterator[LogPart]:
     """The logs of jobs; with --follow until the runs have ended."""
-    runs, follow, several = (
-        state_directory(os.environ, arguments.state) / "runs",
-        arguments.follow,
-        len(arguments.runs) > 1,
-    )
-    opened, wrong = for_each_name(
-        arguments.runs,
-        lambda name: _Log(record := load_named(runs, name), record.id if several else "", wait=follow),
-    )
-    yield from (LogPart(one.of, wrong=(one,)) for one in wrong)
+    runs, wait = state_directory(os.environ, arguments.state) / "runs", arguments.follow
+    several = len(arguments.runs) > 1
+
+    def open_log(name: str) -> _JobLog:
+        record = load_named(runs, name)
+        return _JobLog(record, record.id if several else "", wait=wait)
+
+    opened, errors = for_each_name(arguments.runs, open_log)
+    yield from (LogPart(error.of, wrong=(error,)) for error in errors)
     while opened:
-        for run_log in opened:
+        for job_log in opened:
             try:
-                yield from run_log.read(wait=follow)
+                yield from job_log.read(wait=wait)
             except LauncherError:
                 if not several:
                     raise
-                run_log.over = True
-        opened = [run_log for run_log in opened if not run_log.over]
+                job_log.over = True
+        opened = [job_log for job_log in opened if not job_log.over]
         if opened:
             time.sleep(0.5)

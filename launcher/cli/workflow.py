@@ -1,5 +1,5 @@
-"""What a workflow's maintainer asks: `launcher ci --check-environment` and `--print-workflow`, before a launch step and
-what such steps look like; `launcher shadow`, a job's plan beside what the checkout's bash launcher does.
+"""Commands for maintainers of workflows: `launcher ci --check-environment` finds what a step lacks, `--print-workflow`
+prints steps that call the launcher, `launcher shadow` compares a job's plan with the bash launcher of the checkout.
 """
 
 from __future__ import annotations
@@ -39,31 +39,31 @@ def print_workflow(arguments: argparse.Namespace) -> int:
 
 
 def check_environment(arguments: argparse.Namespace) -> int:
-    """Say everything that this step lacks; exit 2 when it lacks something. Nothing is held, and nothing is left."""
+    """Print everything that this step lacks; exit 2 when it lacks something. It starts no job, and leaves no file."""
     project = open_project(arguments, look=True)
-    variables = list(variable_errors(os.environ))
-    wrong: list[LauncherError] = [*step.github_problems(os.environ, __version__), *variables]
+    invalid_variables = list(variable_errors(os.environ))
+    problems: list[LauncherError] = [*step.github_problems(os.environ, __version__), *invalid_variables]
     plan = None
     try:
         if runner := os.environ.get("RUNNER_NAME"):
             cluster = project.fleet.for_runner_name(runner).runner
-            wrong += step.host_problems(cluster.scheduler.kind, os.environ, project.state)
-        if not variables:
+            problems += step.host_problems(cluster.scheduler.kind, os.environ, project.state)
+        if not invalid_variables:
             plan = project.plan_from_environment()
             require_no_secrets(plan)
-            for found in plan.errors:  # for which `launcher ci` would refuse it
-                if found.rule not in arguments.accept:
-                    text, hint = f"{found.message} [{found.rule}]", f"or --accept {found.rule}"
-                    wrong.append(ConfigError(text, where=found.where, hint=hint))
-            wrong += step.plan_problems(plan, os.environ, stand_in_programs(plan.tools))
-    except ConfigError as refused:
-        wrong.append(refused)
+            for finding in plan.errors:  # `launcher ci` refuses a plan with these
+                if finding.rule not in arguments.accept:
+                    text, hint = f"{finding.message} [{finding.rule}]", f"or --accept {finding.rule}"
+                    problems.append(ConfigError(text, where=finding.where, hint=hint))
+            problems += step.plan_problems(plan, os.environ, stand_in_programs(plan.tools))
+    except ConfigError as error:
+        problems.append(error)
     with GitHub(os.environ, cast(TextIO, StandardOutput())) as github:
-        for error in wrong:
-            print(f"lacks: {redact(str(error), os.environ)}", file=sys.stderr)
-            github.error(str(error), title="launcher: environment")
-    if wrong:
-        things = count_of(len(wrong), "thing is", "things are")
+        for problem in problems:
+            print(f"lacks: {redact(str(problem), os.environ)}", file=sys.stderr)
+            github.error(str(problem), title="launcher: environment")
+    if problems:
+        things = count_of(len(problems), "thing is", "things are")
         print(f"launcher: {things} missing or wrong; nothing was begun", file=sys.stderr)
         return ConfigError.exit_code
     assert plan is not None
@@ -73,8 +73,8 @@ def check_environment(arguments: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Shadow:
-    """A plan, and in what the bash launcher differs from it; ``alone`` is why that was not run, ``containers`` how many
-    it would start."""
+    """A plan, and the ``differences`` of the bash launcher, which would start so many ``containers``; ``alone`` is why
+    that launcher was not run."""
 
     plan: PlanView
     alone: str | None = None
@@ -90,16 +90,15 @@ def show(value: Shadow, terminal: Terminal) -> Iterator[str]:
         return
     for line in value.differences:
         yield from wrap_words(f"shadow: differs: {line}", terminal.width, "  ")
-    what = count_of(value.containers, "container")
-    found = count_of(len(value.differences), "difference") if value.differences else "agree"
-    yield f"shadow: {found}: {value.script} starts {what}"
+    verdict = count_of(len(value.differences), "difference") if value.differences else "agree"
+    yield f"shadow: {verdict}: {value.script} starts {count_of(value.containers, 'container')}"
 
 
 @partial(Command, Shadow, show=show, exit_code=lambda value: int(bool(value.differences)))
 def shadow(arguments: argparse.Namespace, log: Log) -> Shadow:
-    """Plan from the environment, and run the bash launcher where it can do nothing.
+    """Plan from the environment, and run the bash launcher with stubs in place of the programs that it starts.
 
-    Exit 0 when they agree or when there is the plan alone, 1 when they differ, 2 when the row cannot be planned.
+    Exit 0 when both agree or when the bash launcher was not run, 1 when they differ, 2 when the row cannot be planned.
     """
     project = open_project(arguments)
     plan = project.plan_from_environment()

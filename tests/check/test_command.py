@@ -10,7 +10,7 @@ import pytest
 
 from launcher.check.report import RULES
 from launcher.cli import main
-from launcher.cli.checking import Checked, FindingLine, show
+from launcher.cli.checking import CheckAnswer, FindingLine, show
 from launcher.core.lines import Terminal
 from tests.benchmarks import a_recipe
 from tests.check.workspaces import CheckedWorkspace
@@ -69,12 +69,12 @@ def test_findings_of_one_rule_stand_together_worst_first_and_all_of_them_where_t
     found = [FindingLine("workers", "error", "bad", place) for place in places]
     found += [FindingLine("moving-ref", "warning", "moves", place) for place in places]
     found += [FindingLine("sha-unknown", "note", "unknown", "f.yaml:9")]
-    lines = list(show(Checked(tuple(found)), Terminal()))
+    lines = list(show(CheckAnswer(tuple(found)), Terminal()))
     assert [line.split()[0] for line in lines if not line.startswith(" ")] == ["workers", "moving-ref", "sha-unknown"]
     assert len([line for line in lines if "bad" in line]) == 5, "no error is left out"
     assert "  and 2 more: --verbose shows all, --rule moving-ref these" in lines
-    assert len(list(show(Checked(tuple(found), every=True), Terminal()))) == len(found)
-    assert all(len(line) <= 40 for line in show(Checked(tuple(found)), Terminal(40)))
+    assert len(list(show(CheckAnswer(tuple(found), every=True), Terminal()))) == len(found)
+    assert all(len(line) <= 40 for line in show(CheckAnswer(tuple(found)), Terminal(40)))
 
 
 def test_github_takes_the_annotations_for_commands(

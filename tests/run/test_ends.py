@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from launcher.cli.ci import report_to
+from launcher.cli.ci import report_to_github
 from launcher.cli.console import Console
 from launcher.core.errors import (
     Cancelled,
@@ -112,7 +112,7 @@ class BegunRun:
         said = io.StringIO()
         environ = {**SECRETS, "GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(self.root / "summary.md")}
         with GitHub(environ, said) as github:
-            report_to(github, self.record.directory.parent, [outcome])
+            report_to_github(github, self.record.directory.parent, [outcome])
         return said.getvalue()
 
     def evidence(self) -> dict[str, str]:
