@@ -156,7 +156,7 @@ class Console:
         with self._unheard(), self._github.job_log() as write:
             write("\n".join(shown))
 
-    def tell(self, kind: str, text: str) -> None:
+    def sweep_message(self, kind: str, text: str) -> None:
         """Say what a sweep's driver says."""
         if self._how.as_json:
             self.value(streaming.SweepMessage(time=self._world.clock(), kind=kind, text=redact(text, os.environ)))

@@ -1,8 +1,8 @@
-"""Launchers that no terminal has started: a driver, in a session of its own, with its output in a file, and how such a
-one starts; and a command that somebody asked for from elsewhere, which ends with them.
+"""Launcher processes without a terminal: a driver, which runs in its own session and writes to a file; and a command
+that another machine asked for, which ends with the connection.
 
-A driver's command line and its secrets come to it by a pipe: neither a list of processes nor its first environment has
-them.
+A driver reads its command line and its secrets from a pipe, so that neither a process list nor its initial environment
+shows them.
 """
 
 from __future__ import annotations
@@ -32,65 +32,71 @@ from launcher.remote.commands import STARTED, own_argv
 if TYPE_CHECKING:
     from launcher.cli.command import Command
 
-_ENDING = 10.0
-"""Seconds that a command has to end, once whoever asked for it has gone."""
-BEGINS = 20.0
+_TERM_TIMEOUT = 10.0
+"""Seconds that a command has to end after its connection was closed."""
+START_TIMEOUT = 20.0
 """Seconds in which a driver is expected to begin."""
-_PLACES = ("workspace", "srt_slurm", "runners", "recipes", "slurm_backend")
-
-
-def print_started(of: str, pid: int, log: Path, words: str, arguments: argparse.Namespace) -> None:
-    """Say who drives a run or sweep, where its output is, and which command shows it."""
-    from launcher.cli.command import CommandRewriter, json_text
-    from launcher.cli.streaming import DriverStarted
-
-    if arguments.json:
-        print(json_text(DriverStarted(name=of.partition(" ")[2], pid=pid, log=str(log)), indent=0))
-        return
-    print_line(f"{of}: driven by pid {pid}, whose output is {log}")
-    print_line(CommandRewriter(arguments)(f"Next: launcher {words}"))
+_DIRECTORY_FLAGS = ("workspace", "srt_slurm", "runners", "recipes", "slurm_backend")
 
 
 @dataclass(frozen=True)
 class Driver:
-    """A driver that was started, and how long its log was then."""
+    """A driver process that was started, its log, and the size of that log before."""
 
     child: subprocess.Popen[bytes]
     log: Path
-    before: int
+    log_start: int
 
-    def wait_until_started(self, of: str, begun: Callable[[int], bool], patience: float = BEGINS) -> None:
-        """Wait until ``begun`` of its pid: what is asked of it from then on, it hears. Raises LauncherError for one
-        that ends at once; of one that takes longer, that is said. Ctrl-C comes after: the driver goes on."""
-        until, ended = time.monotonic() + patience, False
+    def wait_until_started(self, label: str, has_begun: Callable[[int], bool], timeout: float = START_TIMEOUT) -> None:
+        """Wait until ``has_begun(pid)``, from when on the driver takes requests. A timeout is logged.
+
+        Raises LauncherError when the driver ends at once. Ctrl-C is handled afterwards, because the driver goes on.
+        """
+        deadline, ended = time.monotonic() + timeout, False
         with defer_signals():
-            while not begun(self.child.pid):
+            while not has_begun(self.child.pid):
                 if ended and (code := self.child.returncode):
-                    said = self.log.read_bytes()[self.before :].decode(errors="replace").strip()
-                    error = LauncherError(f"its driver ended at once: {said or code}", where=str(self.log))
+                    output = self.log.read_bytes()[self.log_start :].decode(errors="replace").strip()
+                    error = LauncherError(f"its driver ended at once: {output or code}", where=str(self.log))
                     error.exit_code = code if code > 0 else error.exit_code
                     raise error
-                if ended or time.monotonic() > until:
-                    if not ended:
-                        log_to_stderr(f"{of}: it has not begun within {patience:.0f} s")
+                if ended:
+                    return
+                if time.monotonic() > deadline:
+                    log_to_stderr(f"{label}: it has not begun within {timeout:.0f} s")
                     return
                 ended = self.child.poll() is not None
                 time.sleep(0.0 if ended else 0.1)
 
+    def print_started(self, label: str, next_command: str, arguments: argparse.Namespace) -> None:
+        """Print which process drives the run or sweep, where its output is, and which command shows it."""
+        from launcher.cli.command import CommandRewriter, json_text
+        from launcher.cli.streaming import DriverStarted
+
+        pid, log = self.child.pid, self.log
+        if arguments.json:
+            print(json_text(DriverStarted(name=label.partition(" ")[2], pid=pid, log=str(log)), indent=0))
+            return
+        print_line(f"{label}: driven by pid {pid}, whose output is {log}")
+        print_line(CommandRewriter(arguments)(f"Next: launcher {next_command}"))
+
 
 def start_driver(name: str, words: Sequence[str], log: Path, state: Path, arguments: argparse.Namespace) -> Driver:
-    """Start ``launcher WORDS`` for the run or sweep ``name``, with its output in ``log``, beside which is written how
-    it was started. Raises OSError.
+    """Start ``launcher WORDS`` as the driver of the run or sweep ``name``, with the directories of these ``arguments``.
 
-    Where things are is the same for it as for the command with these ``arguments``.
+    Its output goes to ``log``, and its command line to a file beside that. Raises OSError.
     """
     from launcher.remote.tidying import register_state
 
-    given = {f"--{key.replace('_', '-')}": getattr(arguments, key, None) for key in _PLACES}
-    places = [word for flag, value in given.items() if value for word in (flag, str(value))]
-    argv = [*words, "--state", str(state), *places]
-    before = log.stat().st_size if log.exists() else 0
-    # What this driver needs stays as long as its run or sweep has not ended.
+    flags = {f"--{key.replace('_', '-')}": getattr(arguments, key, None) for key in _DIRECTORY_FLAGS}
+    argv = [
+        *words,
+        "--state",
+        str(state),
+        *(word for flag, path in flags.items() if path for word in (flag, str(path))),
+    ]
+    log_start = log.stat().st_size if log.exists() else 0
+    # Garbage collection keeps the files that this command line names until the run or sweep has ended.
     write_json(log.parent / STARTED, {"argv": (whole := own_argv(*argv))})
     register_state(state_directory(os.environ), state, whole)
     secrets = {key: value for key, value in os.environ.items() if names_a_secret(key)}
@@ -107,11 +113,11 @@ def start_driver(name: str, words: Sequence[str], log: Path, state: Path, argume
     assert child.stdin is not None
     with child.stdin:
         child.stdin.write(json.dumps({"argv": argv, "secrets": secrets}).encode())
-    return Driver(child, log, before)
+    return Driver(child, log, log_start)
 
 
 def driver(arguments: argparse.Namespace) -> int:
-    """Such a launcher: do what its standard input says."""
+    """The driver process: run the command line that it reads from standard input."""
     from launcher.cli import main
 
     request = json.loads(sys.stdin.buffer.read())
@@ -124,7 +130,7 @@ def driver(arguments: argparse.Namespace) -> int:
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """A command that somebody asked for from elsewhere, as `launcher.remote.commands` starts it; it ends with them."""
+    """Run a command for another machine, as `launcher.remote.commands` starts it; it ends with the connection."""
     from launcher.cli import run_command
 
     request = json.loads(sys.stdin.buffer.readline())
@@ -132,25 +138,25 @@ def command(arguments: argparse.Namespace) -> int:
     os.environ.pop("LAUNCHER_ON", None)
     sys.argv[1:] = request["argv"]
 
-    def until_nobody_listens() -> None:
-        while os.read(0, 1024):  # by its number: a thread in a buffer's lock would keep Python from ending
+    def end_with_connection() -> None:
+        while os.read(0, 1024):  # not by sys.stdin: a thread that holds its lock would keep Python from ending
             pass
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_ENDING)
+        time.sleep(_TERM_TIMEOUT)
         os._exit(1)
 
-    threading.Thread(target=until_nobody_listens, daemon=True, name="the other side").start()
-    return run_command(argparse.Namespace(**request["arguments"]), _send)
+    threading.Thread(target=end_with_connection, daemon=True, name="connection").start()
+    return run_command(argparse.Namespace(**request["arguments"]), _send_answer)
 
 
-def _send(command: Command, arguments: argparse.Namespace) -> int:
-    """Give a command's value to the other side, or its values as they come, each in a line of JSON; see `on`."""
+def _send_answer(command: Command, arguments: argparse.Namespace) -> int:
+    """Print a command's value, or each value as it comes, as a line of JSON for `launcher.cli.on`."""
     from launcher.cli.command import json_text, log_to_stderr
 
     out = unguarded(sys.stdout)
-    found = command.answer(arguments, log_to_stderr)
-    streams = isinstance(found, Iterator)
+    answer = command.answer(arguments, log_to_stderr)
+    streams = isinstance(answer, Iterator)
     print("values" if streams else "value", file=out)
-    for value in found if streams else (found,):
+    for value in answer if streams else (answer,):
         print(json_text(value, indent=0), file=out, flush=True)
     return 0

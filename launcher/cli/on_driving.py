@@ -309,7 +309,7 @@ def _watch(remote: RemoteCommand, name: str) -> Overview:
 
 def _watched(remote: RemoteCommand, name: str) -> Overview:
     """Show it in a live view, or a line for each job whenever that changes."""
-    from launcher.cli.sweep_status import document, job_line, live
+    from launcher.cli.sweep_status import job_line, overview_document, show_live_view
 
     found: Overview | None = None
     told: dict[str, str] = {}
@@ -324,9 +324,9 @@ def _watched(remote: RemoteCommand, name: str) -> Overview:
 
     if wants_json(remote.arguments):
         for now in overviews():
-            print(json_text(document(now), indent=0), flush=True)
+            print(json_text(overview_document(now), indent=0), flush=True)
     elif remote.arguments.live and sys.stdout.isatty() and sys.stdin.isatty():
-        live(overviews(), remote.arguments, remote.ask_driver)
+        show_live_view(overviews(), remote.arguments, remote.ask_driver)
     else:
         for now in overviews():
             for job in now.jobs:

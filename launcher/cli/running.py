@@ -74,7 +74,7 @@ def _detach(project: Project, records: Sequence[RunRecord], arguments: argparse.
     for record, driver in zip(records, drivers, strict=True):
         # One that has not begun yet would take a cancel that is asked now for one of before (`RunRecord.withdraw`).
         driver.wait_until_started(f"run {record.id}", partial(_drives, record))
-        detached.print_started(f"run {record.id}", driver.child.pid, driver.log, f"logs -f {record.id}", arguments)
+        driver.print_started(f"run {record.id}", f"logs -f {record.id}", arguments)
     return 0
 
 

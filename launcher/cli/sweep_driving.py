@@ -1,4 +1,4 @@
-"""Driving a sweep in this process, or in one of its own that needs no terminal."""
+"""Drives a sweep in this process, or starts a process without a terminal that does."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from launcher.cli import detached
@@ -18,7 +19,7 @@ from launcher.cli.console import Console, ConsoleInputs
 from launcher.cli.output import BackgroundOutput, background_stdout
 from launcher.cli.running import job_progress, output_options
 from launcher.cli.streaming import SweepEnded
-from launcher.cli.sweep_status import SweepWatcher, requester
+from launcher.cli.sweep_status import SweepWatcher, send_verb
 from launcher.core.errors import ConfigError, as_error
 from launcher.core.lease import LockOwner
 from launcher.core.lines import count_of
@@ -43,161 +44,160 @@ if TYPE_CHECKING:
     from launcher.cli.sweep_view import LiveView
 
 SHOWN = 200
-"""Runs whose results are shown as a table at the end; those of larger sweeps `launcher results` shows."""
+"""Most runs whose results are shown as a table at the end; `launcher results` shows those of larger sweeps."""
 
-NOTICE_SECONDS = 60.0
-"""How long a program of --notify may take."""
+NOTIFY_TIMEOUT = 60.0
+"""Seconds that a program of --notify may take."""
 
-NOTICES_AT_ONCE = 4
+NOTIFY_AT_ONCE = 4
+"""Programs of --notify that run at a time."""
 
 PACE = Pace(refill=27.5, burst=10, release_at_once=True, tick=5.0, rest=0.25)
-"""How Slurm is asked about a sweep's jobs: at most 140 questions an hour, of up to two calls each, however many jobs
+"""How often Slurm is asked about a sweep's jobs: at most 140 times an hour with up to two calls each, however many jobs
 begin and end."""
 
 
 def ledger_named(project: Project, name: str) -> Ledger:
-    """The ledger of a sweep, by the beginning of its id. Raises ConfigError."""
+    """The ledger of the sweep whose id begins with ``name``. Raises ConfigError."""
     return Ledger.load(project.sweeps, sweep_named(project.sweeps, name))
 
 
 def detach(project: Project, ledger: Ledger, arguments: argparse.Namespace) -> int:
-    """Have a process of its own drive the sweep, whose output is in the sweep's directory."""
+    """Start a process that drives the sweep and writes its output to the sweep's directory."""
     log = ledger.directory / "driver.log"
-    handed = ("--retry-failed", "--anyway", "--take-over", "--detach-on-interrupt")
-    more = [flag for flag in handed if getattr(arguments, flag[2:].replace("-", "_"), False)]
-    argv = ["sweep", "resume", ledger.id, "--yes", "--no-live", *more]
+    names = ("--retry-failed", "--anyway", "--take-over", "--detach-on-interrupt")
+    flags = [flag for flag in names if getattr(arguments, flag[2:].replace("-", "_"), False)]
+    argv = ["sweep", "resume", ledger.id, "--yes", "--no-live", *flags]
     driver, events = detached.start_driver(ledger.id, argv, log, project.state, arguments), EventReader(ledger)
 
-    def begun(pid: int) -> bool:
+    def has_begun(pid: int) -> bool:
         return any(isinstance(e, Began) and e.driver.startswith(f"pid {pid} ") for e in events.new())
 
-    patience = detached.BEGINS + (ledger.take_over_patience if "--take-over" in more else 0.0)
-    driver.wait_until_started(f"sweep {ledger.id}", begun, patience)
-    detached.print_started(f"sweep {ledger.id}", driver.child.pid, log, f"sweep status {ledger.id} --watch", arguments)
+    timeout = detached.START_TIMEOUT + (ledger.take_over_patience if "--take-over" in flags else 0.0)
+    driver.wait_until_started(f"sweep {ledger.id}", has_begun, timeout)
+    driver.print_started(f"sweep {ledger.id}", f"sweep status {ledger.id} --watch", arguments)
     return 0
 
 
 def drive(project: Project, ledger: Ledger, arguments: argparse.Namespace, policy: Policy) -> int:
-    """Drive a sweep in this process until nothing more of it can be done here; the exit code."""
-    patience = ledger.take_over_patience if getattr(arguments, "take_over", False) else 0.0
-    lock = ledger.lock(wait=patience)
-    with lock as held, stop_on_signals() as stop:
-        if not held.acquired:
+    """Drive a sweep in this process until nothing more can be done for it here. Returns the exit code."""
+    lock = ledger.lock(wait=ledger.take_over_patience if getattr(arguments, "take_over", False) else 0.0)
+    with lock as result, stop_on_signals() as stop:
+        if not result.acquired:
             raise ConfigError(
-                f"another launcher drives this sweep: {held.owner}",
+                f"another launcher drives this sweep: {result.owner}",
                 where=f"sweep {ledger.id}",
                 hint=f"launcher sweep status {ledger.id}; --take-over waits for proof that it is gone",
             )
-        for fact in held.facts:
+        for fact in result.facts:
             log_to_stderr(fact)
-        driving = _Driving(project, ledger, arguments, stop)
-        driver = driving.driver(lock)
-        return driving.run(driver, policy)
+        return _DrivenSweep(project, ledger, arguments, stop).run(lock, policy)
 
 
-class _Driving:
-    """One driver in this process: what it meets, and what it says."""
+class _DrivenSweep:
+    """A sweep that this process drives: its driver, its console or live view, and the programs of --notify."""
 
     def __init__(self, project: Project, ledger: Ledger, arguments: argparse.Namespace, stop: Stop) -> None:
         self._project, self._ledger, self._arguments, self._stop = project, ledger, arguments, stop
         self._leaving = threading.Event()
-        self._said: list[str] = []
+        self._early_notes: list[str] = []
+        """Notes from before there is a console."""
         self._labels: dict[str, str] = {}
         self._names = short_names({job.key: job for job in ledger.sweep.jobs})
         self._view: LiveView | None = None
-        self._notices: list[threading.Thread] = []
-        self._notice_room = threading.Semaphore(NOTICES_AT_ONCE)
+        self._notify_threads: list[threading.Thread] = []
+        self._notify_slots = threading.Semaphore(NOTIFY_AT_ONCE)
         self._detaches = bool(getattr(arguments, "detach_on_interrupt", False))
-        runs_stop = Stop.never() if self._detaches else stop  # what waits for late results ends by no detaching
-        self._maker = RunMaker(project, runs_stop, self._said.append, ledger.sweep.policy)
+        runs_stop = Stop.never() if self._detaches else stop  # detaching must not end a wait for late results
+        self._maker = RunMaker(project, runs_stop, self._early_notes.append, ledger.sweep.policy)
 
-    def driver(self, lock: object) -> Driver:
+    def _driver(self, lock: object) -> Driver:
         """The driver of the sweep. Raises ConfigError when its ledger cannot be read."""
         runners = {}
         for name in {job.runner for job in self._ledger.sweep.jobs}:
             try:
                 runners[name] = self._project.fleet.get(name).runner
-            except ConfigError as error:  # its jobs cannot be planned, and say so; others and those that live go on
-                self._said.append(f"runner {name}: nothing of it begins: {error}")
+            except ConfigError as error:  # planning its jobs fails with the same; jobs that live are still followed
+                self._early_notes.append(f"runner {name}: nothing of it begins: {error}")
         setting = DriverSetting(
             self._project.runs,
             {name: runner.limits for name, runner in runners.items()},
             {name: runner.node.count for name, runner in runners.items()},
             may_live=lambda run: may_have_job(run, self._scheduler),
         )
-        return Driver(self._ledger, lock, self._maker, setting, self._tell, self._leaving)  # type: ignore[arg-type]
+        return Driver(self._ledger, lock, self._maker, setting, self._print, self._leaving)  # type: ignore[arg-type]
 
-    def run(self, driver: Driver, policy: Policy) -> int:
-        """Bring the sweep to its end, as far as that can be done here; the exit code."""
+    def run(self, lock: object, policy: Policy) -> int:
+        """Bring the sweep to its end, as far as that can be done here. Returns the exit code."""
+        driver = self._driver(lock)
         first = self._maker.any_plan(driver.state)
-        services = self._maker.services(first)
-        self._scheduler = services.scheduler
+        self._scheduler = self._maker.services(first).scheduler
         pace = PACE if first.scheduler.kind == "slurm" else pace_of(first)
         flags = {name: bool(getattr(self._arguments, name, False)) for name in ("anyway", "retry_failed")}
         with background_stdout(self._stop) as output:
-            world = ConsoleInputs(progress=self._progress, hidden=self._viewed)
-            how = output_options(self._arguments, self._project, many=True)
-            self._console = Console(self._labels, None, output, how, world)
-            self._maker.listener = self._event
-            for text in self._said:
-                self._tell("note", text)
+            inputs = ConsoleInputs(progress=self._progress, hidden=self._view_is_open)
+            options = output_options(self._arguments, self._project, many=True)
+            self._console = Console(self._labels, None, output, options, inputs)
+            self._maker.listener = self._show_event
+            for text in self._early_notes:
+                self._print("note", text)
             driver.on_end = self._notify
             driver.begin(str(LockOwner.here("drives")), policy, **flags)
-            stop = Stop(self._interrupted) if self._detaches else self._stop
-            show = self._console.log if getattr(self._arguments, "logs", False) else None
-            view = self._live_view(driver, output)
+            stop = Stop(self._leave_on_interrupt) if self._detaches else self._stop
+            show_log = self._console.log if getattr(self._arguments, "logs", False) else None
+            self._open_view(output)
             try:
                 with self._console.watching():
-                    run_feed(driver, services.scheduler, stop, pace, show)
+                    run_feed(driver, self._scheduler, stop, pace, show_log)
             except BaseException as fault:
                 driver.skip_rest()
                 driver.leave(f"fault: {type(fault).__name__}: {one_line(fault)}", as_error(fault).exit_code)
                 raise
             finally:
-                self._close(view)
-            result = self._leave(driver)
-            self._await_notices()
+                self._close_view()
+            overview = self._leave(driver)
+            self._wait_for_notify()
             if len(driver.outcomes) <= SHOWN:
                 self._console.outcomes(self._project.runs, driver.outcomes)
-            for line in summary(result):
-                self._tell("result", line)
-            if how.as_json:
-                value = SweepEnded(sweep=result.id, points=result.points, exit_code=result.exit_code)
+            for line in summary(overview):
+                self._print("result", line)
+            if options.as_json:
+                value = SweepEnded(sweep=overview.id, points=overview.points, exit_code=overview.exit_code)
                 self._console.value(value)
-        return result.exit_code
+        return overview.exit_code
 
-    def _live_view(self, driver: Driver, output: BackgroundOutput) -> LiveView | None:
-        """The live view, in a terminal that wants one; until it is closed lines of events are not shown."""
+    def _open_view(self, output: BackgroundOutput) -> None:
+        """Open the live view in a terminal, with --live; event lines are hidden until it is closed."""
         wanted = getattr(self._arguments, "live", False) and not getattr(self._arguments, "logs", False)
         if not (wanted and output.isatty() and sys.stdin.isatty()):
-            return None
+            return
         from launcher.cli.sweep_view import LiveView
 
-        look = SweepWatcher(self._project.runs, self._ledger).overview
-        self._view = LiveView(look, requester(self._ledger), output)  # type: ignore[arg-type]
+        watcher = SweepWatcher(self._project.runs, self._ledger)
+        self._view = LiveView(watcher.overview, partial(send_verb, self._ledger), output)  # type: ignore[arg-type]
         self._view.start()
-        return self._view
 
-    def _close(self, view: LiveView | None) -> None:
-        """Close the view, and say which errors came meanwhile."""
-        if view is not None:
+    def _close_view(self) -> None:
+        """Close the live view, and print the errors that it had shown."""
+        if (view := self._view) is not None:
             view.close()
             self._view = None
             for text in view.errors:
-                self._tell("error", text)
+                self._print("error", text)
 
-    def _interrupted(self, seconds: float) -> bool:
-        """With --detach-on-interrupt a signal makes this driver leave, and no job is cancelled."""
+    def _leave_on_interrupt(self, seconds: float) -> bool:
+        """With --detach-on-interrupt a signal makes this driver leave; no job is cancelled."""
         if self._stop.wait(seconds):
             self._leaving.set()
             time.sleep(min(seconds, 0.05))
         return False
 
     def _leave(self, driver: Driver) -> Overview:
+        """Record why the driver leaves; the sweep as it stands then, with the exit code of this command."""
         driver.skip_rest()
         state = driver.state
-        found = overview(state, driver.records.facts, time.time())
-        why, code = "finished", found.exit_code
+        sweep = overview(state, driver.records.facts, time.time())
+        why, code = "finished", sweep.exit_code
         if self._stop.requested() and not self._detaches:
             why, code = self._stop.reason().message, self._stop.reason().exit_code
         elif state.ending or self._leaving.is_set():
@@ -206,67 +206,67 @@ class _Driving:
         elif state.requested:
             why = "drained"
         driver.leave(why, code)
-        return dataclasses.replace(found, exit_code=code)
+        return dataclasses.replace(sweep, exit_code=code)
 
-    def _await_notices(self) -> None:
-        """Wait for programs of --notify, a moment when we were asked to stop."""
-        until = time.monotonic() + (1.0 if self._stop.requested() else NOTICE_SECONDS)
-        for thread in self._notices:
-            thread.join(max(0.0, until - time.monotonic()))
-        if left := sum(thread.is_alive() for thread in self._notices):
-            programs = count_of(left, "program has not ended, and is", "programs have not ended, and are")
-            self._tell("error", f"--notify: {programs} left")
+    def _wait_for_notify(self) -> None:
+        """Wait for the programs of --notify; one second when a signal stopped us."""
+        deadline = time.monotonic() + (1.0 if self._stop.requested() else NOTIFY_TIMEOUT)
+        for thread in self._notify_threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if running := sum(thread.is_alive() for thread in self._notify_threads):
+            programs = count_of(running, "program has not ended, and is", "programs have not ended, and are")
+            self._print("error", f"--notify: {programs} left")
 
     def _notify(self, ended: Ended) -> None:
-        """Run the user's program at an end, in a thread: facts are in its environment."""
+        """Run the program of --notify for a run that has ended, in a thread; its environment says how."""
         argv = list(self._ledger.sweep.policy.notify)
+        if not argv:
+            return
         facts = {"job": ended.job, "run": ended.run, "state": ended.state, "layer": ended.layer, "text": ended.text}
         facts |= {"ok": " ".join(map(str, ended.ok)), "gpu_hours": f"{ended.gpu_hours:g}", "signature": ended.signature}
-        own = {f"LAUNCHER_SWEEP_{name.upper()}": text for name, text in facts.items()}
-        environment = {**os.environ, "LAUNCHER_SWEEP": self._ledger.id, **own}
+        variables = {f"LAUNCHER_SWEEP_{name.upper()}": text for name, text in facts.items()}
+        environment = {**os.environ, "LAUNCHER_SWEEP": self._ledger.id, **variables}
 
         def call() -> None:
             try:
-                with self._notice_room:
-                    done = run_program(argv, timeout=NOTICE_SECONDS, env=environment)
-            except (OSError, ValueError) as error:  # no program at all, or an environment that is none
-                self._tell("error", f"--notify: {argv[0]}: {error}")
+                with self._notify_slots:
+                    done = run_program(argv, timeout=NOTIFY_TIMEOUT, env=environment)
+            except (OSError, ValueError) as error:  # there is no such program, or a value has a NUL character
+                self._print("error", f"--notify: {argv[0]}: {error}")
             else:
                 if not done.ok:
-                    self._tell("error", f"--notify: {done}")
+                    self._print("error", f"--notify: {done}")
 
-        if argv:
-            self._notices = [thread for thread in self._notices if thread.is_alive()]
-            self._notices.append(threading.Thread(target=call, daemon=True, name="notify"))
-            self._notices[-1].start()
+        thread = threading.Thread(target=call, daemon=True, name="notify")
+        self._notify_threads = [*(one for one in self._notify_threads if one.is_alive()), thread]
+        thread.start()
 
-    def _event(self, event: RunEvent) -> None:
+    def _show_event(self, event: RunEvent) -> None:
         job = event.run.removeprefix(f"{self._ledger.id}-").rsplit("-", 2)[0]  # SWEEP-JOB-NUMBER-HEX
         self._labels.setdefault(event.run, self._names.get(job, job))
         self._console.event(event)
         if event.kind == "error":
-            self._tell_view(f"{event.run}: {event.text}")
+            self._show_in_view(f"{event.run}: {event.text}")
 
     def _progress(self, run: str) -> str:
         record = RunRecord.load(self._project.runs, run)
         return job_progress(record, record.plan)
 
-    def _viewed(self) -> bool:
-        """Whether the live view has the terminal."""
+    def _view_is_open(self) -> bool:
         return self._view is not None and not self._view.closed.is_set()
 
-    def _tell(self, kind: str, text: str) -> None:
-        self._console.tell(kind, text)
+    def _print(self, kind: str, text: str) -> None:
+        self._console.sweep_message(kind, text)
         if kind == "error":
-            self._tell_view(text)
+            self._show_in_view(text)
 
-    def _tell_view(self, text: str) -> None:
-        if self._view is not None and self._viewed():
-            self._view.tell(text)
+    def _show_in_view(self, error: str) -> None:
+        if self._view is not None and not self._view.closed.is_set():
+            self._view.show_error(error)
 
 
 def short_names(jobs: Mapping[str, Job]) -> dict[str, str]:
-    """Jobs by what tells them apart, where that does: topology, lengths, concurrencies."""
+    """A short name for each job, of its topology, lengths and concurrencies, where no other job has the same."""
     names = {}
     for key, job in jobs.items():
         ends = "-".join(map(str, dict.fromkeys((min(job.concurrencies), max(job.concurrencies)))))
@@ -275,14 +275,14 @@ def short_names(jobs: Mapping[str, Job]) -> dict[str, str]:
     return {key: name for key, name in names.items() if counts[name] == 1}
 
 
-def summary(found: Overview) -> list[str]:
-    """The end of a sweep in a few lines."""
-    lines = [f"sweep {text}" if number == 0 else f"  {text}" for number, text in enumerate(header_lines(found)[:2])]
-    reasons = Counter(point.reason for point in found.states if point.state == "not started")
+def summary(sweep: Overview) -> list[str]:
+    """How a sweep ended, in a few lines."""
+    lines = [f"sweep {text}" if number == 0 else f"  {text}" for number, text in enumerate(header_lines(sweep)[:2])]
+    reasons = Counter(point.reason for point in sweep.states if point.state == "not started")
     lines += [f"  {count} not started: {reason}" for reason, count in reasons.most_common(5)]
-    lines += [f"  held: {text} (resume --anyway starts it)" for text in found.held]
-    lines += [f"  node {text}" for text in found.excluded]
-    if any(word != "ok" for word in found.points):
-        lines.append(f"Next: launcher sweep resume {found.id}")
-        lines.append(f"  or: launcher sweep resume {found.id} --retry-failed --explain")
+    lines += [f"  held: {text} (resume --anyway starts it)" for text in sweep.held]
+    lines += [f"  node {text}" for text in sweep.excluded]
+    if any(word != "ok" for word in sweep.points):
+        lines.append(f"Next: launcher sweep resume {sweep.id}")
+        lines.append(f"  or: launcher sweep resume {sweep.id} --retry-failed --explain")
     return lines

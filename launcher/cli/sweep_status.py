@@ -1,6 +1,6 @@
-"""`launcher sweep status` and `list`: sweeps as they stand, by their ledgers and the records of their runs alone.
+"""`launcher sweep status` and `list`: how sweeps stand, read from their ledgers and the records of their runs.
 
-It is asked often and of thousands of points, so it imports little.
+People call them often, for sweeps of thousands of points, so this module imports little.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from launcher.sweep.overview import JobLine, Overview, age, header_lines, overvi
 from launcher.sweep.schema import Requested
 from launcher.sweep.state import Facts, State
 
-_EACH = 2.0
-"""Seconds between two looks of --watch."""
+_WATCH_INTERVAL = 2.0
+"""Seconds between two overviews of --watch."""
 
 
 def _progress(log: str) -> tuple[int | None, str]:
-    from launcher.run.log_lines import progress  # only a job that runs has a log to be read
+    from launcher.run.log_lines import progress  # imported only when a job runs
 
     return progress(log)
 
 
 class SweepWatcher:
-    """A sweep that is looked at again and again: of its events what is new is read, of its runs what is not over."""
+    """Reads how a sweep stands, again and again: only new events, and only records of runs that are not over."""
 
     def __init__(self, runs: Path, ledger: Ledger) -> None:
         self._ledger, self._state = ledger, State(ledger.sweep)
@@ -52,7 +52,7 @@ class SweepWatcher:
         self._over: dict[str, Facts] = {}
 
     def overview(self) -> Overview:
-        """How it stands now. Raises ConfigError."""
+        """The sweep as it stands now. Raises ConfigError."""
         for event in self._events.new():
             self._state.apply(event)
         owner = self._ledger.driver()
@@ -61,87 +61,79 @@ class SweepWatcher:
         return overview(self._state, self._facts, time.time(), driver=driver, notes=notes, progress=_progress)
 
     def _facts(self, run: str) -> Facts:
-        if (known := self._over.get(run)) is not None:
-            return known
-        found, attempt = self._records.facts(run), self._state.by_run.get(run)
-        if found.phase == "over" and (attempt is None or not attempt.open):
-            self._over[run] = found
-        return found
+        if run in self._over:
+            return self._over[run]
+        facts, attempt = self._records.facts(run), self._state.by_run.get(run)
+        if facts.phase == "over" and (attempt is None or not attempt.open):
+            self._over[run] = facts
+        return facts
 
 
-def current_overview(runs: Path, ledger: Ledger) -> Overview:
-    """A sweep as it stands now, by its events and the records of its runs. Raises ConfigError."""
-    return SweepWatcher(runs, ledger).overview()
+def send_verb(ledger: Ledger, verb: str) -> None:
+    """Ask the driver of a sweep, by a file beside its ledger, to pause, go on, drain or stop."""
+    with contextlib.suppress(OSError):
+        ledger.add_request(Requested(time=time.time(), verb=verb, by=user_name()))  # type: ignore[arg-type]
 
 
-def requester(ledger: Ledger) -> Callable[[str], None]:
-    """How a view asks whoever drives the sweep."""
-
-    def ask(verb: str) -> None:
-        with contextlib.suppress(OSError):
-            ledger.add_request(Requested(time=time.time(), verb=verb, by=user_name()))  # type: ignore[arg-type]
-
-    return ask
-
-
-def statuses(arguments: argparse.Namespace, log: Log) -> Iterator[Overview]:
-    """How a sweep stands: the named one, else the latest; with --watch again and again, while somebody drives it."""
+def _overviews(arguments: argparse.Namespace) -> Iterator[Overview]:
+    """The named sweep, else the latest, as it stands now; with --watch, again and again while a launcher drives it."""
     state = state_directory(os.environ, arguments.state)
-    sweeps, runs = state / "sweeps", state / "runs"
-    ledger = Ledger.load(sweeps, sweep_named(sweeps, arguments.name) if arguments.name else latest(sweeps))
-    sight = SweepWatcher(runs, ledger)
+    sweeps = state / "sweeps"
+    name = sweep_named(sweeps, arguments.name) if arguments.name else latest_sweep(sweeps)
+    watcher = SweepWatcher(state / "runs", Ledger.load(sweeps, name))
     while True:
-        yield (found := sight.overview())
-        if not arguments.watch or not found.driver:
+        yield (sweep := watcher.overview())
+        if not arguments.watch or not sweep.driver:
             return
-        time.sleep(_EACH)
+        time.sleep(_WATCH_INTERVAL)
 
 
-def live(values: Iterator[Overview], arguments: argparse.Namespace, ask: Callable[[str, str], None] | None) -> None:
-    """Show a sweep in a live view as long as values come, or until a person closes it. ``ask`` asks whoever drives a
-    sweep; here, by its ledger."""
+def show_live_view(
+    values: Iterator[Overview], arguments: argparse.Namespace, ask_driver: Callable[[str, str], None] | None
+) -> None:
+    """Show a sweep in a live view until the values end or a person closes it. ``ask_driver`` sends a verb to the driver
+    of a named sweep; by default this is done through the ledger on this machine."""
     from launcher.cli.sweep_view import LiveView
 
     latest, over = [next(values)], threading.Event()
-    fault: list[Exception] = []
+    errors: list[Exception] = []
 
     def read() -> None:
         try:
             for value in values:
                 latest[0] = value
         except Exception as error:  # noqa: BLE001 - raised once the view is closed
-            fault.append(error)
+            errors.append(error)
         over.set()
 
-    def by_key(verb: str) -> None:
-        if ask is not None:
-            ask(latest[0].id, verb)
+    def send(verb: str) -> None:
+        if ask_driver is not None:
+            ask_driver(latest[0].id, verb)
         else:
-            requester(Ledger.load(state_directory(os.environ, arguments.state) / "sweeps", latest[0].id))(verb)
+            send_verb(Ledger.load(state_directory(os.environ, arguments.state) / "sweeps", latest[0].id), verb)
 
     threading.Thread(target=read, daemon=True, name="sweep").start()
-    view = LiveView(lambda: latest[0], by_key, unguarded(sys.stdout))
+    view = LiveView(lambda: latest[0], send, unguarded(sys.stdout))
     view.start()
     while not view.closed.wait(0.2) and not over.is_set():
         pass
     view.close()
-    if fault:
-        raise fault[0]
+    if errors:
+        raise errors[0]
     if over.is_set():
         terminal = Terminal.of(sys.stdout)
-        print_lines(show(latest[0], terminal), terminal)
+        print_lines(show_overview(latest[0], terminal), terminal)
 
 
-def show(found: Overview, terminal: Terminal) -> Iterator[str]:
-    """The sweep for a person: what it is at, then its jobs."""
-    more = [(name, text) for name, texts in (("held", found.held), ("excluded", found.excluded)) for text in texts]
-    nobody = "nobody drives it" + (f"; the last driver left: {found.left}" if found.left else "")
-    head = [found.driver or nobody, *(f"{name}: {text}" for name, text in more), *found.notes]
-    for i, text in enumerate((*header_lines(found), *head)):
+def show_overview(sweep: Overview, terminal: Terminal) -> Iterator[str]:
+    """A sweep for a person: a few lines about the whole, then a table of its jobs."""
+    undriven = "nobody drives it" + (f"; the last driver left: {sweep.left}" if sweep.left else "")
+    held, excluded = (f"held: {text}" for text in sweep.held), (f"excluded: {text}" for text in sweep.excluded)
+    for i, text in enumerate((*header_lines(sweep), sweep.driver or undriven, *held, *excluded, *sweep.notes)):
         yield from (Line(line, "" if i else "bold") for line in wrap_words(text, terminal.width, "  "))
     now, columns = time.time(), ("state", "ok", "job", "age", "Slurm", "why")
-    rows = [_cells(job, now) for job in found.jobs]
-    styles = [_STYLES.get(job.state, "") for job in found.jobs]
+    rows = [_cells(job, now) for job in sweep.jobs]
+    styles = [_STYLES.get(job.state, "") for job in sweep.jobs]
     used = [number for number in range(len(columns)) if any(row[number] for row in rows)]
     names, cells = [columns[number] for number in used], [[row[number] for number in used] for row in rows]
     yield from table(names, cells, terminal.width, styles) if rows else ()
@@ -150,16 +142,24 @@ def show(found: Overview, terminal: Terminal) -> Iterator[str]:
 _STYLES = {"ok": "green", "failed": "red", "missing": "red", "unknown": "yellow"}
 
 
-def document(found: Overview) -> dict[str, object]:
-    """The sweep as JSON."""
-    value: dict[str, object] = msgspec.to_builtins(found)
+def overview_document(sweep: Overview) -> dict[str, object]:
+    """What ``--json`` prints of a sweep."""
+    value: dict[str, object] = msgspec.to_builtins(sweep)
     return {"schema": 1, **value}
 
 
-@partial(Command, Overview, show=show, exit_code=lambda value: 0, to_json=document, show_live=live)
+@partial(
+    Command,
+    Overview,
+    show=show_overview,
+    exit_code=lambda value: 0,
+    to_json=overview_document,
+    show_live=show_live_view,
+)
 def status(arguments: argparse.Namespace, log: Log) -> Iterator[Overview] | Overview:
-    found = statuses(arguments, log)
-    return found if arguments.watch else next(found)
+    """How a sweep stands: one value, or with --watch a value every two seconds."""
+    overviews = _overviews(arguments)
+    return overviews if arguments.watch else next(overviews)
 
 
 def _cells(job: JobLine, now: float) -> tuple[str, ...]:
@@ -168,25 +168,25 @@ def _cells(job: JobLine, now: float) -> tuple[str, ...]:
 
 
 def job_line(job: JobLine, now: float) -> str:
-    """One job in one line."""
-    state, done, key, since, at, why = _cells(job, now)
-    return "  ".join(filter(None, (f"{state:11}", done, key, since, at and f"job {at}", why)))
+    """A job of a sweep in one line."""
+    state, done, key, since, slurm_job, why = _cells(job, now)
+    return "  ".join(filter(None, (f"{state:11}", done, key, since, slurm_job and f"job {slurm_job}", why)))
 
 
-def latest(sweeps: Path) -> str:
-    """The sweep that was made last. Raises ConfigError when there is none."""
-    made = []
+def latest_sweep(sweeps: Path) -> str:
+    """The id of the sweep that was created last. Raises ConfigError when there is none."""
+    created = []
     for name in ledgers.names(sweeps):
         with contextlib.suppress(ConfigError):
-            made.append((Ledger.load(sweeps, name).sweep.created, name))
-    if not made:
+            created.append((Ledger.load(sweeps, name).sweep.created, name))
+    if not created:
         raise ConfigError("there is no sweep", where=str(sweeps), hint="launcher sweep start -k KEY")
-    return max(made)[1]
+    return max(created)[1]
 
 
 @dataclass(frozen=True)
 class SweepLine:
-    """A sweep among others: how it stands, without its jobs; ``unreadable`` is why its ledger is none."""
+    """A sweep in the list of all: how it stands, without its jobs; or why its ledger is ``unreadable``."""
 
     id: str
     overview: Overview | None = None
@@ -201,28 +201,28 @@ def show_line(value: SweepLine, terminal: Terminal) -> Iterator[str]:
     yield from wrap_words("  ".join([*header_lines(value.overview)[:2], *driven]), terminal.width, "    ")
 
 
-def _document_of_line(value: SweepLine) -> dict[str, object]:
+def _line_document(value: SweepLine) -> dict[str, object]:
     if value.overview is None:
         return {"id": value.id, "unreadable": value.unreadable}
-    return {key: v for key, v in document(value.overview).items() if key not in ("jobs", "states")}
+    return {key: v for key, v in overview_document(value.overview).items() if key not in ("jobs", "states")}
 
 
-def _forms_of_line() -> tuple[type, type]:
+def _line_types() -> tuple[type, type]:
     known = [(name, kind) for name, kind in get_type_hints(Overview).items() if name not in ("jobs", "states")]
     unreadable = msgspec.defstruct("UnreadableSweep", [("id", str), ("unreadable", str)])
     return msgspec.defstruct("SweepStanding", [("schema", int), *known]), unreadable
 
 
-@partial(Command, SweepLine, show=show_line, to_json=_document_of_line, json_type=_forms_of_line)
+@partial(Command, SweepLine, show=show_line, to_json=_line_document, json_type=_line_types)
 def listing(arguments: argparse.Namespace, log: Log) -> Iterator[SweepLine]:
-    """All sweeps; what cannot be read is listed too."""
+    """All sweeps, also those that cannot be read."""
     state = state_directory(os.environ, arguments.state)
     sweeps, runs = state / "sweeps", state / "runs"
-    known = ledgers.names(sweeps)
-    if not known:
+    names = ledgers.names(sweeps)
+    if not names:
         log(f"no sweeps below {sweeps}")
-    for name in known:
+    for name in names:
         try:
-            yield SweepLine(name, replace(current_overview(runs, Ledger.load(sweeps, name)), jobs=(), states=()))
+            yield SweepLine(name, replace(SweepWatcher(runs, Ledger.load(sweeps, name)).overview(), jobs=(), states=()))
         except ConfigError as error:
             yield SweepLine(name, unreadable=error.message)

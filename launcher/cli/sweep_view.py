@@ -1,7 +1,7 @@
-"""The live view of a sweep in a terminal: redraws the lines that changed, and takes keys.
+"""The live view of a sweep in a terminal: it redraws the lines that changed, and takes keys.
 
-It shows an `Overview` and asks the sweep's driver by the same files as `launcher sweep pause` does, so that it serves
-the driver's own terminal and any other one. rich lays the text out; 80 columns are enough.
+It shows an `Overview`, and its keys send the same requests to the sweep's driver as `launcher sweep pause` does; so it
+works in the driver's own terminal and in any other one. rich lays the text out; 80 columns are enough.
 """
 
 from __future__ import annotations
@@ -17,63 +17,65 @@ import threading
 import time
 import tty
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from launcher.core.errors import LauncherError
 from launcher.core.terminal import one_line
 from launcher.run.log_lines import tail
 from launcher.sweep.overview import RANK, JobLine, Overview, age, header_lines
 
-EACH = 1.0
-"""Seconds between two looks at how the sweep stands."""
+REFRESH_INTERVAL = 1.0
+"""Seconds between two overviews."""
 
-KEPT = 200
+MAX_ERRORS = 200
 """Errors that are kept while the view is open."""
 
 KEYS = "p pause  g go on  d drain  s stop  ↑↓ choose  l log  q close"
 _STYLES = {"running": "green", "ok": "dim", "failed": "red", "missing": "red", "unknown": "yellow", "queued": "cyan"}
 
 
-def visible_jobs(found: Overview, room: int) -> list[JobLine]:
-    """The jobs that there is room for: those that live, then what went wrong, then the others."""
-    order = sorted(found.jobs, key=lambda job: (RANK.index(job.state), job.since or 0.0))
-    return order[: max(1, room)]
+def visible_jobs(sweep: Overview, count: int) -> list[JobLine]:
+    """The first ``count`` jobs: those that live, then those that failed, then the others."""
+    order = sorted(sweep.jobs, key=lambda job: (RANK.index(job.state), job.since or 0.0))
+    return order[: max(1, count)]
 
 
 class View:
-    """What is drawn for an overview, line by line, at a width and height."""
+    """Makes the lines of the screen from an overview, for a width and height."""
 
     def __init__(self) -> None:
-        self.chosen = 0
+        self.selected = 0
+        """The number of the job that the cursor is on."""
         self.log = ""
+        """The path of the log that is shown in place of the jobs."""
         self.message = ""
         self.error = ""
-        """What went wrong last, beside what the sweep itself says."""
+        """The last error of the driver; those of jobs are in the overview."""
 
-    def lines(self, found: Overview, width: int, height: int, now: float) -> list[str]:
-        """The lines with their styles, as a terminal takes them; none is wider than ``width``."""
-        head = header_lines(found)
-        wrong = [f"{job.key}: {job.reason}" for job in found.jobs if job.state in ("failed", "missing", "unknown")]
-        held = [f"held: {text}" for text in found.held] + [f"node {text} is not used" for text in found.excluded]
+    def lines(self, sweep: Overview, width: int, height: int, now: float) -> list[str]:
+        """The lines with the codes of their styles; none is wider than ``width``."""
+        head = header_lines(sweep)
+        failures = [f"{job.key}: {job.reason}" for job in sweep.jobs if job.state in ("failed", "missing", "unknown")]
+        held = [f"held: {text}" for text in sweep.held] + [f"node {text} is not used" for text in sweep.excluded]
         errors = [f"error: {self.error}"] if self.error else []
-        foot = [*held[:2], *wrong[-3:], *errors, self.message or KEYS]
+        foot = [*held[:2], *failures[-3:], *errors, self.message or KEYS]
         if self.log:
             body: list[tuple[str, str]] = [
                 (line, "") for line in tail(Path(self.log))[-max(1, height - len(head) - 2) :]
             ]
             return self._styled([(text, "bold") for text in head] + body + [("q back to the jobs", "reverse")], width)
-        jobs = visible_jobs(found, height - len(head) - len(foot) - 1)
-        self.chosen = min(self.chosen, max(0, len(jobs) - 1))
-        name = max(12, min(48, width - 56))
-        rows = [(f"  {'job':{name}} {'state':11} {'age':>4} {'done':>5} {'conc':>5} last", "bold")]
+        jobs = visible_jobs(sweep, height - len(head) - len(foot) - 1)
+        self.selected = min(self.selected, max(0, len(jobs) - 1))
+        key_width = max(12, min(48, width - 56))
+        rows = [(f"  {'job':{key_width}} {'state':11} {'age':>4} {'done':>5} {'conc':>5} last", "bold")]
         for number, job in enumerate(jobs):
             done, conc = f"{job.ok}/{len(job.concurrencies)}", "" if job.now is None else str(job.now)
-            mark = ">" if number == self.chosen else " "
+            mark = ">" if number == self.selected else " "
             last = job.throughput or job.reason or job.topology
-            at = f"{job.state:11} {age(job.since, now):>4} {done:>5} {conc:>5}"
-            text = f"{mark} {_cut(job_label(job, name), name):{name}} {at} {last}"
+            cells = f"{job.state:11} {age(job.since, now):>4} {done:>5} {conc:>5}"
+            text = f"{mark} {_cut(job_label(job, key_width), key_width):{key_width}} {cells} {last}"
             rows.append((text, _STYLES.get(job.state, "")))
         styled = [(text, "bold" if number == 0 else "") for number, text in enumerate(head)]
         return self._styled([*styled, *rows, *((text, "red") for text in foot[:-1]), (foot[-1], "reverse")], width)
@@ -85,18 +87,18 @@ class View:
 
         plain = bool(os.environ.get("NO_COLOR"))
         console = Console(file=io.StringIO(), force_terminal=True, width=width, no_color=plain, color_system="standard")
-        found = []
+        styled = []
         for text, style in lines:
-            shown = Text(one_line(text), style=style, no_wrap=True, overflow="ellipsis")
-            shown.truncate(width, overflow="ellipsis")
+            line = Text(one_line(text), style=style, no_wrap=True, overflow="ellipsis")
+            line.truncate(width, overflow="ellipsis")
             with console.capture() as capture:
-                console.print(shown, end="")
-            found.append(capture.get())
-        return found
+                console.print(line, end="")
+            styled.append(capture.get())
+        return styled
 
 
 def job_label(job: JobLine, width: int) -> str:
-    """A job's key, or where there is no room for it what tells it from its neighbours."""
+    """A job's key; where it is too wide, the job's topology, concurrencies and lengths."""
     if len(job.key) <= width:
         return job.key
     ends = "-".join(map(str, dict.fromkeys((min(job.concurrencies), max(job.concurrencies)))))
@@ -104,12 +106,12 @@ def job_label(job: JobLine, width: int) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    """A key whose end, which tells it from its neighbours, is kept."""
+    """A text cut in its middle, because keys of jobs differ at their ends."""
     return text if len(text) <= width else f"{text[: width // 2 - 1]}…{text[-(width - width // 2) :]}"
 
 
 class Screen:
-    """Draws lines on a terminal of its own screen, and rewrites only those that changed."""
+    """Draws lines on the terminal's alternate screen, and rewrites only those that changed."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -147,8 +149,9 @@ class Screen:
 
 
 @contextlib.contextmanager
-def read_keys(stream: TextIO) -> Any:
-    """Within the block keys come one by one and are not shown; a function that waits for one, or says ""."""
+def read_keys(stream: TextIO) -> Iterator[Callable[[float], str]]:
+    """Within the block, keys are read one by one and are not echoed. Gives a function that waits for a key for some
+    seconds, and returns "" when none came."""
     number = stream.fileno()
     before = termios.tcgetattr(number)
 
@@ -165,21 +168,22 @@ def read_keys(stream: TextIO) -> Any:
 
 
 class LiveView:
-    """The view in a thread, until it is closed by its caller or by a key."""
+    """Shows a sweep in a thread, until its caller or a key closes it. ``get_overview`` reads how the sweep stands, and
+    ``send_verb`` asks its driver to pause, go on, drain or stop."""
 
-    def __init__(self, look: Callable[[], Overview], ask: Callable[[str], None], stream: TextIO) -> None:
-        self._look, self._ask, self._stream = look, ask, stream
+    def __init__(self, get_overview: Callable[[], Overview], send_verb: Callable[[str], None], stream: TextIO) -> None:
+        self._get_overview, self._send_verb, self._stream = get_overview, send_verb, stream
         self._view = View()
-        self.errors: deque[str] = deque(maxlen=KEPT)
-        """What went wrong while it was open, for its caller to say afterwards."""
+        self.errors: deque[str] = deque(maxlen=MAX_ERRORS)
+        """Errors that were shown, for its caller to print afterwards."""
         self._over = threading.Event()
         self.closed = threading.Event()
-        self._thread = threading.Thread(target=self._show_on, daemon=True, name="live view")
+        self._thread = threading.Thread(target=self._run, daemon=True, name="live view")
 
     def start(self) -> None:
         self._thread.start()
 
-    def tell(self, error: str) -> None:
+    def show_error(self, error: str) -> None:
         """Show an error until the next one, and keep it."""
         self.errors.append(error)
         self._view.error = error
@@ -188,10 +192,10 @@ class LiveView:
         self._over.set()
         self._thread.join(3.0)
 
-    def _show_on(self) -> None:
+    def _run(self) -> None:
         try:
             self._show()
-        finally:  # whoever prints beside the view waits for that, and `status --watch` too
+        finally:  # other output, and `status --watch`, wait for this
             self.closed.set()
 
     def _show(self) -> None:
@@ -199,28 +203,28 @@ class LiveView:
         with contextlib.ExitStack() as stack:
             screen = stack.enter_context(Screen(self._stream))
             wait = stack.enter_context(read_keys(sys.stdin))
-            found, looked = self._look(), time.monotonic()
+            sweep, read_at = self._get_overview(), time.monotonic()
             while not self._over.is_set():
-                if time.monotonic() - looked >= EACH:
-                    looked = time.monotonic()
-                    with contextlib.suppress(LauncherError):  # a file that cannot be read now: the last picture stays
-                        found = self._look()
+                if time.monotonic() - read_at >= REFRESH_INTERVAL:
+                    read_at = time.monotonic()
+                    with contextlib.suppress(LauncherError):  # a file cannot be read now: the last overview stays
+                        sweep = self._get_overview()
                 size = shutil.get_terminal_size()
-                screen.draw(view.lines(found, size.columns, size.lines, time.time()), (size.columns, size.lines))
-                if (key := wait(0.2)) and self._take(key, view, found):
+                screen.draw(view.lines(sweep, size.columns, size.lines, time.time()), (size.columns, size.lines))
+                if (key := wait(0.2)) and self._handle_key(key, view, sweep):
                     break
 
-    def _take(self, key: str, view: View, found: Overview) -> bool:
-        """Do what a key asks for; whether the view is to be closed."""
+    def _handle_key(self, key: str, view: View, sweep: Overview) -> bool:
+        """Do what a key is for. Returns whether it closes the view."""
         verbs = {"p": "pause", "g": "go-on", "d": "drain", "s": "stop"}
         if key in verbs:
             view.message = f"asked to {verbs[key].replace('-', ' ')}"
-            self._ask(verbs[key])
+            self._send_verb(verbs[key])
         elif key in ("\x1b[A", "k", "\x1b[B", "j"):
-            view.chosen = max(0, view.chosen + (1 if key in ("\x1b[B", "j") else -1))
+            view.selected = max(0, view.selected + (1 if key in ("\x1b[B", "j") else -1))
         elif key == "l":
-            jobs = visible_jobs(found, len(found.jobs))
-            view.log = jobs[view.chosen].log if view.chosen < len(jobs) else ""
+            jobs = visible_jobs(sweep, len(sweep.jobs))
+            view.log = jobs[view.selected].log if view.selected < len(jobs) else ""
             view.message = "" if view.log else "it has no log yet"
         elif key in ("q", "\x1b"):
             closes = not view.log

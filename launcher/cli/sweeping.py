@@ -21,7 +21,7 @@ from launcher.cli.command import Command, CommandRewriter, Log, log_to_stderr
 from launcher.cli.common import confirm_cost, for_each_plan, open_project, print_refusals, show_elapsed
 from launcher.cli.streaming import StreamingCommand, sweep_line_types
 from launcher.cli.sweep_driving import detach, drive, ledger_named, summary
-from launcher.cli.sweep_status import current_overview
+from launcher.cli.sweep_status import SweepWatcher
 from launcher.core import lines
 from launcher.core.errors import ConfigError
 from launcher.core.lines import Terminal, count_of
@@ -90,7 +90,7 @@ def resume(arguments: argparse.Namespace) -> int:
     """Go on with a sweep: living jobs first, then what has no valid result."""
     project = open_project(arguments, look=True)
     ledger = ledger_named(project, arguments.name)
-    found = current_overview(project.runs, ledger)
+    found = SweepWatcher(project.runs, ledger).overview()
     out = log_to_stderr if arguments.json else print_line
     if arguments.explain:
         for point in found.states:

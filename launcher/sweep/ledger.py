@@ -29,7 +29,6 @@ from launcher.core.publish import (
     dead_temporaries,
     make_private,
     publishing_directory,
-    remove_tree,
     write_bytes,
 )
 from launcher.core.reading import open_regular, read_file
@@ -215,13 +214,9 @@ def names(sweeps: Path) -> list[str]:
     return []
 
 
-def remove_dead(sweeps: Path, *, apply: bool) -> list[Path]:
-    """What killed launchers left of sweeps that they were making; removed with ``apply``."""
+def dead_creations(sweeps: Path) -> list[Path]:
+    """What killed launchers left of sweeps that they were creating."""
     try:
-        dead = list(dead_temporaries(sweeps))
+        return list(dead_temporaries(sweeps))
     except OSError:
         return []
-    if apply:
-        for path in dead:
-            remove_tree(path)
-    return dead

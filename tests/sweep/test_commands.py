@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from launcher.cli import detached, ending, sweep_driving, sweeping
 from launcher.core.lease import LockOwner
-from launcher.core.process import Completed
+from launcher.core.process import Completed, host_label
 from launcher.core.stop import Stop
 from launcher.project import Project
 from launcher.srtctl.kind import SrtctlKind
@@ -162,9 +163,13 @@ def test_a_sweep_from_its_start_to_points_that_another_one_takes_over(user: InPr
     user.launcher("sweep", "resume", "one")
     assert json.loads(user.launcher("sweep", "status", "one", "--json"))["points"] == {"ok": 3}
     assert "nothing to remove" in user.launcher("sweep", "gc")
-    assert "would remove" in user.launcher("sweep", "gc", "--grace", "0")
+    child = subprocess.Popen(["true"])
+    child.wait()
+    half = user.state / "sweeps" / f".other.{host_label()}.{child.pid}.0123abcd.part"
+    half.mkdir()
+    assert user.launcher("sweep", "gc", "--grace", "0").count("would remove") == 3 and half.exists()
     user.launcher("sweep", "gc", "--grace", "0", "--apply")
-    assert names(user.state / "sweeps") == [] and len(user.run_ids()) == 4, "runs and results stay"
+    assert list((user.state / "sweeps").iterdir()) == [] and len(user.run_ids()) == 4, "runs and results stay"
 
 
 def test_a_detached_driver_is_stopped_killed_and_taken_over(tmp_path: Path) -> None:

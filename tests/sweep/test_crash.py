@@ -19,7 +19,7 @@ import pytest
 from launcher.benchmark.benchmark import Benchmark, Role
 from launcher.core.errors import ConfigError
 from launcher.sweep.attempts import Records
-from launcher.sweep.ledger import Ledger, names, remove_dead
+from launcher.sweep.ledger import Ledger, dead_creations, names
 from launcher.sweep.schema import Began, Policy, Requested, Retried, Started, Voided
 from launcher.sweep.state import State, point_states
 from scripts.measure_sweeps.emulation import StandInController, drive, make_sweep
@@ -170,9 +170,7 @@ def test_killed_while_it_is_made_there_is_no_sweep_and_the_rest_is_removed(tmp_p
     assert names(sweeps) == ["s"]
     with pytest.raises(ConfigError, match="there is no sweep other"):
         Ledger.load(sweeps, "other")
-    assert remove_dead(sweeps, apply=False) == [half] and half.exists()
-    remove_dead(sweeps, apply=True)
-    assert not half.exists() and names(sweeps) == ["s"]
+    assert dead_creations(sweeps) == [half] and names(sweeps) == ["s"]
 
 
 def test_of_two_drivers_one_drives(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from rich.text import Text
 
 from launcher.cli.sweep_status import SweepWatcher
-from launcher.cli.sweep_status import show as sweep_lines
+from launcher.cli.sweep_status import show_overview as sweep_lines
 from launcher.cli.sweep_view import KEYS, Screen, View
 from launcher.core import lines
 from launcher.sweep.attempts import Records
