@@ -64,10 +64,10 @@ def open_services(project: Project, plan: Plan, stop: Stop, *, log: Callable[[st
     backend = project.slurm_backend or planned.backend
     scheduler = open_scheduler(planned.kind, backend, project.state / "jobs", log)
     if planned.kind == "slurm":
-        from launcher.slurm.other_jobs import ByCluster
+        from launcher.slurm.other_jobs import MultiClusterScheduler
         from launcher.slurm.shared import SharedPoller
 
-        scheduler = ByCluster(scheduler)
+        scheduler = MultiClusterScheduler(scheduler)
         scheduler = SharedPoller(scheduler, project.state / "poller", cluster=project.environ.get("SLURM_CONF", ""))
     tools = open_tools(plan.tools, planned.kind, project.state, project.environ)
     return Services(scheduler, project.environ, stop, tools, run=stoppable(stop.requested))
@@ -75,14 +75,14 @@ def open_services(project: Project, plan: Plan, stop: Stop, *, log: Callable[[st
 
 def schedulers_for(project: Project, lost: UnreadableRecord) -> list[Scheduler]:
     """Where the job of a run may live whose record cannot be read: as its plan says, else everywhere."""
-    from launcher.slurm.other_jobs import ByCluster
+    from launcher.slurm.other_jobs import MultiClusterScheduler
 
     try:
         kinds = [lost.record.plan.scheduler.kind]
     except ConfigError:
         kinds = ["local", "slurm"]
     opened = [open_scheduler(kind, "commands", project.state / "jobs") for kind in kinds]
-    return [ByCluster(scheduler) for scheduler in opened]  # its job may be another cluster's
+    return [MultiClusterScheduler(scheduler) for scheduler in opened]  # its job may be another cluster's
 
 
 def open_run(project: Project, record: RunRecord, services: Services | None = None) -> Run:
@@ -93,7 +93,7 @@ def open_run(project: Project, record: RunRecord, services: Services | None = No
     return Run(record, plan, project.kind(plan.kind), services)
 
 
-def pace_of(plan: Plan) -> Pace:
+def poll_pace(plan: Plan) -> Pace:
     """A cluster is asked rarely; the embedded scheduler is a few files on this machine."""
     from launcher.slurm.poller import Pace
 

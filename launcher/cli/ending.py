@@ -41,7 +41,7 @@ from launcher.runner.file import fill_in
 from launcher.services import open_run, schedulers_for
 from launcher.slurm.client import Phase
 from launcher.slurm.commands import SlurmCommands
-from launcher.slurm.other_jobs import jobs_named
+from launcher.slurm.other_jobs import find_named_jobs
 
 TREES_KEPT = 86400.0
 """Seconds for which the tree of a cancelled run is kept, so that somebody can look at it."""
@@ -198,7 +198,7 @@ def _clean_up_github_job(project: Project) -> Iterator[Message]:
         yield Message(text, record.id)
     actions = _run_actions(project, [record.id for record in orphans], _BY_CLEANUP, unreadable=unreadable)
     if runner.scheduler.kind == "slurm":
-        for key in jobs_named(job_name, project.environ):
+        for key in find_named_jobs(job_name, project.environ):
             yield Message(f"run {key.token} has no record here, and its {key} lives; ending it", key.token)
             actions[str(key)] = partial(end_job_without_record, key, SlurmCommands())
     yield from _end_all(actions)

@@ -30,7 +30,7 @@ from launcher.run.kind import Run
 from launcher.run.log_lines import progress
 from launcher.run.loop import Limits, run_all
 from launcher.run.record import RunRecord
-from launcher.services import open_run, open_services, pace_of
+from launcher.services import open_run, open_services, poll_pace
 
 if TYPE_CHECKING:  # of a workflow's step alone
     from launcher.core.github import GitHub
@@ -214,7 +214,7 @@ def _drive_records(
         show = console.log if arguments.logs and not arguments.quiet else None
         try:
             with console.watching():
-                outcomes = run_all(runs, services.scheduler, stop, Limits(pace=pace_of(first)), show)
+                outcomes = run_all(runs, services.scheduler, stop, Limits(pace=poll_pace(first)), show)
         finally:
             for record, _ in recorded:
                 record.release()

@@ -31,7 +31,7 @@ from launcher.run.loop import run_feed
 from launcher.run.naming import sweep_named
 from launcher.run.record import Event as RunEvent
 from launcher.run.record import RunRecord
-from launcher.services import pace_of
+from launcher.services import poll_pace
 from launcher.slurm.client import may_have_job
 from launcher.slurm.poller import Pace
 from launcher.sweep.driver import Driver, DriverSetting
@@ -132,7 +132,7 @@ class _DrivenSweep:
         driver = self._driver(lock)
         first = self._maker.any_plan(driver.state)
         self._scheduler = self._maker.services(first).scheduler
-        pace = PACE if first.scheduler.kind == "slurm" else pace_of(first)
+        pace = PACE if first.scheduler.kind == "slurm" else poll_pace(first)
         flags = {name: bool(getattr(self._arguments, name, False)) for name in ("anyway", "retry_failed")}
         with background_stdout(self._stop) as output:
             inputs = ConsoleInputs(progress=self._progress, hidden=self._view_is_open)

@@ -17,15 +17,15 @@ from launcher.core.process import CommandRunner, Completed
 from launcher.core.slurm_notation import limit_seconds
 from launcher.plan.job_environment import KEPT, select_host_variables, variables_left_out
 from launcher.plan.plan import Plan
-from launcher.slurm.other_jobs import elsewhere
+from launcher.slurm.other_jobs import foreign_cluster
 from launcher.slurm.submission import (
-    IN_DOUBT,
-    IN_DOUBT_TOLD,
-    PAUSES,
+    LOST_ANSWER,
+    LOST_ANSWER_MESSAGE,
+    LOST_ANSWER_PAUSES,
     find_job,
-    hint_for,
-    printed_cluster,
-    printed_ids,
+    parse_cluster,
+    parse_job_ids,
+    refusal_hint,
 )
 
 if TYPE_CHECKING:
@@ -82,15 +82,17 @@ def submit_job(
     from launcher.run.kind import Submitted
 
     done = start(argv, timeout=TIMEOUT, env=environment)
-    printed = printed_ids(done.stdout)
+    printed = parse_job_ids(done.stdout)
     failed = not done.ok or len(printed) != 1
     problem = _problem(argv, done) if failed else ""
     # Without a refusal by sbatch a job can still appear.
-    may_come = done.ok or done.timed_out or (done.returncode or 0) < 0 or IN_DOUBT.search(done.stderr) is not None
-    sleep = run.announced_sleep(IN_DOUBT_TOLD, sum(PAUSES))
-    job = find_job(printed, problem, run.id, earlier, run.services.scheduler, PAUSES if may_come else (), sleep)
+    may_come = done.ok or done.timed_out or (done.returncode or 0) < 0 or LOST_ANSWER.search(done.stderr) is not None
+    sleep = run.announced_sleep(LOST_ANSWER_MESSAGE, sum(LOST_ANSWER_PAUSES))
+    job = find_job(
+        printed, problem, run.id, earlier, run.services.scheduler, LOST_ANSWER_PAUSES if may_come else (), sleep
+    )
     if job is None:
-        raise SubmissionError(problem, where=f"run {run.id}", hint=hint_for(problem))
+        raise SubmissionError(problem, where=f"run {run.id}", hint=refusal_hint(problem))
     job_id, key = job
     output = kind.output_directory(run.plan, job_id)
     return Submitted(
@@ -104,7 +106,7 @@ def submit_job(
         notes=(f"the submission failed, and the job exists: {problem}",) if failed else (),
         left_out=variables_left_out(run.services.environ, environment),
         # The cluster where our token was found counts more than the one that sbatch printed.
-        cluster=elsewhere(printed_cluster(done.stdout), environment, start) if key is None else key.cluster,
+        cluster=foreign_cluster(parse_cluster(done.stdout), environment, start) if key is None else key.cluster,
     )
 
 

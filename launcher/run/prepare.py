@@ -36,7 +36,7 @@ from launcher.plan.refusing import require_acceptable, require_no_secrets
 from launcher.run.image_usage import mark_used_by
 from launcher.run.kind import LOOK, Prepared, Run, copy_workspace
 from launcher.run.record import RecordedJob
-from launcher.slurm.client import SAME_SECONDS, JobKey, Phase, SchedulerUnreachable, jobs_with_token
+from launcher.slurm.client import SUBMIT_TIME_TOLERANCE, JobKey, Phase, SchedulerUnreachable, jobs_with_token
 
 Preparation = JobKey | LauncherError
 """What came of preparing a run: its job, or why there is none."""
@@ -319,7 +319,7 @@ def _jobs_before(run: Run) -> JobKey | frozenset[str] | None:
         if interrupted:
             raise
         return frozenset()
-    ours = [job for job in found if interrupted and (job.submitted or 0) >= step.began - SAME_SECONDS]
+    ours = [job for job in found if interrupted and (job.submitted or 0) >= step.began - SUBMIT_TIME_TOLERANCE]
     if len(ours) == 1:
         return ours[0]
     states = scheduler.poll(found) if found else {}

@@ -211,7 +211,7 @@ ShowLog = Callable[[str, Sequence[str]], None]
 """Takes (run id, lines): new lines of a run's job log. It may wait for a reader."""
 
 READS = 8
-"""Reads of a round, of a mebibyte each at most (`launcher.slurm.logs.READ_AT_ONCE`), shared by all logs."""
+"""Reads of a round, of a mebibyte each at most (`launcher.slurm.logs.READ_SIZE`), shared by all logs."""
 
 LAST = 16 << 20
 """Bytes that are still shown of a log that has ended; of more, only the end."""

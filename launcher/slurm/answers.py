@@ -16,7 +16,7 @@ from datetime import datetime
 from launcher.slurm.client import (
     OUT_OF_MEMORY,
     OUT_OF_MEMORY_CODE,
-    SAME_SECONDS,
+    SUBMIT_TIME_TOLERANCE,
     SUCCESS,
     JobKey,
     JobState,
@@ -33,7 +33,7 @@ SQUEUE_FORMAT = "%A|%T|||%V|%S|%e|%N|%r|%k"
 """The same fields by squeue, which has no exit codes."""
 
 _ID = re.compile(r"[0-9]+(?:\..*)?")
-_NOTHING = frozenset({"", "N/A", "None", "(null)", "Unknown", "None assigned", "NONE"})
+_EMPTY_VALUES = frozenset({"", "N/A", "None", "(null)", "Unknown", "None assigned", "NONE"})
 _SCONTROL_PAIR = re.compile(r"(?:^| )([A-Z][\w/:&]*)=(\S*)")
 _SCONTROL_KEYS = (
     *("JobId", "JobState", "ExitCode", "DerivedExitCode"),
@@ -62,20 +62,20 @@ class Record:
 @dataclass(frozen=True)
 class Answer:
     """What one source answered: its records of jobs and of ``steps``, by the jobs' ids; or why it gave no answer
-    (``error``, "" when it gave one). ``by`` names the source, and ``error`` begins with that name."""
+    (``error``, "" when it gave one). ``source`` names it, and ``error`` begins with that name."""
 
-    by: str
+    source: str
     records: Mapping[str, Sequence[Record]] = field(default_factory=dict)
     steps: Mapping[str, Sequence[Record]] = field(default_factory=dict)
     error: str = ""
 
     @classmethod
-    def of(cls, by: str, records: Iterable[Record]) -> Answer:
+    def from_records(cls, source: str, records: Iterable[Record]) -> Answer:
         jobs: dict[str, list[Record]] = defaultdict(list)
         steps: dict[str, list[Record]] = defaultdict(list)
         for record in records:
             (steps if record.step else jobs)[record.id].append(record)
-        return cls(by, jobs, steps)
+        return cls(source, jobs, steps)
 
     def state(self, job: JobKey) -> JobState | None:
         """The state in the record of this very job, the latest one when it was requeued; None without such a record.
@@ -90,7 +90,7 @@ class Answer:
                 own = record.state
         return own
 
-    def shows_another(self, job: JobKey) -> bool:
+    def shows_another_job(self, job: JobKey) -> bool:
         """Whether a record with this job's id is certainly another job's."""
         records = self.records.get(job.id, ())
         return any(job.matches(record.state.submitted, record.comment) is False for record in records)
@@ -100,22 +100,22 @@ class Answer:
         if self.error:
             return self.error
         if (state := self.state(job)) is not None:
-            return f"{self.by}: says {state.word}"
+            return f"{self.source}: says {state.word}"
         if self.records.get(job.id):
-            return f"{self.by}: knows another job with this id"
-        return f"{self.by}: does not know the job"
+            return f"{self.source}: knows another job with this id"
+        return f"{self.source}: does not know the job"
 
 
-def records_in(text: str, source: str) -> list[Record]:
+def parse_records(text: str, source: str) -> list[Record]:
     """The records in what ``squeue -h -o SQUEUE_FORMAT`` or ``sacct -D -n -P -o SACCT_FIELDS`` printed.
 
     Lines that do not begin with the id of a job or a step and have all fields are none: sites print banners.
     """
     rows = (line.strip().split("|", 9) for line in text.splitlines())
-    return [record_of(source, *row) for row in rows if len(row) == 10 and _ID.fullmatch(row[0])]
+    return [make_record(source, *row) for row in rows if len(row) == 10 and _ID.fullmatch(row[0])]
 
 
-def scontrol_records(text: str, source: str = "scontrol") -> list[Record]:
+def parse_scontrol(text: str, source: str = "scontrol") -> list[Record]:
     """The records in what ``scontrol show job -d -o ID`` printed."""
     found = []
     for line in text.splitlines():
@@ -123,7 +123,7 @@ def scontrol_records(text: str, source: str = "scontrol") -> list[Record]:
         if pairs["JobId"].isdigit() and pairs["JobState"]:
             words = [pairs[key] for key in _SCONTROL_KEYS]
             comment = _SCONTROL_COMMENT.search(line)
-            found.append(record_of(source, *words, comment[1].strip() if comment else ""))
+            found.append(make_record(source, *words, comment[1].strip() if comment else ""))
     return found
 
 
@@ -138,7 +138,7 @@ def scontrol_pairs(line: str) -> defaultdict[str, str]:
     return pairs
 
 
-def record_of(source: str, *fields: str) -> Record:
+def make_record(source: str, *fields: str) -> Record:
     """A record of id, state, exit code, derived exit code, submit, start and end time, nodes, reason and comment, in
     this order (`SACCT_FIELDS`)."""
     own, word, code, derived, submit, start, end, nodes, reason, comment = fields
@@ -147,28 +147,28 @@ def record_of(source: str, *fields: str) -> Record:
     state = JobState(
         phase,
         word,
-        exit_code=exit_code_of(code) if ended else None,
-        reason="" if reason in _NOTHING else reason,
+        exit_code=parse_exit_code(code) if ended else None,
+        reason="" if reason in _EMPTY_VALUES else reason,
         # Of a job that completes the controller names only the nodes that still do (22.05).
-        nodes="" if nodes in _NOTHING or word == "COMPLETING" else nodes,
-        submitted=timestamp(submit),
-        started=None if word == "PENDING" else timestamp(start),
-        expected=timestamp(start) if word == "PENDING" else None,  # as `squeue --start` has it, at no cost
-        ended=timestamp(end) if ended else None,
+        nodes="" if nodes in _EMPTY_VALUES or word == "COMPLETING" else nodes,
+        submitted=parse_time(submit),
+        started=None if word == "PENDING" else parse_time(start),
+        expected=parse_time(start) if word == "PENDING" else None,  # as `squeue --start` has it, at no cost
+        ended=parse_time(end) if ended else None,
         source=source,
-        derived=exit_code_of(derived) if ended else None,
+        derived=parse_exit_code(derived) if ended else None,
     )
     job, _, step = own.partition(".")
-    return Record(job, state, "" if comment in _NOTHING else comment, step)
+    return Record(job, state, "" if comment in _EMPTY_VALUES else comment, step)
 
 
-def exit_code_of(text: str) -> tuple[int, int] | None:
+def parse_exit_code(text: str) -> tuple[int, int] | None:
     """(exit status, signal) from Slurm's form ``3:0``; None for any other text."""
     found = re.fullmatch(r"(\d+):(\d+)", text)
     return (int(found[1]), int(found[2])) if found else None
 
 
-def timestamp(text: str) -> float | None:
+def parse_time(text: str) -> float | None:
     """Seconds since the epoch, from that number (the clients are asked for ``%s``) or from Slurm's local ISO form."""
     if text.isdigit():
         return float(text)
@@ -186,14 +186,14 @@ def may_lack_codes(state: JobState) -> bool:
     return state.word == "FAILED" and state.exit_code in (None, (0, 0))
 
 
-def of_this_job(steps: Sequence[Record], state: JobState) -> list[Record]:
+def steps_of_job(steps: Sequence[Record], state: JobState) -> list[Record]:
     """The steps that ran in the time of this job: Slurm gives ids out again, and accounting shows the newest."""
-    first = -math.inf if state.started is None else state.started - SAME_SECONDS
-    last = math.inf if state.ended is None else state.ended + SAME_SECONDS
+    first = -math.inf if state.started is None else state.started - SUBMIT_TIME_TOLERANCE
+    last = math.inf if state.ended is None else state.ended + SUBMIT_TIME_TOLERANCE
     return [step for step in steps if step.state.started is None or first <= step.state.started <= last]
 
 
-def where_it_ran(state: JobState, shown: JobState | None, steps: Sequence[Record]) -> JobState:
+def with_nodes_and_start(state: JobState, shown: JobState | None, steps: Sequence[Record]) -> JobState:
     """An end by accounting, with nodes and start as the controller shows them (``shown``), where it does.
 
     For up to 5 s (22.05; of half the jobs that take a second) accounting has no start of the job, and shows a record
@@ -202,7 +202,7 @@ def where_it_ran(state: JobState, shown: JobState | None, steps: Sequence[Record
     """
     if shown is not None and shown.phase is Phase.TERMINAL and shown.nodes and shown.submitted == state.submitted:
         return replace(state, nodes=shown.nodes, started=shown.started or state.started)
-    nodes = {step.step: step.state.nodes for step in of_this_job(steps, state) if step.state.nodes}
+    nodes = {step.step: step.state.nodes for step in steps_of_job(steps, state) if step.state.nodes}
     of_a_step = nodes.get("batch") == state.nodes and len(set(nodes.values())) > 1
     return replace(state, nodes="") if of_a_step else state
 
@@ -232,7 +232,7 @@ def has_all_codes(shown: JobState) -> bool:
     return shown.exit_code not in (None, (0, 0))
 
 
-def with_codes(state: JobState, steps: Sequence[Record]) -> JobState:
+def with_step_codes(state: JobState, steps: Sequence[Record]) -> JobState:
     """A state with what its steps' records add. Steps that were cancelled failed for nobody: jobs end theirs so."""
     failed = [step for step in steps if step.state.word in ("FAILED", OUT_OF_MEMORY)]
     codes = {step.step: step.state.exit_code for step in failed if step.state.exit_code is not None}
@@ -245,11 +245,11 @@ def with_codes(state: JobState, steps: Sequence[Record]) -> JobState:
 def with_memory_limit(state: JobState, steps: Sequence[Record]) -> JobState:
     """A state that says so where the memory limit ended a step. The job's derived code is its highest one, and hides
     that behind any exit code of another step."""
-    ended = any(step.state.word == OUT_OF_MEMORY for step in of_this_job(steps, state))
+    ended = any(step.state.word == OUT_OF_MEMORY for step in steps_of_job(steps, state))
     return replace(state, derived=OUT_OF_MEMORY_CODE) if ended and state.phase is Phase.TERMINAL else state
 
 
-def with_shown_codes(state: JobState, shown: JobState, steps: Sequence[Record]) -> JobState:
+def with_controller_codes(state: JobState, shown: JobState, steps: Sequence[Record]) -> JobState:
     """A state with the codes that the controller shows (``shown``). It counts steps that were cancelled too: a code
     that one of those has is told of nobody."""
     cancelled = {step.state.exit_code for step in steps if step.state.word == "CANCELLED"}

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from launcher.core.errors import SubmissionError
 
-SAME_SECONDS = 2.0
+SUBMIT_TIME_TOLERANCE = 2.0
 """Submit times that differ by no more than this are the same: Slurm keeps whole seconds, and other clocks are read a
 moment later."""
 
@@ -128,7 +128,7 @@ class JobKey:
         if has_token(comment, self.token):
             return True
         if self.submitted is not None and submitted is not None:
-            return abs(self.submitted - submitted) <= SAME_SECONDS
+            return abs(self.submitted - submitted) <= SUBMIT_TIME_TOLERANCE
         return None if self.token or self.submitted is not None else True
 
 
@@ -202,7 +202,9 @@ class JobState:
         reason why it waited (sacct(1), Reason): most often that is our own hold."""
         if self.phase is not Phase.TERMINAL or self.word == LOST:
             return self.reason not in ("", "None")
-        waited = self.reason in _WAITED or (self.started is not None and _OWN_LIMIT.fullmatch(self.reason) is not None)
+        waited = self.reason in _PENDING_REASONS or (
+            self.started is not None and _OWN_LIMIT.fullmatch(self.reason) is not None
+        )
         return self.reason not in ("", "None") and self.word != SUCCESS and not waited
 
     def describe(self) -> str:
@@ -228,7 +230,7 @@ class JobState:
         return text
 
 
-_WAITED = _words("BeginTime Dependency JobHeldAdmin JobHeldUser Priority")
+_PENDING_REASONS = _words("BeginTime Dependency JobHeldAdmin JobHeldUser Priority")
 """Reasons why a job waited, which say nothing of its end."""
 
 _NO_FILES = 53

@@ -46,10 +46,10 @@ from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable,
 
 SOURCE = "embedded scheduler"
 
-GRACE = 5.0
+KILL_GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL."""
 
-LOOK = 0.1
+LOOK_INTERVAL = 0.1
 """Seconds between two looks of a supervisor: at its job, and for a free slot."""
 
 _SUPERVISOR = (sys.executable, "-c", "from launcher.slurm.local import supervise; supervise()")
@@ -157,7 +157,7 @@ class LocalScheduler:
                 return unknown_state(f"no such job in {self.directory}", SOURCE)
             if not key.matches(job.submitted, job.token):
                 return unknown_state("another job has this id", SOURCE)
-            return observe(job_dir, job)
+            return job_state(job_dir, job)
         except (OSError, ValueError) as error:
             return unknown_state(f"{job_dir}: {error}", SOURCE)
 
@@ -173,7 +173,7 @@ class LocalScheduler:
 
     def cancel(self, jobs: Sequence[JobKey]) -> None:
         """Ask each job's supervisor to end it. Returns at once; the supervisor sends SIGTERM to the job's processes,
-        SIGKILL after `GRACE` seconds, and publishes CANCELLED."""
+        SIGKILL after `KILL_GRACE` seconds, and publishes CANCELLED."""
         refused = []
         for key in jobs:
             job_dir = self.directory / key.id
@@ -199,7 +199,7 @@ class LocalScheduler:
         return contents
 
 
-def observe(job_dir: Path, job: Job) -> JobState:
+def job_state(job_dir: Path, job: Job) -> JobState:
     """How a job stands, from its files and from whether its supervisor lives. Raises OSError, ValueError."""
     alive = job.supervisor.alive()  # asked first: a supervisor that has gone has published what it had to say
     state = _read_state(job_dir, job)
@@ -297,10 +297,10 @@ def _await_turn(job_dir: Path, job: Job, *, cancelled: Callable[[], bool]) -> bo
     """
     ahead = [earlier for earlier in job_dirs(job_dir.parent) if int(earlier.name) < int(job.id)]
     while not cancelled():
-        ahead = [earlier for earlier in ahead if _unfinished(earlier)]
+        ahead = [earlier for earlier in ahead if _is_unfinished(earlier)]
         if len(ahead) < job.slots:
             return True
-        time.sleep(LOOK)
+        time.sleep(LOOK_INTERVAL)
     return False
 
 
@@ -318,12 +318,12 @@ def _run(job_dir: Path, job: Job, *, cancelled: Callable[[], bool]) -> None:
         if cancelled() or time.monotonic() >= deadline:
             word = "CANCELLED" if cancelled() else "TIMEOUT"
             os.killpg(0, signal.SIGTERM)  # this process counts it as one more request
-            until = time.monotonic() + GRACE
+            until = time.monotonic() + KILL_GRACE
             while not handle.done() and time.monotonic() < until:
-                time.sleep(LOOK)
+                time.sleep(LOOK_INTERVAL)
             _publish_state(job_dir, word, started, exit_code=0, signal=int(signal.SIGTERM))
             return
-        time.sleep(LOOK)
+        time.sleep(LOOK_INTERVAL)
     if not handle.paths.result_pickle.exists():
         reason = "the function's process ended without a result, by a signal or os._exit"
         _publish_state(job_dir, "FAILED", started, reason=reason)
@@ -355,8 +355,8 @@ def perform(directory: str) -> int:
         os.dup2(file.fileno(), 2)
     logging.getLogger("submitit").setLevel(logging.WARNING)  # its "completed successfully" is not the job's word
     os.environ.update(SLURM_JOB_ID=job.id, SLURM_JOB_NAME=job.name)
-    signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_die_with, args=(job.supervisor,), daemon=True, name="supervisor watch").start()
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    threading.Thread(target=_kill_when_orphaned, args=(job.supervisor,), daemon=True, name="supervisor watch").start()
     function, args = cloudpickle.loads((job_dir / "call.pkl").read_bytes())
     try:
         function(*args)
@@ -376,23 +376,23 @@ def _call(function: Callable[[], object], variables: Mapping[str, str]) -> None:
     function()
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def _exit_on_sigterm(number: int, frame: FrameType | None) -> None:
     """Let SIGTERM unwind the function, so that it can end its own children. submitit would ignore the signal."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the second one, forwarded by submitit's controller
     raise SystemExit(128 + number)
 
 
-def _die_with(supervisor: ProcessIdentity) -> None:
+def _kill_when_orphaned(supervisor: ProcessIdentity) -> None:
     """End this job when its supervisor was killed: nobody would tell its end, nor act on a cancel."""
     while supervisor.alive():
         time.sleep(0.5)
     os.killpg(0, signal.SIGKILL)
 
 
-def _unfinished(job_dir: Path) -> bool:
+def _is_unfinished(job_dir: Path) -> bool:
     with contextlib.suppress(OSError, ValueError):  # one whose files cannot be read holds up nobody
         job = read_job(job_dir)
         if job is None:  # being submitted just now, or never was
             return time.time() - job_dir.stat().st_mtime < _SUBMITTER_PATIENCE
-        return observe(job_dir, job).phase is not Phase.TERMINAL
+        return job_state(job_dir, job).phase is not Phase.TERMINAL
     return False

@@ -13,22 +13,22 @@ from typing import IO
 from launcher.core.reading import open_regular, read_end
 from launcher.slurm.client import LOST, JobKey, JobState, Phase
 
-READ_AT_ONCE = 1 << 20
+READ_SIZE = 1 << 20
 """Bytes read in one call; they bound the memory that is needed."""
 
-TAIL = 4096
+TAIL_SIZE = 4096
 """Bytes of a log's end that are read for a marker: lines of Slurm's own daemons about the job's end follow it."""
 
-SLACK = 60.0
+CLOCK_SLACK = 60.0
 """Seconds by which the clock of the node that writes the log may be behind that of Slurm."""
 
 LONGEST_LINE = 1 << 16
 """A longer line, in bytes, is returned in pieces: progress bars may never send a newline."""
 
-FARTHEST_BEHIND = 64 << 20
+LONGEST_BACKLOG = 64 << 20
 """Bytes that may wait to be read; of more, only the end is read on, since whoever reads cannot keep up."""
 
-KEPT_WHEN_BEHIND = 1 << 20
+KEPT_BACKLOG = 1 << 20
 """Bytes of the end that are then left to be read."""
 
 
@@ -76,9 +76,9 @@ class LogFollower:
             return []
         try:
             size = os.fstat(self._file.fileno()).st_size
-            if size - self._place <= (FARTHEST_BEHIND if most is None else most):
+            if size - self._place <= (LONGEST_BACKLOG if most is None else most):
                 return []
-            place = max(self._place, size - KEPT_WHEN_BEHIND)
+            place = max(self._place, size - KEPT_BACKLOG)
             self._file.seek(max(0, place - 1))
             cut = self._file.read(LONGEST_LINE + 1)
         except OSError:
@@ -107,12 +107,12 @@ class LogFollower:
             return b""
         try:
             self._file.seek(self._place)
-            chunk = self._file.read(READ_AT_ONCE)
+            chunk = self._file.read(READ_SIZE)
         except OSError:  # ESTALE, EIO: opening it anew finds what is there now
             self.close()
             return b""
         self._place += len(chunk)
-        self._full = len(chunk) == READ_AT_ONCE
+        self._full = len(chunk) == READ_SIZE
         return chunk
 
     def _open_anew(self) -> bool:
@@ -171,14 +171,14 @@ class EndMarkers:
             version = status.st_mtime_ns, status.st_size
             known = self._seen.get(log)
             if known is None or known[0] != version:
-                is_ours = job.submitted is None or status.st_mtime >= job.submitted - SLACK
+                is_ours = job.submitted is None or status.st_mtime >= job.submitted - CLOCK_SLACK
                 known = self._seen[log] = version, self._state(log, status) if is_ours else None
         except OSError:
             return None
         return known[1]
 
     def _state(self, log: Path, status: os.stat_result) -> JobState | None:
-        text = read_end(log, TAIL)[0].decode(errors="replace")
+        text = read_end(log, TAIL_SIZE)[0].decode(errors="replace")
         found = list(self._end.finditer(text))
         if not found or self._begin in text[found[-1].end() :]:
             return None

@@ -20,7 +20,7 @@ import msgspec
 
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.reading import prepare_type
-from launcher.slurm.answers import Answer, record_of
+from launcher.slurm.answers import Answer, make_record
 from launcher.slurm.commands import SlurmCommands
 
 CONTROLLER = "slurmctld"
@@ -28,7 +28,7 @@ CONTROLLER = "slurmctld"
 
 WORKER = (sys.executable, "-c", "import sys; from launcher.slurm.native_worker import main; sys.exit(main())")
 
-START = 10.0
+IMPORT_TIMEOUT = 10.0
 """Seconds that the import of pyslurm may take; it takes 0.03. libslurm looks 60 s for a missing slurm.conf."""
 
 
@@ -58,7 +58,7 @@ class SlurmNative(SlurmCommands):
         super().__init__(runner=runner, environ=environ, timeout=timeout)
         self._worker = worker
 
-    def ask_worker(self, question: Mapping[str, Any], timeout: float) -> tuple[Completed, _Reply]:
+    def query_worker(self, question: Mapping[str, Any], timeout: float) -> tuple[Completed, _Reply]:
         """How the child process ended, and its answer, which is empty when it gave none that can be understood."""
         done = run(self._worker, timeout=timeout, env=self._plain, input=json.dumps(question))
         try:
@@ -66,17 +66,17 @@ class SlurmNative(SlurmCommands):
         except msgspec.MsgspecError:
             return done, _Reply()
 
-    def ask_controller(self, ids: Sequence[str] = (), *, user: str = "", timeout: float | None = None) -> Answer:
+    def query_controller(self, ids: Sequence[str] = (), *, user: str = "", timeout: float | None = None) -> Answer:
         """What the controller says of these jobs, or of all jobs of a user, by its library."""
         question = {"user": int(user)} if user else {"ids": list(ids)}
-        done, reply = self.ask_worker(question, timeout or self._timeout)
+        done, reply = self.query_worker(question, timeout or self._timeout)
         if done.timed_out:
             return Answer(CONTROLLER, error=f"{CONTROLLER}: timed out after {done.seconds:.0f} s")
         if done.ok and reply.error:
             return Answer(CONTROLLER, error=f"{CONTROLLER}: {reply.error}")
         if done.ok and reply.rows is not None:
-            return Answer.of(CONTROLLER, [record_of(CONTROLLER, *row) for row in reply.rows])
-        return super().ask_controller(ids, user=user, timeout=timeout)
+            return Answer.from_records(CONTROLLER, [make_record(CONTROLLER, *row) for row in reply.rows])
+        return super().query_controller(ids, user=user, timeout=timeout)
 
 
 def choose_backend(
@@ -92,12 +92,12 @@ def choose_backend(
     """
     if importlib.util.find_spec("pyslurm") is None:
         return None, "pyslurm is not installed"
-    done = runner(["scontrol", "--version"], timeout=START, env=environ)
+    done = runner(["scontrol", "--version"], timeout=IMPORT_TIMEOUT, env=environ)
     slurm = _release(done.stdout)
     if not done.ok or slurm is None:
         return None, f"Slurm's release cannot be told: {done}"
     native = SlurmNative(runner=runner, environ=environ, worker=worker)
-    child, reply = native.ask_worker({}, START)
+    child, reply = native.query_worker({}, IMPORT_TIMEOUT)
     if not child.ok or not reply.version:
         return None, reply.error or f"pyslurm's process: {child}"
     if _release(reply.version) != slurm:

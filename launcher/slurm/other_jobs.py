@@ -13,41 +13,41 @@ from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.process import NOT_FOUND, CommandRunner, clean_environment, run
 from launcher.slurm.client import JobKey, JobState, Scheduler, SchedulerUnreachable
 
-VARIABLE = "SLURM_CLUSTERS"
+CLUSTERS_VARIABLE = "SLURM_CLUSTERS"
 """By it every client of Slurm asks and ends jobs of another cluster, as by ``--clusters``."""
 
 TIMEOUT = 30.0
 
-_OF_GITHUB = re.compile(r"(?<!\S)[A-Za-z0-9][A-Za-z0-9._-]*-[A-Za-z0-9._-]+-[0-9a-f]{12}(?!\S)")
+_GITHUB_RUN_ID = re.compile(r"(?<!\S)[A-Za-z0-9][A-Za-z0-9._-]*-[A-Za-z0-9._-]+-[0-9a-f]{12}(?!\S)")
 """The id of a run that a GitHub job began (`launcher.plan.derive.run_key`), among the words of a comment."""
 
 _NO_SLURM = re.compile(r"Could not establish a configuration source")
 _CLUSTER_NAME = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
 
 
-def jobs_named(name: str, environ: Mapping[str, str], runner: CommandRunner = run) -> list[JobKey]:
+def find_named_jobs(name: str, environ: Mapping[str, str], runner: CommandRunner = run) -> list[JobKey]:
     """This user's jobs of a name that wait or run and carry the id of a GitHub job's run, which is their token.
 
     None on a host that belongs to no cluster: nothing was submitted from it. Raises SchedulerUnreachable.
     """
     argv = ["squeue", "-h", "-u", str(os.getuid()), "-n", name, "-o", "%A|%k"]
-    done = runner(argv, timeout=TIMEOUT, env=_clean(environ))
+    done = runner(argv, timeout=TIMEOUT, env=_client_environment(environ))
     if done.returncode == NOT_FOUND or _NO_SLURM.search(done.stderr):
         return []
     if not done.ok:
         message = f"nobody could say whether a job called {name} lives: {done}"
         raise SchedulerUnreachable(message, hint=f"look with `squeue --me -n {name}`")
     rows = [line.strip().partition("|") for line in done.stdout.splitlines()]
-    tokens = [(job, _OF_GITHUB.search(comment)) for job, _, comment in rows if job.isdigit()]
+    tokens = [(job, _GITHUB_RUN_ID.search(comment)) for job, _, comment in rows if job.isdigit()]
     return [JobKey(job, None, token[0]) for job, token in tokens if token is not None]
 
 
 def refuse_other_clusters(environ: Mapping[str, str], asked: Mapping[str, object], runner: CommandRunner = run) -> None:
     """Raise ConfigError when the environment or options of sbatch (``asked``) send the job to another cluster."""
-    said = [(name, environ.get(name), "environment") for name in (VARIABLE, "SBATCH_CLUSTERS")]
+    said = [(name, environ.get(name), "environment") for name in (CLUSTERS_VARIABLE, "SBATCH_CLUSTERS")]
     said += [(name, str(asked.get(name) or ""), "sbatch_directives") for name in ("clusters", "cluster", "M")]
     for name, cluster, where in said:
-        if cluster and elsewhere(cluster, environ, runner):
+        if cluster and foreign_cluster(cluster, environ, runner):
             raise ConfigError(
                 f"{name} is {cluster}, and jobs are submitted to the cluster of this host, and followed there",
                 where=where,
@@ -55,7 +55,7 @@ def refuse_other_clusters(environ: Mapping[str, str], asked: Mapping[str, object
             )
 
 
-def elsewhere(cluster: str, environ: Mapping[str, str], runner: CommandRunner = run) -> str:
+def foreign_cluster(cluster: str, environ: Mapping[str, str], runner: CommandRunner = run) -> str:
     """The cluster of that name, "" when it is this host's own: sites of one cluster name it too."""
     if not cluster:
         return ""
@@ -64,7 +64,9 @@ def elsewhere(cluster: str, environ: Mapping[str, str], runner: CommandRunner = 
 
 def other_clusters(environ: Mapping[str, str], runner: CommandRunner = run) -> tuple[str, ...] | None:
     """The clusters beside this host's own that accounting knows; None when it does not answer."""
-    known = runner(["sacctmgr", "-n", "-P", "show", "clusters", "format=Cluster"], timeout=10.0, env=_clean(environ))
+    known = runner(
+        ["sacctmgr", "-n", "-P", "show", "clusters", "format=Cluster"], timeout=10.0, env=_client_environment(environ)
+    )
     names = known.stdout.split()
     if not known.ok or len(names) < 2:
         return () if known.ok else None
@@ -73,29 +75,29 @@ def other_clusters(environ: Mapping[str, str], runner: CommandRunner = run) -> t
 
 
 def _own_cluster(environ: Mapping[str, str], runner: CommandRunner) -> str:
-    said = runner(["scontrol", "show", "config"], timeout=TIMEOUT, env=_clean(environ))
+    said = runner(["scontrol", "show", "config"], timeout=TIMEOUT, env=_client_environment(environ))
     own = _CLUSTER_NAME.search(said.stdout)
     return own[1].lower() if own is not None else ""
 
 
-def _clean(environ: Mapping[str, str]) -> dict[str, str]:
+def _client_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in clean_environment(environ).items() if not k.startswith("SQUEUE_")}
 
 
-def _by_commands(cluster: str) -> Scheduler:
+def _open_by_commands(cluster: str) -> Scheduler:
     from launcher.slurm.commands import SlurmCommands  # who submits without Slurm has no use for it
 
     return SlurmCommands(cluster=cluster)
 
 
-class ByCluster:
+class MultiClusterScheduler:
     """A Scheduler that looks for a job on every cluster, and asks about it and ends it on its own: another one has
     other jobs under its id. What names no cluster is ``here``'s."""
 
     def __init__(
         self,
         here: Scheduler,
-        there: Callable[[str], Scheduler] = _by_commands,
+        there: Callable[[str], Scheduler] = _open_by_commands,
         others: Callable[[], Sequence[str] | None] = lambda: other_clusters(os.environ),
     ) -> None:
         self.name, self.here = here.name, here

@@ -40,7 +40,7 @@ class Pace:
     marker: float = 120.0
     """A job's own exit marker is believed after so long without a definite answer. Accounting may lag by minutes where
     slurmdbd is busy, and the controller may forget a job soon."""
-    hurried: float = 0.5
+    after_marker: float = 0.5
     """The pause, growing from here, once a job's marker is seen."""
     refill: float = 0.0
     """Of many jobs one begins or ends at any time. With this each question uses up one of `burst`, which come back one
@@ -152,7 +152,7 @@ class JobPoller:
         for job, watched in self._watched.items():
             if job in markers and not watched.marked:
                 watched.marked = True
-                self._ask_soon(self._pace.hurried)
+                self._ask_soon(self._pace.after_marker)
         if self._watched and self._clock() >= self._due and self._may_ask():
             self._ask()
         return None
@@ -194,7 +194,7 @@ class JobPoller:
                 job, answers.get(job) or unknown_state("no answer about this job"), markers.get(job), job in held
             )
             states[job] = change.state
-            if change.before is None or change.given_up or _looks(change.before) != _looks(change.state):
+            if change.before is None or change.given_up or _shown_part(change.before) != _shown_part(change.state):
                 changes.append(change)
         self._due = self._clock() + self._next_pause()
         return PollRound(question.began, states, tuple(changes))
@@ -251,14 +251,14 @@ class JobPoller:
         return pause * (1 + random.uniform(-self._pace.jitter, self._pace.jitter))
 
 
-def _looks(state: JobState) -> tuple[Phase, str, str, str, int | None]:
+def _shown_part(state: JobState) -> tuple[Phase, str, str, str, int | None]:
     """What of a state is worth telling. Why a job's state is unknown is told once, not in each wording; when it is
     expected to start, to the half hour."""
     expected = int(state.expected // 1800) if state.expected is not None else None
     return state.phase, state.word, "" if state.phase is Phase.UNKNOWN else state.reason, state.nodes, expected
 
 
-AGAIN = 2.5
+CANCEL_INTERVAL = 2.5
 """Seconds after which a job that does not seem to end is cancelled once more."""
 
 _PACE_OF_ENDING = Pace(first=0.3, running=1.0, pending=1.0)
@@ -269,7 +269,7 @@ def end_jobs(
     jobs: Sequence[JobKey],
     *,
     bound: float,
-    again: float = AGAIN,
+    again: float = CANCEL_INTERVAL,
     silence: float = math.inf,
 ) -> dict[JobKey, JobState]:
     """Wait until every job has ended, ``bound`` seconds at most; the last states, in which a job may still be alive.

@@ -46,10 +46,10 @@ LEASE = 5.0
 """Seconds without a heartbeat after which the lease of a stopped launcher is broken. That of a dead one is broken at
 once."""
 
-ALONE = 60.0
+ALONE_AFTER_CANCEL = 60.0
 """Seconds after a cancel in which a launcher asks only for itself: it may have seconds left to see its jobs gone."""
 
-WANTED = 180.0
+REQUEST_LIFETIME = 180.0
 """Seconds for which a request holds: three of the longest pauses between questions."""
 
 
@@ -99,11 +99,11 @@ class SharedPoller:
         self._guard = threading.Lock()
 
     def cancel(self, jobs: Sequence[JobKey]) -> None:
-        """Cancel by ``inner``. For `ALONE` seconds after that `poll` asks without the others."""
+        """Cancel by ``inner``. For `ALONE_AFTER_CANCEL` seconds after that `poll` asks without the others."""
         try:
             self.inner.cancel(jobs)
         finally:
-            self._alone_until = self._clock() + ALONE
+            self._alone_until = self._clock() + ALONE_AFTER_CANCEL
 
     def poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
         """The states of all jobs: from another launcher's answer, or else by one question for all launchers."""
@@ -189,7 +189,7 @@ class SharedPoller:
             request = _read(file, _Request)
             if file == self._request_file or request is None:
                 continue
-            if now - request.at > WANTED:
+            if now - request.at > REQUEST_LIFETIME:
                 with contextlib.suppress(OSError):
                     file.unlink()
             elif request.process.alive() is not False:  # None: in another PID namespace, where WANTED is the bound

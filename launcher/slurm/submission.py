@@ -16,14 +16,14 @@ from launcher.core.errors import JobsExist, SubmissionUnknown
 from launcher.core.waiting import retry_until
 from launcher.slurm.client import JobKey, Phase, Scheduler, SchedulerUnreachable, jobs_with_token
 
-PAUSES = (5.0, 5.0)
+LOST_ANSWER_PAUSES = (5.0, 5.0)
 """Seconds before each further question about a submission whose answer was lost: slurmctld may still be working on the
 request when its client is gone."""
 
-IN_DOUBT_TOLD = "the submission failed; Slurm is asked whether it has a job all the same"
+LOST_ANSWER_MESSAGE = "the submission failed; Slurm is asked whether it has a job all the same"
 """What is told meanwhile."""
 
-IN_DOUBT = re.compile(r"timed out|[Uu]nable to contact|connect failure|Zero Bytes|Unexpected message")
+LOST_ANSWER = re.compile(r"timed out|[Uu]nable to contact|connect failure|Zero Bytes|Unexpected message")
 """What sbatch says when slurmctld may have taken the job nevertheless."""
 
 HINTS = {
@@ -41,22 +41,22 @@ _ID = re.compile(
 )
 
 
-def printed_ids(stdout: str) -> list[str]:
+def parse_job_ids(stdout: str) -> list[str]:
     """The job ids that sbatch printed, with or without ``--parsable``, beside a site's banner."""
     return [found[1] for found in _ID.finditer(stdout)]
 
 
-def printed_cluster(stdout: str) -> str:
+def parse_cluster(stdout: str) -> str:
     """The cluster that sbatch named beside the one id that it printed, "" when it named none."""
     return next((found[2] or found[3] or "" for found in _ID.finditer(stdout)), "")
 
 
-def hint_for(words: str, hints: Mapping[str, str] = HINTS) -> str | None:
+def refusal_hint(words: str, hints: Mapping[str, str] = HINTS) -> str | None:
     """What to do about a refusal; the first that is found counts."""
     return next((hint for pattern, hint in hints.items() if re.search(pattern, words)), None)
 
 
-def new_jobs(
+def find_new_jobs(
     token: str,
     earlier: frozenset[str],
     scheduler: Scheduler,
@@ -81,9 +81,11 @@ def new_jobs(
     return answer
 
 
-def _alone(job_id: str, token: str, scheduler: Scheduler) -> dict[str, JobKey]:
-    """The job that sbatch named, with its submit time: what `new_jobs` gives, by one question, where nobody else can
-    have submitted under the token. Nothing where this host's scheduler does not know the job."""
+def _find_named_job(job_id: str, token: str, scheduler: Scheduler) -> dict[str, JobKey]:
+    """The job that sbatch named, with its submit time; nothing where this host's scheduler does not know it.
+
+    One question is enough where nobody else can have submitted under the token.
+    """
     state = scheduler.poll([key := JobKey(job_id, None, token)])[key]
     return {} if state.phase is Phase.UNKNOWN else {job_id: replace(key, submitted=state.submitted)}
 
@@ -109,9 +111,9 @@ def find_job(
     """
     try:
         if earlier is None and not problem:
-            found = _alone(printed[0], token, scheduler)
+            found = _find_named_job(printed[0], token, scheduler)
         else:
-            found = new_jobs(token, earlier or frozenset(), scheduler, pauses if problem else (), sleep)
+            found = find_new_jobs(token, earlier or frozenset(), scheduler, pauses if problem else (), sleep)
     except SchedulerUnreachable as error:
         if problem:
             raise SubmissionUnknown(

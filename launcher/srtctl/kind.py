@@ -148,7 +148,7 @@ class SrtctlKind:
     def submit(self, run: Run, prepared: Prepared, earlier: Earlier, start: CommandRunner) -> Submitted:
         """Write recipe and srtslurm.yaml into the tree, and run `srtctl apply`."""
         from launcher.result.collect import refuse_foreign_files
-        from launcher.slurm.submission import IN_DOUBT_TOLD, PAUSES
+        from launcher.slurm.submission import LOST_ANSWER_MESSAGE, LOST_ANSWER_PAUSES
         from launcher.srtctl.submit import Submission as Apply
         from launcher.srtctl.submit import apply, write_srtslurm
 
@@ -175,7 +175,7 @@ class SrtctlKind:
             ),
             scheduler=run.services.scheduler,
             run=start,
-            sleep=run.announced_sleep(IN_DOUBT_TOLD, sum(PAUSES)),
+            sleep=run.announced_sleep(LOST_ANSWER_MESSAGE, sum(LOST_ANSWER_PAUSES)),
         )
         return replace(submitted, left_out=variables_left_out(environ, environment))
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import launcher
 from launcher.core.errors import LauncherError
 from launcher.core.process import run
-from launcher.slurm.submission import IN_DOUBT, new_jobs, printed_cluster, printed_ids
+from launcher.slurm.submission import LOST_ANSWER, find_new_jobs, parse_cluster, parse_job_ids
 
 VARIABLE = "LAUNCHER_SBATCH"
 """The program's input, as JSON: ``token``, ``earlier`` (ids of jobs that carried it before), ``hold``, ``directory``
@@ -84,9 +84,9 @@ def submit(arguments: list[str], environ: Mapping[str, str]) -> tuple[int, str, 
     real = {**{k: v for k, v in environ.items() if k != VARIABLE}, "PATH": path}
     # --hold must come before the script: words after it are the script's arguments.
     done = run(["sbatch", *(["--hold"] if request["hold"] else []), *arguments], timeout=TIMEOUT, env=real)
-    ids = printed_ids(done.stdout)
+    ids = parse_job_ids(done.stdout)
     if done.ok and len(ids) == 1:
-        if cluster := printed_cluster(done.stdout):
+        if cluster := parse_cluster(done.stdout):
             with contextlib.suppress(OSError):
                 Path(request["directory"], CLUSTER).write_text(cluster)
         _make_output_directory(arguments, ids[0])
@@ -99,11 +99,11 @@ def submit(arguments: list[str], environ: Mapping[str, str]) -> tuple[int, str, 
     if len(jobs) == 1:
         _make_output_directory(arguments, jobs[0])
     elif not jobs:
-        may_come = done.ok or done.timed_out or bool(IN_DOUBT.search(done.stderr))
+        may_come = done.ok or done.timed_out or bool(LOST_ANSWER.search(done.stderr))
         from launcher.slurm.commands import SlurmCommands
 
         with contextlib.suppress(LauncherError):
-            jobs = [*new_jobs(token, earlier, SlurmCommands(environ=real), _PAUSES if may_come else [])]
+            jobs = [*find_new_jobs(token, earlier, SlurmCommands(environ=real), _PAUSES if may_come else [])]
     if len(jobs) == 1:
         error = done.stderr + f"sbatch did not print the job's id ({done}); Slurm has it as {jobs[0]}\n"
         return 0, f"Submitted batch job {jobs[0]}\n", error
@@ -115,7 +115,7 @@ def _jobs_in_queue(token: str, earlier: frozenset[str], environ: Mapping[str, st
     from launcher.slurm.client import Phase, has_token
     from launcher.slurm.commands import SlurmCommands
 
-    answer = SlurmCommands(environ=environ, timeout=5.0).ask_controller(user=str(os.getuid()))
+    answer = SlurmCommands(environ=environ, timeout=5.0).query_controller(user=str(os.getuid()))
     new = (r for records in answer.records.values() for r in records if r.id not in earlier)
     ours = (r for r in new if has_token(r.comment, token))
     return [r.id for r in ours if r.state.phase is not Phase.TERMINAL or r.state.nodes]

@@ -29,9 +29,9 @@ from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import write_text
 from launcher.run.kind import Submitted
 from launcher.slurm.client import Scheduler
-from launcher.slurm.other_jobs import elsewhere
+from launcher.slurm.other_jobs import foreign_cluster
 from launcher.slurm.submission import HINTS as SBATCH_HINTS
-from launcher.slurm.submission import PAUSES, find_job, hint_for
+from launcher.slurm.submission import LOST_ANSWER_PAUSES, find_job, refusal_hint
 from launcher.srtctl import recipe
 from launcher.srtctl.planned import LOG, SRTSLURM
 from launcher.srtctl.sbatch_wrapper import reported_cluster, wrapper_on_path
@@ -123,20 +123,20 @@ def apply(
     argv, notes = _argv(submission)
     with _environment(submission) as environment:
         done = run(argv, timeout=submission.timeout, cwd=submission.root, env=environment)
-        cluster = elsewhere(reported_cluster(environment), submission.environment)
+        cluster = foreign_cluster(reported_cluster(environment), submission.environment)
     printed = _read(done)
     one = len(printed.ids) == 1 and printed.ids[0].isdecimal() and printed.submissions <= 1
     failed = not done.ok or printed.error != "" or not one
     problem = _problem(done, printed, submission.timeout) if failed else ""
     # Once sbatch was reached, a job can still appear.
     may_come = done.timed_out or (done.returncode or 0) < 0 or printed.submissions > 0
-    pauses = PAUSES if may_come else ()
+    pauses = LOST_ANSWER_PAUSES if may_come else ()
     job = find_job(printed.ids, problem, submission.token, submission.earlier, scheduler, pauses, sleep)
     dropped = dropped_warning(printed.text)
     if job is None:
         hints = msgspec.yaml.decode(Path(__file__).with_name("srtctl_faults.yaml").read_bytes(), type=dict[str, str])
         also = f"\nsrtctl had dropped srtslurm.yaml: {dropped}" if dropped else ""
-        hint = hint_for(" ".join(problem.split()), {**hints, **SBATCH_HINTS})
+        hint = refusal_hint(" ".join(problem.split()), {**hints, **SBATCH_HINTS})
         raise SubmissionError(problem + also, where=_recipe(argv), hint=hint)
     job_id, key = job
     if printed.submissions > 1:

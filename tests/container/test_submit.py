@@ -13,7 +13,7 @@ from launcher.core.errors import JobsExist, SubmissionError, SubmissionUnknown
 from launcher.core.process import Completed
 from launcher.run.kind import Submitted
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
-from launcher.slurm.submission import PAUSES
+from launcher.slurm.submission import LOST_ANSWER_PAUSES
 from tests.container.plans import a_container, a_job, an_allocation
 from tests.container.stand_ins import submit_as_stand_in_run
 
@@ -67,7 +67,7 @@ def test_a_scheduler_that_does_not_answer_after_a_good_submission() -> None:
 def test_a_job_whose_answer_was_lost_is_found_by_its_token() -> None:
     slurm = Slurm([], ["12"], code=1, err="sbatch: error: Batch job submission failed: Socket timed out")
     answer = slurm.submit(earlier=frozenset({"3"}))
-    assert answer.job_id == "12" and answer.adopted and slurm.slept == [PAUSES[0]]
+    assert answer.job_id == "12" and answer.adopted and slurm.slept == [LOST_ANSWER_PAUSES[0]]
     assert "Socket timed out" in answer.notes[0]
 
 

@@ -23,7 +23,7 @@ def cluster(slurm_cluster: SlurmCluster, tmp_path: Path) -> Iterator[Cluster]:
 
 
 def test_fifty_jobs_cost_few_calls(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
-    # Of twenty good jobs scontrol can be asked in one round, which is its limit (SHOWN_A_ROUND).
+    # Of twenty good jobs scontrol can be asked in one round, which is its limit (SCONTROL_CALLS_PER_POLL).
     good = [n % 5 < 2 for n in range(50)]
     jobs = [cluster.submit(f"sleep {n % 10}; exit {0 if good[n] else 1}") for n in range(50)]
     cluster.runner.forget()

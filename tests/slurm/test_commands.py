@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from launcher.core.errors import JobError
-from launcher.slurm.answers import records_in, scontrol_records, timestamp
+from launcher.slurm.answers import parse_records, parse_scontrol, parse_time
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
 from launcher.slurm.commands import STEP_REPEATS, SlurmCommands
 from tests.commands import Reply, ScriptedCommands
@@ -63,7 +63,7 @@ def poll(job: JobKey, **replies: Reply) -> tuple[JobState, ScriptedCommands]:
 
 
 def test_reading_squeue() -> None:
-    records = {record.id: record for record in records_in(SQUEUE, "squeue")}
+    records = {record.id: record for record in parse_records(SQUEUE, "squeue")}
     assert len(records) == 8
     assert records["2"].comment == "tok-b|with|pipes"
     assert records["5"].comment == ""
@@ -75,7 +75,7 @@ def test_reading_squeue() -> None:
 
 
 def test_reading_sacct() -> None:
-    records = {record.id: record for record in records_in(SACCT, "sacct")}
+    records = {record.id: record for record in parse_records(SACCT, "sacct")}
     assert records["2"].state.exit_code == (3, 0)
     assert records["4"].state.word == "CANCELLED"
     assert records["3"].state.nodes == ""
@@ -83,7 +83,7 @@ def test_reading_sacct() -> None:
 
 
 def test_reading_scontrol() -> None:
-    (record,) = scontrol_records(SCONTROL)
+    (record,) = parse_scontrol(SCONTROL)
     assert record.comment == "tok-b|with|pipes"
     assert (record.state.word, record.state.exit_code, record.state.nodes) == ("FAILED", (3, 0), "node01")
     assert record.state.submitted == SUBMITTED
@@ -91,16 +91,16 @@ def test_reading_scontrol() -> None:
 
 def test_banners_and_torn_lines_are_no_records() -> None:
     banner = "Welcome to the cluster | please read | the | message | of | the | day |\n*** 12 ***\n\n"
-    assert records_in(banner + "3|PENDING|17952\n", "squeue") == []
-    assert len(records_in(banner + SQUEUE, "squeue")) == 8
-    assert records_in(banner + "2|FAILED|3:0", "sacct") == []
-    assert scontrol_records(banner + "slurm_load_jobs error") == []
+    assert parse_records(banner + "3|PENDING|17952\n", "squeue") == []
+    assert len(parse_records(banner + SQUEUE, "squeue")) == 8
+    assert parse_records(banner + "2|FAILED|3:0", "sacct") == []
+    assert parse_scontrol(banner + "slurm_load_jobs error") == []
 
 
 def test_times_without_the_format_are_local_iso() -> None:
-    assert timestamp("1795289084") == 1795289084
-    assert timestamp("2026-11-21T19:24:44") is not None
-    assert [timestamp(text) for text in ("Unknown", "N/A", "None", "")] == [None] * 4
+    assert parse_time("1795289084") == 1795289084
+    assert parse_time("2026-11-21T19:24:44") is not None
+    assert [parse_time(text) for text in ("Unknown", "N/A", "None", "")] == [None] * 4
 
 
 def test_an_alive_job_costs_one_call() -> None:
@@ -280,8 +280,8 @@ def test_the_nodes_of_a_record_that_a_step_made_are_not_the_jobs() -> None:
 
 
 def test_the_nodes_of_a_job_that_completes_are_not_all() -> None:
-    (record,) = records_in("2|COMPLETING|||1795762804|1795762804|1795762804|node02|None|(null)\n", "squeue")
-    (shown,) = scontrol_records(SCONTROL.replace("JobState=FAILED", "JobState=COMPLETING"))
+    (record,) = parse_records("2|COMPLETING|||1795762804|1795762804|1795762804|node02|None|(null)\n", "squeue")
+    (shown,) = parse_scontrol(SCONTROL.replace("JobState=FAILED", "JobState=COMPLETING"))
     assert record.state.nodes == shown.state.nodes == ""
 
 

@@ -21,7 +21,7 @@ from launcher.core.errors import SubmissionError
 from launcher.core.process import ProcessIdentity
 from launcher.slurm import local
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
-from launcher.slurm.local import GRACE, LocalScheduler, submit
+from launcher.slurm.local import KILL_GRACE, LocalScheduler, submit
 
 
 def work(place: str, seconds: float, code: int | None = None) -> None:
@@ -192,7 +192,7 @@ def test_a_function_that_does_not_heed_sigterm_is_killed(tmp_path: Path, monkeyp
     LocalScheduler(tmp_path / "jobs").cancel([key])
     assert LocalScheduler(tmp_path / "jobs").poll([key])[key].phase is Phase.ALIVE, "cancel does not wait for the end"
     state = end_of(tmp_path, key)
-    assert state.word == "CANCELLED" and (state.ended or 0.0) - began > GRACE - 0.1
+    assert state.word == "CANCELLED" and (state.ended or 0.0) - began > KILL_GRACE - 0.1
     until(lambda: has_gone(pid))
 
 

@@ -75,7 +75,7 @@ def test_bytes_that_are_no_text_and_progress_bars(tmp_path: Path) -> None:
 
 
 def test_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "READ_AT_ONCE", 1000)
+    monkeypatch.setattr(logs, "READ_SIZE", 1000)
     monkeypatch.setattr(logs, "LONGEST_LINE", 100)
     follower = LogFollower(tmp_path / "log")
     append(follower.path, "x" * 5050 + "\n" + "y\n" * 2000)
@@ -103,8 +103,8 @@ def test_no_line_is_lost_or_doubled_while_the_file_grows(tmp_path: Path) -> None
 
 
 def test_who_is_too_far_behind_is_told_what_was_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "FARTHEST_BEHIND", 10_000)
-    monkeypatch.setattr(logs, "KEPT_WHEN_BEHIND", 1000)
+    monkeypatch.setattr(logs, "LONGEST_BACKLOG", 10_000)
+    monkeypatch.setattr(logs, "KEPT_BACKLOG", 1000)
     follower = LogFollower(tmp_path / "log")
     append(follower.path, "first\nhalf")
     assert follower.catch_up() == []
@@ -134,7 +134,7 @@ def test_one_endless_line_is_read_in_bounded_pieces(tmp_path: Path, size: int) -
     append(follower.path, b"x" * size)
     pieces: list[str] = []
     while (lines := follower.read_new()) or follower.behind:
-        assert sum(map(len, lines)) <= logs.READ_AT_ONCE + logs.LONGEST_LINE
+        assert sum(map(len, lines)) <= logs.READ_SIZE + logs.LONGEST_LINE
         pieces += lines
     assert "".join(pieces + follower.flush()) == "x" * size
 

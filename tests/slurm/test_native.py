@@ -19,7 +19,7 @@ from launcher.services import open_scheduler
 from launcher.slurm.client import JobKey, Phase, SchedulerUnreachable
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.local import LocalScheduler
-from launcher.slurm.native import START, SlurmNative, choose_backend
+from launcher.slurm.native import IMPORT_TIMEOUT, SlurmNative, choose_backend
 from launcher.slurm.native_worker import rows
 from tests.commands import ScriptedCommands
 from tests.slurm.fakes import NOT_KNOWN
@@ -171,7 +171,7 @@ def test_a_child_that_does_not_greet_delays_a_cancel_by_no_more_than_a_look() ->
     scheduler = SlurmNative(runner=runner, environ=dict(os.environ), timeout=1.0, worker=worker)
     began = time.monotonic()
     scheduler.cancel([DONE])
-    assert time.monotonic() - began < START
+    assert time.monotonic() - began < IMPORT_TIMEOUT
     assert runner.calls == [("scancel", "1")]
 
 

@@ -13,8 +13,14 @@ from launcher.core.errors import ConfigError
 from launcher.core.process import NOT_FOUND, Completed
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
 from launcher.slurm.commands import SlurmCommands
-from launcher.slurm.other_jobs import ByCluster, elsewhere, jobs_named, other_clusters, refuse_other_clusters
-from launcher.slurm.submission import printed_cluster, printed_ids
+from launcher.slurm.other_jobs import (
+    MultiClusterScheduler,
+    find_named_jobs,
+    foreign_cluster,
+    other_clusters,
+    refuse_other_clusters,
+)
+from launcher.slurm.submission import parse_cluster, parse_job_ids
 from tests.conftest import SlurmCluster
 from tests.container.stand_ins import submit_as_stand_in_run
 
@@ -55,14 +61,14 @@ class Replies:
     ],
 )
 def test_the_cluster_that_sbatch_names(said: str, cluster: str) -> None:
-    assert printed_ids(said) == ["7"] and printed_cluster(said) == cluster
+    assert parse_job_ids(said) == ["7"] and parse_cluster(said) == cluster
 
 
 def test_this_hosts_own_cluster_is_no_other() -> None:
     slurm = Replies(scontrol=CONFIG)
-    assert elsewhere("west", {}, slurm) == "" and elsewhere("WEST", {}, slurm) == ""
-    assert elsewhere("east", {}, slurm) == "east"
-    assert elsewhere("", {}, slurm) == "" and len(slurm.calls) == 3
+    assert foreign_cluster("west", {}, slurm) == "" and foreign_cluster("WEST", {}, slurm) == ""
+    assert foreign_cluster("east", {}, slurm) == "east"
+    assert foreign_cluster("", {}, slurm) == "" and len(slurm.calls) == 3
 
 
 @pytest.mark.parametrize("name", ["SLURM_CLUSTERS", "SBATCH_CLUSTERS"])
@@ -124,7 +130,7 @@ class Cluster:
 def test_a_job_is_followed_and_ended_where_it_is() -> None:
     """The job of the same number here is another's."""
     here, east = Cluster("PENDING"), Cluster("RUNNING")
-    scheduler = ByCluster(here, {"east": east}.__getitem__)
+    scheduler = MultiClusterScheduler(here, {"east": east}.__getitem__)
     ours, local = JobKey("7", 1.0, "r", "east"), JobKey("7", 1.0, "r")
     states = scheduler.poll([ours, local])
     assert (states[ours].word, states[local].word) == ("RUNNING", "PENDING")
@@ -142,7 +148,7 @@ def test_a_submission_to_another_cluster_whose_answer_was_lost_is_found_there(pr
     """By its token; the job of the same number here is another's, and is neither followed nor ended."""
     here = Cluster("RUNNING", [JobKey("7", 1.0, "another")])
     east, north = Cluster("PENDING", [JobKey("7", 2.0, "r")]), Cluster("PENDING", None)
-    scheduler = ByCluster(here, {"east": east, "north": north}.__getitem__, lambda: ("north", "east"))
+    scheduler = MultiClusterScheduler(here, {"east": east, "north": north}.__getitem__, lambda: ("north", "east"))
     lost = Replies(1, LOST, sbatch=printed)
     told = submit_as_stand_in_run("r", scheduler, lost)
     assert (told.job_id, told.submitted, told.cluster) == ("7", 2.0, "east") and told.adopted
@@ -152,7 +158,7 @@ def test_a_submission_to_another_cluster_whose_answer_was_lost_is_found_there(pr
 
 def test_where_another_cluster_is_silent_nobody_says_that_there_is_no_job() -> None:
     here, north = Cluster("RUNNING"), Cluster("PENDING", None)
-    scheduler = ByCluster(here, {"north": north}.__getitem__, lambda: ("north",))
+    scheduler = MultiClusterScheduler(here, {"north": north}.__getitem__, lambda: ("north",))
     with pytest.raises(SchedulerUnreachable):
         scheduler.find("r")
     here.jobs = [JobKey("8", 1.0, "r")]
@@ -174,20 +180,20 @@ def test_which_other_clusters_there_are() -> None:
 def test_a_database_that_did_not_answer_is_asked_again() -> None:
     answers: list[tuple[str, ...] | None] = [("east",), None]
     east = Cluster("PENDING", [JobKey("7", 2.0, "r")])
-    scheduler = ByCluster(Cluster("RUNNING"), {"east": east}.__getitem__, lambda: answers.pop())
+    scheduler = MultiClusterScheduler(Cluster("RUNNING"), {"east": east}.__getitem__, lambda: answers.pop())
     assert scheduler.find("r") == [] and [job.cluster for job in scheduler.find("r")] == ["east"]
     assert [job.cluster for job in scheduler.find("r")] == ["east"] and not answers
 
 
 def test_jobs_of_a_runner_that_github_jobs_began() -> None:
     slurm = Replies(squeue="banner\n7|77-1-0123456789ab\n8|mine\n9|\n10|x 78-2-ba9876543210 y\n")
-    found = jobs_named("gb300_0", {"SLURM_CLUSTERS": "east"}, slurm)
+    found = find_named_jobs("gb300_0", {"SLURM_CLUSTERS": "east"}, slurm)
     assert [(job.id, job.token) for job in found] == [("7", "77-1-0123456789ab"), ("10", "78-2-ba9876543210")]
     assert "SLURM_CLUSTERS" not in slurm.calls[0][1] and "gb300_0" in slurm.calls[0][0]
-    assert jobs_named("x", {}, Replies(NOT_FOUND)) == []
-    assert jobs_named("x", {}, Replies(1, "squeue: fatal: Could not establish a configuration source")) == []
+    assert find_named_jobs("x", {}, Replies(NOT_FOUND)) == []
+    assert find_named_jobs("x", {}, Replies(1, "squeue: fatal: Could not establish a configuration source")) == []
     with pytest.raises(SchedulerUnreachable, match="whether a job called x lives"):
-        jobs_named("x", {}, Replies(1, "slurm_load_jobs error: Unable to contact slurm controller"))
+        find_named_jobs("x", {}, Replies(1, "slurm_load_jobs error: Unable to contact slurm controller"))
 
 
 @pytest.mark.slurm
@@ -200,16 +206,18 @@ def test_a_real_cluster_under_its_own_name(slurm_cluster: SlurmCluster) -> None:
 
     said = client("scontrol", "show", "config")
     name = next(line.split("=")[1].strip() for line in said.splitlines() if line.startswith("ClusterName"))
-    assert elsewhere(name, env) == "" and elsewhere("east", env) == "east"
+    assert foreign_cluster(name, env) == "" and foreign_cluster("east", env) == "east"
     token = "77-1-0123456789ab"
     options = ("--job-name=r_0", f"--comment={token}", "--output=/dev/null", "--wrap=sleep 300")
     job = JobKey(client("sbatch", "--parsable", "-M", name, *options).split(";")[0].strip(), None, token, name)
-    assert [key.id for key in jobs_named("r_0", env)] == [job.id]
-    scheduler = ByCluster(SlurmCommands(environ=env), lambda other: SlurmCommands(environ=env, cluster=other))
+    assert [key.id for key in find_named_jobs("r_0", env)] == [job.id]
+    scheduler = MultiClusterScheduler(
+        SlurmCommands(environ=env), lambda other: SlurmCommands(environ=env, cluster=other)
+    )
     assert scheduler.poll([job])[job].phase is Phase.ALIVE
     scheduler.cancel([job])
     deadline = time.monotonic() + 60
     while scheduler.poll([job])[job].phase is not Phase.TERMINAL:
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    assert jobs_named("r_0", env) == []
+    assert find_named_jobs("r_0", env) == []

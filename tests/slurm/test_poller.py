@@ -245,9 +245,9 @@ def test_a_marker_has_slurm_asked_at_once_and_then_often(clock: Clock) -> None:
     )
     assert followed.states[JOB].succeeded, "Slurm's word counts"
     assert clock() <= 2003 + 2
-    hurried = [at for at in script.times if at >= 2000]
-    assert hurried[0] <= 2001
-    assert [b - a for a, b in itertools.pairwise(hurried)][:2] == [0.5, 0.75]
+    after_marker = [at for at in script.times if at >= 2000]
+    assert after_marker[0] <= 2001
+    assert [b - a for a, b in itertools.pairwise(after_marker)][:2] == [0.5, 0.75]
 
 
 def test_a_marker_that_comes_while_slurm_is_asked_has_it_asked_once_more(clock: Clock) -> None:

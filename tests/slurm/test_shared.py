@@ -204,7 +204,7 @@ def test_after_a_cancel_it_asks_at_once_and_for_itself(machine: Machine) -> None
     for _ in range(3):
         one.poll([key(1)])
     assert machine.news()[-3:] == [{key(1)}] * 3
-    machine.clock.wait(shared.ALONE + 1)
+    machine.clock.wait(shared.ALONE_AFTER_CANCEL + 1)
     one.poll([key(1)])
     assert machine.news() == [{key(1), key(2)}]
 
@@ -276,7 +276,7 @@ def test_an_older_answer_does_not_replace_a_newer_one(machine: Machine) -> None:
 def test_a_wish_that_nobody_renews_is_forgotten(machine: Machine) -> None:
     one, two = machine.launcher(), machine.launcher()
     two.poll([key(2)])
-    machine.clock.wait(shared.WANTED + 1)
+    machine.clock.wait(shared.REQUEST_LIFETIME + 1)
     machine.news()
     one.poll([key(1)])
     assert machine.news() == [{key(1)}]

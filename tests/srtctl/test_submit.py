@@ -12,7 +12,7 @@ import pytest
 from launcher.core.errors import JobsExist, SubmissionError, SubmissionUnknown
 from launcher.run.kind import Submitted
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
-from launcher.slurm.submission import PAUSES
+from launcher.slurm.submission import LOST_ANSWER_PAUSES
 from launcher.srtctl.submit import Submission, apply
 from tests.shared import needs_shared
 from tests.srtctl.transcripts import transcript
@@ -224,7 +224,7 @@ def test_an_answer_that_was_lost_is_looked_for_before_anything_else(srtctl: Scri
     srtctl.says(1, "🚀 Submitting: a\n❌ sbatch failed: sbatch: error: Socket timed out on send/recv operation\n")
     done = srtctl.apply(Slurm([], [], ["77"]))
     assert (done.job_id, done.submitted, done.adopted) == ("77", 1000.0, True)
-    assert srtctl.slept == list(PAUSES), "slurmctld may still be at it when sbatch has given up"
+    assert srtctl.slept == list(LOST_ANSWER_PAUSES), "slurmctld may still be at it when sbatch has given up"
     with pytest.raises(SubmissionError) as caught:
         srtctl.apply(Slurm([]))
     assert "trying again is safe" in (caught.value.hint or "")
