@@ -16,7 +16,7 @@ from typing import Any
 
 from launcher.benchmark.benchmark import AGENTIC
 from launcher.core.errors import ConfigError, ResultError
-from launcher.result.row_fields import Row, component, read, refuse_not_finite, shares, without_decode
+from launcher.result.row_fields import Row, component, read_variables, refuse_not_finite, shares, without_decode
 from launcher.result.server_metrics import number, server_metrics
 
 Record = Mapping[str, Any]
@@ -202,11 +202,11 @@ def _rounded(value: Any) -> Any:
 
 def shape(environ: Mapping[str, str]) -> tuple[Row, int]:
     """The parallelism of an agentic row, and all its GPUs. Raises ConfigError."""
-    if not read("agentic", environ)["is_multinode"]:
-        row = read("agentic_one_node", environ)
+    if not read_variables("agentic", environ)["is_multinode"]:
+        row = read_variables("agentic_one_node", environ)
         return row, row["tp"] * row["pp"] * row["pcp_size"]
     table = "agentic_several_nodes"
-    row = read(table, environ)
+    row = read_variables(table, environ)
     gpus = {
         side: row[f"{side}_num_workers"] * row[f"{side}_tp"] * row[f"{side}_pp"] * row[f"{side}_pcp_size"]
         for side in ("prefill", "decode")
@@ -249,7 +249,7 @@ class Profile:
 
 def agentic_row(profile: Profile, environ: Mapping[str, str]) -> Row:
     """The row of an agentic run. Raises ConfigError for the variables, ResultError for the profile."""
-    row = read("agentic", environ) | _offload(environ)
+    row = read_variables("agentic", environ) | _offload(environ)
     sides, gpus = shape(environ)
     try:
         row |= sides | _of_profile(profile, row["framework"], gpus)

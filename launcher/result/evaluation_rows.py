@@ -1,7 +1,8 @@
-"""Rows of evaluations: of lm-eval's ``results*.json`` beside ``meta_env.json``.
+"""Rows of evaluations, from lm-eval's ``results*.json`` and the ``meta_env.json`` beside it.
 
-Equal to InferenceX's utils/collect_eval_results.py, but that a score that is NaN is refused and the error of one is
-null. Whether files can be believed and scores are good enough is evaluations.py's. Files are read here, none written.
+They are equal to those of InferenceX's utils/collect_eval_results.py, except that a score of NaN is refused and a
+standard error of NaN becomes null. evaluations.py checks the files and the scores. This module reads files and writes
+none.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from launcher.core.reading import load_json
 from launcher.result.row_fields import Row, finite
 
 META = "meta_env.json"
+_SIDES = ("prefill", "decode")
 _CONCURRENCY = re.compile(r"_conc(\d+)(?:_\d+)?\.json$")
-_HELD = ("em_strict", "em_flexible", "score")
+_CHECKED_SCORES = ("em_strict", "em_flexible", "score")
 
 
 def _document(path: Path) -> Any:
-    """A file's JSON; None where it is none."""
+    """A file's JSON; None if it cannot be read."""
     try:
         return load_json(path)
     except (OSError, ValueError):
@@ -32,17 +34,18 @@ def _document(path: Path) -> Any:
 
 def concurrency_of(name: str) -> int | None:
     """The concurrency in the name of a batched result."""
-    found = _CONCURRENCY.search(name)
-    return int(found[1]) if found else None
+    match = _CONCURRENCY.search(name)
+    return int(match[1]) if match else None
 
 
 def evaluation_rows(root: Path) -> list[Row]:
-    """The rows of all evaluations in ``root`` and in the directories below it, in the file system's order.
+    """The rows of all evaluations in ``root`` and in its immediate subdirectories, in the file system's order.
 
-    Files that do not parse are passed over. Raises ResultError for a document of another form, or a score of NaN.
+    Files that do not parse are skipped. Raises ResultError for a document of another form, or a score of NaN.
     """
-    sets = [d for d in (root, *(root.iterdir() if root.is_dir() else ())) if d.is_dir() and (d / META).exists()]
-    rows = [row for directory in sets for row in rows_of_directory(directory)]
+    candidates = (root, *(root.iterdir() if root.is_dir() else ()))
+    directories = [path for path in candidates if path.is_dir() and (path / META).exists()]
+    rows = [row for directory in directories for row in rows_of_directory(directory)]
     for row in rows:
         for key in [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]:
             if not key.endswith("_se"):
@@ -52,29 +55,30 @@ def evaluation_rows(root: Path) -> list[Row]:
 
 
 def rows_of_directory(directory: Path) -> list[Row]:
-    """The rows of the evaluation in a directory, whatever its scores are. Raises ResultError for another form."""
+    """The rows of the evaluation in a directory, with unchecked scores. Raises ResultError for another form."""
     rows = []
     with refuse_unknown_form(str(directory)):
         for meta, path in _results(directory, _document(directory / META) or {}):
             document = _document(path) or {}
-            mark = {"rehearsal": True} if document.get("rehearsal") else {}  # a rehearsal must not pass for a result
-            rows += [evaluation_row(meta, {**scores, "source": str(path)}) | mark for scores in task_scores(document)]
+            flag = {"rehearsal": True} if document.get("rehearsal") else {}  # nobody may take it for a measurement
+            rows += [evaluation_row(meta, {**scores, "source": str(path)}) | flag for scores in task_scores(document)]
     return rows
 
 
 def requested_rows(directory: Path, meta: Any) -> list[Row]:
-    """The rows of an evaluation's directory, which has this metadata; of what has no result one without a task.
-    Raises ResultError for another form."""
+    """The rows of an evaluation's directory, whose metadata is ``meta``. A requested concurrency without any result has
+    a row without a task. Raises ResultError for another form."""
     with refuse_unknown_form(str(directory)):
-        rows, asked = rows_of_directory(directory), meta.get("eval_concs")
-        asked = asked if isinstance(asked, list) else [meta["conc"]] if "conc" in meta and not rows else []
-        there = {row["conc"] for row in rows}
-        return rows + [evaluation_row({**meta, "conc": one}, {}) for one in asked if one not in there]
+        rows, concurrencies = rows_of_directory(directory), meta.get("eval_concs")
+        if not isinstance(concurrencies, list):
+            concurrencies = [meta["conc"]] if "conc" in meta and not rows else []
+        present = {row["conc"] for row in rows}
+        return rows + [evaluation_row({**meta, "conc": c}, {}) for c in concurrencies if c not in present]
 
 
 @contextlib.contextmanager
 def refuse_unknown_form(where: str) -> Iterator[None]:
-    """Raises ResultError for a document of another form than lm-eval's."""
+    """Raise ResultError if the code of the block finds a document that does not have lm-eval's form."""
     try:
         yield
     except (AttributeError, KeyError, TypeError, IndexError) as error:
@@ -82,46 +86,47 @@ def refuse_unknown_form(where: str) -> Iterator[None]:
 
 
 def _results(directory: Path, meta: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], Path]]:
-    """The newest result of a set with its metadata; of a batched one the newest of each completed concurrency."""
-    asked = meta.get("eval_concs")
+    """The newest result of an evaluation with its metadata; of a batched one the newest of each completed
+    concurrency."""
+    batched = isinstance(meta.get("eval_concs"), list)
     latest: dict[int | None, Path] = {}
     for path in sorted(directory.glob("*.json")):
-        found = _document(path) if path.name != META else None
-        if not isinstance(found, dict) or "lm_eval_version" not in found:
+        document = _document(path) if path.name != META else None
+        if not isinstance(document, dict) or "lm_eval_version" not in document:
             continue
-        key = concurrency_of(path.name) if isinstance(asked, list) else -1
+        key = concurrency_of(path.name) if batched else -1
         if key is not None and (key not in latest or path.stat().st_mtime > latest[key].stat().st_mtime):
             latest[key] = path
-    if not isinstance(asked, list):
+    if not batched:
         yield from ((meta, path) for path in latest.values())
         return
-    completed = meta.get("completed_eval_concs", asked)
-    allowed = {_whole(one, -1) for one in completed} if isinstance(completed, list) else None
-    for concurrency, path in sorted(latest.items(), key=lambda one: one[0] or 0):
+    completed = meta.get("completed_eval_concs", meta["eval_concs"])
+    allowed = {_whole(concurrency, -1) for concurrency in completed} if isinstance(completed, list) else None
+    for concurrency, path in sorted(latest.items(), key=lambda item: item[0] or 0):
         if allowed is None or concurrency in allowed:
             yield {**meta, "conc": concurrency}, path
 
 
 def task_scores(document: Mapping[str, Any]) -> Iterator[Row]:
-    """Per task of one result: the strict (or resolved) score, the flexible one, the accuracy, with their errors."""
-    for task, said in (document.get("results", {}) or {}).items():
+    """For each task of one result: the strict (or resolved) score, the flexible one and the accuracy, with errors."""
+    for task, values in (document.get("results", {}) or {}).items():
         config = document.get("configs", {}).get(task, {})
         metric = (config.get("metric_list") or [{"metric": "exact_match"}])[0]["metric"]
         filters = [one["name"] for one in config.get("filter_list") or []]
-        taken = [] if filters else [("accuracy", "acc", "")] if "acc" in said else [("strict", metric, "")]
+        sources = [] if filters else [("accuracy", "acc", "")] if "acc" in values else [("strict", metric, "")]
         for name in filters:
             words = {"strict": "strict", "resolved": "strict", "flex": "flex", "extract": "flex"}
-            taken += [(score, metric, f",{name}") for word, score in words.items() if word in name][:1]
-        found: Row = {}
-        for score, key, suffix in taken:
-            found |= {score: said.get(f"{key}{suffix}"), f"{score}_se": said.get(f"{key}_stderr{suffix}")}
+            sources += [(score, metric, f",{name}") for word, score in words.items() if word in name][:1]
+        scores: Row = {}
+        for score, key, suffix in sources:
+            scores |= {score: values.get(f"{key}{suffix}"), f"{score}_se": values.get(f"{key}_stderr{suffix}")}
         model = document.get("model_name") or config.get("metadata", {}).get("model")
         samples = document.get("n-samples", {}).get(task, {}).get("effective")
-        yield {**found, "task": task, "n_eff": samples, "model": model}
+        yield {**scores, "task": task, "n_eff": samples, "model": model}
 
 
 def main_score(scores: Mapping[str, Any]) -> Row:
-    """Of one task's scores the one that counts: the strict one, else the accuracy."""
+    """The columns of one task's scores. ``score`` is the strict one, otherwise the accuracy."""
     name = next((key for key in ("strict", "accuracy") if scores.get(key) is not None), None)
     return {
         "em_strict": scores.get("strict"),
@@ -135,27 +140,26 @@ def main_score(scores: Mapping[str, Any]) -> Row:
     }
 
 
-def _whole(value: Any, otherwise: int) -> int:
+def _whole(value: Any, default: int) -> int:
     try:
         return int(value)
     except (TypeError, ValueError, OverflowError):
-        return otherwise
+        return default
 
 
 def evaluation_row(meta: Mapping[str, Any], scores: Mapping[str, Any]) -> Row:
-    """The row of one task: the evaluation's metadata, and its scores (`task_scores`), of which there may be none."""
+    """The row of one task: the evaluation's metadata, and its scores (`task_scores`), which may be empty."""
     sides: Row = {}
-    said = meta.get("dp_attention", "none")
-    attention = [said if (own := meta.get(f"{side}_dp_attention")) is None else own for side in ("prefill", "decode")]
-    for side, own in zip(("prefill", "decode"), attention, strict=True):
-        for key, whole in (("tp", meta.get("tp", 1)), ("ep", meta.get("ep", 1)), ("num_workers", 1)):
-            sides[f"{side}_{key}"] = _whole(meta.get(f"{side}_{key}", whole), 1)
-        sides[f"{side}_dp_attention"] = str(own).lower()
-    multinode = meta.get("is_multinode")
-    multinode = multinode if isinstance(multinode, bool) else str(multinode).lower() == "true"
+    attention = meta.get("dp_attention", "none")
+    by_side = [attention if (value := meta.get(f"{side}_dp_attention")) is None else value for side in _SIDES]
+    for side, value in zip(_SIDES, by_side, strict=True):
+        for key, default in (("tp", meta.get("tp", 1)), ("ep", meta.get("ep", 1)), ("num_workers", 1)):
+            sides[f"{side}_{key}"] = _whole(meta.get(f"{side}_{key}", default), 1)
+        sides[f"{side}_dp_attention"] = str(value).lower()
+    multinode = str(meta.get("is_multinode")).lower() == "true"
     if multinode:
-        differ = f"prefill={str(attention[0]).lower()},decode={str(attention[1]).lower()}"
-        said = attention[0] if attention[0] == attention[1] else differ
+        both = "prefill={prefill_dp_attention},decode={decode_dp_attention}".format_map(sides)
+        attention = by_side[0] if by_side[0] == by_side[1] else both
     return {
         "is_multinode": multinode,
         "model_prefix": meta.get("infmax_model_prefix", "unknown"),
@@ -170,7 +174,7 @@ def evaluation_row(meta: Mapping[str, Any], scores: Mapping[str, Any]) -> Row:
         "ep": _whole(meta.get("ep", sides["prefill_ep"]), sides["prefill_ep"]),
         **sides,
         "conc": _whole(meta.get("conc", 0), 0),
-        "dp_attention": str(said).lower(),
+        "dp_attention": str(attention).lower(),
         "task": scores.get("task", ""),
         "source": scores.get("source", ""),
         **main_score(scores),
@@ -183,19 +187,19 @@ def is_evaluation(value: Any) -> bool:
 
 
 def evaluation_state(row: Mapping[str, Any]) -> tuple[Literal["ok", "missing", "refused", "rehearsal"], str]:
-    """How an evaluation's row stands that nobody has judged; its ``threshold`` is the least score of its task."""
+    """The state of an evaluation's row, and the reason. The row's ``threshold`` is the minimum score of its task."""
     if row.get("rehearsal"):
         return "rehearsal", "stand-ins ran, and nothing was measured"
     if not row["task"]:
         return "missing", "it was to be evaluated, and there is no result"
     if row.get("score") is None:
         return "refused", f"eval: {row['task']} has no score"
-    for name in _HELD:
+    for name in _CHECKED_SCORES:
         value = row.get(name)
         if value is not None and not (finite(value) and 0 <= value <= 1):
             return "refused", f"eval: {name} of {row['task']} is {value!r}, and a share is from 0 to 1"
-    least = row.get("threshold")
-    for name in _HELD:
-        if least is not None and row.get(name) is not None and row[name] < least:
-            return "refused", f"{name} is {row[name]:.4g}, below the threshold of {least:g}"
+    threshold = row.get("threshold")
+    for name in _CHECKED_SCORES:
+        if threshold is not None and row.get(name) is not None and row[name] < threshold:
+            return "refused", f"{name} is {row[name]:.4g}, below the threshold of {threshold:g}"
     return "ok", ""

@@ -1,4 +1,4 @@
-"""The tables of fields.yaml, and reading a row's fields out of a job's variables by them. Pure."""
+"""The tables of row_fields.yaml, and the rows that they give from a job's environment variables. Pure."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ Row = dict[str, Any]
 
 
 def finite(value: Any) -> bool:
-    """Whether a value of JSON is a number, and a finite one: there are whole ones that no float holds."""
+    """Whether a JSON value is a finite number."""
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:
+    except OverflowError:  # an integer that is too large for a float
         return False
 
 
 def is_row(value: Any) -> bool:
-    """Whether a document is an aggregate's row, of either scenario. An evaluation's metadata has most of its keys."""
-    needed, either = {"hw", "conc", "infmax_model_prefix"}, {"tput_per_gpu", "request_metrics"}
-    return isinstance(value, dict) and needed <= value.keys() and bool(either & value.keys())
+    """Whether a document is an aggregate's row, of either scenario."""
+    # The metadata of an evaluation has the required keys too, but none of the measured ones.
+    required, measured = {"hw", "conc", "infmax_model_prefix"}, {"tput_per_gpu", "request_metrics"}
+    return isinstance(value, dict) and required <= value.keys() and bool(measured & value.keys())
 
 
 class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One field of a row; fields.yaml says what each key means."""
+    """One field of a row; row_fields.yaml explains the keys."""
 
     variable: str | None = None
     raw: str | None = None
@@ -48,7 +49,7 @@ class Field(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @cache
 def tables() -> Mapping[str, Mapping[str, Field]]:
-    """The tables by name, the fields by key, as fields.yaml has them."""
+    """The tables of row_fields.yaml by name, their fields by key."""
     text = Path(__file__).with_name("row_fields.yaml").read_bytes()
     return msgspec.yaml.decode(text, type=prepare_type(dict[str, dict[str, Field]]))
 
@@ -60,12 +61,12 @@ def _size(text: str) -> int:
 
 
 def component(text: str, *, version_needed: bool = True) -> Any:
-    """``{name, version}`` of a JSON text; None of one that is empty or null. Raises ValueError for any other shape."""
+    """``{name, version}`` from a JSON text; None for an empty text or null. Raises ValueError for any other value."""
     if text in ("", "null"):
         return None
     value = json.loads(text)
-    wanted = ({"name", "version"},) if version_needed else ({"name"}, {"name", "version"})
-    if not isinstance(value, dict) or set(value) not in wanted:
+    allowed = ({"name", "version"},) if version_needed else ({"name"}, {"name", "version"})
+    if not isinstance(value, dict) or set(value) not in allowed:
         raise ValueError("not {name, version}")
     if not all(isinstance(part, str) and part for part in value.values()):
         raise ValueError("name and version are non-empty texts")
@@ -85,9 +86,9 @@ _TYPES: Mapping[str, Callable[[str], Any]] = {
 _EMPTY_IS_UNSET = frozenset({"number", "width", "switch"})
 
 
-def read(table: str, environ: Mapping[str, str]) -> Row:
-    """The fields of a table that come from variables. Raises ConfigError that names all that are missing, or the first
-    that means nothing."""
+def read_variables(table: str, environ: Mapping[str, str]) -> Row:
+    """The fields of a table that come from variables. Raises ConfigError that names all missing variables, or the first
+    one with an invalid value."""
     fields = {key: field for key, field in tables()[table].items() if field.variable is not None}
     missing, row = [], {}
     for key, field in fields.items():
@@ -112,14 +113,14 @@ def read(table: str, environ: Mapping[str, str]) -> Row:
 
 
 def without_decode(table: str) -> Row:
-    """What stands in a row for the decode side where there is none."""
+    """The decode fields of a row without a decode side."""
     return {k: field.without_decode for k, field in tables()[table].items() if field.without_decode is not None}
 
 
 def shares(table: str, quantities: Mapping[str, float]) -> Row:
-    """The fields of a table that are shares: the first quantity divided by each that follows, in order.
+    """The fields of a table that are shares: the first quantity divided by each of the others, in order, not rounded.
 
-    Raises ZeroDivisionError; what is rounded is rounded by whoever writes it.
+    Raises ZeroDivisionError.
     """
     row = {}
     for key, field in tables()[table].items():
@@ -133,16 +134,16 @@ def shares(table: str, quantities: Mapping[str, float]) -> Row:
 
 
 def fixed_row(raw: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[Row, tuple[int, int]]:
-    """The row of a fixed-length result, and the GPUs of prefill and decode (all, and 0, of one node).
+    """The row of a fixed-length result, and the GPUs of prefill and decode; on one node these are all GPUs and 0.
 
     ``raw`` is the client's document. Raises ConfigError for the variables, ResultError for the document. Equal to
-    InferenceX's utils/process_result.py, but for numbers that JSON does not have: `refuse_not_finite`.
+    InferenceX's utils/process_result.py, except for numbers that JSON does not have: `refuse_not_finite`.
     """
-    row = read("fixed", environ)
+    row = read_variables("fixed", environ)
     table = "fixed_several_nodes" if row["is_multinode"] else "fixed_one_node"
     if row["disagg"] and not row["is_multinode"]:
         raise ConfigError("DISAGG is true, and IS_MULTINODE is not", where="environment")
-    sides = read(table, environ)
+    sides = read_variables(table, environ)
     if row["is_multinode"]:
         prefill, decode = sides["num_prefill_gpu"], sides["num_decode_gpu"]
         if prefill <= 0 or prefill + decode <= 0:
@@ -167,7 +168,7 @@ def fixed_row(raw: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[Row, 
 
 
 def _statistics(raw: Mapping[str, Any]) -> Row:
-    """Seconds of every key that ends in ``ms``, and interactivity of every one that has ``tpot`` in it."""
+    """Seconds for each key that ends in ``ms``, and interactivity for each key that contains ``tpot``."""
     row: Row = {}
     for key, value in raw.items():
         name = key.replace("_ms", "")
@@ -182,7 +183,7 @@ def _statistics(raw: Mapping[str, Any]) -> Row:
 
 
 def refuse_not_finite(row: Mapping[str, Any]) -> None:
-    """Raise ResultError where a row holds NaN or an infinity: InferenceX writes them, and JSON has no such numbers."""
+    """Raise ResultError if a row contains NaN or an infinity. InferenceX writes them, although JSON has none."""
     for key, value in row.items():
         try:
             json.dumps(value, allow_nan=False)
