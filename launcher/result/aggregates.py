@@ -1,6 +1,6 @@
-"""Aggregates of the files in a directory, written beside them: what the workflow's next steps do, by their names.
+"""Writes the aggregates of the results in a directory beside them, as the next steps of the workflow would.
 
-Everything is computed before anything is written. What cannot be aggregated raises, and leaves no file.
+Everything is computed before anything is written: a result that cannot be aggregated raises and leaves no file.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from launcher.core.errors import LauncherError, ResultError
 from launcher.core.publish import publishing
 from launcher.core.reading import LARGEST_RESULT, load_json, open_regular, open_text, read_file
 from launcher.result.agentic_rows import Profile, Records, agentic_row, read_records, shape, whole_numbers
-from launcher.result.power import add, one_node, with_power
+from launcher.result.power import add_new, one_node, with_power
 from launcher.result.power_package import Package, several_nodes
 from launcher.result.row_fields import Row, finite, fixed_row
 
 SUMMARY, RECORDS = "profile_export_aiperf.json", "profile_export.jsonl"
-_LOG = 64 << 20
-"""Bytes of a server's log that are looked at, from its beginning."""
-_SHORT = 4096
-"""Bytes of a file that holds one word."""
+_MAX_LOG = 64 << 20
+"""Bytes that are read of a server's log, from its beginning."""
+_MAX_WORD_FILE = 4096
+"""Bytes of a file that contains one word."""
 
-_LONG = 1 << 16
-"""Bytes of a value that is no number and no name any more."""
+_LONG_VALUE = 1 << 16
+"""Bytes from which a value of a raw result is a list of requests, not a number or a name."""
 _DATA_SET = "datasets--semianalysisai--cc-traces-weka*"
 
 
 def read_document(path: Path) -> Any:
-    """A file's JSON. Raises ResultError when there is none."""
+    """A file's JSON. Raises ResultError if it cannot be read."""
     try:
         return load_json(path, LARGEST_RESULT)
     except OSError as error:
@@ -47,21 +47,21 @@ def read_document(path: Path) -> Any:
         raise ResultError(f"not JSON: {error}", where=str(path)) from None
 
 
-def _top(path: Path) -> dict[str, Any]:
-    """A raw result without its long lists, in whose places empty ones stand: ``itls`` alone may hold twenty million
-    numbers, and no aggregate has any of them. Raises ResultError."""
+def _read_without_lists(path: Path) -> dict[str, Any]:
+    """A raw result with empty lists in place of its long ones, which no aggregate needs: ``itls`` alone may have twenty
+    million numbers. Raises ResultError."""
     try:
-        found = msgspec.json.decode(read_file(path, LARGEST_RESULT), type=dict[str, msgspec.Raw])
-        return {k: json.loads(bytes(v)) if memoryview(v).nbytes < _LONG else [] for k, v in found.items()}
-    except (OSError, ValueError, msgspec.MsgspecError, RecursionError):  # or with NaN, which Python reads
-        whole = read_document(path)
-    if not isinstance(whole, dict):
+        raw = msgspec.json.decode(read_file(path, LARGEST_RESULT), type=dict[str, msgspec.Raw])
+        return {k: json.loads(bytes(v)) if memoryview(v).nbytes < _LONG_VALUE else [] for k, v in raw.items()}
+    except (OSError, ValueError, msgspec.MsgspecError, RecursionError):  # among them NaN, which Python reads
+        document = read_document(path)
+    if not isinstance(document, dict):
         raise ResultError("is JSON, but no object", where=str(path))
-    return whole
+    return document
 
 
 def write_document(path: Path, value: Any) -> None:
-    """Write a document, whole or not at all. Raises ResultError."""
+    """Write a document atomically. Raises ResultError."""
     try:
         text = json.dumps(value, indent=2, allow_nan=False)
         with publishing(path) as temporary:
@@ -73,31 +73,31 @@ def write_document(path: Path, value: Any) -> None:
 
 
 def power_required(environ: Mapping[str, str]) -> bool:
-    """Whether a job without valid power has failed."""
+    """Whether a job without valid power measurements has failed."""
     return environ.get("REQUIRE_POWER", "").lower() in ("1", "true", "yes")
 
 
 def aggregate_fixed(directory: Path, stem: str, environ: Mapping[str, str]) -> Row:
     """Write ``agg_<stem>.json`` and ``power_validation_<stem>.json`` of ``<stem>.json``; return the row.
 
-    Raises ConfigError for the variables and ResultError for the result; also, with both files written, where power is
-    required and not valid.
+    Raises ConfigError for the variables and ResultError for the result. If power is required and not valid, raises
+    ResultError after both files are written.
     """
     path = directory / f"{stem}.json"
-    raw = _top(path)
+    raw = _read_without_lists(path)
     row, (prefill, decode) = fixed_row(raw, environ)
     if row["is_multinode"]:
         logs = directory / environ.get("POWER_RESULT_ROOT", "LOGS")
         telemetry = directory / environ.get("POWER_ARTIFACT_DIR", "LOGS/power")
         package = Package(telemetry, logs, path, (prefill, decode), environ.get("POWER_PRODUCER_SHA") or None)
-        whole = read_document(path) if telemetry.is_dir() else raw  # it is compared with the one that a window names
-        metrics, record = several_nodes(package, whole)
+        # The package's copy of the result is compared with the complete document.
+        metrics, record = several_nodes(package, read_document(path) if telemetry.is_dir() else raw)
     else:
         names = [n for n in (environ.get("GPU_METRICS_CSV"), "gpu_metrics.csv", "/workspace/gpu_metrics.csv") if n]
         telemetry = next((directory / n for n in names if (directory / n).is_file()), directory / names[0])
         metrics, record = one_node(telemetry, raw, prefill)
-    mark = {"rehearsal": True} if raw.get("rehearsal") is True else {}  # no reader may take it for a measurement
-    row = with_power(row | mark, metrics)
+    flag = {"rehearsal": True} if raw.get("rehearsal") is True else {}  # nobody may take it for a measurement
+    row = with_power(row | flag, metrics)
     write_document(directory / f"agg_{stem}.json", row)
     try:
         write_document(directory / f"power_validation_{stem}.json", {**record, "benchmark_result": str(path)})
@@ -110,64 +110,65 @@ def aggregate_fixed(directory: Path, stem: str, environ: Mapping[str, str]) -> R
 
 
 def aggregate_several_nodes(directory: Path, stem: str, environ: Mapping[str, str]) -> list[Row]:
-    """`aggregate_fixed` of every ``<stem>_*.json`` that has GPUs in its name, which are those of its aggregate.
+    """`aggregate_fixed` of every ``<stem>_*.json`` whose name states its GPUs.
 
-    The first that fails ends it, as it ends the workflow's step.
+    The first failure is raised, as it ends the workflow's step.
     """
-    environ = {**environ, **_producer(directory, environ)}
+    environ = {**environ, **_producer_variable(directory, environ)}
     rows = []
     for path in sorted(directory.glob(f"{glob.escape(stem)}_*.json")):
-        if path.is_file() and (sides := _sides(path.name)):
-            rows.append(aggregate_fixed(directory, path.stem, {**environ, **sides}))
+        if path.is_file() and (gpus := _gpu_variables(path.name)):
+            rows.append(aggregate_fixed(directory, path.stem, {**environ, **gpus}))
     return rows
 
 
-def _producer(directory: Path, environ: Mapping[str, str]) -> dict[str, str]:
-    """The commit whose power package is taken: of the job's variable, else as its launcher stamped it."""
+def _producer_variable(directory: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """POWER_PRODUCER_SHA, the commit whose power package is accepted, from the file that the launcher wrote; nothing if
+    the variable is set or there is no file."""
     stamp = directory / "power-producer-sha.txt"
     if environ.get("POWER_PRODUCER_SHA") or not stamp.is_file():
         return {}
     try:
-        return {"POWER_PRODUCER_SHA": read_file(stamp, _SHORT).decode().rstrip("\n")}
+        return {"POWER_PRODUCER_SHA": read_file(stamp, _MAX_WORD_FILE).decode().rstrip("\n")}
     except (OSError, UnicodeDecodeError) as error:
         raise ResultError(f"the commit of the power package cannot be read: {error}", where=str(stamp)) from None
 
 
-def _sides(name: str) -> dict[str, str]:
-    """The GPUs of both sides by a result's name, as variables; nothing where it has none."""
-    counts = (re.findall(rf"_{word}_(\d{many})", name) for word, many in (("gpus", "+"), ("ctx", "*"), ("gen", "*")))
-    gpus, prefill, decode = (found[-1] if found else "" for found in counts)
+def _gpu_variables(name: str) -> dict[str, str]:
+    """The GPUs of both sides from a result's file name, as variables; nothing if it states none."""
+    matches = (re.findall(rf"_{word}_(\d{many})", name) for word, many in (("gpus", "+"), ("ctx", "*"), ("gen", "*")))
+    gpus, prefill, decode = (numbers[-1] if numbers else "" for numbers in matches)
     prefill, decode = (prefill, decode) if prefill and decode else (gpus, "0")
     return {"IS_MULTINODE": "true", "PREFILL_GPUS": prefill, "DECODE_GPUS": decode} if gpus else {}
 
 
 def aggregate_run(directory: Path, benchmark: Benchmark, names: Iterable[str], logs: Path | None = None) -> list[str]:
-    """Write the aggregates of a run's results, which lie in ``directory`` under ``names``; what gives none, in words.
+    """Write the aggregates of a run's results, the files ``names`` in ``directory``; return a sentence per failure.
 
-    ``logs`` is the job's own directory of logs, where a power package may lie. An agentic result is an aggregate
-    already, and those of evaluations are collected (`evaluation_rows`).
+    ``logs`` is the job's own directory of logs, which may contain a power package. An agentic result is an aggregate
+    already, and rows of evaluations come from `evaluation_rows`.
     """
     if benchmark.agentic or benchmark.eval_only:
         return []
     if benchmark.multinode and benchmark.decode is None:
         benchmark = replace(benchmark, decode=Role(0, 1))
     environ = environment_of(benchmark)
-    environ |= _producer(directory, environ)
+    environ |= _producer_variable(directory, environ)
     if logs is not None and (logs / "power").is_dir():
         environ |= {"POWER_ARTIFACT_DIR": str(logs / "power"), "POWER_RESULT_ROOT": str(logs)}
-    wrong = []
+    problems = []
     for name in names:
-        sides = _sides(name) if benchmark.multinode else {}
-        if name.endswith(".json") and (sides or not benchmark.multinode):
+        gpus = _gpu_variables(name) if benchmark.multinode else {}
+        if name.endswith(".json") and (gpus or not benchmark.multinode):
             try:
-                aggregate_fixed(directory, name.removesuffix(".json"), {**environ, **sides})
+                aggregate_fixed(directory, name.removesuffix(".json"), {**environ, **gpus})
             except LauncherError as error:
-                wrong.append(f"{name} gives no aggregate: {error.message}")
-    return wrong
+                problems.append(f"{name} gives no aggregate: {error.message}")
+    return problems
 
 
 def export_directory(base: Path, name: str = RECORDS) -> Path:
-    """The directory of AIPerf's export, by one of its files: ``aiperf_artifacts``, or the first one in it."""
+    """The directory of AIPerf's export, which contains the file ``name``: ``base`` or the first such subdirectory."""
     children = sorted(base.iterdir()) if base.is_dir() else ()
     return next((directory for directory in (base, *children) if (directory / name).is_file()), base)
 
@@ -183,9 +184,9 @@ def _records(path: Path) -> Records:
 
 
 def aggregate_agentic(directory: Path, stem: str, environ: Mapping[str, str]) -> Row:
-    """Write ``<stem>.json`` of what AIPerf exported below RESULT_DIR; return the row.
+    """Write ``<stem>.json`` from AIPerf's export below RESULT_DIR; return the row.
 
-    Raises ConfigError for the variables, ResultError for the rest.
+    Raises ConfigError for the variables, ResultError for the export.
     """
     results = directory / environ.get("RESULT_DIR", "results")
     exported = export_directory(results / "aiperf_artifacts")
@@ -195,22 +196,22 @@ def aggregate_agentic(directory: Path, stem: str, environ: Mapping[str, str]) ->
         for name in (SUMMARY, "server_metrics_export.json")
     )
     expected = expected_outputs(_data_set(environ), records) if records.good else []
-    row = agentic_row(Profile(records, summary, server, list(_logs(results)), expected), environ)
+    row = agentic_row(Profile(records, summary, server, list(_server_logs(results)), expected), environ)
     out = directory / environ.get("AGENTIC_OUTPUT_DIR", ".")
     out.mkdir(parents=True, exist_ok=True)
     write_document(out / f"{stem}.json", row)
     return row
 
 
-def _logs(results: Path) -> Iterator[str]:
-    """The servers' logs: the run's own, and what watched servers of several nodes."""
-    found = [results / "server.log"]
+def _server_logs(results: Path) -> Iterator[str]:
+    """The texts of the servers' logs: the run's own, and those of srt-slurm's watchtower for several nodes."""
+    paths = [results / "server.log"]
     for root in (results, *list(results.parents)[:3]):
-        found += sorted(root.glob("watchtower-*.out")) if root.is_dir() else []
-    for path in sorted({path.resolve() for path in found}):
+        paths += sorted(root.glob("watchtower-*.out")) if root.is_dir() else []
+    for path in sorted({path.resolve() for path in paths}):
         if path.is_file():
             with open_regular(path) as file:
-                yield file.read(_LOG).decode("utf-8", errors="replace").replace("\x00", "")
+                yield file.read(_MAX_LOG).decode("utf-8", errors="replace").replace("\x00", "")
 
 
 def _data_set(environ: Mapping[str, str]) -> Path | None:
@@ -223,20 +224,20 @@ def _data_set(environ: Mapping[str, str]) -> Path | None:
 
 
 def expected_outputs(data_set: Path | None, records: Records) -> list[int]:
-    """The output lengths that the traces have for the turns of these records."""
+    """The output lengths that the traces state for the turns of these records."""
     turns: dict[str, list[int]] = {}
     for trace in _traces(data_set) if data_set is not None else ():
-        requests = [one for one in trace.get("requests", []) if one.get("type") in ("n", "s")]
-        lengths = [one.get("out") if one.get("output_length") is None else one["output_length"] for one in requests]
+        requests = [request for request in trace.get("requests", []) if request.get("type") in ("n", "s")]
+        lengths = (request.get("out") if (n := request.get("output_length")) is None else n for request in requests)
         if trace.get("id") and requests:
             turns[str(trace["id"])] = [int(length or 0) for length in lengths]
-    found = []
+    expected = []
     for record in records.good if turns else ():
         metadata = record.get("metadata", {})
         name, turn = str(metadata.get("conversation_id") or "").split("::", 1)[0], metadata.get("turn_index")
         if turn is not None and turn < len(turns.get(name, ())):
-            found.append(turns[name][int(turn)])
-    return found
+            expected.append(turns[name][int(turn)])
+    return expected
 
 
 def _traces(data_set: Path) -> Iterator[Any]:
@@ -245,20 +246,22 @@ def _traces(data_set: Path) -> Iterator[Any]:
             with open_text(path, errors="replace") as file:
                 for text in file if path.suffix == ".jsonl" else [file.read()]:
                     try:
-                        found = json.loads(text)
+                        trace = json.loads(text)
                     except (ValueError, RecursionError):
                         continue  # an empty line, or no JSON
-                    if isinstance(found, dict):
-                        yield found
+                    if isinstance(trace, dict):
+                        yield trace
         except OSError:
             continue
 
 
 def aggregate_agentic_power(directory: Path, stem: str, environ: Mapping[str, str]) -> None:
-    """Add the power of one node to ``<stem>.json`` where its samples lie in RESULT_DIR. Raises ConfigError for the
-    variables, and ResultError, with all written, where power is required and not valid."""
+    """Add the power of one node to ``<stem>.json`` if RESULT_DIR contains its samples.
+
+    Raises ConfigError for the variables. If power is required and not valid, raises ResultError after all is written.
+    """
     results = directory / environ.get("RESULT_DIR", "results")
-    if environ.get("IS_MULTINODE", "").lower() == "true":  # their power comes with srt-slurm's package
+    if environ.get("IS_MULTINODE", "").lower() == "true":  # srt-slurm's package has their power
         return
     if not power_required(environ) and not (results / "gpu_metrics.csv").is_file():
         return
@@ -270,7 +273,7 @@ def aggregate_agentic_power(directory: Path, stem: str, environ: Mapping[str, st
 
 def add_agentic_power(results: Path, aggregate: Path, gpus: int | None) -> list[str]:
     """Add the power of one node to an agentic aggregate, and write the window and the record of the check beside the
-    telemetry. Why it is not valid, if so. Raises ResultError."""
+    telemetry. Returns the reasons why power is not valid. Raises ResultError."""
     csv, window_file = results / "gpu_metrics.csv", results / "agentic_power_window.json"
     window, reasons = _agentic_window(results)
     if window is not None:
@@ -287,15 +290,14 @@ def add_agentic_power(results: Path, aggregate: Path, gpus: int | None) -> list[
     if missing and window is None:
         return reasons
     if missing:
-        add(record["reasons"], f"aggregate_result_{missing}")
+        add_new(record["reasons"], f"aggregate_result_{missing}")
         record |= {"power_valid": False, "metrics": {}}
     write_document(results / "power_validation.json", {**record, "benchmark_result": str(window_file)})
-    found: list[str] = record["reasons"]
-    return found
+    return list(record["reasons"])
 
 
 def _agentic_window(results: Path) -> tuple[Row | None, list[str]]:
-    """The window of AIPerf's profile with the counts of its good records; or why there is none."""
+    """The window of AIPerf's profile with the counts of its good records; None and reasons if there is none."""
     exported = export_directory(results / "aiperf_artifacts")
     if not (exported / SUMMARY).is_file() or not (exported / RECORDS).is_file():
         return None, ["profile_artifacts_missing"]
@@ -305,21 +307,21 @@ def _agentic_window(results: Path) -> tuple[Row | None, list[str]]:
         return None, ["profile_artifacts_invalid"]
     if not isinstance(summary, dict):
         raise ResultError("is JSON, but no object", where=str(exported / SUMMARY))
-    said = [summary.get(key) for key in ("start_time", "end_time")]
-    if None in said:
+    stated = [summary.get(key) for key in ("start_time", "end_time")]
+    if None in stated:
         return None, ["profile_window_missing"]
-    moments, zone = [_moment(one) for one in said], None
-    if any(isinstance(when, datetime) and when.tzinfo is None for when in moments):
+    times, zone = [_profile_time(value) for value in stated], None
+    if any(isinstance(time, datetime) and time.tzinfo is None for time in times):
         offset = results / "agentic_power_timezone_offset.txt"
         if not offset.is_file():
             return None, ["profile_timezone_offset_missing"]
-        if (zone := _zone(offset)) is None:
+        if (zone := _time_zone(offset)) is None:
             return None, ["profile_timezone_offset_invalid"]
     start, end = (
-        (when if when.tzinfo is not None else when.replace(tzinfo=zone)).timestamp()
-        if isinstance(when, datetime)
-        else when
-        for when in moments
+        (time if time.tzinfo is not None else time.replace(tzinfo=zone)).timestamp()
+        if isinstance(time, datetime)
+        else time
+        for time in times
     )
     if start is None or end is None or end <= start:
         return None, ["profile_window_invalid"]
@@ -338,7 +340,7 @@ def _agentic_window(results: Path) -> tuple[Row | None, list[str]]:
     }, []
 
 
-def _moment(value: Any) -> datetime | float | None:
+def _profile_time(value: Any) -> datetime | float | None:
     """A time of a profile: Unix seconds, or ISO 8601 with or without a zone."""
     if isinstance(value, str):
         try:
@@ -348,12 +350,12 @@ def _moment(value: Any) -> datetime | float | None:
     return float(value) if finite(value) else None
 
 
-def _zone(path: Path) -> timezone | None:
+def _time_zone(path: Path) -> timezone | None:
     try:
-        found = re.fullmatch(r"([+-])(\d{2}):?(\d{2})", read_file(path, _SHORT).decode().strip())
+        match = re.fullmatch(r"([+-])(\d{2}):?(\d{2})", read_file(path, _MAX_WORD_FILE).decode().strip())
     except (OSError, UnicodeDecodeError):
         return None
-    if found is None or int(found[2]) > 23 or int(found[3]) > 59:
+    if match is None or int(match[2]) > 23 or int(match[3]) > 59:
         return None
-    offset = timedelta(hours=int(found[2]), minutes=int(found[3]))
-    return timezone(offset if found[1] == "+" else -offset)
+    offset = timedelta(hours=int(match[2]), minutes=int(match[3]))
+    return timezone(offset if match[1] == "+" else -offset)

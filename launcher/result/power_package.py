@@ -1,7 +1,8 @@
-"""Power of several nodes: the package that srt-slurm's collector leaves (``manifest.json, samples.csv, windows/``).
+"""Power of several nodes: the package that srt-slurm's collector writes (``manifest.json, samples.csv, windows/``).
 
-Its own verdict is not trusted: everything is recomputed from its bytes, and both have to agree. Reasons, sentences and
-record are those of InferenceX's utils/aggregate_power_multinode.py. Files are read here, and none written.
+The collector's verdict is not trusted: everything is recomputed from the files, and both verdicts must agree. Reasons,
+sentences and record are those of InferenceX's utils/aggregate_power_multinode.py. This module reads files and writes
+none.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import msgspec
 
 from launcher.core.lines import count_of
 from launcher.core.reading import load_json, prepare_type
-from launcher.result.power import METHOD, Window, add, energy, largest_gap, rounded, window_of
-from launcher.result.power_windows import Checked, Device, Samples, check_windows, read_samples, selected
+from launcher.result.power import METHOD, Window, add_new, energy, largest_gap, rounded, window_of
+from launcher.result.power_windows import Checked, Device, Samples, check_windows, read_samples, select_window
 from launcher.result.row_fields import Row, finite, shares
 
 _MANIFEST = {
@@ -55,7 +56,7 @@ class Worker(msgspec.Struct, frozen=True):
 
 
 class ExpectedDevice(msgspec.Struct, frozen=True):
-    """A GPU that there should be."""
+    """A GPU that the package must have samples of."""
 
     hostname: Text
     gpu_index: Whole
@@ -72,7 +73,7 @@ class _ExpectedWindow(msgspec.Struct, frozen=True):
 
 
 class _Manifest(msgspec.Struct, frozen=True):
-    """What a manifest says that there should be."""
+    """The part of a manifest that states which samples and windows there must be."""
 
     expected_devices: tuple[ExpectedDevice, ...]
     expected_windows: tuple[_ExpectedWindow, ...]
@@ -83,10 +84,10 @@ Expected = Sequence[ExpectedDevice]
 
 @dataclass(frozen=True)
 class Package:
-    """Where the package lies, and what is held against it.
+    """A package's ``directory``, and what it is checked against.
 
-    ``results`` is the directory that the windows' result paths are below, ``result`` the result's file; ``gpus`` are
-    those of prefill and of decode; ``commit`` is the only one whose package is taken.
+    ``results`` is the base of the windows' result paths, ``result`` the result's file. ``gpus`` are those of prefill
+    and of decode. ``commit`` is the only commit of srt-slurm whose package is accepted.
     """
 
     directory: Path
@@ -97,8 +98,8 @@ class Package:
 
 
 def several_nodes(package: Package, raw: Mapping[str, Any]) -> tuple[Row, Row]:
-    """The metrics of a package, none where it is not valid, and the record of the check. ``raw`` is the result."""
-    window, wrong = window_of(raw)
+    """The metrics of a package (none if it is invalid) and the record of the check. ``raw`` is the result."""
+    window, invalid = window_of(raw)
     commits = {"producer_git_commit": None, "expected_producer_git_commit": package.commit}
     verdicts = {"stored_publication_valid": None, "recomputed_publication_valid": None}
     record: Row = {
@@ -118,8 +119,8 @@ def several_nodes(package: Package, raw: Mapping[str, Any]) -> tuple[Row, Row]:
         "per_gpu_energy_j": {},
         "metrics": {},
     }
-    metrics = _checked(record, package, raw, None if wrong else window)
-    add(record["reasons"], *wrong)
+    metrics = _check(record, package, raw, None if invalid else window)
+    add_new(record["reasons"], *invalid)
     energies = record["per_gpu_energy_j"]
     record["per_gpu_energy_j"] = {gpu: value if math.isfinite(value) else None for gpu, value in energies.items()}
     if record["reasons"]:
@@ -127,79 +128,78 @@ def several_nodes(package: Package, raw: Mapping[str, Any]) -> tuple[Row, Row]:
     return metrics, record | {"power_valid": bool(metrics), "metrics": rounded(metrics)}
 
 
-def _add(record: Row, reason: str, failure: str) -> None:
-    add(record["reasons"], reason)
+def _fail(record: Row, reason: str, failure: str) -> None:
+    add_new(record["reasons"], reason)
     record["failures"].append(failure)
 
 
-def _checked(record: Row, package: Package, raw: Mapping[str, Any], window: Window | None) -> Row:
-    """Check the package and write into the record what is found; the metrics, where nothing is wrong so far."""
+def _check(record: Row, package: Package, raw: Mapping[str, Any], window: Window | None) -> Row:
+    """Check the package and add the results to the record; returns the metrics if the record has no reasons."""
     if (manifest := _manifest(record, package)) is None:
         return {}
     try:
-        said = {key: manifest.get(key) or [] for key in _Manifest.__struct_fields__}
-        planned = msgspec.convert(said, prepare_type(_Manifest))
+        stated = {key: manifest.get(key) or [] for key in _Manifest.__struct_fields__}
+        planned = msgspec.convert(stated, prepare_type(_Manifest))
     except msgspec.ValidationError as error:
-        _add(record, "manifest_malformed", f"manifest malformed: {error!r}")
+        _fail(record, "manifest_malformed", f"manifest malformed: {error!r}")
         record["producer"]["recomputed_publication_valid"] = False
         return {}
     devices, keys = planned.expected_devices, [device.key for device in planned.expected_devices]
     windows = [(window.benchmark_type, window.concurrency) for window in planned.expected_windows]
-    found, rows, failures = read_samples(package.directory / "samples.csv")
+    samples, rows, failures = read_samples(package.directory / "samples.csv")
     roles, groups, conflicts = _roles(devices)
-    checked = check_windows(package.directory, package.results, windows, set(keys), found)
-    failures = [*_wire_failures(manifest), *failures]
-    failures += [f"{reason} (device identity/topology)" for reason in _device_reasons(devices, found, conflicts)]
+    checked = check_windows(package.directory, package.results, windows, set(keys), samples)
+    failures = [*_manifest_failures(manifest), *failures]
+    failures += [f"{reason} (device identity/topology)" for reason in _device_reasons(devices, samples, conflicts)]
     failures += [] if windows else ["no expected measurement window"]
     for row in checked.validations:
         failures += [f"{r} (window {row['benchmark_type']}/{row['concurrency']})" for r in row["reason_codes"]]
     failures += [f"{r} ({error['path']})" for error in checked.errors for r in error["reason_codes"]]
-    failures += _stored_failures(manifest, found, rows, checked)
-    for label, said_once in (("expected_devices", set(keys)), ("expected_windows", set(windows))):
-        failures += [f"{label} contains duplicate keys"] if len(said_once) != len(said[label]) else []
-    _verdict(record, failures)
+    failures += _evidence_failures(manifest, samples, rows, checked)
+    for label, unique in (("expected_devices", set(keys)), ("expected_windows", set(windows))):
+        failures += [f"{label} contains duplicate keys"] if len(unique) != len(stated[label]) else []
+    _compare_verdicts(record, failures)
     for failure in _topology_failures(devices, roles, groups, package.gpus):
-        _add(record, "topology_env_mismatch", failure)
-    names = {key: f"{key[0]}/{s.uuids[0]}" for key, s in found.items() if len(s.uuids) == 1}
-    record |= {"expected_gpu_count": len(devices), "observed_gpu_count": len(found)}
+        _fail(record, "topology_env_mismatch", failure)
+    names = {key: f"{key[0]}/{of_gpu.uuids[0]}" for key, of_gpu in samples.items() if len(of_gpu.uuids) == 1}
+    record |= {"expected_gpu_count": len(devices), "observed_gpu_count": len(samples)}
     record["per_gpu_role"] = {names.get(key, f"{key[0]}/{key[1]}"): roles[key] for key in sorted(roles)}
-    own, reason, failure = selected(checked, raw, package.results, package.result.name, window)
-    if own is None:
-        _add(record, reason, failure)
+    selected, reason, failure = select_window(checked, raw, package.results, package.result.name, window)
+    if selected is None:
+        _fail(record, reason, failure)
         return {}
-    record["selected_window"] = asdict(own)
+    record["selected_window"] = asdict(selected)
     if record["reasons"] or window is None:
         return {}
     by_role = {"prefill": 0.0, "decode": 0.0, "agg": 0.0}
+    start, end = selected.start_time_unix, selected.end_time_unix
     for key in keys:
-        joules = energy(found[key].series, own.start_time_unix, own.end_time_unix)
+        joules = energy(samples[key].series, start, end)
         record["per_gpu_energy_j"][names[key]] = joules
-        record["per_gpu_max_sample_gap_s"][names[key]] = largest_gap(
-            found[key].times, own.start_time_unix, own.end_time_unix
-        )
+        record["per_gpu_max_sample_gap_s"][names[key]] = largest_gap(samples[key].times, start, end)
         by_role[roles[key]] += joules
     metrics = _metrics(window, sum(record["per_gpu_energy_j"].values()), by_role, len(devices), package.gpus)
-    if bad := sorted(key for key, value in metrics.items() if not math.isfinite(value)):
-        _add(record, "non_finite_power_metric", f"non-finite: {', '.join(bad)}")
+    if infinite := sorted(key for key, value in metrics.items() if not math.isfinite(value)):
+        _fail(record, "non_finite_power_metric", f"non-finite: {', '.join(infinite)}")
     return metrics
 
 
-def _verdict(record: Row, failures: list[str]) -> None:
-    """Hold the collector's own verdict against the one that its files give."""
+def _compare_verdicts(record: Row, failures: list[str]) -> None:
+    """Compare the collector's verdict with the recomputed one."""
     stored, recomputed = record["producer"]["stored_publication_valid"], not failures
     record["producer"]["recomputed_publication_valid"] = recomputed
     record["failures"] += failures
     if failures:
-        add(record["reasons"], "package_recompute_invalid")
+        add_new(record["reasons"], "package_recompute_invalid")
     if stored != recomputed:
         text = f"stored publication_valid={stored!r}, recomputed={recomputed!r}"
-        _add(record, "producer_verdict_mismatch", text)
+        _fail(record, "producer_verdict_mismatch", text)
     elif not stored:
-        _add(record, "package_recompute_invalid", "stored and recomputed both invalid")
+        _fail(record, "package_recompute_invalid", "stored and recomputed both invalid")
 
 
-def _metrics(window: Window, total: float, by_role: Mapping[str, float], n: int, gpus: tuple[int, int]) -> Row:
-    quantities = window.quantities(total, n)
+def _metrics(window: Window, total: float, by_role: Mapping[str, float], devices: int, gpus: tuple[int, int]) -> Row:
+    quantities = window.quantities(total, devices)
     metrics = shares("power", quantities)
     for role, count in zip(("prefill", "decode"), gpus, strict=True):
         if count > 0:
@@ -208,21 +208,21 @@ def _metrics(window: Window, total: float, by_role: Mapping[str, float], n: int,
 
 
 def _manifest(record: Row, package: Package) -> Row | None:
-    """The manifest; what it says of itself goes into the record."""
+    """The manifest, None if it is unusable; the record gets what it states about its producer."""
     path = package.directory / "manifest.json"
     if not package.directory.is_dir():
-        _add(record, "power_artifacts_missing", f"power dir missing: {package.directory}")
+        _fail(record, "power_artifacts_missing", f"power dir missing: {package.directory}")
         return None
     if not path.is_file():
-        _add(record, "manifest_missing", f"manifest missing: {path}")
+        _fail(record, "manifest_missing", f"manifest missing: {path}")
         return None
     try:
         manifest = load_json(path)
     except (OSError, ValueError) as error:
-        _add(record, "manifest_malformed", f"manifest unreadable: {error}")
+        _fail(record, "manifest_malformed", f"manifest unreadable: {error}")
         return None
     if not isinstance(manifest, dict):
-        _add(record, "manifest_malformed", "manifest is not an object")
+        _fail(record, "manifest_malformed", "manifest is not an object")
         return None
     stored, commit, exporter = (manifest.get(k) for k in ("publication_valid", "producer_git_commit", "dcgm_exporter"))
     sha = exporter.get("container_image_sha256") if isinstance(exporter, dict) else None
@@ -233,15 +233,15 @@ def _manifest(record: Row, package: Package) -> Row | None:
         "stored_publication_valid": stored if isinstance(stored, bool) else None,
     }
     if not package.commit:
-        _add(record, "producer_pin_missing", "no expected producer SHA configured")
+        _fail(record, "producer_pin_missing", "no expected producer SHA configured")
     elif commit != package.commit:
         text = f"producer_git_commit {commit!r} != expected {package.commit!r}"
-        _add(record, "producer_commit_mismatch", text)
+        _fail(record, "producer_commit_mismatch", text)
     return manifest
 
 
-def _wire_failures(manifest: Mapping[str, Any]) -> list[str]:
-    """What the manifest must say, and does not."""
+def _manifest_failures(manifest: Mapping[str, Any]) -> list[str]:
+    """The manifest's own values that are not as they must be."""
     failures = [f"{k} is {manifest.get(k)!r}, expected {v!r}" for k, v in _MANIFEST.items() if manifest.get(k) != v]
     if not finite(manifest.get("started_at_unix")):
         failures.append("started_at_unix is not a finite number")
@@ -274,27 +274,28 @@ def _is_whole(value: Any, least: int) -> bool:
 
 
 def _roles(devices: Expected) -> tuple[dict[Device, str], Groups | None, list[str]]:
-    """The role of each GPU and the group of each host; {} and None where two say different ones; and that they do."""
+    """The role of each GPU ({} on a conflict), the group of each host (None on a conflict), the codes of conflicts."""
     roles: dict[Device, str] = {}
     groups: dict[str, int | None] = {}
     role_conflict = group_conflict = False
     for device in devices:
-        said, within = ({getattr(one, key) for one in device.assignments} for key in ("worker_role", "het_group"))
+        own_roles = {worker.worker_role for worker in device.assignments}
+        own_groups = {worker.het_group for worker in device.assignments}
         first = device.assignments[0]
-        role_conflict |= len(said) != 1
-        group_conflict |= len(within) != 1 or groups.setdefault(device.hostname, first.het_group) not in within
+        role_conflict |= len(own_roles) != 1
+        group_conflict |= len(own_groups) != 1 or groups.setdefault(device.hostname, first.het_group) not in own_groups
         roles[device.key] = first.worker_role
     reasons = ["conflicting_worker_roles"] if role_conflict else []
     reasons += ["conflicting_het_groups"] if group_conflict else []
     return {} if role_conflict else roles, None if group_conflict else groups, reasons
 
 
-def _device_reasons(devices: Expected, found: Mapping[Device, Samples], conflicts: Sequence[str]) -> list[str]:
-    wanted, seen = {device.key for device in devices}, set(found)
-    reasons = ["expected_device_missing"] if not wanted or wanted - seen else []
-    reasons += ["unexpected_device"] if seen - wanted else []
-    uuids = [uuid for samples in found.values() for uuid in samples.uuids]
-    if any(len(samples.uuids) != 1 for samples in found.values()) or len(set(uuids)) != len(uuids):
+def _device_reasons(devices: Expected, samples: Mapping[Device, Samples], conflicts: Sequence[str]) -> list[str]:
+    expected, observed = {device.key for device in devices}, set(samples)
+    reasons = ["expected_device_missing"] if not expected or expected - observed else []
+    reasons += ["unexpected_device"] if observed - expected else []
+    uuids = [uuid for of_gpu in samples.values() for uuid in of_gpu.uuids]
+    if any(len(of_gpu.uuids) != 1 for of_gpu in samples.values()) or len(set(uuids)) != len(uuids):
         reasons.append("gpu_uuid_changed")
     return [*reasons, *conflicts]
 
@@ -302,52 +303,52 @@ def _device_reasons(devices: Expected, found: Mapping[Device, Samples], conflict
 def _topology_failures(
     devices: Expected, roles: Mapping[Device, str], groups: Groups | None, gpus: tuple[int, int]
 ) -> list[str]:
-    """Where roles and heterogeneous groups are not those of the job."""
-    wanted = {role: n for role, n in zip(("prefill", "decode"), gpus, strict=True) if n > 0}
-    if not wanted or not roles:
-        return [] if wanted else ["PREFILL_GPUS/DECODE_GPUS are both zero"]
+    """Roles and heterogeneous groups that differ from the job's."""
+    expected = {role: n for role, n in zip(("prefill", "decode"), gpus, strict=True) if n > 0}
+    if not expected or not roles:
+        return [] if expected else ["PREFILL_GPUS/DECODE_GPUS are both zero"]
     counts = Counter(roles.values())
-    failures = [] if set(counts) == set(wanted) else [f"expected roles {sorted(wanted)}, found {sorted(counts)}"]
-    failures += [f"expected {n} {r} GPUs, found {counts[r]}" for r, n in sorted(wanted.items()) if counts[r] != n]
+    failures = [] if set(counts) == set(expected) else [f"expected roles {sorted(expected)}, found {sorted(counts)}"]
+    failures += [f"expected {n} {r} GPUs, found {counts[r]}" for r, n in sorted(expected.items()) if counts[r] != n]
     if groups is None:
         return [*failures, "conflicting_het_groups (topology)"]
-    of_role: dict[str, set[int | None]] = {}
+    groups_of_role: dict[str, set[int | None]] = {}
     for device in devices:
-        of_role.setdefault(roles[device.key], set()).add(groups[device.hostname])
-    taken = []
-    for role, own in sorted(of_role.items()):
-        group = next(iter(own))
-        if len(own) != 1:
-            failures.append(f"role {role} spans het groups {sorted(own, key=str)}, expected exactly one")
+        groups_of_role.setdefault(roles[device.key], set()).add(groups[device.hostname])
+    used = []
+    for role, own_groups in sorted(groups_of_role.items()):
+        group = next(iter(own_groups))
+        if len(own_groups) != 1:
+            failures.append(f"role {role} spans het groups {sorted(own_groups, key=str)}, expected exactly one")
         elif group is not None:
-            taken.append(group)
+            used.append(group)
         elif any(other is not None for other in groups.values()):
             failures.append(f"role {role} has het group None while other devices report real het groups")
-    return [*failures, "roles share a het group"] if len(set(taken)) != len(taken) else failures
+    return [*failures, "roles share a het group"] if len(set(used)) != len(used) else failures
 
 
-def _stored_failures(
-    manifest: Mapping[str, Any], found: Mapping[Device, Samples], rows: Sequence[tuple[int, Device]], checked: Checked
+def _evidence_failures(
+    manifest: Mapping[str, Any], samples: Mapping[Device, Samples], rows: Sequence[tuple[int, Device]], checked: Checked
 ) -> list[str]:
-    """Where the manifest's own evidence is not what its files say."""
+    """The manifest's counts and checks that differ from those computed from the files."""
     failures = []
     if (stored := manifest.get("sample_row_count")) != len(rows):
         failures.append(f"sample_row_count is {stored!r}, disk has {count_of(len(rows), 'row')}")
     scrapes, least = manifest.get("scrape_count"), max((scrape for scrape, _ in rows), default=-1) + 1
     if rows and not _is_whole(scrapes, least):
         failures.append(f"scrape_count is {scrapes!r}, disk needs at least {least}")
-    if not found:
+    if not samples:
         failures.append("observed_devices is empty")
     keys = ("hostname", "gpu_index", "gpu_uuids", "first_sample_time_unix", "last_sample_time_unix")
     observed = [
-        dict(zip(keys, (*device, samples.uuids, samples.times[0], samples.times[-1]), strict=True))
-        for device, samples in found.items()
+        dict(zip(keys, (*device, of_gpu.uuids, of_gpu.times[0], of_gpu.times[-1]), strict=True))
+        for device, of_gpu in samples.items()
     ]
-    for key, value, what in (
+    for key, computed, source in (
         ("observed_devices", observed, "the devices derived from samples.csv"),
         ("window_validations", checked.validations, "the recomputed window audit"),
         ("artifact_errors", checked.errors, "the recomputed artifact scan"),
     ):
-        if manifest.get(key) != value:
-            failures.append(f"{key} does not match {what}")
+        if manifest.get(key) != computed:
+            failures.append(f"{key} does not match {source}")
     return failures

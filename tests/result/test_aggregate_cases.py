@@ -24,7 +24,7 @@ from launcher.result.agentic_rows import Profile, agentic_row, percentile, read_
 from launcher.result.evaluation_rows import evaluation_rows
 from launcher.result.power import KEYS, energy, integrate, time_of, window_of, with_power
 from launcher.result.power_package import Package, several_nodes
-from launcher.result.power_windows import Checked, MeasuredWindow, check_windows, read_samples, selected
+from launcher.result.power_windows import Checked, MeasuredWindow, check_windows, read_samples, select_window
 from launcher.result.row_fields import fixed_row, tables
 from launcher.result.server_metrics import number, server_metrics
 from tests.report.test_points import benchmark
@@ -384,7 +384,7 @@ READERS: list[tuple[str, Callable[[Path], Any]]] = [
     ("results_x.json", lambda d: [(d / "meta_env.json").write_text("{}"), *evaluation_rows(d)]),
     ("manifest.json", lambda d: several_nodes(Package(d, d, d / "r.json", (1, 1), None), RAW)),
     ("windows/w.json", lambda d: check_windows(d, d, [("k", 4)], [], {})),
-    ("r.json", lambda d: selected(Checked({("k", 4): WINDOW}), RAW, d, "r.json", None)),
+    ("r.json", lambda d: select_window(Checked({("k", 4): WINDOW}), RAW, d, "r.json", None)),
     ("samples.csv", lambda d: read_samples(d / "samples.csv")),
     ("gpu_metrics.csv", lambda d: integrate(d / "gpu_metrics.csv", 0.0, 1.0, 1)),
 ]
