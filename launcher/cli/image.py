@@ -1,6 +1,6 @@
-"""`launcher image`: what lies in an image directory, and removing what nobody needs.
+"""`launcher image`: list, verify and adopt the images of a directory, and remove unused ones.
 
-Also `launcher doctor locks`: whether the locks that importers take hold in such a directory.
+Also `launcher doctor locks`, which tests the locks that importers take in such a directory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from launcher.cli.command import Command, Log, Message, Removals, removals, show_message, show_removals
-from launcher.cli.importing import Where, where_of
+from launcher.cli.importing import ImageDirectories, selected_directories
 from launcher.core.errors import ConfigError, ImageError
 from launcher.core.lines import Line, Terminal, count_of, table, wrap_words
 from launcher.image import inventory
@@ -26,19 +26,19 @@ from launcher.plan import derive
 from launcher.run.image_usage import images_in_use, is_run_over
 
 
-def _contents(where: Where, grace: float = inventory.GRACE) -> list[ImageDirectory]:
-    users = images_in_use(where.project.runs, where.directories)
-    return [ImageDirectory(path, users, is_run_over, grace) for path in where.directories]
+def _directories(selected: ImageDirectories, grace: float = inventory.GRACE) -> list[ImageDirectory]:
+    users = images_in_use(selected.project.runs, selected.directories)
+    return [ImageDirectory(path, users, is_run_over, grace) for path in selected.directories]
 
 
-def _images(where: Where) -> list[Image]:
-    return [image for directory in _contents(where) for image in directory.images()]
+def _images(selected: ImageDirectories) -> list[Image]:
+    return [image for directory in _directories(selected) for image in directory.images()]
 
 
 @dataclass(frozen=True)
 class ImageLine:
-    """An image: ``bytes``, ``problem`` (why it is not whole), what its record says (``how`` it got there), ``last_use``
-    in seconds since the epoch by the file server's clock, and the runs that have it."""
+    """An image: its size in ``bytes``, why it is not whole (``problem``), fields of its record (``how`` it was made),
+    ``last_use`` in seconds since the epoch by the file server's clock, and the unfinished runs that use it."""
 
     squash: str
     bytes: int
@@ -78,13 +78,13 @@ def list_images(arguments: argparse.Namespace, log: Log) -> list[ImageLine]:
             last_use=image.used,
             live_runs=tuple(image.users),
         )
-        for image in _images(where_of(arguments))
+        for image in _images(selected_directories(arguments))
     ]
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What a look at an image gave, and in lines what was seen."""
+    """The verdict on an image, and lines (``said``) about what was checked."""
 
     squash: str
     verdict: str
@@ -99,67 +99,69 @@ def show_verified(value: Verified, terminal: Terminal) -> Iterator[str]:
 
 @partial(Command, Verified, show=show_verified)
 def verify(arguments: argparse.Namespace, log: Log) -> Iterator[Verified]:
-    """Check images, one after the other; raises ImageError at the end when one of them is damaged."""
-    where = where_of(arguments)
+    """Check images, one after the other. Raises ImageError at the end when one of them is damaged."""
+    selected = selected_directories(arguments)
     names = {Path(name).name for name in arguments.images}
-    found = [image for image in _images(where) if not names or image.squash.name in names]
-    if missing := names - {image.squash.name for image in found}:
-        raise ConfigError(f"no such image: {', '.join(sorted(missing))}", where=", ".join(map(str, where.directories)))
+    images = [image for image in _images(selected) if not names or image.squash.name in names]
+    if missing := names - {image.squash.name for image in images}:
+        where = ", ".join(map(str, selected.directories))
+        raise ConfigError(f"no such image: {', '.join(sorted(missing))}", where=where)
     damaged = []
-    for image in found:
-        verdict, said = inventory.verify(image, deep=arguments.deep)
-        tag = [] if arguments.offline else _tag(image, where)
-        yield Verified(str(image.squash), verdict, (*said, *tag))
+    for image in images:
+        verdict, lines = inventory.verify(image, deep=arguments.deep)
+        tag = [] if arguments.offline else _tag_lines(image, selected)
+        yield Verified(str(image.squash), verdict, (*lines, *tag))
         if verdict == "damaged":
             damaged.append(image.squash.name)
     if damaged:
         raise ImageError(
-            f"{len(damaged)} of {len(found)} are not whole: {', '.join(damaged)}",
+            f"{len(damaged)} of {len(images)} are not whole: {', '.join(damaged)}",
             hint="an import replaces what shows in superblock or lists; remove others when no job maps them",
         )
 
 
-def _tag(image: Image, where: Where) -> list[str]:
-    """What the image's tag names now, by its registry, if that may be asked."""
+def _tag_lines(image: Image, selected: ImageDirectories) -> list[str]:
+    """Which image the tag names now, by its registry; no line where the registry may not be queried."""
     from launcher.image.registry import Registry
 
-    note = image.sidecar
-    if note is None or not where.policy.may_query_registry(note.uri):
+    record = image.sidecar
+    if record is None or not selected.policy.may_query_registry(record.uri):
         return []
-    reference, environment = Reference.parse(note.uri), {**os.environ, **where.rule.environment}
+    reference, environment = Reference.parse(record.uri), {**os.environ, **selected.settings.environment}
     if reference.digest:
         return ["tag: none, a digest"]
-    registry = Registry(reference, environment, note.architecture or where.architecture)
-    fact, _ = registry.check_tag(image.squash, note)
-    return [f"tag: {fact or f'names {note.digest} still'}"]
+    registry = Registry(reference, environment, record.architecture or selected.architecture)
+    difference, _ = registry.check_tag(image.squash, record)
+    return [f"tag: {difference or f'names {record.digest} still'}"]
 
 
 @partial(Command, Message, show=show_message)
 def adopt(arguments: argparse.Namespace, log: Log) -> Message:
-    """Record what a file is."""
+    """Write the record of an image that was made without the launcher."""
     squash = Path(arguments.image).resolve()
-    note = inventory.adopt(squash, arguments.reference, Reference.parse(arguments.reference).uri)
-    return Message(f"{squash}: {note.reference}, {note.size / 1e6:.1f} MB, {note.hash}")
+    record = inventory.adopt(squash, arguments.reference, Reference.parse(arguments.reference).uri)
+    return Message(f"{squash}: {record.reference}, {record.size / 1e6:.1f} MB, {record.hash}")
 
 
 @partial(Command, Removals, show=show_removals)
 def gc(arguments: argparse.Namespace, log: Log) -> Removals:
-    """Find what nobody needs, and with --apply remove it."""
-    where = where_of(arguments)
-    contents = _contents(where, arguments.grace * 86400)
-    gone = [(item, directory) for directory in contents for item in directory.garbage()]
-    temporary = Path(derive.fill_path(where.rule.temporary or tempfile.gettempdir(), where.project.context("image")))
+    """Find unused images and leftovers, and with --apply remove them."""
+    selected = selected_directories(arguments)
+    directories = _directories(selected, arguments.grace * 86400)
+    garbage = [(item, directory) for directory in directories for item in directory.garbage()]
+    template = selected.settings.temporary or tempfile.gettempdir()
+    temporary = Path(derive.fill_path(template, selected.project.context("image")))
     if os.access(temporary, os.R_OK):
         directory = ImageDirectory(temporary)
-        gone += [(item, directory) for item in directory.dead_temporaries()]
-    found = [replace(item, keep=directory.remove(item)) if arguments.apply else item for item, directory in gone]
-    note = () if arguments.apply or not gone else ("Runs of bash launchers are not known here.",)
-    return removals(found, applied=arguments.apply, notes=note)
+        garbage += [(item, directory) for item in directory.dead_temporaries()]
+    items = [replace(item, keep=directory.remove(item)) if arguments.apply else item for item, directory in garbage]
+    note = () if arguments.apply or not garbage else ("Runs of bash launchers are not known here.",)
+    return removals(items, applied=arguments.apply, notes=note)
 
 
 @dataclass(frozen=True)
 class Locks:
-    """How locks of a directory hold, between processes and between nodes; what could not be tried (``notes``)."""
+    """How locks of a directory hold, between processes and between nodes; ``notes`` says what could not be tried."""
 
     directory: str
     file_system: str
@@ -169,23 +171,23 @@ class Locks:
 
 def show_locks(value: Locks, terminal: Terminal) -> Iterator[str]:
     yield f"{value.directory}: {value.file_system}"
-    for probed in value.probes:
-        beat = "never" if probed.heartbeat is None else f"after {probed.heartbeat:g} s"
+    for probe in value.probes:
+        heartbeat = "never" if probe.heartbeat is None else f"after {probe.heartbeat:g} s"
         twice = "may be done twice at once; what is published is whole all the same"
-        yield f"{probed.where}: imports {'are done one at a time' if probed.one_at_a_time else twice}"
-        yield f"  flock {probed.flock}; lockf {probed.lockf}; owner file {probed.owner_file}"
-        yield f"  heartbeat seen: {beat}; clocks differ by {probed.clocks:g} s"
+        yield f"{probe.where}: imports {'are done one at a time' if probe.one_at_a_time else twice}"
+        yield f"  flock {probe.flock}; lockf {probe.lockf}; owner file {probe.owner_file}"
+        yield f"  heartbeat seen: {heartbeat}; clocks differ by {probe.clocks:g} s"
     yield from value.notes
 
 
 @partial(Command, Locks, show=show_locks)
 def locks(arguments: argparse.Namespace, log: Log) -> Locks:
-    """What was found between two processes of this host, and between two nodes where there is Slurm."""
+    """Test locks between two processes of this host, and between two nodes where there is Slurm."""
     directory = Path(arguments.directory).resolve()
-    found, said = [probe_processes(directory)], []
+    probes, notes = [probe_processes(directory)], []
     options = [f"--{name}={value}" for name in ("partition", "account") if (value := getattr(arguments, name))]
     try:
-        found += [] if arguments.no_nodes else [probe_nodes(directory, options)]
+        probes += [] if arguments.no_nodes else [probe_nodes(directory, options)]
     except ImageError as error:
-        said.append(f"between nodes: {error.message}")
-    return Locks(str(directory), describe_file_system(directory), tuple(said), tuple(found))
+        notes.append(f"between nodes: {error.message}")
+    return Locks(str(directory), describe_file_system(directory), tuple(notes), tuple(probes))

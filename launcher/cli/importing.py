@@ -1,6 +1,6 @@
-"""`launcher image import`, and what the flags of all commands about images name.
+"""`launcher image import`, and the image directories that the flags of all commands about images select.
 
-An import is short of time beside what enroot takes: so nothing is loaded here that only other commands need.
+An import of an image that exists has to be quick, so this module loads nothing that only other commands need.
 """
 
 from __future__ import annotations
@@ -29,44 +29,45 @@ from launcher.services import open_tools
 
 
 @dataclass(frozen=True)
-class Where:
-    """Directories with images, and how images get there: in jobs by ``policy``, as ``rule`` and ``environment`` say."""
+class ImageDirectories:
+    """Directories with images that exist here, and how images are imported into them: by ``policy``, with the
+    ``settings`` of a runner file and with enroot's ``environment``."""
 
     directories: tuple[Path, ...]
-    rule: Images
+    settings: Images
     architecture: str | None
     policy: ImportPolicy
     environment: Mapping[str, str]
     project: Project
 
 
-def where_of(arguments: argparse.Namespace) -> Where:
-    """What the flags name. Raises ConfigError when they name no directory."""
+def selected_directories(arguments: argparse.Namespace) -> ImageDirectories:
+    """The directories that the flags select. Raises ConfigError when they select none."""
     project = open_project(arguments, look=True)
     if arguments.directory:
-        rule = Images(directory=str(Path(arguments.directory).resolve()))
+        settings = Images(directory=str(Path(arguments.directory).resolve()))
         architecture, scheduler, tools_name = None, Scheduler(kind="local"), "system"
     elif arguments.runner:
         runner = project.fleet.get(arguments.runner).runner
-        rule, architecture, scheduler, tools_name = runner.images, runner.node.arch, runner.scheduler, runner.tools
+        settings, architecture, scheduler, tools_name = runner.images, runner.node.arch, runner.scheduler, runner.tools
     else:
         raise ConfigError("which images?", hint="--runner NAME, or --directory DIR")
     tools = open_tools(tools_name, scheduler.kind, project.state, os.environ)
     job = (scheduler.kind, scheduler.partition, scheduler.account, "launcher", f"image-{os.urandom(4).hex()}")
     policy = ImportPolicy(*job, tools.registries, make_directory=tools.stand_ins)
     context = project.context("image")
-    said = [rule.directory, *(each.directory for each in rule.rules if each.directory)]
-    directories = list(dict.fromkeys(derive.fill_path(directory, context) for directory in said))
-    there = tuple(path for path in map(Path, directories) if path.is_dir())
-    if not there and not policy.make_directory and not getattr(arguments, "on_node", None):
+    templates = [settings.directory, *(rule.directory for rule in settings.rules if rule.directory)]
+    directories = list(dict.fromkeys(derive.fill_path(template, context) for template in templates))
+    existing = tuple(path for path in map(Path, directories) if path.is_dir())
+    if not existing and not policy.make_directory and not getattr(arguments, "on_node", None):
         raise ConfigError("no such directory on this host", where=directories[0], hint="run this where it is mounted")
     environment = {**clean_environment(os.environ), **tools.environment}
-    return Where(there, rule, architecture, policy, environment, project)
+    return ImageDirectories(existing, settings, architecture, policy, environment, project)
 
 
 @dataclass(frozen=True)
 class Imported:
-    """An image that is there, whole; on which node, where each has its own."""
+    """A whole image, and its node where each node has images of its own."""
 
     reference: str
     squash: str
@@ -79,40 +80,45 @@ def show_imported(value: Imported, terminal: Terminal) -> Iterator[str]:
 
 @partial(Command, Imported, show=show_imported)
 def import_images(arguments: argparse.Namespace, log: Log) -> Iterator[Imported]:
-    """Have each image there."""
-    where = where_of(arguments)
-    if where.rule.shared is bool(arguments.on_node):
-        wrong = "are shared by all nodes" if where.rule.shared else "are each node's own"
-        hint = (
-            "leave --on-node out" if where.rule.shared else "--on-node NODE says where; a job imports its image itself"
-        )
-        raise ConfigError(f"the image directories of this runner {wrong}", where=where.rule.directory, hint=hint)
+    """Import each image that is missing."""
+    selected = selected_directories(arguments)
+    if selected.settings.shared is bool(arguments.on_node):
+        if selected.settings.shared:
+            problem, hint = "are shared by all nodes", "leave --on-node out"
+        else:
+            problem, hint = "are each node's own", "--on-node NODE says where; a job imports its image itself"
+        where = selected.settings.directory
+        raise ConfigError(f"the image directories of this runner {problem}", where=where, hint=hint)
     with stop_on_signals() as stop:
         run = stoppable(stop.requested)
         for reference in arguments.references:
-            context = where.project.context("image")
-            image = derive.planned_image(reference, "image", where.rule, where.architecture, context)
+            context = selected.project.context("image")
+            image = derive.planned_image(reference, "image", selected.settings, selected.architecture, context)
             if arguments.moved_tag:
                 image = replace(image, moved_tag=arguments.moved_tag)
             try:
                 if arguments.on_node:
-                    yield from _on_nodes(image, arguments.on_node, where, run, log)
+                    yield from _import_on_nodes(image, arguments.on_node, selected, run, log)
                 else:
-                    record = ensure_image(image, where.policy, where.environment, run=run, log=log, sleep=stop.sleep)
+                    record = ensure_image(
+                        image, selected.policy, selected.environment, run=run, log=log, sleep=stop.sleep
+                    )
                     yield Imported(reference, str(record.squash))
-            except Cancelled as why:
-                why.message = f"{why.message.partition(' while ')[0]} while importing {reference}"
+            except Cancelled as cancelled:
+                cancelled.message = f"{cancelled.message.partition(' while ')[0]} while importing {reference}"
                 raise
 
 
-def _on_nodes(image: PlannedImage, nodes: list[str], where: Where, run: CommandRunner, log: Log) -> Iterator[Imported]:
-    """Have the image on each node. Raises ImageError for the first node that cannot have it."""
+def _import_on_nodes(
+    image: PlannedImage, nodes: list[str], selected: ImageDirectories, run: CommandRunner, log: Log
+) -> Iterator[Imported]:
+    """Import the image on each node. Raises ImageError for the first node that fails."""
     from launcher.container.job_script import import_on_node
 
-    options = [f"--job-name={where.policy.job_name}", *where.rule.import_options]
-    partition = where.rule.import_partition or where.policy.partition
+    options = [f"--job-name={selected.policy.job_name}", *selected.settings.import_options]
+    partition = selected.settings.import_partition or selected.policy.partition
     options += [f"--partition={partition}"] if partition else []
-    options += [f"--account={where.policy.account}"] if where.policy.account else []
+    options += [f"--account={selected.policy.account}"] if selected.policy.account else []
     for node in nodes:
-        log(import_on_node(image, node, options, run, where.environment))
+        log(import_on_node(image, node, options, run, selected.environment))
         yield Imported(image.reference, str(image.squash), node)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from launcher.cli.render import ProgressLines, progress_shown
+from launcher.cli.progress import ProgressLines, show_progress
 from tests.model.checkpoints import checkpoint
 
 
@@ -131,7 +131,7 @@ def test_bars_in_a_terminal() -> None:
             return True
 
     stream = Terminal()
-    with progress_shown(stream) as progress:
+    with show_progress(stream) as progress:
         progress.begin(30, 3000)
         for number in range(30):
             progress.advance(f"shard-{number}", 100, 50)
