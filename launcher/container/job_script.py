@@ -14,7 +14,7 @@ from pathlib import Path
 
 from launcher.container.engines import IMAGE, CommandLines, EngineCommands, commands, repository_of
 from launcher.container.job_functions import functions
-from launcher.container.planned import ContainerJob, PlannedStaging
+from launcher.container.planned import ContainerJob
 from launcher.core.errors import ImageError
 from launcher.core.process import CommandRunner
 from launcher.core.shell_words import command_lines, quote_glob, quote_number, quote_word, variable_name
@@ -56,31 +56,39 @@ def render(plan: Plan, root: Path) -> str:
         f"grace={_GRACE if job.allocation is not None else _GRACE_HERE}",
         f"engine={engine.pulls or ''}",
         "copied=",
-        *(
-            [f"copy={quote_word(staging.to)}", f"archive={quote_word(f'{root}/{CHECKOUT}')}"]
-            if staging is not None
-            else []
-        ),
     ]
-    parts = [
-        "\n".join(head),
-        functions("common"),
-        *([_list_back(staging), functions("stage")] if staging is not None else []),
+    if staging is not None:
+        head += [f"copy={quote_word(staging.to)}", f"archive={quote_word(f'{root}/{CHECKOUT}')}"]
+    parts = ["\n".join(head), functions("common")]
+    if staging is not None:
+        globs = " ".join(quote_glob(f"./{glob}") for glob in staging.back)  # expanded in the copy
+        parts += [f"list_back() {{ back=({globs}); }}", functions("stage")]
+    parts += [
         _function("own_containers", engine.own),
         _function("take_away", engine.after),
         functions("end"),
         'mkdir -p -- "$own" || exit 5\nsay "job $SLURM_JOB_ID on $(uname -n)"',
         *_checks(plan, job, root),
         *_provide_image(plan, job, engine),
-        *(["stage_in"] if staging is not None else []),
-        *_make_cache(plan),
-        *_exports(job),
-        *_carry_variables(engine),
-        *(
-            [f"{_run_step(engine.before)} ||\n  fail 3 'the container cannot be made of the image'"]
-            if engine.before
-            else []
-        ),
+    ]
+    if staging is not None:
+        parts.append("stage_in")
+    if plan.model.cache is not None:  # it must exist to be mounted
+        host = plan.model.cache.host
+        message = quote_word(f"the cache {host} cannot be made on the node")
+        parts.append(f"mkdir -p -- {quote_word(host)} || fail 5 {message}")
+    exports = [
+        f"export {variable_name(name)}={quote_number(value) if name == 'PORT' else quote_word(value)}"
+        for name, value in job.container.environment.items()
+    ]
+    if exports:
+        parts.append("\n".join(exports))
+    if engine.carries:
+        names = textwrap.wrap(" ".join(map(variable_name, engine.carries)), 100, break_long_words=False)
+        parts += [functions("carry"), "carry \\\n  " + " \\\n  ".join(names)]
+    if engine.before:
+        parts.append(f"{_run_step(engine.before)} ||\n  fail 3 'the container cannot be made of the image'")
+    parts += [
         f"say {quote_word(f'{job.script.path} begins')}",
         # The last command: its exit code is the script's.
         _run_step(engine.run).replace(quote_word(IMAGE), '"$image"'),
@@ -179,34 +187,3 @@ def _import(image: PlannedImage) -> str:
 
 def _assignments(image: PlannedImage) -> list[str]:
     return [f"{variable_name(name)}={quote_word(value)}" for name, value in sorted(image.environment.items())]
-
-
-def _carry_variables(engine: EngineCommands) -> list[str]:
-    """Commands that pass variables to the container's bash."""
-    if not engine.carries:
-        return []
-    names = textwrap.wrap(" ".join(map(variable_name, engine.carries)), 100, break_long_words=False)
-    return [functions("carry"), "carry \\\n  " + " \\\n  ".join(names)]
-
-
-def _list_back(staging: PlannedStaging) -> str:
-    """The function that expands the globs of returned files, in the copy."""
-    return f"list_back() {{ back=({' '.join(quote_glob(f'./{glob}') for glob in staging.back)}); }}"
-
-
-def _make_cache(plan: Plan) -> list[str]:
-    """The command that makes the directory of the Hugging Face cache, which must exist to be mounted."""
-    if plan.model.cache is None:
-        return []
-    host = quote_word(plan.model.cache.host)
-    return [
-        f"mkdir -p -- {host} || fail 5 {quote_word(f'the cache {plan.model.cache.host} cannot be made on the node')}"
-    ]
-
-
-def _exports(job: ContainerJob) -> list[str]:
-    lines = [
-        f"export {variable_name(name)}={quote_number(value) if name == 'PORT' else quote_word(value)}"
-        for name, value in job.container.environment.items()
-    ]
-    return ["\n".join(lines)] if lines else []

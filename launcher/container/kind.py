@@ -40,8 +40,12 @@ class ContainerKind(ScriptKind):
         """Allocation, engine, image, script, mounts."""
         job = ContainerJob.of(plan)
         pulled = "" if plan.images else f" of {job.container.image}"
+        node = "this host"
+        if (a := job.allocation) is not None:
+            node = f"one, {a.gpus} {f'{a.gpu_type} ' if a.gpu_type else ''}GPUs"
+            node += ", for this job alone" if a.exclusive else ""
         return [
-            ("node", _describe_allocation(job)),
+            ("node", node),
             ("container", f"{job.container.engine}{pulled}, in {job.container.workdir}"),
             ("script", f"{job.script.path}{'' if job.script.exists else ' (not there)'}"),
             *(("mount", f"{source} → {target}") for target, source in job.container.mounts.items()),
@@ -143,15 +147,6 @@ def _with_workspace(workspace: Path, plan: Plan) -> Plan:
     mounts = {t: path if s in ("{workspace}", plan.workspace.path) else s for t, s in job.container.mounts.items()}
     job = change(job, container=change(job.container, mounts=mounts))
     return replace(plan, details=job, workspace=replace(plan.workspace, path=path))
-
-
-def _describe_allocation(job: ContainerJob) -> str:
-    a = job.allocation
-    if a is None:
-        return "this host"
-    return f"one, {a.gpus} {a.gpu_type + ' ' if a.gpu_type else ''}GPUs" + (
-        ", for this job alone" if a.exclusive else ""
-    )
 
 
 def _gpus_used(job: ContainerJob) -> int:

@@ -7,7 +7,7 @@ files that were gathered from its nodes.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,6 @@ from launcher.container.planned import FACTS, LABEL, LOG, SCRIPT, MultinodeJob
 from launcher.container.script_kind import ScriptKind, attend_nodes, end_containers
 from launcher.core.lines import count_of
 from launcher.core.reading import read_file
-from launcher.plan.job_environment import KEPT, select_host_variables
 from launcher.plan.plan import Plan
 
 if TYPE_CHECKING:  # a dry run pays for nothing that only a run needs
@@ -70,18 +69,19 @@ class MultinodeKind(ScriptKind):
 
     def submit(self, run: Run, prepared: Prepared, earlier: Earlier, start: CommandRunner) -> Submitted:
         """Submit the script with sbatch, held; or to the embedded scheduler, whose nodes are processes of this host."""
-        from launcher.container.submit import embedded_argv, submit_job
+        from launcher.container.submit import embedded_argv, environment, submit_job
         from launcher.result.collect import refuse_foreign_files
 
         plan, job, root = run.plan, MultinodeJob.of(run.plan), prepared.root
         refuse_foreign_files(run.results_directory, plan.results)
-        workspace, environ = str(self.job_workspace(plan, root)), run.services.environ
-        environment = job_environment(job, environ, run.services.tools.environment)
+        workspace = str(self.job_workspace(plan, root))
         options = [option.replace("{workspace}", workspace) for option in job.submit.argv]
         argv = ["sbatch", *options, f"--chdir={root}", str(root / SCRIPT)]
         if not self.submits_held(plan):
             argv = embedded_argv(plan, self._jobs, self.log_in(root / "%j", ""), root / SCRIPT)
-        return submit_job(self, run, argv, environment, earlier, start)
+        return submit_job(
+            self, run, argv, environment(job, run.services.environ, run.services.tools.environment), earlier, start
+        )
 
     def output_of_log(self, log: Path) -> Path | None:
         """The directory above ``logs``."""
@@ -169,15 +169,3 @@ class MultinodeKind(ScriptKind):
         except OSError:
             is_ours = False
         return [*directories, *([logs] if is_ours and job.own_workspace is None else [])]
-
-
-def job_environment(job: MultinodeJob, environ: Mapping[str, str], tools: Mapping[str, str]) -> dict[str, str]:
-    """The job's whole environment: variables that programs need, the workflow's contract, and the host's variables that
-    the containers get."""
-    passes = {name for container in job.job.containers for name in container.passes}
-    return {
-        **select_host_variables(environ, KEPT, ()),
-        **tools,
-        **select_host_variables(environ, (), passes),
-        **job.submit.environment,
-    }

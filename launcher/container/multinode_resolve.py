@@ -233,11 +233,13 @@ def _job(inputs: _PlanInputs, containers: tuple[NodeContainer, ...]) -> NodeJob:
     lane, fill, host = inputs.lane, inputs.fill, inputs.context.host
     extras = _extras(lane, inputs.benchmark)
     skipped = {check for variable, check in SKIP_VARIABLES.items() if host.get(variable) == "1"}
+    # A role's rank is its position: roles have one node each.
+    roles, coordinator = [role.name for role in lane.roles], lane.coordinator or "0"
     return NodeJob(
         nodes=inputs.nodes.all,
         containers=containers,
         checks=tuple(check for check in lane.checks if check not in skipped),
-        coordinator=_coordinator_rank(inputs),
+        coordinator=roles.index(coordinator) if coordinator in roles else int(fill(coordinator)),
         drain=lane.drain,
         at_run_time={name: fill(text) for name, text in lane.at_run_time.items()},
         login_shell=lane.login_shell,
@@ -279,13 +281,6 @@ def _images(rules: AppliedRules, lane: Multinode, context: Context) -> list[tupl
             image = derive.planned_image(name, "benchmark", runner.images, arch, context, where, image_rule)
         images.append((image.squash, image))
     return images
-
-
-def _coordinator_rank(inputs: _PlanInputs) -> int:
-    """The rank whose container decides when the benchmark is over: roles have one node each, in their order."""
-    names = [role.name for role in inputs.lane.roles]
-    coordinator = inputs.lane.coordinator or "0"
-    return names.index(coordinator) if coordinator in names else int(inputs.fill(coordinator))
 
 
 def _gpus_by_side(lane: Multinode, benchmark: Benchmark, nodes: NodeCounts) -> tuple[int, int]:

@@ -1,5 +1,5 @@
-"""The part of a plan that only jobs in containers have: allocation, container, script, copy of the checkout; of several
-nodes (`MultinodeJob`) also what is submitted, and what the job does on them."""
+"""The part of a plan that only jobs in containers have: allocation, container, script, copy of the checkout; for a job
+of several nodes (`MultinodeJob`) also the submission and its actions on the nodes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from launcher.plan.derive import Resolved
 from launcher.plan.plan import Plan, PlanPart
 
 SCRIPT, COPY = "job.sh", "workspace"
-"""In a run's own directory: the job's script, and the copy of the checkout that a job by hand works on."""
+"""In a run's own directory: the job's script, and the copy of the checkout on which a manual job works."""
 
 LOG, FACTS = "benchmark_job.log", "facts.txt"
-"""Of a job: its output, by whose beginning what fails in it is put down to the benchmark; and what it writes down, a
-name and a value a line."""
+"""A job's output, whose prefix ``benchmark`` marks failures in it as the benchmark's; and its facts, ``NAME=VALUE`` per
+line."""
 
 Engine = Literal["pyxis", "enroot", "docker", "podman"]
 
 
 class PlannedAllocation(msgspec.Struct, frozen=True):
-    """What Slurm is asked for: nodes, ``gpus`` of each. ``minutes`` is the limit; None leaves it to the partition."""
+    """The resources requested from Slurm; ``gpus`` is per node. ``minutes`` None leaves the limit to the partition."""
 
     partition: str | None
     account: str | None
@@ -37,12 +37,12 @@ class PlannedAllocation(msgspec.Struct, frozen=True):
     exclude: tuple[str, ...] = ()
 
     def options(self, token: str, *own: str) -> tuple[str, ...]:
-        """sbatch's options for a job that is submitted held, with ``own`` ones of its size. The names and numbers are
-        the plan's; no value of a variable is among them."""
+        """sbatch's options for a job that is submitted held; ``own`` are options for GPUs and processors. They contain
+        names and numbers of the plan, and no value of a variable."""
         return (
             "--parsable",
             "--hold",
-            "--no-requeue",  # a second start, after a node died, would take the first one's files for its own
+            "--no-requeue",  # a second start, after a node failure, would take the first one's files for its own
             f"--comment={token}",
             f"--job-name={self.job_name}",
             *([f"--partition={self.partition}"] if self.partition else []),
@@ -59,7 +59,7 @@ class PlannedAllocation(msgspec.Struct, frozen=True):
 
 
 class ContainerOptions(msgspec.Struct, frozen=True):
-    """``home`` to ``name`` are pyxis's; ``flags`` are options of ``docker run``, one a string (``--ipc=host``)."""
+    """``home`` to ``name`` are for pyxis; ``flags`` are options of ``docker run``, each a string (``--ipc=host``)."""
 
     home: bool = False
     remap_root: bool = False
@@ -73,10 +73,10 @@ class ContainerOptions(msgspec.Struct, frozen=True):
 class PlannedContainer(msgspec.Struct, frozen=True):
     """The container that the script runs in.
 
-    ``image`` is what the engine is given: a squash file, or a reference that it pulls. ``mounts`` are target → source,
-    with ``:ro`` behind a source that is read-only. ``environment`` is set for the container beyond what it is
-    ``passes``, names of variables. In values ``$JOB`` is the job's id, and PORT may be a sum (``40000+$JOB%10000``).
-    Without ``workdir`` the image's own is taken, which only a job of several nodes leaves to it.
+    ``image`` is a squash file, or a reference that the engine pulls. ``mounts`` are target → source, with ``:ro`` after
+    a source that is read-only. ``environment`` are variables set for the container, ``passes`` names of variables that
+    it gets from the job. In values ``$JOB`` is the job's id, and PORT may be a sum (``40000+$JOB%10000``). Without
+    ``workdir`` the image's own is used, which only a job of several nodes does.
     """
 
     engine: Engine
@@ -88,15 +88,15 @@ class PlannedContainer(msgspec.Struct, frozen=True):
     passes: tuple[str, ...]
 
     def volumes(self, workspace: str) -> list[str]:
-        """The mounts as engines take them, ``SOURCE:TARGET[:ro]``; ``workspace`` is what ``{workspace}`` stands for."""
+        """The mounts in the engines' form ``SOURCE:TARGET[:ro]``; ``workspace`` replaces ``{workspace}``."""
         mounts = [(target, source.replace("{workspace}", workspace)) for target, source in self.mounts.items()]
         return [f"{s.removesuffix(':ro')}:{target}{':ro' if s.endswith(':ro') else ''}" for target, s in mounts]
 
 
 class PlannedScript(msgspec.Struct, frozen=True):
-    """The script, below the workspace. ``tried`` are the paths that were looked at, in order; ``asks`` the variables
-    that the script asks for (``check_env_vars``), ``lacks`` those of them that it would not get. ``names_workspace``
-    says that it writes to ``/workspace`` by that name."""
+    """The script, below the workspace. ``tried`` are the candidate paths, in order; ``asks`` the variables that the
+    script requires (``check_env_vars``), ``lacks`` those of them that it would not get. ``names_workspace``: it writes
+    to the path ``/workspace``."""
 
     path: str
     tried: tuple[str, ...]
@@ -107,9 +107,9 @@ class PlannedScript(msgspec.Struct, frozen=True):
 
 
 class PlannedStaging(msgspec.Struct, frozen=True):
-    """The copy of the checkout on the node: where, what is left out of it, what is brought back (globs).
+    """The copy of the checkout on the node: its directory, the excluded names, the globs of returned files.
 
-    ``through`` is a directory that the login node and compute nodes see: the job's script, log and archives lie there.
+    ``through`` is a directory on both login node and compute nodes, for the job's script, log and archives.
     """
 
     to: str
@@ -119,14 +119,14 @@ class PlannedStaging(msgspec.Struct, frozen=True):
 
 
 class OwnWorkspace(msgspec.Struct, frozen=True):
-    """A workspace that is made for the job: where, and a directory that is copied there, as ``benchmarks``."""
+    """A workspace that is made for the job, and the directory that is copied into it as ``benchmarks``."""
 
     path: str
     benchmarks: str
 
 
 class ScriptJob(PlanPart, frozen=True, kw_only=True):
-    """The part of a plan whose job is one script of ours. ``own_workspace`` is None where the job works in the plan's
+    """The part of a plan whose job is one script of ours. ``own_workspace`` is None if the job works in the plan's
     workspace."""
 
     own_workspace: OwnWorkspace | None = None
@@ -140,9 +140,9 @@ class ScriptJob(PlanPart, frozen=True, kw_only=True):
 class ContainerJob(ScriptJob, frozen=True):
     """The part of a plan that only a job in a container needs. ``allocation`` is None on the runner's own host.
 
-    ``environment`` are the variables of the workflow's contract with their values. Names that the container is passed
-    and that are not there are secrets, or variables of the host that the runner file names (`pass-environment`): who
-    submits the job reads them from its own environment.
+    ``environment`` are the variables of the workflow's contract with their values. The container's other ``passes`` are
+    secrets, or variables of the host that the runner file names (`pass-environment`): the submitting process takes
+    their values from its own environment.
     """
 
     allocation: PlannedAllocation | None
@@ -153,26 +153,26 @@ class ContainerJob(ScriptJob, frozen=True):
 
 
 class ContainerResolved(Resolved, frozen=True):
-    """The plan of a job in a container without findings, and its own part: what the rules of `check` look at."""
+    """The plan of a job in a container without findings, and its own part, for the rules of `check`."""
 
     job: ContainerJob
 
 
 LABEL = "launcher.job"
-"""Of docker's containers: the run and its job, so that exactly our own are ended."""
+"""The label of docker's containers with run and job, so that exactly our own are ended."""
 
 
 class NodeContainer(PlannedContainer, frozen=True, kw_only=True):
-    """The container of a node; ``role`` says which nodes have it, None all. Without ``image`` in a squash file docker
-    pulls it."""
+    """The container of a node; ``role`` names the nodes that have it, None means all. docker pulls an ``image`` that is
+    not a squash file."""
 
     role: str | None
 
 
 class NodeJob(msgspec.Struct, frozen=True):
-    """What the job does. ``coordinator`` is the rank whose container decides when the benchmark is over: then the
-    others have ``drain`` seconds. ``pulls`` are images that each node has pulled before, ``beside`` names of containers
-    that the benchmark itself starts. ``at_run_time`` are variables by what stands for their values
+    """The job's actions. ``coordinator`` is the rank whose container decides when the benchmark is over; the others
+    then have ``drain`` seconds. ``pulls`` are images that each node pulls first, ``beside`` names of containers that
+    the benchmark itself starts. ``at_run_time`` are variables whose values depend on the job's nodes
     (`runner.container_schema.Multinode.at_run_time`)."""
 
     nodes: int
@@ -190,8 +190,8 @@ class NodeJob(msgspec.Struct, frozen=True):
 
 
 class PlannedSubmit(msgspec.Struct, frozen=True):
-    """``argv`` are sbatch's options, with ``{workspace}`` for the directory that the job works in; ``directives`` the
-    script's ``#SBATCH`` lines; ``environment`` is the workflow's contract without secrets."""
+    """``argv`` are sbatch's options, with ``{workspace}`` for the job's workspace; ``directives`` the script's
+    ``#SBATCH`` lines; ``environment`` is the workflow's contract without secrets."""
 
     argv: tuple[str, ...]
     directives: tuple[str, ...]
@@ -199,8 +199,8 @@ class PlannedSubmit(msgspec.Struct, frozen=True):
 
 
 class PlannedLogs(msgspec.Struct, frozen=True):
-    """``directory`` of the workspace; ``on_nodes`` is each node's own, whose files are brought there at the end.
-    ``settings`` is a file that the job writes there."""
+    """``directory`` is below the workspace; ``on_nodes`` is each node's own, whose files are copied there at the end.
+    The job writes ``settings`` to the file ``settings_name`` there."""
 
     directory: str
     on_nodes: str | None = None
@@ -209,7 +209,7 @@ class PlannedLogs(msgspec.Struct, frozen=True):
 
 
 class MultinodeJob(ScriptJob, frozen=True):
-    """The part of a plan that only jobs of one container a node need."""
+    """The part of a plan that only jobs with one container per node need."""
 
     allocation: PlannedAllocation
     submit: PlannedSubmit
@@ -221,6 +221,6 @@ class MultinodeJob(ScriptJob, frozen=True):
 
 
 class MultinodeResolved(Resolved, frozen=True):
-    """The plan of such a job without findings, and its own part."""
+    """The plan of a job with one container per node without findings, and its own part, for the rules of `check`."""
 
     job: MultinodeJob

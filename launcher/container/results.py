@@ -165,8 +165,7 @@ def _copy_whole(source: Path, target: Path) -> str:
     if source != target and not (target.exists() and source.samefile(target)):
         target.parent.mkdir(parents=True, exist_ok=True)
         with publishing(target) as temporary:
-            shutil.copyfile(source, temporary)
-            shutil.copystat(source, temporary)
+            shutil.copy2(source, temporary)
     return sha256_of(target)
 
 

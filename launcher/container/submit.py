@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.container.planned import ContainerJob, PlannedAllocation
+from launcher.container.planned import ContainerJob, MultinodeJob, PlannedAllocation
 from launcher.core.errors import SubmissionError
 from launcher.core.process import CommandRunner, Completed
 from launcher.core.slurm_notation import limit_seconds
@@ -42,12 +42,18 @@ KEPT_HERE = (
 """Further variables for jobs on this host; compute nodes do not have what they name."""
 
 
-def environment(job: ContainerJob, environ: Mapping[str, str], tools: Mapping[str, str]) -> dict[str, str]:
+def environment(
+    job: ContainerJob | MultinodeJob, environ: Mapping[str, str], tools: Mapping[str, str]
+) -> dict[str, str]:
     """The job's whole environment: variables that programs need, the workflow's contract, and the host's variables that
-    the container gets, if they are set."""
+    the containers get, if they are set."""
     kept = KEPT if job.allocation is not None else (*KEPT, *KEPT_HERE)
-    passed = select_host_variables(environ, (), job.container.passes)
-    return {**select_host_variables(environ, kept, ()), **tools, **passed, **job.environment}
+    if isinstance(job, MultinodeJob):
+        passes, contract = {name for c in job.job.containers for name in c.passes}, job.submit.environment
+    else:
+        passes, contract = set(job.container.passes), job.environment
+    passed = select_host_variables(environ, (), passes)
+    return {**select_host_variables(environ, kept, ()), **tools, **passed, **contract}
 
 
 def sbatch_argv(allocation: PlannedAllocation, token: str, root: Path, log: Path, script: Path) -> list[str]:

@@ -10,6 +10,7 @@ that is created last and never replaced. A build that was killed leaves a direct
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import json
@@ -40,10 +41,15 @@ from launcher.core.reading import read_json
 from launcher.core.rights import make_directories, os_error_hint, path_for_own_use
 from launcher.srtctl.mirror import Git, Mirror
 from launcher.srtctl.planned import SRTSLURM, PlannedOverlay, SrtSlurm
-from launcher.srtctl.submit import apply_options, known_keys
 
 FACTS = Path(".git/launcher.json")
 """In a base: a `_BaseFacts`. In a run's work tree: the parts that it was made from (`_is_tree_of`)."""
+
+HELP_TIMEOUT = 120.0
+"""Seconds for ``srtctl apply --help``: importing srtctl from a shared file system can take long."""
+
+SCHEMA_FILE = Path("src/srtctl/core/schema.py")
+"""Where a checkout of srt-slurm declares the keys of srtslurm.yaml: annotated fields of the class `ClusterConfig`."""
 
 _NOT_SHARED = frozenset({SRTSLURM, "outputs", "logs", "__pycache__"})
 
@@ -240,6 +246,43 @@ class Checkouts:
             options=sorted(apply_options(str(own), tree, self._environ, self._run)) if own.exists() else None,
             cluster_keys=sorted(known_keys(tree)),
         )
+
+
+def apply_options(program: str, tree: Path, environment: Mapping[str, str], run: CommandRunner = run) -> set[str]:
+    """The long options that ``program apply`` takes, from its help; ``tree`` is its work tree.
+
+    The version number does not show them (many versions of srt-slurm are 0.3.0): sa-submission-q2-2026 lacks
+    ``--json`` and ``--no-preflight``, aflowers/vllm-gb200-v0.20.0 only the latter. Raises CheckoutError when srtctl
+    does not start.
+    """
+    done = run([program, "apply", "--help"], timeout=HELP_TIMEOUT, cwd=tree, env={**environment, "COLUMNS": "200"})
+    if not done.ok:
+        raise CheckoutError(
+            f"srtctl does not start: {done}", where=str(tree), hint="does the runner's set-up install it?"
+        )
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)))
+
+
+def known_keys(checkout: Path) -> frozenset[str]:
+    """The keys of srtslurm.yaml that this checkout's srtctl knows, from its source, which is parsed and not imported.
+
+    Raises CheckoutError when the tree does not declare them, because then it is not srt-slurm.
+    """
+    schema = checkout / SCHEMA_FILE
+    try:
+        tree = ast.parse(schema.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+        raise CheckoutError(f"cannot read which keys srtctl knows: {error}", where=str(schema)) from None
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == "ClusterConfig":
+            return frozenset(
+                field.target.id
+                for field in node.body
+                if isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and not ast.unparse(field.annotation).startswith("ClassVar")
+            )
+    raise CheckoutError("declares no class ClusterConfig: is this a checkout of srt-slurm?", where=str(schema))
 
 
 def _read_base(pointer: Path) -> tuple[Path, _BaseFacts] | None:

@@ -12,7 +12,6 @@ checkout before the file is written, and srtctl's output is searched for the war
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import json
 import re
@@ -24,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from launcher.core.errors import CheckoutError, ConfigError, JobsExist, SubmissionError, suggest
+from launcher.core.errors import ConfigError, JobsExist, SubmissionError, suggest
 from launcher.core.process import CommandRunner, Completed, run
 from launcher.core.publish import write_text
 from launcher.run.kind import Submitted
@@ -35,12 +34,6 @@ from launcher.slurm.submission import LOST_ANSWER_PAUSES, find_job, refusal_hint
 from launcher.srtctl import recipe
 from launcher.srtctl.planned import LOG, SRTSLURM
 from launcher.srtctl.sbatch_wrapper import reported_cluster, wrapper_on_path
-
-HELP_TIMEOUT = 120.0
-"""Seconds for ``srtctl apply --help``: importing srtctl from a shared file system can take long."""
-
-SCHEMA_FILE = Path("src/srtctl/core/schema.py")
-"""Where a checkout of srt-slurm declares the keys of srtslurm.yaml: annotated fields of the class `ClusterConfig`."""
 
 STRING_MAPS = ("model_paths", "containers", "default_mounts", "default_sbatch_directives", "cloud")
 """Keys of srtslurm.yaml whose values map strings to strings: marshmallow refuses a number ("Not a valid string")."""
@@ -91,21 +84,6 @@ class _Printed:
     output_dir: str
     submissions: int
     text: str
-
-
-def apply_options(program: str, tree: Path, environment: Mapping[str, str], run: CommandRunner = run) -> set[str]:
-    """The long options that ``program apply`` takes, from its help; ``tree`` is its work tree.
-
-    The version number does not show them (many versions of srt-slurm are 0.3.0): sa-submission-q2-2026 lacks
-    ``--json`` and ``--no-preflight``, aflowers/vllm-gb200-v0.20.0 only the latter. Raises CheckoutError when srtctl
-    does not start.
-    """
-    done = run([program, "apply", "--help"], timeout=HELP_TIMEOUT, cwd=tree, env={**environment, "COLUMNS": "200"})
-    if not done.ok:
-        raise CheckoutError(
-            f"srtctl does not start: {done}", where=str(tree), hint="does the runner's set-up install it?"
-        )
-    return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", _ANSI.sub("", done.stdout)))
 
 
 def apply(
@@ -260,28 +238,6 @@ def dump_srtslurm(document: Mapping[str, Any]) -> str:
         return recipe.dump(document)
     except ConfigError as error:
         raise ConfigError(error.message, where=SRTSLURM) from error
-
-
-def known_keys(checkout: Path) -> frozenset[str]:
-    """The keys of srtslurm.yaml that this checkout's srtctl knows, from its source, which is parsed and not imported.
-
-    Raises CheckoutError when the tree does not declare them, because then it is not srt-slurm.
-    """
-    schema = checkout / SCHEMA_FILE
-    try:
-        tree = ast.parse(schema.read_text(encoding="utf-8"))
-    except (OSError, SyntaxError, UnicodeDecodeError) as error:
-        raise CheckoutError(f"cannot read which keys srtctl knows: {error}", where=str(schema)) from None
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == "ClusterConfig":
-            return frozenset(
-                field.target.id
-                for field in node.body
-                if isinstance(field, ast.AnnAssign)
-                and isinstance(field.target, ast.Name)
-                and not ast.unparse(field.annotation).startswith("ClassVar")
-            )
-    raise CheckoutError("declares no class ClusterConfig: is this a checkout of srt-slurm?", where=str(schema))
 
 
 def write_srtslurm(path: Path, document: Mapping[str, Any], known: Collection[str]) -> None:

@@ -18,9 +18,9 @@ from typing import Any
 
 from launcher.benchmark.benchmark import Benchmark, Component, Role
 from launcher.container.multinode_job_script import render
-from launcher.container.multinode_kind import job_environment
 from launcher.container.multinode_resolve import MultinodePlanner
 from launcher.container.planned import MultinodeJob
+from launcher.container.submit import environment as job_environment
 from launcher.core.shipped import shipped
 from launcher.core.yaml_source import Document
 from launcher.plan.derive import Context

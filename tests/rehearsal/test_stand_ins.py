@@ -21,9 +21,9 @@ from launcher.result.validate import MeasuredPoint, read_result
 from launcher.run.kind import Submitted
 from launcher.slurm.client import JobKey, Phase
 from launcher.slurm.local import LocalScheduler
-from launcher.srtctl.checkout import Checkout, Checkouts
+from launcher.srtctl.checkout import Checkout, Checkouts, known_keys
 from launcher.srtctl.planned import SrtSlurm
-from launcher.srtctl.submit import Submission, apply, known_keys, write_srtslurm
+from launcher.srtctl.submit import Submission, apply, write_srtslurm
 from tests.result.documents import asked
 from tests.run.runs import plan_on
 

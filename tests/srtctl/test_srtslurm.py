@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.core.errors import ConfigError, SubmissionError
-from launcher.srtctl import submit
+from launcher.srtctl import checkout, submit
 
 DOCUMENT = {
     "default_account": "benchmark",
@@ -73,22 +73,22 @@ class ClusterConfig:
 
 
 def _checkout(root: Path, text: str) -> Path:
-    file = root / submit.SCHEMA_FILE
+    file = root / checkout.SCHEMA_FILE
     file.parent.mkdir(parents=True)
     file.write_text(text)
     return root
 
 
 def test_known_keys_are_parsed_and_never_imported(tmp_path: Path) -> None:
-    assert submit.known_keys(_checkout(tmp_path, SCHEMA)) == {"cluster", "default_mounts"}
+    assert checkout.known_keys(_checkout(tmp_path, SCHEMA)) == {"cluster", "default_mounts"}
 
 
 @pytest.mark.parametrize("text", ["class Nothing:\n    x: int\n", "def broken(:\n"])
 def test_a_tree_that_is_not_srt_slurm_is_said(tmp_path: Path, text: str) -> None:
     with pytest.raises(SubmissionError, match=r"schema\.py"):
-        submit.known_keys(_checkout(tmp_path, text))
+        checkout.known_keys(_checkout(tmp_path, text))
     with pytest.raises(SubmissionError, match="cannot read"):
-        submit.known_keys(tmp_path / "nowhere")
+        checkout.known_keys(tmp_path / "nowhere")
 
 
 def test_an_unknown_key_stops_the_file_from_being_written(tmp_path: Path) -> None:
