@@ -26,7 +26,7 @@ from launcher.slurm.client import (
 )
 
 SACCT_FIELDS = "JobIDRaw,State,ExitCode,DerivedExitCode,Submit,Start,End,NodeList,Reason,Comment"
-"""What accounting is asked of jobs and of their steps. The comment is last: it is free text, and may hold the
+"""The fields that sacct prints of jobs and of their steps. The comment is last: it is free text, and may contain the
 separator."""
 
 SQUEUE_FORMAT = "%A|%T|||%V|%S|%e|%N|%r|%k"
@@ -83,12 +83,12 @@ class Answer:
         Other records may have its id. The record that follows one that ends in REQUEUED belongs to the same job: its
         submit time is another, and its comment may not be shown (`JobKey.matches`).
         """
-        own: JobState | None = None
+        state: JobState | None = None
         for record in sorted(self.records.get(job.id, ()), key=lambda r: r.state.submitted or 0.0):
-            again = own is not None and own.word == "REQUEUED"
-            if again or job.matches(record.state.submitted, record.comment):
-                own = record.state
-        return own
+            requeued = state is not None and state.word == "REQUEUED"
+            if requeued or job.matches(record.state.submitted, record.comment):
+                state = record.state
+        return state
 
     def shows_another_job(self, job: JobKey) -> bool:
         """Whether a record with this job's id is certainly another job's."""
@@ -96,7 +96,7 @@ class Answer:
         return any(job.matches(record.state.submitted, record.comment) is False for record in records)
 
     def describe(self, job: JobKey) -> str:
-        """What the source says of the job, for a message."""
+        """What the source says about the job, for a message."""
         if self.error:
             return self.error
         if (state := self.state(job)) is not None:
@@ -109,7 +109,8 @@ class Answer:
 def parse_records(text: str, source: str) -> list[Record]:
     """The records in what ``squeue -h -o SQUEUE_FORMAT`` or ``sacct -D -n -P -o SACCT_FIELDS`` printed.
 
-    Lines that do not begin with the id of a job or a step and have all fields are none: sites print banners.
+    A record is a line that begins with the id of a job or a step and has all fields. Others are skipped: sites print
+    banners.
     """
     rows = (line.strip().split("|", 9) for line in text.splitlines())
     return [make_record(source, *row) for row in rows if len(row) == 10 and _ID.fullmatch(row[0])]
@@ -117,20 +118,20 @@ def parse_records(text: str, source: str) -> list[Record]:
 
 def parse_scontrol(text: str, source: str = "scontrol") -> list[Record]:
     """The records in what ``scontrol show job -d -o ID`` printed."""
-    found = []
+    records = []
     for line in text.splitlines():
         pairs = scontrol_pairs(line)
         if pairs["JobId"].isdigit() and pairs["JobState"]:
             words = [pairs[key] for key in _SCONTROL_KEYS]
             comment = _SCONTROL_COMMENT.search(line)
-            found.append(make_record(source, *words, comment[1].strip() if comment else ""))
-    return found
+            records.append(make_record(source, *words, comment[1].strip() if comment else ""))
+    return records
 
 
 def scontrol_pairs(line: str) -> defaultdict[str, str]:
     """The ``Key=value`` pairs of one line of ``scontrol show … -o``, "" for a key that is not there.
 
-    The first counts when a key occurs twice: free text (comment, reason) comes later. A value ends at a space.
+    When a key occurs twice the first one counts: free text (comment, reason) comes later. A value ends at a space.
     """
     pairs: defaultdict[str, str] = defaultdict(str)
     for key, value in _SCONTROL_PAIR.findall(line):
@@ -141,7 +142,7 @@ def scontrol_pairs(line: str) -> defaultdict[str, str]:
 def make_record(source: str, *fields: str) -> Record:
     """A record of id, state, exit code, derived exit code, submit, start and end time, nodes, reason and comment, in
     this order (`SACCT_FIELDS`)."""
-    own, word, code, derived, submit, start, end, nodes, reason, comment = fields
+    full_id, word, code, derived, submit, start, end, nodes, reason, comment = fields
     phase, word = phase_of(word), bare_word(word)
     ended = phase is Phase.TERMINAL
     state = JobState(
@@ -149,7 +150,7 @@ def make_record(source: str, *fields: str) -> Record:
         word,
         exit_code=parse_exit_code(code) if ended else None,
         reason="" if reason in _EMPTY_VALUES else reason,
-        # Of a job that completes the controller names only the nodes that still do (22.05).
+        # While a job is COMPLETING the controller names only the nodes that are not free yet (22.05).
         nodes="" if nodes in _EMPTY_VALUES or word == "COMPLETING" else nodes,
         submitted=parse_time(submit),
         started=None if word == "PENDING" else parse_time(start),
@@ -158,14 +159,14 @@ def make_record(source: str, *fields: str) -> Record:
         source=source,
         derived=parse_exit_code(derived) if ended else None,
     )
-    job, _, step = own.partition(".")
+    job, _, step = full_id.partition(".")
     return Record(job, state, "" if comment in _EMPTY_VALUES else comment, step)
 
 
 def parse_exit_code(text: str) -> tuple[int, int] | None:
     """(exit status, signal) from Slurm's form ``3:0``; None for any other text."""
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    return (int(found[1]), int(found[2])) if found else None
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def parse_time(text: str) -> float | None:
@@ -179,40 +180,40 @@ def parse_time(text: str) -> float | None:
 
 
 def may_lack_codes(state: JobState) -> bool:
-    """Whether an ended job's record in accounting may lack the exit code of a step, or of its script: it keeps 0:0 for
-    ever where a step's end reached the controller after the job's (22.05, 6 of 25 jobs under load)."""
+    """Whether an ended job's accounting record may lack the exit code of a step, or of its script: it keeps 0:0 for
+    ever where the step's end reached the controller after the job's (22.05, 6 of 25 jobs under load)."""
     if state.word == SUCCESS:
         return state.exit_code == (0, 0) and state.derived in (None, (0, 0))
     return state.word == "FAILED" and state.exit_code in (None, (0, 0))
 
 
 def steps_of_job(steps: Sequence[Record], state: JobState) -> list[Record]:
-    """The steps that ran in the time of this job: Slurm gives ids out again, and accounting shows the newest."""
+    """The steps that ran during this job: Slurm reuses ids, and accounting shows the newest steps of an id."""
     first = -math.inf if state.started is None else state.started - SUBMIT_TIME_TOLERANCE
     last = math.inf if state.ended is None else state.ended + SUBMIT_TIME_TOLERANCE
     return [step for step in steps if step.state.started is None or first <= step.state.started <= last]
 
 
 def with_nodes_and_start(state: JobState, shown: JobState | None, steps: Sequence[Record]) -> JobState:
-    """An end by accounting, with nodes and start as the controller shows them (``shown``), where it does.
+    """An end by accounting, with the nodes and start time that the controller shows (``shown``), where it shows them.
 
-    For up to 5 s (22.05; of half the jobs that take a second) accounting has no start of the job, and shows a record
-    that a step made: its nodes are the step's, mostly the script's one. Where only other steps give that away the
-    nodes are unknown.
+    For up to 5 s (22.05; half the jobs that take a second) accounting does not have the job's start yet, and shows a
+    record made from a step, with the nodes of that step: mostly the script's single node. Where the controller shows
+    nothing and other steps ran on other nodes, the nodes are unknown ("").
     """
     if shown is not None and shown.phase is Phase.TERMINAL and shown.nodes and shown.submitted == state.submitted:
         return replace(state, nodes=shown.nodes, started=shown.started or state.started)
     nodes = {step.step: step.state.nodes for step in steps_of_job(steps, state) if step.state.nodes}
-    of_a_step = nodes.get("batch") == state.nodes and len(set(nodes.values())) > 1
-    return replace(state, nodes="") if of_a_step else state
+    are_of_script = nodes.get("batch") == state.nodes and len(set(nodes.values())) > 1
+    return replace(state, nodes="") if are_of_script else state
 
 
 def may_lack_ends(steps: Sequence[Record], state: JobState) -> bool:
-    """Whether these steps of an ended job (`may_lack_codes`) may leave an exit code unknown: there is none of them, one
-    seems to run still, or the record of one may be copied from the job's.
+    """Whether the steps of an ended job (`may_lack_codes`) may leave an exit code unknown: there is no step, one seems
+    to run still, or the record of one may be copied from the job's.
 
-    Of a step without an end accounting shows the word and the end of the job, and 0:0 (as_mysql_jobacct_process.c).
-    Seen for 0.4 s after jobs whose step failed (22.05).
+    For a step whose end is missing accounting shows the word and the end of the job, and 0:0
+    (as_mysql_jobacct_process.c). This was seen for 0.4 s after jobs whose step failed (22.05).
     """
     ended = [step for step in steps if step.ended]
     hides_code = [s for s in ended if s.step != "extern" and (s.step == "batch") == (state.word == "FAILED")]
@@ -225,15 +226,15 @@ def may_lack_ends(steps: Sequence[Record], state: JobState) -> bool:
 
 
 def has_all_codes(shown: JobState) -> bool:
-    """Whether an ended job's codes as the controller shows them are final. It counts steps that were cancelled too: to
-    tell those codes from a failed step's takes accounting. An array's task may have no exit code of its own."""
+    """Whether the codes that the controller shows of an ended job are final. It counts cancelled steps too, and only
+    accounting tells their codes from a failed step's. An array's task may have no exit code of its own."""
     if shown.word == SUCCESS:
         return shown.derived in (None, (0, 0))
     return shown.exit_code not in (None, (0, 0))
 
 
 def with_step_codes(state: JobState, steps: Sequence[Record]) -> JobState:
-    """A state with what its steps' records add. Steps that were cancelled failed for nobody: jobs end theirs so."""
+    """A state with the exit codes of its failed steps. Cancelled steps do not count: jobs end their servers so."""
     failed = [step for step in steps if step.state.word in ("FAILED", OUT_OF_MEMORY)]
     codes = {step.step: step.state.exit_code for step in failed if step.state.exit_code is not None}
     script = codes.pop("batch", None)
@@ -243,15 +244,15 @@ def with_step_codes(state: JobState, steps: Sequence[Record]) -> JobState:
 
 
 def with_memory_limit(state: JobState, steps: Sequence[Record]) -> JobState:
-    """A state that says so where the memory limit ended a step. The job's derived code is its highest one, and hides
-    that behind any exit code of another step."""
-    ended = any(step.state.word == OUT_OF_MEMORY for step in steps_of_job(steps, state))
-    return replace(state, derived=OUT_OF_MEMORY_CODE) if ended and state.phase is Phase.TERMINAL else state
+    """The state, with `OUT_OF_MEMORY_CODE` as derived code where the memory limit ended a step. The job's own derived
+    code is the highest one, so that any exit code of another step hides the limit."""
+    out_of_memory = any(step.state.word == OUT_OF_MEMORY for step in steps_of_job(steps, state))
+    return replace(state, derived=OUT_OF_MEMORY_CODE) if out_of_memory and state.phase is Phase.TERMINAL else state
 
 
 def with_controller_codes(state: JobState, shown: JobState, steps: Sequence[Record]) -> JobState:
-    """A state with the codes that the controller shows (``shown``). It counts steps that were cancelled too: a code
-    that one of those has is told of nobody."""
+    """A state with the codes that the controller shows (``shown``). The controller counts cancelled steps too: a
+    derived code that a cancelled step has is left out."""
     cancelled = {step.state.exit_code for step in steps if step.state.word == "CANCELLED"}
     derived = state.derived if shown.derived in cancelled else shown.derived
     code = state.exit_code if shown.exit_code in (None, (0, 0)) else shown.exit_code

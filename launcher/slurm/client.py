@@ -1,4 +1,4 @@
-"""What the launcher needs of a scheduler, whichever it is: how a job is named, how its state is told, what is asked.
+"""The interface of schedulers: which job is meant (`JobKey`), what state it has (`JobState`), what a scheduler does.
 
 Slurm's words are from squeue(1), sacct(1) and the JOB STATES page of Slurm 20.02 to 25.11, and from the strings of
 libslurm 22.05.
@@ -16,12 +16,12 @@ from typing import Protocol
 from launcher.core.errors import SubmissionError
 
 SUBMIT_TIME_TOLERANCE = 2.0
-"""Submit times that differ by no more than this are the same: Slurm keeps whole seconds, and other clocks are read a
-moment later."""
+"""Submit times that differ by at most so many seconds are the same: Slurm keeps whole seconds, and other clocks are
+read a moment later."""
 
 
 class Phase(Enum):
-    """Where a job stands. UNKNOWN means that nobody could say, and that one has to ask again; never "finished"."""
+    """The phase of a job. UNKNOWN means that no source knew, and that one has to ask again; never "finished"."""
 
     ALIVE = "alive"
     TERMINAL = "terminal"
@@ -36,9 +36,9 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# COMPLETING hides the state of the job itself: the work is over, but processes still run, nodes are not free yet, and
-# files may still be written. A requeued job goes on under the same id, with a new submit time and a new accounting
-# record; the old record keeps the word REQUEUED (seen with 22.05: `scontrol requeue`, then `sacct -D`).
+# COMPLETING hides the state of the job itself: the script has ended, but processes still run, nodes are not free yet,
+# and files may still be written. A requeued job keeps its id, and gets a new submit time and a new accounting record;
+# the old record keeps the word REQUEUED (seen with 22.05: `scontrol requeue`, then `sacct -D`).
 _HELD_WORDS = _words("REQUEUE_HOLD SPECIAL_EXIT RESV_DEL_HOLD")
 ALIVE = _HELD_WORDS | _words(
     "PENDING CONFIGURING RUNNING COMPLETING STAGE_OUT SUSPENDED STOPPED RESIZING SIGNALING EXPEDITING POWER_UP_NODE"
@@ -49,8 +49,8 @@ FAILURE = _words("BOOT_FAIL CANCELLED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PR
 # UNKNOWN, like a word that a later Slurm may bring, and accounting is asked for the state itself.
 
 LOST = "LOST"
-"""Our own word, not one of Slurm's: the job's log says that it has ended, and Slurm, asked for long enough, does not.
-This is no success, whatever the log says: only Slurm can tell a time limit, a dead node or a cancel."""
+"""Our own word, not one of Slurm's: the job's log says that the job has ended, and Slurm gave no answer about it for
+long enough. This is no success, whatever the log says: only Slurm knows of a time limit, a dead node or a cancel."""
 
 BY_USER, BY_ADMIN = "JobHeldUser", "JobHeldAdmin"
 """The reasons why a held job waits."""
@@ -58,8 +58,8 @@ BY_USER, BY_ADMIN = "JobHeldUser", "JobHeldAdmin"
 MAY_BE_REQUEUED = frozenset({"BOOT_FAIL", "NODE_FAIL", "PREEMPTED"})
 """Ends after which Slurm itself may put a requeueable job back into the queue.
 
-An accounting record with such an end is the job's end only when the controller, asked at the same time, does not show
-the job waiting; while the controller gives no answer the job may come back.
+An accounting record with such an end is the job's end only when the controller, queried at the same time, does not show
+the job as pending. While the controller gives no answer the job may come back.
 """
 
 # With "_" for " ": releases differ in that.
@@ -88,22 +88,22 @@ def phase_of(word: str) -> Phase:
 
 
 class SchedulerUnreachable(SubmissionError):
-    """Nobody who knows the jobs could be asked. This says nothing about any job."""
+    """No source that knows the jobs gave an answer. This says nothing about any job."""
 
 
 def has_token(comment: str, token: str) -> bool:
-    """Whether a job's comment has this token as one of its words; no comment carries the empty token."""
+    """Whether this token is one of the words of a job's comment; False for the empty token."""
     return token != "" and token in re.split(r"[\s,;|]+", comment)
 
 
 @dataclass(frozen=True)
 class JobKey:
-    """Which job is meant: its id, and what tells it from another job with the same id.
+    """Which job is meant: its id, and what distinguishes it from another job with the same id.
 
     ``submitted`` is the submit time in seconds since the epoch, None when it is not known; ``token`` is a word in the
-    comment that the job was submitted with, "" when it has none. Slurm gives ids out again after MaxJobId, and at once
-    after a controller crash (seen with 22.05); another ``cluster`` ("" for this host's) has its own jobs under the same
-    ids. Raises SubmissionError when ``id`` is not a plain number.
+    comment that the job was submitted with, "" when it has none. Slurm reuses ids after MaxJobId, and at once after a
+    controller crash (seen with 22.05); another ``cluster`` ("" for this host's) has its own jobs under the same ids.
+    Raises SubmissionError when ``id`` is not a plain number.
     """
 
     id: str
@@ -119,11 +119,11 @@ class JobKey:
         return f"job {self.id}" + (f" on cluster {self.cluster}" if self.cluster else "")
 
     def matches(self, submitted: float | None, comment: str) -> bool | None:
-        """Whether a record with this submit time and comment is this job's; None when neither can tell.
+        """Whether a record with this submit time and comment is this job's; None when neither decides it.
 
-        A comment with the token decides, because a requeue changes the submit time. A comment without it decides
-        nothing: sacct shows a job's comment only after its end, and only where AccountingStoreFlags has
-        ``job_comment``; and sites rewrite comments.
+        A comment with the token decides, because a requeue changes the submit time. A comment without it does not:
+        sacct shows a job's comment only after its end, and only where AccountingStoreFlags has ``job_comment``; and
+        sites rewrite comments.
         """
         if has_token(comment, self.token):
             return True
@@ -134,12 +134,12 @@ class JobKey:
 
 @dataclass(frozen=True)
 class JobState:
-    """How a job stands. ``word`` is Slurm's state word, "" when nobody could say: ``reason`` then says why.
+    """The state of a job. ``word`` is Slurm's state word, "" when no source knew it: ``reason`` then says why.
 
     ``exit_code`` is (exit status, signal), None when it is not known; ``derived`` is the highest exit code of the job's
-    steps. Of steps that were cancelled, as srtctl ends its servers, the controller counts the signal, and accounting
-    nothing (22.05). Times are seconds since the epoch. ``nodes`` is Slurm's host list expression. ``source`` names who
-    answered. ``expected`` is when the scheduler thinks that a pending job starts.
+    steps. For cancelled steps, as srtctl ends its servers, the controller counts the signal, and accounting nothing
+    (22.05). Times are seconds since the epoch. ``nodes`` is Slurm's host list expression. ``source`` names the program
+    that answered. ``expected`` is the start that the scheduler expects for a pending job.
     """
 
     phase: Phase
@@ -166,8 +166,8 @@ class JobState:
 
     @property
     def failed_step(self) -> str:
-        """How a step of the job failed, whether or not the job then failed; "" when no step is known to have failed. A
-        signal alone is no failure: steps are ended so on purpose."""
+        """How a step of the job failed, also when the job itself did not; "" when no step is known to have failed. A
+        signal alone is no failure: jobs end steps by signals on purpose."""
         if self.phase is not Phase.TERMINAL or self.derived is None:
             return ""
         status, signal = self.derived
@@ -177,35 +177,36 @@ class JobState:
 
     @property
     def hopeless(self) -> bool:
-        """Whether the job waits for something that waiting does not bring.
+        """Whether the job is pending for a reason that does not go away by waiting.
 
         Slurm accepts such jobs and keeps them pending for ever (seen with 22.05: more nodes than the partition has, a
-        dependency on a failed job). An administrator may still change it, so a caller acts only after some minutes.
+        dependency on a failed job). An administrator may still change that, so a caller acts only after some minutes.
         """
         if self.word in _HELD_WORDS:
             return True
-        cause = self._cause
-        return self.word == "PENDING" and (cause in _HOPELESS_REASONS or _OWN_LIMIT.fullmatch(cause) is not None)
+        reason = self._reason_word
+        return self.word == "PENDING" and (reason in _HOPELESS_REASONS or _OWN_LIMIT.fullmatch(reason) is not None)
 
     @property
     def launch_failed(self) -> bool:
-        """Whether Slurm holds the job since no node could start it: a release has it tried again, maybe elsewhere."""
-        return self.phase is Phase.ALIVE and self._cause == "launch_failed_requeued_held"
+        """Whether Slurm holds the job because no node could start it. After a release Slurm tries again, maybe on other
+        nodes."""
+        return self.phase is Phase.ALIVE and self._reason_word == "launch_failed_requeued_held"
 
     @property
-    def _cause(self) -> str:
+    def _reason_word(self) -> str:
         return self.reason.split(",")[0].strip().strip("()").replace(" ", "_")
 
     @property
-    def _tells_reason(self) -> bool:
-        """Whether the reason says something of how the job stands now. Accounting keeps with an ended job the last
-        reason why it waited (sacct(1), Reason): most often that is our own hold."""
+    def _reason_explains_state(self) -> bool:
+        """Whether the reason is about the state now. For an ended job accounting keeps the last reason why it was
+        pending (sacct(1), Reason): most often that is our own hold."""
         if self.phase is not Phase.TERMINAL or self.word == LOST:
             return self.reason not in ("", "None")
-        waited = self.reason in _PENDING_REASONS or (
+        was_pending = self.reason in _PENDING_REASONS or (
             self.started is not None and _OWN_LIMIT.fullmatch(self.reason) is not None
         )
-        return self.reason not in ("", "None") and self.word != SUCCESS and not waited
+        return self.reason not in ("", "None") and self.word != SUCCESS and not was_pending
 
     def describe(self) -> str:
         """One line for a person: ``FAILED, exit code 3 (NonZeroExitCode) on node01 after 12 s``."""
@@ -217,7 +218,7 @@ class JobState:
             text += f", signal {signal}" if signal else f", exit code {status}"
             if self.word == "FAILED" and signal == _NO_FILES:
                 text += " (the output file or working directory could not be opened on the node)"
-        if self._tells_reason:
+        if self._reason_explains_state:
             text += f" ({self.reason})"
         if self.expected is not None and self.word == "PENDING":
             text += f", expected to start {time.strftime('%a %H:%M', time.localtime(self.expected))}"
@@ -231,70 +232,70 @@ class JobState:
 
 
 _PENDING_REASONS = _words("BeginTime Dependency JobHeldAdmin JobHeldUser Priority")
-"""Reasons why a job waited, which say nothing of its end."""
+"""Reasons why a job was pending, which say nothing about its end."""
 
 _NO_FILES = 53
 """Slurm's exit code 0:53: seen with 22.05 for an --output that cannot be written and a --chdir that is not there."""
 
 OUT_OF_MEMORY = "OUT_OF_MEMORY"
 OUT_OF_MEMORY_CODE = (0, 125)
-"""What sacct shows for a step that the memory limit ended."""
+"""The exit code that sacct shows for a step that the memory limit ended."""
 
 
 def unknown_state(reason: str, source: str = "") -> JobState:
-    """The state of a job of which nobody could say how it stands, and why."""
+    """The state of a job whose state no source knew, and why."""
     return JobState(Phase.UNKNOWN, reason=reason, source=source)
 
 
 class Scheduler(Protocol):
-    """Where jobs live. Implementations: Slurm's commands, pyslurm, the embedded one."""
+    """What runs jobs. Implementations: Slurm's commands, pyslurm, the embedded scheduler."""
 
     @property
     def name(self) -> str: ...
 
     def poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
-        """The state of every job given, by one question for all. A scheduler that is out of reach is no error: the
+        """The state of each of these jobs, by one query for all. A scheduler that cannot be reached is no error: the
         jobs are then UNKNOWN, with the reason."""
 
     def find(self, token: str) -> list[JobKey]:
-        """The jobs of this user whose comment carries ``token``, the latest last.
+        """The jobs of this user whose comment has ``token``, the latest last.
 
         An empty list means that the scheduler answered, and has none. Raises SchedulerUnreachable otherwise.
         """
 
     def cancel(self, jobs: Sequence[JobKey]) -> None:
-        """Ask for the end of these jobs, by id. Ids that certainly belong to another job, or whose job has ended, are
+        """Request the end of these jobs, by id. Ids that certainly belong to another job, or whose job has ended, are
         left out.
 
-        Returns when the request is taken; `poll` then shows the end itself. Raises SchedulerUnreachable when the
-        request could not be made.
+        Returns when the request is taken; `poll` shows the end itself. Raises SchedulerUnreachable when the request
+        could not be made.
         """
 
     def release(self, job: JobKey) -> None:
-        """Let a job start that was submitted held. Returns when the request is taken, or when there is nothing to
+        """Release a job that was submitted held. Returns when the request is taken, or when there is nothing to
         release. Raises JobError when it is refused, SchedulerUnreachable when it could not be made."""
 
     def describe(self, job: JobKey) -> dict[str, str]:
-        """Everything that the scheduler says about a job, by source, as evidence for the run's record."""
+        """Everything that the scheduler says about a job, by program, as evidence for the run's record."""
 
 
 def jobs_with_token(token: str, scheduler: Scheduler) -> list[JobKey]:
-    """The jobs that carry a token and were not refused. Raises SchedulerUnreachable.
+    """The jobs that have a token and were not refused. Raises SchedulerUnreachable.
 
-    slurmctld 22.05 keeps a record of a job that sbatch was told it cannot have ("Requested node configuration is not
-    available"): FAILED, without a node, under the comment of the submission. Such a record is not counted as a job.
+    slurmctld 22.05 keeps a record of a job that it refused ("Requested node configuration is not available"): FAILED,
+    without a node, with the comment of the submission. Such a record does not count as a job.
     """
-    found = scheduler.find(token)
-    states = scheduler.poll(found) if found else {}
+    jobs = scheduler.find(token)
+    states = scheduler.poll(jobs) if jobs else {}
     ended = {job: state for job, state in states.items() if state.phase is Phase.TERMINAL}
     refused = {job for job, state in ended.items() if not state.succeeded and not state.nodes}
-    return [job for job in found if job not in refused]
+    return [job for job in jobs if job not in refused]
 
 
 def may_have_job(token: str, scheduler: Scheduler) -> bool:
-    """Whether a job that carries the token lives, or may, as nobody can say."""
+    """Whether a job that has the token is alive, or may be because no source knows."""
     try:
-        found = scheduler.find(token)
-        return any(state.phase is not Phase.TERMINAL for state in (scheduler.poll(found) if found else {}).values())
+        jobs = scheduler.find(token)
+        return any(state.phase is not Phase.TERMINAL for state in (scheduler.poll(jobs) if jobs else {}).values())
     except SchedulerUnreachable:
         return True

@@ -1,4 +1,4 @@
-"""Slurm by its own commands: squeue, sacct and scontrol tell how jobs stand, scancel ends them.
+"""Slurm by its own commands: squeue, sacct and scontrol show their states, scancel ends them.
 
 Options and messages are those that 20.02 and later share; they were tried on 22.05 (answers.py has the formats).
 """
@@ -51,8 +51,8 @@ STEP_REPEATS, STEP_PAUSE = 3, 0.5
 """How often accounting is asked again for the ends of an ended job's steps, and the pause in seconds before each."""
 
 OWNER_CHECK_TIMEOUT = 1.0
-"""Seconds that squeue may take, before scancel, to say whose the ids are: scancel has to be sent two seconds after a
-cancel at the latest."""
+"""Seconds that squeue may take before scancel to show which jobs have the ids. scancel must be sent at most two seconds
+after a cancel."""
 
 _UNKNOWN_JOB = re.compile(r"invalid job id", re.IGNORECASE)
 _JOB_HAS_ENDED = re.compile(r"invalid job id|already (completing or completed|finished)", re.IGNORECASE)
@@ -89,36 +89,37 @@ class SlurmCommands:
 
     def poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
         """One squeue for all jobs; then sacct, and then scontrol, for those that squeue does not show alive."""
-        found: dict[JobKey, JobState] = {}
+        states: dict[JobKey, JobState] = {}
         for start in range(0, len(jobs), IDS_PER_CALL):
-            found.update(self._poll(jobs[start : start + IDS_PER_CALL]))
-        return found
+            states.update(self._poll_chunk(jobs[start : start + IDS_PER_CALL]))
+        return states
 
-    def _poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
+    def _poll_chunk(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
         queue = self.query_controller([job.id for job in jobs])
-        # squeue shows no exit codes, so that an end by it is not enough; the controller's own library shows them.
-        seen = {job: state for job in jobs if (state := queue.state(job))}
-        found = {job: state for job, state in seen.items() if state.phase is Phase.ALIVE or state.exit_code}
-        if not (rest := [job for job in jobs if job not in found]):
-            return found
-        accounts = self._query_accounting(rest)
-        for job in rest:
-            # Accounting is believed about ends only: it says PENDING or RUNNING for ever of a job that the controller
-            # lost, and lags behind by a second and more (22.05): an end without its time lacks its exit codes too.
+        # squeue shows no exit codes, so the end of a job by squeue alone is not enough; pyslurm shows them.
+        by_squeue = {job: state for job in jobs if (state := queue.state(job))}
+        states = {job: state for job, state in by_squeue.items() if state.phase is Phase.ALIVE or state.exit_code}
+        if not (missing := [job for job in jobs if job not in states]):
+            return states
+        accounts = self._query_accounting(missing)
+        for job in missing:
+            # Accounting is believed about ends only: it shows a job that the controller lost as PENDING or RUNNING for
+            # ever, and lags by a second or more (22.05). An end without its time lacks its exit codes too.
             state = _end_by_accounting(job, queue, accounts)
             if state and state.ended is not None:
-                found[job] = with_nodes_and_start(state, seen.get(job), accounts.steps.get(job.id, ()))
-        rest = [job for job in rest if job not in found]
-        shown = self._query_scontrol(rest)
-        found |= {job: _state_without_squeue(job, queue, accounts, shown.get(job)) for job in rest}
-        return self._with_steps(found, accounts, queue)
+                states[job] = with_nodes_and_start(state, by_squeue.get(job), accounts.steps.get(job.id, ()))
+        missing = [job for job in missing if job not in states]
+        shown = self._query_scontrol(missing)
+        states |= {job: _state_without_squeue(job, queue, accounts, shown.get(job)) for job in missing}
+        return self._with_steps(states, accounts, queue)
 
     def _query_accounting(self, jobs: Sequence[JobKey]) -> Answer:
-        """What accounting says of the jobs and of their steps: with -j it looks at all times, not only at today."""
+        """The accounting records of the jobs and of their steps. With -j sacct searches all times, not only today."""
         return self._sacct("-j", ",".join(job.id for job in jobs))
 
     def _query_scontrol(self, jobs: Sequence[JobKey]) -> dict[JobKey, Answer]:
-        """What scontrol shows of the first of these jobs, until it gives no answer: then each call takes 9 s."""
+        """What scontrol shows of the first `SCONTROL_CALLS_PER_POLL` jobs. It stops at the first call without an
+        answer: each further one would take 9 s."""
         shown: dict[JobKey, Answer] = {}
         for job in jobs[:SCONTROL_CALLS_PER_POLL]:
             shown[job] = self._query(["scontrol", "show", "job", "-d", "-o", job.id], parse_scontrol)
@@ -127,7 +128,7 @@ class SlurmCommands:
         return shown
 
     def _with_steps(self, states: dict[JobKey, JobState], accounts: Answer, queue: Answer) -> dict[JobKey, JobState]:
-        """The states, with the exit codes that an ended job's steps have and its own record lacks (`may_lack_codes`).
+        """Add the exit codes that an ended job's steps have and its own record lacks (`may_lack_codes`).
 
         The step's own record has the code. Where that record may not be complete yet, the controller knows the codes
         once it shows the job no more as COMPLETING (22.05, all of 5,423 answers about jobs with a failed step).
@@ -179,7 +180,7 @@ class SlurmCommands:
         queue = self.query_controller(user=user)
         since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - 86400))
         accounts = self._sacct("-X", "-u", user, "-S", since)
-        records = [record for answer in (accounts, queue) for some in answer.records.values() for record in some]
+        records = [record for answer in (accounts, queue) for rows in answer.records.values() for record in rows]
         ours = [record for record in records if has_token(record.comment, token)]
         keys = {record.id: JobKey(record.id, record.state.submitted, token) for record in ours}
         if not keys and queue.error:
@@ -190,20 +191,20 @@ class SlurmCommands:
         return sorted(keys.values(), key=lambda key: key.submitted or 0.0)
 
     def cancel(self, jobs: Sequence[JobKey]) -> None:
-        """Ask squeue whose the ids are, then call scancel, three times at most.
+        """Ask squeue which jobs have the ids, then call scancel, three times at most.
 
-        An id is left out only when squeue shows it as another job's, or its job as ended. Ids that squeue does not show
-        are cancelled, and all of them when it gives no answer: a running job must not be left because of a bad answer,
-        scancel of an unknown id does nothing (exit 0, no message in 22.05), and other users' jobs cannot be cancelled.
-        Raises JobError when Slurm refuses.
+        An id is left out only when squeue shows that it is another job's, or that its job has ended. All others are
+        cancelled, also when squeue gives no answer: a bad answer must not leave a job running, scancel of an unknown id
+        does nothing (exit 0, no message in 22.05), and nobody can cancel other users' jobs. Raises JobError when Slurm
+        refuses.
         """
         queue = self.query_controller([job.id for job in jobs], timeout=min(OWNER_CHECK_TIMEOUT, self._timeout))
         ended = {job for job in jobs if (state := queue.state(job)) and state.phase is Phase.TERMINAL}
         foreign = {job for job in jobs if queue.state(job) is None and queue.shows_another_job(job)}
         ids = [job.id for job in jobs if job not in ended | foreign]
         for start in range(0, len(ids), IDS_PER_CALL):
-            some = ids[start : start + IDS_PER_CALL]
-            self._run_until_done(["scancel", *some], f"job {','.join(some)}", [0.5] * 2)
+            chunk = ids[start : start + IDS_PER_CALL]
+            self._run_until_done(["scancel", *chunk], f"job {','.join(chunk)}", [0.5] * 2)
 
     def release(self, job: JobKey) -> None:
         """Call `scontrol release`, ten times and for 20 s at most. The leader's id releases all of an array or of
@@ -215,21 +216,21 @@ class SlurmCommands:
         fields = (
             "JobID,JobName,State,ExitCode,DerivedExitCode,Submit,Start,End,Elapsed,Timelimit,NodeList,Reason,Comment"
         )
-        asked = {
+        commands = {
             "scontrol": ["scontrol", "show", "job", "-d", job.id],
             "sacct": ["sacct", "-D", "-P", "-j", job.id, "-o", fields],
         }
-        answered = {name: self._runner(argv, timeout=self._timeout, env=self._plain) for name, argv in asked.items()}
-        return {name: done.stdout if done.ok else str(done) for name, done in answered.items()}
+        results = {name: self._runner(argv, timeout=self._timeout, env=self._plain) for name, argv in commands.items()}
+        return {name: result.stdout if result.ok else str(result) for name, result in results.items()}
 
     def query_controller(self, ids: Sequence[str] = (), *, user: str = "", timeout: float | None = None) -> Answer:
         """What the controller says of these jobs, or of all jobs of a user."""
-        which = ["-u", user] if user else ["-j", ",".join(ids)]
-        return self._query(["squeue", "-h", "--states=all", *which, "-o", SQUEUE_FORMAT], timeout=timeout)
+        selection = ["-u", user] if user else ["-j", ",".join(ids)]
+        return self._query(["squeue", "-h", "--states=all", *selection, "-o", SQUEUE_FORMAT], timeout=timeout)
 
-    def _sacct(self, *which: str) -> Answer:
+    def _sacct(self, *selection: str) -> Answer:
         # -D shows every record of an id that was given out twice, or of a job that was requeued.
-        return self._query(["sacct", "-D", "-n", "-P", *which, "-o", SACCT_FIELDS])
+        return self._query(["sacct", "-D", "-n", "-P", *selection, "-o", SACCT_FIELDS])
 
     def _query(
         self, argv: list[str], read: Callable[[str, str], list[Record]] = parse_records, timeout: float | None = None
@@ -252,7 +253,7 @@ class SlurmCommands:
         within: float = math.inf,
         timeout: float = math.inf,
     ) -> None:
-        """Run a command until Slurm does what it asks for, has nothing to do for it, or refuses."""
+        """Run a command until Slurm takes the request, has nothing to do for it, or refuses."""
         done = retry_until(
             lambda answer: _is_done(answer) or _PERMISSION_DENIED.search(answer.stderr) is not None,
             lambda: self._runner(argv, timeout=min(timeout, self._timeout), env=self._plain),
@@ -269,7 +270,7 @@ class SlurmCommands:
 
 
 def _end_by_accounting(job: JobKey, queue: Answer, accounts: Answer) -> JobState | None:
-    """The end of a job by accounting, where the controller does not speak against it."""
+    """The end of a job by accounting; None where there is none, or where the controller may requeue the job."""
     state = accounts.state(job)
     if state is None or state.phase is not Phase.TERMINAL or (queue.error and state.word in MAY_BE_REQUEUED):
         return None
@@ -277,21 +278,21 @@ def _end_by_accounting(job: JobKey, queue: Answer, accounts: Answer) -> JobState
 
 
 def _state_without_squeue(job: JobKey, queue: Answer, accounts: Answer, shown: Answer | None) -> JobState:
-    """The state of a job that squeue does not show alive, and for whose end accounting has no record (yet)."""
+    """The state of a job that squeue does not show alive, and whose end accounting does not record (yet)."""
     state = shown.state(job) if shown is not None else None
     if state is not None and state.phase is not Phase.UNKNOWN:
         return state
-    last = queue.state(job)
-    if last is not None and last.phase is Phase.TERMINAL and last.word != SUCCESS:
-        return last  # a failure without its exit code; a success needs one
-    if (told := _end_by_accounting(job, queue, accounts)) is not None:
-        return told
+    by_squeue = queue.state(job)
+    if by_squeue is not None and by_squeue.phase is Phase.TERMINAL and by_squeue.word != SUCCESS:
+        return by_squeue  # a failure may lack its exit code; a success needs one
+    if (end := _end_by_accounting(job, queue, accounts)) is not None:
+        return end
     scontrol = "scontrol: not asked" if shown is None else shown.describe(job)
     reason = "; ".join([queue.describe(job), accounts.describe(job), scontrol])
     return unknown_state(reason, source="squeue, sacct, scontrol")
 
 
 def _is_done(done: Completed) -> bool:
-    """Whether a request was taken, or was about jobs only that have ended."""
-    complaints = [line for line in done.stderr.splitlines() if line.strip()]
-    return done.ok or (bool(complaints) and all(_JOB_HAS_ENDED.search(line) for line in complaints))
+    """Whether Slurm took the request, or complained only that the jobs have ended."""
+    messages = [line for line in done.stderr.splitlines() if line.strip()]
+    return done.ok or (bool(messages) and all(_JOB_HAS_ENDED.search(line) for line in messages))

@@ -1,4 +1,4 @@
-"""Following any number of jobs with one question at a time: asks rarely, returns what changed, gives up only late."""
+"""Follows any number of jobs with one query at a time: queries rarely, returns changes, gives up only late."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, unknown_st
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds between questions, and seconds of patience.
+    """Seconds between queries, and seconds of patience.
 
-    From ``first``, the pause grows by half after each question, up to ``running``, or up to ``pending`` when every job
-    waits; it falls back to ``first`` when a job is added, or when a living job changes its state word. slurmctld
-    remembers a finished job for MinJobAge, 300 s by default: the pauses stay well below that.
+    The pause starts at ``first`` and grows by half after each query, up to ``running``, or up to ``pending`` when all
+    jobs are pending. It falls back to ``first`` when a job is added, or when an alive job changes its state word.
+    slurmctld remembers an ended job for MinJobAge, 300 s by default: the pauses stay well below that.
     """
 
     first: float = 2.0
     running: float = 30.0
     pending: float = 60.0
     jitter: float = 0.2
-    """Each pause is longer or shorter by up to this part of it, so that launchers do not ask in step."""
+    """Each pause is longer or shorter by up to this fraction, so that launchers do not query at the same time."""
     tick: float = 1.0
-    """Seconds between two looks at logs, by whoever follows them beside the jobs."""
+    """Seconds between two reads of the jobs' logs."""
     patience: float = 1800.0
-    """A job is given up after so long without a definite answer about it."""
+    """A job is given up after so many seconds without a definite answer about it."""
     hopeless: float = 600.0
-    """A job is given up when it has been pending for so long for a reason that waiting does not change."""
+    """A job is given up when it has been pending for so many seconds for a reason that waiting does not change."""
     marker: float = 120.0
-    """A job's own exit marker is believed after so long without a definite answer. Accounting may lag by minutes where
-    slurmdbd is busy, and the controller may forget a job soon."""
+    """The exit marker in a job's log is believed after so many seconds without a definite answer. Accounting may lag by
+    minutes where slurmdbd is busy, and the controller may forget a job soon."""
     after_marker: float = 0.5
-    """The pause, growing from here, once a job's marker is seen."""
+    """The first pause after a job's marker was seen; it grows from there."""
     refill: float = 0.0
-    """Of many jobs one begins or ends at any time. With this each question uses up one of `burst`, which come back one
-    in so many seconds, and none is asked without: Slurm is asked as often for a thousand jobs as for ten."""
+    """Of many jobs one begins or ends at any time. If not 0, each query takes a token of a bucket of `burst` tokens,
+    which gains one in so many seconds: Slurm is queried as often for a thousand jobs as for ten."""
     burst: int = 12
     rest: float = 0.1
-    """Seconds between two turns of the loop that drives the runs."""
+    """Seconds between two rounds of the loop that drives the runs."""
     release_at_once: bool = False
-    """Whether a job that was submitted held is released before Slurm was asked how it stands."""
+    """Whether a job that was submitted held is released before its state is queried."""
 
 
 _GROWTH = 1.5
@@ -57,10 +57,10 @@ _GROWTH = 1.5
 
 @dataclass(frozen=True)
 class JobChange:
-    """A job stands otherwise than at the last answer. ``before`` is None for the first answer about it.
+    """A change of a job's state since the last answer. ``before`` is None for the first answer about it.
 
-    ``given_up`` says why the poller watches the job no more though it has not ended: it may still hold nodes, and it
-    is the caller's to cancel it.
+    ``given_up`` says why the poller stopped watching the job though it has not ended. The job may still hold nodes; the
+    caller has to cancel it.
     """
 
     job: JobKey
@@ -75,9 +75,9 @@ class JobChange:
 
 @dataclass(frozen=True)
 class PollRound:
-    """The answer to one question: the state of every job that was asked about, and the changes.
+    """The answer to one query: the state of every job in it, and the changes.
 
-    ``began`` is when the question began, by the poller's clock: effects of a later act (a release, a cancel) may be
+    ``began`` is when the query began, by the poller's clock: effects of later requests (a release, a cancel) may be
     missing in the answer.
     """
 
@@ -89,7 +89,7 @@ class PollRound:
 @dataclass
 class _Watched:
     known_at: float
-    """When it was last known for certain how the job stands; at first, when it was added."""
+    """When the job's state was last known for certain; at first, when the job was added."""
     state: JobState | None = None
     word: str = ""
     hopeless_since: float | None = None
@@ -97,7 +97,7 @@ class _Watched:
 
 
 @dataclass
-class _Question:
+class _Query:
     began: float
     jobs: tuple[JobKey, ...]
     answer: Future[dict[JobKey, JobState]]
@@ -106,8 +106,8 @@ class _Question:
 class JobPoller:
     """Follows jobs until they have ended or are given up. Its methods are for one thread, and none of them waits.
 
-    Call `poll` about every second, or more often. The scheduler is asked in a thread of its own, so that one that
-    hangs delays nobody; a thread whose answer is not wanted any more is left to the scheduler's time-outs.
+    Call `poll` about every second, or more often. Each query runs in a thread of its own, so that a scheduler that
+    hangs delays nothing; a thread whose answer is not needed any more ends by the scheduler's time-outs.
     """
 
     def __init__(
@@ -117,79 +117,79 @@ class JobPoller:
         self._pace = pace
         self._clock = clock
         self._watched: dict[JobKey, _Watched] = {}
-        self._question: _Question | None = None
+        self._query: _Query | None = None
         self._pause = pace.first
         self._due = self._filled_at = clock()
-        self._left = float(pace.burst)
+        self._tokens = float(pace.burst)
 
     @property
     def watched(self) -> tuple[JobKey, ...]:
-        """The jobs that have neither ended, as far as is known, nor been given up."""
+        """The jobs that have neither ended, as far as known, nor been given up."""
         return tuple(self._watched)
 
     def watch(self, job: JobKey) -> None:
-        """Follow this job too. The next question is due at once, and the pauses grow anew from ``pace.first``.
+        """Follow this job too. The next query is due at once, and the pauses grow again from ``pace.first``.
 
-        A question that is under way is given up: one that hangs would delay the first one about this job, and with it
-        the release of a job that we hold.
+        A running query is abandoned: one that hangs would delay the first query about this job, and with it the release
+        of a job that we hold.
         """
         if job not in self._watched:
             self._watched[job] = _Watched(known_at=self._clock())
             if not self._pace.refill:
-                self._question = None
-            self._ask_soon(self._pace.first)
+                self._query = None
+            self._query_soon(self._pace.first)
 
     def poll(self, *, markers: Mapping[JobKey, JobState] = {}, held: Collection[JobKey] = ()) -> PollRound | None:
-        """The next answer when there is a new one, else None. Asks when a question is due and none is under way.
+        """The next answer when there is a new one, else None. Starts a query when one is due and none is running.
 
-        ``markers`` says how jobs ended by their own logs. The next question follows at once when a job is in it for the
-        first time; the marker is the job's state only when nobody has answered for ``pace.marker`` seconds. ``held``
-        are jobs that wait because we hold them: those are given up no sooner than for silence.
+        ``markers`` are the ends of jobs that their own logs show. When a job is in it for the first time, the next
+        query is due at once. The marker becomes the job's state only after ``pace.marker`` seconds without a definite
+        answer. ``held`` are jobs that are pending because we hold them: they are given up only after ``pace.patience``.
         Raises RuntimeError when the scheduler's `poll` raised, which it never should.
         """
-        if self._question is not None:
-            return self._take_answer(self._question, markers, held)
+        if self._query is not None:
+            return self._take_answer(self._query, markers, held)
         for job, watched in self._watched.items():
             if job in markers and not watched.marked:
                 watched.marked = True
-                self._ask_soon(self._pace.after_marker)
-        if self._watched and self._clock() >= self._due and self._may_ask():
-            self._ask()
+                self._query_soon(self._pace.after_marker)
+        if self._watched and self._clock() >= self._due and self._take_token():
+            self._start_query()
         return None
 
-    def _may_ask(self) -> bool:
-        """Whether the pace leaves room for a question now, which then counts."""
+    def _take_token(self) -> bool:
+        """Whether a query may start now by ``pace.refill`` and ``pace.burst``; it then counts."""
         if not self._pace.refill:
             return True
         now = self._clock()
-        self._left = min(self._pace.burst, self._left + (now - self._filled_at) / self._pace.refill)
+        self._tokens = min(self._pace.burst, self._tokens + (now - self._filled_at) / self._pace.refill)
         self._filled_at = now
-        if self._left < 1:
+        if self._tokens < 1:
             return False
-        self._left -= 1
+        self._tokens -= 1
         return True
 
-    def _ask_soon(self, pause: float) -> None:
-        """Have the next question due at once, and the pause after it be this long."""
+    def _query_soon(self, pause: float) -> None:
+        """Make the next query due at once, with this pause after it."""
         self._due = self._clock()
         self._pause = pause
 
-    def _ask(self) -> None:
+    def _start_query(self) -> None:
         began, jobs = self._clock(), self.watched
-        self._question = _Question(began, jobs, start_in_thread(partial(self._scheduler.poll, jobs), "poll"))
+        self._query = _Query(began, jobs, start_in_thread(partial(self._scheduler.poll, jobs), "poll"))
 
     def _take_answer(
-        self, question: _Question, markers: Mapping[JobKey, JobState], held: Collection[JobKey]
+        self, query: _Query, markers: Mapping[JobKey, JobState], held: Collection[JobKey]
     ) -> PollRound | None:
-        if not question.answer.done():
+        if not query.answer.done():
             return None
-        self._question = None
-        if (error := question.answer.exception()) is not None:
+        self._query = None
+        if (error := query.answer.exception()) is not None:
             raise RuntimeError(f"{self._scheduler.name}: poll ended without an answer") from error
-        answers = question.answer.result()
+        answers = query.answer.result()
         states: dict[JobKey, JobState] = {}
         changes: list[JobChange] = []
-        for job in question.jobs:
+        for job in query.jobs:
             change = self._take_state(
                 job, answers.get(job) or unknown_state("no answer about this job"), markers.get(job), job in held
             )
@@ -197,10 +197,10 @@ class JobPoller:
             if change.before is None or change.given_up or _shown_part(change.before) != _shown_part(change.state):
                 changes.append(change)
         self._due = self._clock() + self._next_pause()
-        return PollRound(question.began, states, tuple(changes))
+        return PollRound(query.began, states, tuple(changes))
 
     def _take_state(self, job: JobKey, state: JobState, marker: JobState | None, held: bool) -> JobChange:
-        """Note how the job stands now, and stop watching it when it has ended or is given up."""
+        """Record the job's state, and stop watching the job when it has ended or is given up."""
         watched, now = self._watched[job], self._clock()
         if state.phase is Phase.UNKNOWN and marker is not None and now - watched.known_at >= self._pace.marker:
             state = marker
@@ -243,23 +243,23 @@ class JobPoller:
         )
 
     def _next_pause(self) -> float:
-        """How long to wait before the next question; the pause after it is longer."""
-        waiting = all(watched.word == "PENDING" for watched in self._watched.values())
-        limit = self._pace.pending if waiting else self._pace.running
+        """The pause before the next query; the one after it is longer."""
+        all_pending = all(watched.word == "PENDING" for watched in self._watched.values())
+        limit = self._pace.pending if all_pending else self._pace.running
         pause = min(self._pause, limit)
         self._pause = min(pause * _GROWTH, limit)
         return pause * (1 + random.uniform(-self._pace.jitter, self._pace.jitter))
 
 
 def _shown_part(state: JobState) -> tuple[Phase, str, str, str, int | None]:
-    """What of a state is worth telling. Why a job's state is unknown is told once, not in each wording; when it is
-    expected to start, to the half hour."""
+    """The parts of a state whose change is reported. Another reason for an unknown state is no change, nor is an
+    expected start in the same half hour."""
     expected = int(state.expected // 1800) if state.expected is not None else None
     return state.phase, state.word, "" if state.phase is Phase.UNKNOWN else state.reason, state.nodes, expected
 
 
 CANCEL_INTERVAL = 2.5
-"""Seconds after which a job that does not seem to end is cancelled once more."""
+"""Seconds after which a job that does not seem to end is cancelled again."""
 
 _PACE_OF_ENDING = Pace(first=0.3, running=1.0, pending=1.0)
 
@@ -272,11 +272,11 @@ def end_jobs(
     again: float = CANCEL_INTERVAL,
     silence: float = math.inf,
 ) -> dict[JobKey, JobState]:
-    """Wait until every job has ended, ``bound`` seconds at most; the last states, in which a job may still be alive.
+    """Wait until every job has ended, ``bound`` seconds at most. Returns the last states; a job may still be alive.
 
-    The caller has asked for the end of these jobs once. For those that are not ending that request is made again every
-    ``again`` seconds. A scheduler that hangs does not stretch the bound: what it has not answered is unknown; and one
-    that has said nothing at all is left after ``silence`` seconds.
+    The caller has cancelled these jobs once. Those that are not ending are cancelled again every ``again`` seconds. A
+    scheduler that hangs does not delay the return: a job without an answer is UNKNOWN. When there is no definite answer
+    about any job, this returns after ``silence`` seconds.
     """
 
     def cancel(jobs: Sequence[JobKey]) -> None:
@@ -294,9 +294,9 @@ def end_jobs(
             states.update(answer.states)
         if time.monotonic() >= began + silence and all(s.phase is Phase.UNKNOWN for s in states.values()):
             break
-        left = [job for job, s in states.items() if s.phase is not Phase.TERMINAL and s.word != "COMPLETING"]
-        if left and time.monotonic() >= cancel_due and not cancelling.is_alive():
-            cancelling = threading.Thread(target=cancel, args=(left,), daemon=True, name="cancel again")
+        not_ending = [job for job, s in states.items() if s.phase is not Phase.TERMINAL and s.word != "COMPLETING"]
+        if not_ending and time.monotonic() >= cancel_due and not cancelling.is_alive():
+            cancelling = threading.Thread(target=cancel, args=(not_ending,), daemon=True, name="cancel again")
             cancelling.start()
             cancel_due = time.monotonic() + again
         time.sleep(0.05)

@@ -26,7 +26,7 @@ def rounds(
     while poller.watched and time.monotonic() < deadline:
         if (answer := poller.poll(markers=markers(), held=held)) is not None:
             yield answer
-        elif poller._question is not None:
+        elif poller._query is not None:
             time.sleep(0.0005)
         else:
             wait(tick)

@@ -104,7 +104,7 @@ def answer_of(poller: JobPoller) -> PollRound:
     for _ in range(60_000):
         if (answer := poller.poll()) is not None:
             return answer
-        assert poller._question is not None, "no question is due"
+        assert poller._query is not None, "no question is due"
         time.sleep(0.001)
     raise AssertionError("no answer in a minute")
 
@@ -258,7 +258,7 @@ def test_a_marker_that_comes_while_slurm_is_asked_has_it_asked_once_more(clock: 
         time.sleep(0.001)
     assert answer.states == {JOB: RUNNING}
     poller.poll(markers={JOB: DONE})
-    assert poller._question is not None
+    assert poller._query is not None
 
 
 def test_jobs_may_be_added_between_rounds(clock: Clock) -> None:
