@@ -23,7 +23,7 @@ from typing import Any
 
 from launcher.benchmark.contracts import SECRETS
 from launcher.cli.command import Command, CommandRewriter, show_answer
-from launcher.cli.remote import LoginNode, connected
+from launcher.cli.remote import LoginNode, connect
 from launcher.core.checkout_head import head_commit
 from launcher.core.errors import Cancelled, ConfigError, LauncherError, RemoteError
 from launcher.core.lines import Terminal
@@ -217,7 +217,7 @@ def run_on_node(arguments: argparse.Namespace, name: str) -> int:
     """Do the command on the login node ``name``; its exit code. Raises LauncherError."""
     here, remote = argparse.Namespace(**{**vars(arguments), "state": None}), None
     try:
-        with connected(here, name) as node, node.session() as session:
+        with connect(here, name) as node, node.session() as session:
             remote = RemoteCommand(node, session, arguments)
             with checked_answers(name):
                 if arguments.command in _DRIVEN:

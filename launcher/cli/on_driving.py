@@ -228,7 +228,7 @@ def _follow(remote: RemoteCommand, run_id: str, signals: ReceivedSignals) -> int
     how = OutputOptions(bool(remote.arguments.verbose), bool(remote.arguments.quiet), wants_json(remote.arguments))
     console = Console({}, None, how=how)
     signals.tell = console.aside
-    place = remote.node.kept / f"{run_id}.json"
+    place = remote.node.directory / f"{run_id}.json"
     at = read_json(place, dict[str, tuple[int, int]]) or {}
     offsets, end, quiet, host = at.get("at", (0, 0)), None, not remote.arguments.logs, remote.name
     try:

@@ -1,4 +1,4 @@
-"""Login nodes: reaching them, having this launcher there, and the far side of a connection."""
+"""`launcher remote`: connections to login nodes, the launchers installed there, and the agent at the far end."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -30,11 +31,11 @@ if TYPE_CHECKING:
     from launcher.runner.cluster_schema import Login
 
 _SKEW = 60.0
-"""Seconds by which a login node's clock may differ from ours before that is said."""
+"""Seconds by which a login node's clock may differ from ours without a warning."""
 
 
 def agent(arguments: argparse.Namespace) -> int:
-    """The far side: messages on standard input and output until the connection ends."""
+    """Serve the far end: messages on standard input and output until the connection ends."""
     os.umask(0o077)
     out = unguarded(sys.stdout).buffer
     # Nothing else may write among the messages.
@@ -44,55 +45,52 @@ def agent(arguments: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class LoginLine:
-    """A runner that says where its login node is, and where this launcher is kept there."""
+    """A runner whose file names a login node, and the directory of launchers there."""
 
     runner: str
     host: str
     directory: str
 
 
-def listed(arguments: argparse.Namespace, log: Log) -> list[LoginLine]:
-    """The runners that say where their login node is."""
-    from launcher.cli.common import open_project
-
-    runners = [file.runner for file in open_project(arguments).fleet.readable()]
-    return [LoginLine(one.name, one.login.host, one.login.directory) for one in runners if one.login is not None]
-
-
 def show_list(value: Sequence[LoginLine], terminal: Terminal) -> Iterator[str]:
     if value:
-        rows = [(one.runner, one.host, one.directory) for one in value]
+        rows = [(line.runner, line.host, line.directory) for line in value]
         yield from table(("runner", "login node", "directory"), rows, terminal.width)
 
 
 _NONE = "no runner file names a login node: `login: {host: NAME}`; hosts of ssh_config need none"
 
-listing = Command(list[LoginLine], listed, show_list, stderr_lines=lambda value: [] if value else [_NONE])
+
+@partial(Command, list[LoginLine], show=show_list, stderr_lines=lambda value: [] if value else [_NONE])
+def listing(arguments: argparse.Namespace, log: Log) -> list[LoginLine]:
+    """List the runners whose files name a login node."""
+    from launcher.cli.common import open_project
+
+    runners = [file.runner for file in open_project(arguments).fleet.readable()]
+    return [LoginLine(r.name, r.login.host, r.login.directory) for r in runners if r.login is not None]
 
 
-def installed(arguments: argparse.Namespace, log: Log) -> Message:
-    """This version there, whole; at no cost if it is."""
+@partial(Command, Message, show=show_message)
+def install(arguments: argparse.Namespace, log: Log) -> Message:
+    """Install this version on a login node, unless it is there."""
     from launcher.core.process import run
     from launcher.remote.install import pack_wheels, version_name, wheels_for
 
-    with connected(arguments, arguments.name) as node:
+    with connect(arguments, arguments.name) as node:
         wheels = Path(arguments.wheels) if arguments.wheels else None
-        seen = node.installer.describe_node()
-        files = wheels_for(seen, cache=node.project.state / "wheels", run=run, wheels=wheels)
-        node.naming.join()
+        description = node.installer.describe_node()
+        files = wheels_for(description, cache=node.project.state / "wheels", run=run, wheels=wheels)
+        node.content_name_finder.join()
         name = version_name(files)
-        new = name not in seen.versions and node.installer.install(name, pack_wheels(files))
+        new = name not in description.versions and node.installer.install(name, pack_wheels(files))
         node.remember(name)
     return Message(f"{arguments.name}: launcher {name} {'is installed' if new else 'was there'}")
 
 
-install = Command(Message, installed, show_message)
-
-
 @dataclass(frozen=True)
 class NodeView:
-    """A login node: its C library, machine, Python, free bytes, where its programs are, the launcher that answers
-    there ("" for none), and by how many seconds its clock is ahead of ours."""
+    """A login node: its C library, machine, Python, free bytes, the paths of its programs, the version of the launcher
+    that answers there ("" for none), and by how many seconds its clock is ahead of ours."""
 
     name: str
     libc: str
@@ -105,25 +103,6 @@ class NodeView:
     wrong: tuple[ErrorInfo, ...] = ()
 
 
-def examined(arguments: argparse.Namespace, log: Log) -> NodeView:
-    """What a login node has, and whether this launcher runs there."""
-    with connected(arguments, arguments.name) as node:
-        seen = node.installer.describe_node()
-        python = ".".join(map(str, seen.python))
-        view = NodeView(arguments.name, " ".join(seen.libc), seen.machine, python, seen.free)
-        try:
-            began = time.time()
-            with node.session() as session:
-                there = session.request("look", HostInfo)
-                ahead = session.greeting.time - (began + time.time()) / 2
-        except RemoteError as error:
-            return replace(view, wrong=(ErrorInfo.from_error(error),))
-    programs = dict(sorted(there.programs.items()))
-    far = RemoteError(f"its clock is {ahead:+.0f} s from ours", where=arguments.name)
-    wrong = (ErrorInfo.from_error(far),) if abs(ahead) > _SKEW else ()
-    return replace(view, programs=programs, version=there.version, ahead=ahead, wrong=wrong)
-
-
 def show_node(value: NodeView, terminal: Terminal) -> Iterator[str]:
     yield f"{value.name}: {value.libc} {value.machine}, Python {value.python}, {value.free >> 30} GiB free"
     for program, path in value.programs.items():
@@ -132,112 +111,123 @@ def show_node(value: NodeView, terminal: Terminal) -> Iterator[str]:
         yield f"  launcher {value.version} answers; its clock is {value.ahead:+.1f} s from ours"
 
 
-doctor = Command(NodeView, examined, show_node)
-
-
-def collected(arguments: argparse.Namespace, log: Log) -> Tidied:
-    """Versions and files that nobody needs there; a dry run unless ``--apply``."""
-    with connected(arguments, arguments.name) as node, node.session() as session:
-        return session.request("tidy", Tidied, directory=node.installer.directory, apply=bool(arguments.apply))
+@partial(Command, NodeView, show=show_node)
+def doctor(arguments: argparse.Namespace, log: Log) -> NodeView:
+    """Describe a login node, and check that this launcher runs there."""
+    with connect(arguments, arguments.name) as node:
+        description = node.installer.describe_node()
+        python, libc = ".".join(map(str, description.python)), " ".join(description.libc)
+        view = NodeView(arguments.name, libc, description.machine, python, description.free)
+        try:
+            began = time.time()
+            with node.session() as session:
+                info = session.request("look", HostInfo)
+                ahead = session.greeting.time - (began + time.time()) / 2
+        except RemoteError as error:
+            return replace(view, wrong=(ErrorInfo.from_error(error),))
+    programs = dict(sorted(info.programs.items()))
+    skewed = RemoteError(f"its clock is {ahead:+.0f} s from ours", where=arguments.name)
+    wrong = (ErrorInfo.from_error(skewed),) if abs(ahead) > _SKEW else ()
+    return replace(view, programs=programs, version=info.version, ahead=ahead, wrong=wrong)
 
 
 def show_tidied(value: Tidied, terminal: Terminal) -> Iterator[str]:
-    does = "removed" if value.applied else "would remove"
-    yield from (f"{does} {one_line(name)}" for name in value.versions)
-    yield from (f"{does} files that were sent: {one_line(name)[:12]}" for name in value.bundles)
-    asked = ", ".join(map(one_line, value.states))
-    yield f"{count_of(len(value.kept), 'version is', 'versions are')} kept; runs and sweeps of {asked} were asked"
+    verb = "removed" if value.applied else "would remove"
+    yield from (f"{verb} {one_line(name)}" for name in value.versions)
+    yield from (f"{verb} files that were sent: {one_line(name)[:12]}" for name in value.bundles)
+    states = ", ".join(map(one_line, value.states))
+    yield f"{count_of(len(value.kept), 'version is', 'versions are')} kept; runs and sweeps of {states} were asked"
 
 
-gc = Command(Tidied, collected, show_tidied)
+@partial(Command, Tidied, show=show_tidied)
+def gc(arguments: argparse.Namespace, log: Log) -> Tidied:
+    """Remove unused versions and files of a login node; a dry run unless ``--apply``."""
+    with connect(arguments, arguments.name) as node, node.session() as session:
+        return session.request("tidy", Tidied, directory=node.installer.directory, apply=bool(arguments.apply))
 
 
-def fetched(arguments: argparse.Namespace, log: Log) -> Iterator[Message]:
-    """Runs and sweeps of a login node, with the runs of these, below a state directory here."""
+@partial(Command, Message, show=show_message)
+def get(arguments: argparse.Namespace, log: Log) -> Iterator[Message]:
+    """Fetch runs and sweeps of a login node, with the runs of these, into a state directory here."""
     from launcher.remote.fetching import fetch
     from launcher.sweep.ledger import Ledger
     from launcher.sweep.state import State
 
-    with connected(arguments, arguments.name) as node, node.session() as session:
-        directory = Path(arguments.output) if arguments.output else node.kept
+    with connect(arguments, arguments.name) as node, node.session() as session:
+        directory = Path(arguments.output) if arguments.output else node.directory
         for name in arguments.names:
-            place = fetch(session, name, directory)
-            if place.parent.name == "sweeps":
+            path = fetch(session, name, directory)
+            if path.parent.name == "sweeps":
                 ledger = Ledger.load(directory / "sweeps", name)
                 for attempt in State(ledger.sweep, ledger.events()).by_run.values():
                     fetch(session, attempt.run, directory)
-            yield Message(str(place), name)
-
-
-get = Command(Message, fetched, show_message)
+            yield Message(str(path), name)
 
 
 @dataclass(frozen=True)
 class LoginNode:
-    """A login node that is connected to. ``kept`` is the directory here for what is kept of it."""
+    """A login node with a connection. ``directory`` has our files about it on this machine."""
 
     name: str
     project: Project
     opener: Opener
     installer: Installer
-    kept: Path
-    naming: Thread
-    """Finds our own name (`content_name`) while we connect."""
+    directory: Path
+    content_name_finder: Thread
+    """Computes the name of our own version (`content_name`, which is cached) while the connection is made."""
 
     @property
-    def _version(self) -> Path:
-        return self.kept / "launcher"
+    def _version_file(self) -> Path:
+        return self.directory / "launcher"
 
     def remember(self, version: str) -> None:
-        """Keep which version is there, so that the next command need not look."""
+        """Note the version that is installed there, so that the next command need not ask."""
         from launcher.core.publish import make_private, write_text
 
-        make_private(self.kept)
-        write_text(self._version, version)
+        make_private(self.directory)
+        write_text(self._version_file, version)
 
     def session(self) -> Session:
-        """Speak with this launcher there, of the same files as here. Raises RemoteError."""
+        """A session with a launcher there that has the same files as this one. Raises RemoteError."""
         from launcher.remote.install import content_name
 
-        self.naming.join()
-        ours = f"{content_name()}-"
-        if (
-            not self.installer.open
-            and self._version.is_file()
-            and (known := self._version.read_text()).startswith(ours)
-        ):
+        self.content_name_finder.join()
+        prefix = f"{content_name()}-"
+        if not self.installer.open and self._version_file.is_file():
+            version = self._version_file.read_text()
             try:
-                return self._spoken(self.opener.open(self.installer.command(known)))
+                if version.startswith(prefix):
+                    return self._open_session(self.opener.open(self.installer.command(version)))
             except RemoteError as error:
                 if error.hint is None or "remote install" not in error.hint:
                     raise
         versions = self.installer.describe_node().versions
-        found = [name for name in versions if name.startswith(ours)]
-        if not found:
-            what = f"launcher {__version__} is not installed there"
+        matches = [name for name in versions if name.startswith(prefix)]
+        if not matches:
+            problem = f"launcher {__version__} is not installed there"
             if any(name.startswith(f"{__version__}-") for name in versions):
-                what = f"launcher {__version__} there is of other files than this one"
+                problem = f"launcher {__version__} there is of other files than this one"
             elif versions:
-                what += f", but {', '.join(one_line(name) for name in versions[-3:])}"
-            raise RemoteError(what, where=self.name, hint=f"launcher remote install {self.name}")
-        session = self._spoken(self.installer.start_agent(found[-1]))
-        self.remember(found[-1])
+                problem += f", but {', '.join(one_line(name) for name in versions[-3:])}"
+            raise RemoteError(problem, where=self.name, hint=f"launcher remote install {self.name}")
+        session = self._open_session(self.installer.start_agent(matches[-1]))
+        self.remember(matches[-1])
         return session
 
-    def _spoken(self, pipe: Pipe) -> Session:
+    def _open_session(self, pipe: Pipe) -> Session:
         from launcher.remote.session import Session
 
         session = Session(pipe, self.name)
-        if (said := session.greeting.version) != __version__:
+        if (version := session.greeting.version) != __version__:
             session.close()
-            what = f"launcher {one_line(said)[:80]} answers there, and this one is {__version__}"
-            raise RemoteError(what, where=self.name, hint=f"launcher remote install {self.name}")
+            problem = f"launcher {one_line(version)[:80]} answers there, and this one is {__version__}"
+            raise RemoteError(problem, where=self.name, hint=f"launcher remote install {self.name}")
         return session
 
 
 @contextlib.contextmanager
-def connected(arguments: argparse.Namespace, name: str) -> Iterator[LoginNode]:
-    """A connection to the login node that is called ``name``; ``arguments`` say where things are here. Raises
+def connect(arguments: argparse.Namespace, name: str) -> Iterator[LoginNode]:
+    """A connection to the login node that ``name`` means: a runner with a login node, or a host of ssh_config. Raises
     ConfigError, RemoteError."""
     from launcher.cli.common import open_project
     from launcher.remote.install import Installer, content_name
@@ -250,38 +240,37 @@ def connected(arguments: argparse.Namespace, name: str) -> Iterator[LoginNode]:
     if login is None:
         hint = "add `login: {host: NAME}` to it, or name a host of ssh_config"
         raise ConfigError("its runner file names no login node", where=name, hint=hint)
-    naming = Thread(target=content_name, daemon=True)
-    naming.start()
-    opener = _open(arguments, login)
+    content_name_finder = Thread(target=content_name, daemon=True)
+    content_name_finder.start()
+    opener = _make_opener(arguments, login)
     try:
         installer = Installer(opener, name, directory=login.directory, python=login.python)
-        kept = project.state / "remote" / re.sub(r"[^\w.@-]", "_", name)
-        yield LoginNode(name, project, opener, installer, kept, naming)
+        directory = project.state / "remote" / re.sub(r"[^\w.@-]", "_", name)
+        yield LoginNode(name, project, opener, installer, directory, content_name_finder)
     finally:
         opener.close()
 
 
-def _open(arguments: argparse.Namespace, login: Login) -> Opener:
+def _make_opener(arguments: argparse.Namespace, login: Login) -> Opener:
     import shlex
 
     from launcher.core.process import run
     from launcher.remote.destination import Destination, resolve
 
-    chosen = arguments.ssh or os.environ.get("LAUNCHER_SSH") or ("ssh" if login.ssh == "openssh" else None)
-    if chosen is not None:
+    command = arguments.ssh or os.environ.get("LAUNCHER_SSH") or ("ssh" if login.ssh == "openssh" else None)
+    if command is not None:
         from launcher.remote.by_openssh import OpenSSHOpener
 
-        return OpenSSHOpener(Destination(login.host, (), tuple(shlex.split(chosen))))
+        return OpenSSHOpener(Destination(login.host, (), tuple(shlex.split(command))))
     from launcher.remote.by_paramiko import ParamikoOpener
 
-    where = resolve(login.host, ssh=("ssh",), run=run, home=Path.home())
-    return ParamikoOpener(
-        where, _ask, accept_new=bool(arguments.accept_new), say=lambda text: print_line(text, sys.stderr)
-    )
+    destination = resolve(login.host, ssh=("ssh",), run=run, home=Path.home())
+    say = partial(print_line, file=sys.stderr)
+    return ParamikoOpener(destination, _ask, accept_new=bool(arguments.accept_new), say=say)
 
 
 def _ask(text: str, *, echo: bool) -> str:
-    """Ask at the terminal; nothing of the answer is kept."""
+    """Ask the user at the terminal; the answer is not kept."""
     if not sys.stdin.isatty():
         hint = "start it in a terminal, or have the key in an agent, or use a ControlMaster: --ssh ssh"
         raise RemoteError(f"nobody can answer {one_line(text)!r}", hint=hint)

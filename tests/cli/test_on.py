@@ -20,7 +20,7 @@ import pytest
 
 from launcher.cli import main, on, on_driving
 from launcher.cli.arguments import parser
-from launcher.cli.remote import connected
+from launcher.cli.remote import connect
 from launcher.core.checkout_head import head_commit
 from launcher.core.errors import RemoteError
 from launcher.core.process import run as run_program
@@ -59,13 +59,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def one_connection(site: Site) -> Iterator[Any]:
-    """What `on.connected` gives, over one connection and one agent: most tests are about neither."""
+    """What `on.connect` gives, over one connection and one agent: most tests are about neither."""
     with pytest.MonkeyPatch.context() as patch:
         go_there(site, patch)
         arguments = parser().parse_args(["status"])
-        with connected(arguments, "local") as node, node.session() as session:
-            shared = dataclasses.make_dataclass("Node", ["name", "project", "kept", "session"])
-            once = shared("local", node.project, node.kept, lambda: contextlib.nullcontext(session))
+        with connect(arguments, "local") as node, node.session() as session:
+            shared = dataclasses.make_dataclass("Node", ["name", "project", "directory", "session"])
+            once = shared("local", node.project, node.directory, lambda: contextlib.nullcontext(session))
             yield lambda arguments, name: contextlib.nullcontext(once)
 
 
@@ -144,7 +144,7 @@ def test_output_and_code_are_those_of_the_command_typed_there(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(on, "connected", one_connection)
+    monkeypatch.setattr(on, "connect", one_connection)
     code = main([*words, "--state", str(site.far)])
     there = capsys.readouterr()
     assert main([*words, "--on", "local"]) == code
@@ -171,7 +171,7 @@ def test_a_status_of_a_thousand_points_is_one_question_and_a_small_answer(
 
     monkeypatch.setattr(Session, "_send", sends)
     monkeypatch.setattr(Session, "_take", takes)
-    monkeypatch.setattr(on, "connected", one_connection)
+    monkeypatch.setattr(on, "connect", one_connection)
     assert main(["--on", "local", "sweep", "status", "thousand", "--state", str(tmp_path / "state")]) == 0
     assert capsys.readouterr().out.count("no attempt yet") == 200
     assert asked == ["ask"] and sum(came) < 64_000
@@ -300,7 +300,7 @@ def test_a_signal_before_anything_is_started_there_says_so(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(on, "connected", one_connection)
+    monkeypatch.setattr(on, "connect", one_connection)
     monkeypatch.setattr(on.RemoteCommand, step, lambda there, **changes: signal.raise_signal(number))
     assert main(["--on", "local", "run", *ONE, "--runner", "local", "--run-id", "never"]) == code
     assert capsys.readouterr().err == f"launcher: cancelled: stopped by {number.name}: nothing was started on local\n"
@@ -319,7 +319,7 @@ def test_an_interrupt_while_a_driver_starts_there_cancels_what_it_drives(
 
     real = on_driving._started
     monkeypatch.setattr(on_driving, "_started", start)
-    monkeypatch.setattr(on, "connected", one_connection)
+    monkeypatch.setattr(on, "connect", one_connection)
     monkeypatch.setenv("LAUNCHER_REHEARSAL_FAULTS", "hang")
     assert main(["--on", "local", "run", *ONE, "--runner", "local", "--run-id", "early", "--detach"]) == 130
     assert "".join(capsys.readouterr()).count("cancelling early on local") == 1
@@ -342,7 +342,7 @@ def test_a_second_signal_and_a_terminal_that_is_closed_leave_the_run_to_itself(
             signal.raise_signal(number)
         return 0
 
-    monkeypatch.setattr(on, "connected", one_connection)
+    monkeypatch.setattr(on, "connect", one_connection)
     monkeypatch.setattr(on.RemoteCommand, "ask", lambda there, **changes: _Nothing())
     for name, stand_in in (("_compared", lambda there: []), ("_started", lambda there: 0), ("_follow", follow)):
         monkeypatch.setattr(on_driving, name, stand_in)

@@ -91,12 +91,12 @@ def test_it_ends_in_one_clear_error(
     pipe = OpenSSHPipe([sys.executable, "-Ic", HOSTILE_AGENT, json.dumps(answers), __version__], "far")
     with Session(pipe, "far") as session:
 
-        def connected(arguments: Any, name: str) -> Any:
-            node = dataclasses.make_dataclass("Node", ["name", "project", "kept", "session"])
+        def connect(arguments: Any, name: str) -> Any:
+            node = dataclasses.make_dataclass("Node", ["name", "project", "directory", "session"])
             project = open_project(arguments)
             return contextlib.nullcontext(node("far", project, tmp_path, lambda: contextlib.nullcontext(session)))
 
-        monkeypatch.setattr(on, "connected", connected)
+        monkeypatch.setattr(on, "connect", connect)
         code = main(["--on", "far", *words, "--state", str(tmp_path)])
     said = capsys.readouterr()
     assert code not in (0, None) or "an error" in message
