@@ -1,6 +1,6 @@
-"""Rows of agentic runs: what AIPerf recorded of each request, as InferenceX aggregates it. Pure.
+"""Rows of agentic runs, aggregated from AIPerf's records of requests. Pure.
 
-Equal to InferenceX's utils/agentic/aggregation, but for numbers that JSON does not have.
+They are equal to those of InferenceX's utils/agentic/aggregation, except for numbers that JSON does not have.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _LATENCIES = {
 }
 _RECIPROCALS = {"intvty": "itl", "full_response_intvty": "full_response_itl"}
 _IN, _OUT = "input_sequence_length", "output_sequence_length"
-_CATEGORY = 120
+_LONGEST_CATEGORY = 120
 """Characters of an error's category."""
 
 
 @dataclass
 class Records:
-    """The records that count, and how many do not, by reason."""
+    """The records of successful, measured requests, and the numbers of all others."""
 
     good: list[Record] = field(default_factory=list)
     total: int = 0
@@ -46,7 +46,7 @@ class Records:
 
     @property
     def accounting(self) -> Row:
-        """As the row has it; one that is both warm-up and failed counts in both."""
+        """The row's ``request_accounting``; a failed request of the warm-up counts as both."""
         return {
             "records_total": self.total,
             "records_profiled": len(self.good),
@@ -58,7 +58,10 @@ class Records:
 
 
 def read_records(lines: Iterable[str]) -> Records:
-    """The records of ``profile_export.jsonl``. Raises what a line that is no record of a request raises."""
+    """The records of ``profile_export.jsonl``.
+
+    Raises ValueError, AttributeError, TypeError or LookupError for a line that is no record of a request.
+    """
     records = Records()
     for line in lines:
         if not line.strip():
@@ -77,43 +80,42 @@ def read_records(lines: Iterable[str]) -> Records:
 def _category(error: Any) -> str:
     message = error
     if isinstance(error, dict):
-        keys = ("type", "error_type", "code", "class", "status")
-        if named := [str(error[key]) for key in keys if error.get(key) not in (None, "")]:
-            return named[0]
+        for key in ("type", "error_type", "code", "class", "status"):
+            if error.get(key) not in (None, ""):
+                return str(error[key])
         message = error.get("message") or error.get("error")
     first = str(message).strip().splitlines()[0] if message else "unknown"
-    return (first.split(":", 1)[0] or "unknown")[:_CATEGORY]
+    return (first.split(":", 1)[0] or "unknown")[:_LONGEST_CATEGORY]
 
 
-def metric_of(record: Record, key: str) -> Any:
-    """The value of one metric of a record."""
-    found = record.get("metrics", {}).get(key)
-    return found.get("value") if isinstance(found, dict) else found
+def _metric(record: Record, key: str) -> Any:
+    metric = record.get("metrics", {}).get(key)
+    return metric.get("value") if isinstance(metric, dict) else metric
 
 
 def whole_numbers(records: Iterable[Record], key: str) -> list[int]:
-    """A metric of all records that have a whole number there."""
-    found = []
+    """The values of a metric, without those that are no integers."""
+    values = []
     for record in records:
         try:
-            found.append(int(metric_of(record, key)))
+            values.append(int(_metric(record, key)))
         except (TypeError, ValueError, OverflowError):
             continue
-    return found
+    return values
 
 
 def _seconds(records: Iterable[Record], key: str) -> list[float]:
-    values = (number(metric_of(record, key)) for record in records)
+    values = (number(_metric(record, key)) for record in records)
     return [value / 1000.0 for value in values if value is not None and math.isfinite(value) and value > 0]
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """Linear between the two nearest of values in order."""
-    at = (len(ordered) - 1) * (percent / 100)
-    low = int(at)
+    """The percentile of sorted values, interpolated linearly."""
+    position = (len(ordered) - 1) * (percent / 100)
+    low = int(position)
     if low + 1 >= len(ordered):
         return ordered[low]
-    return ordered[low] + (at - low) * (ordered[low + 1] - ordered[low])
+    return ordered[low] + (position - low) * (ordered[low + 1] - ordered[low])
 
 
 def _deviation(values: Sequence[float]) -> float:
@@ -121,7 +123,7 @@ def _deviation(values: Sequence[float]) -> float:
 
 
 def _distribution(values: Sequence[float]) -> Row:
-    """Mean, percentiles and the population's deviation; nothing of nothing."""
+    """Mean, percentiles and the population's standard deviation; {} without values."""
     if not values:
         return {}
     ordered = sorted(map(float, values))
@@ -130,42 +132,43 @@ def _distribution(values: Sequence[float]) -> Row:
 
 
 def _reciprocals(times: Sequence[float]) -> Row:
-    """1 / each statistic, so that a high percentile is the slow tail; ``std`` is that of the reciprocals."""
-    found = {key: 1.0 / value for key, value in _distribution(times).items() if key != "std"}
-    return {**found, "std": _deviation([1.0 / value for value in times])} if times else {}
+    """The reciprocals of the statistics, so that high percentiles are the slow tail; ``std`` is that of reciprocals."""
+    statistics = {key: 1.0 / value for key, value in _distribution(times).items() if key != "std"}
+    return {**statistics, "std": _deviation([1.0 / time for time in times])} if times else {}
 
 
 def _latency(records: Sequence[Record]) -> Row:
     times = {name: _seconds(records, key) for name, key in _LATENCIES.items()}
     per_token = []
     for record in records:
-        whole, tokens = number(metric_of(record, "request_latency")), number(metric_of(record, _OUT))
-        if whole is not None and tokens is not None and 0 < whole < math.inf and 0 < tokens < math.inf:
-            per_token.append(whole / 1000.0 / tokens)
-    found = {name: _distribution(values) for name, values in times.items()}
-    found |= {name: _reciprocals(times[of]) for name, of in _RECIPROCALS.items()}
-    return {**found, "e2e_norm_intvty": _reciprocals(per_token)}
+        latency, tokens = number(_metric(record, "request_latency")), number(_metric(record, _OUT))
+        if latency is not None and tokens is not None and 0 < latency < math.inf and 0 < tokens < math.inf:
+            per_token.append(latency / 1000.0 / tokens)
+    distributions = {name: _distribution(values) for name, values in times.items()}
+    distributions |= {name: _reciprocals(times[latency_name]) for name, latency_name in _RECIPROCALS.items()}
+    return {**distributions, "e2e_norm_intvty": _reciprocals(per_token)}
 
 
-def _stamps(records: Iterable[Record], key: str) -> list[int]:
+def _timestamps(records: Iterable[Record], key: str) -> list[int]:
     return [int(record["metadata"][key]) for record in records if record.get("metadata", {}).get(key)]
 
 
 def _completions(records: Sequence[Record]) -> Row:
-    """Requests that end in each second from the first end on; the last, partial second is left out."""
-    ends = sorted(stamp / 1e9 for stamp in _stamps(records, "request_end_ns"))
+    """The distribution of requests that end in a second. The seconds begin at the first end; the last, partial one does
+    not count."""
+    ends = sorted(nanoseconds / 1e9 for nanoseconds in _timestamps(records, "request_end_ns"))
     if len(ends) < 2 or ends[-1] <= ends[0]:
         return {}
-    counts, at = [], ends[0]
-    while at + 1.0 <= ends[-1]:
-        counts.append((bisect.bisect_left(ends, at + 1.0) - bisect.bisect_left(ends, at)) / 1.0)
-        at += 1.0
+    counts, second = [], ends[0]
+    while second + 1.0 <= ends[-1]:
+        counts.append(float(bisect.bisect_left(ends, second + 1.0) - bisect.bisect_left(ends, second)))
+        second += 1.0
     rates = _distribution(counts) or {"mean": len(ends) / (ends[-1] - ends[0])}
     return {"window_seconds": 1.0, "samples": len(counts), **rates}
 
 
 def _throughput(records: Sequence[Record], gpus: int) -> Row:
-    starts, ends = _stamps(records, "request_start_ns"), _stamps(records, "request_end_ns")
+    starts, ends = _timestamps(records, "request_start_ns"), _timestamps(records, "request_end_ns")
     duration = (max(ends) - min(starts)) / 1e9 if starts and ends else 0.0
     if duration <= 0:
         return {}
@@ -180,28 +183,28 @@ def _throughput(records: Sequence[Record], gpus: int) -> Row:
 
 
 def _theoretical_hit_rate(profile: Mapping[str, Any]) -> float | None:
-    found = profile.get("theoretical_prefix_cache_hit")
-    if not isinstance(found, dict):
+    metric = profile.get("theoretical_prefix_cache_hit")
+    if not isinstance(metric, dict):
         return None
-    hits, blocks, average = (number(found.get(key)) for key in ("sum", "count", "avg"))
+    hits, blocks, average = (number(metric.get(key)) for key in ("sum", "count", "avg"))
     if hits is not None and blocks is not None and blocks > 0:
         return hits / blocks
-    percent = str(found.get("unit", "")).strip() == "%"
+    percent = str(metric.get("unit", "")).strip() == "%"
     return average / 100.0 if average is not None and percent else average
 
 
 def _rounded(value: Any) -> Any:
-    """Every float to 5 decimals; a whole one from 1 on becomes an int."""
+    """The document with floats of 5 decimals; an integral float of at least 1 becomes an int."""
     if isinstance(value, float) and math.isfinite(value):
-        near = round(value, 5)
-        return int(near) if abs(near) >= 1 and near.is_integer() else near
+        rounded = round(value, 5)
+        return int(rounded) if abs(rounded) >= 1 and rounded.is_integer() else rounded
     if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    return [_rounded(one) for one in value] if isinstance(value, list) else value
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
 
 
-def shape(environ: Mapping[str, str]) -> tuple[Row, int]:
-    """The parallelism of an agentic row, and all its GPUs. Raises ConfigError."""
+def parallelism(environ: Mapping[str, str]) -> tuple[Row, int]:
+    """The parallelism fields of an agentic row, and the number of all GPUs. Raises ConfigError."""
     if not read_variables("agentic", environ)["is_multinode"]:
         row = read_variables("agentic_one_node", environ)
         return row, row["tp"] * row["pp"] * row["pcp_size"]
@@ -220,25 +223,25 @@ def shape(environ: Mapping[str, str]) -> tuple[Row, int]:
 
 
 def _offload(environ: Mapping[str, str]) -> Row:
-    where, name = environ.get("KV_OFFLOADING", ""), environ.get("KV_OFFLOAD_BACKEND", "")
-    if not where:
+    target, name = environ.get("KV_OFFLOADING", ""), environ.get("KV_OFFLOAD_BACKEND", "")
+    if not target:
         raise ConfigError("not set: KV_OFFLOADING", where="environment")
     try:
         backend = component(environ.get("KV_OFFLOAD_BACKEND_METADATA", ""), version_needed=False)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"KV_OFFLOAD_BACKEND_METADATA: {error}", where="environment") from None
-    if where == "none" and (name or backend):
+    if target == "none" and (name or backend):
         raise ConfigError("KV_OFFLOAD_BACKEND is set, and KV_OFFLOADING is none", where="environment")
-    if where != "none" and (name in ("", "none") or backend is None or backend["name"] != name):
+    if target != "none" and (name in ("", "none") or backend is None or backend["name"] != name):
         text = "KV_OFFLOAD_BACKEND and the name in KV_OFFLOAD_BACKEND_METADATA have to be there, and the same"
         raise ConfigError(text, where="environment")
-    return {"kv_offloading": where, "kv_offload_backend": backend}
+    return {"kv_offloading": target, "kv_offload_backend": backend}
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What one agentic run left: its records, AIPerf's summary, the server's metrics, the texts of server logs, and the
-    output lengths that the traces' data set expects, where it is at hand."""
+    """The output of one agentic run: its records, AIPerf's summary, the server's metrics and the texts of server logs;
+    and the output lengths that the traces' data set states, if it is available."""
 
     records: Records
     summary: Mapping[str, Any] = field(default_factory=dict)
@@ -250,23 +253,22 @@ class Profile:
 def agentic_row(profile: Profile, environ: Mapping[str, str]) -> Row:
     """The row of an agentic run. Raises ConfigError for the variables, ResultError for the profile."""
     row = read_variables("agentic", environ) | _offload(environ)
-    sides, gpus = shape(environ)
+    fields, gpus = parallelism(environ)
     try:
-        row |= sides | _of_profile(profile, row["framework"], gpus)
+        row |= fields | _measurements(profile, row["framework"], gpus)
     except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise ResultError(f"the profile gives no aggregate: {error!r}"[:400]) from None
     refuse_not_finite(row)
-    rounded: Row = _rounded(row)
-    return rounded
+    return dict(_rounded(row))
 
 
-def _of_profile(profile: Profile, framework: str, gpus: int) -> Row:
+def _measurements(profile: Profile, framework: str, gpus: int) -> Row:
     good = profile.records.good
-    served, warnings = server_metrics(profile.server, framework, profile.logs)
+    server, warnings = server_metrics(profile.server, framework, profile.logs)
     for name, key in (("prompt_total", _IN), ("generation_total", _OUT)):
-        if served["tokens"][name] is None and (counts := whole_numbers(good, key)):
-            served["tokens"][name] = sum(counts)
-    served["tokens"]["requests_completed"] = len(good)
+        if server["tokens"][name] is None and (counts := whole_numbers(good, key)):
+            server["tokens"][name] = sum(counts)
+    server["tokens"]["requests_completed"] = len(good)
     row: Row = {
         "scenario_type": AGENTIC,
         "num_requests_total": profile.records.total,
@@ -283,8 +285,8 @@ def _of_profile(profile: Profile, framework: str, gpus: int) -> Row:
             "throughput": _throughput(good, gpus),
             "cache": {"theoretical_cache_hit_rate": _theoretical_hit_rate(profile.summary)},
         },
-        "server_metrics": served,
-        "kv_cache_pool_tokens": served["kv_cache"]["gpu_total_tokens"],
+        "server_metrics": server,
+        "kv_cache_pool_tokens": server["kv_cache"]["gpu_total_tokens"],
     }
     metadata = profile.summary.get("metadata")
     if isinstance(metadata, dict) and isinstance(metadata.get("dataset"), dict):

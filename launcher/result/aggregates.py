@@ -21,7 +21,7 @@ from launcher.benchmark.environment import environment_of
 from launcher.core.errors import LauncherError, ResultError
 from launcher.core.publish import publishing
 from launcher.core.reading import LARGEST_RESULT, load_json, open_regular, open_text, read_file
-from launcher.result.agentic_rows import Profile, Records, agentic_row, read_records, shape, whole_numbers
+from launcher.result.agentic_rows import Profile, Records, agentic_row, parallelism, read_records, whole_numbers
 from launcher.result.power import add_new, one_node, with_power
 from launcher.result.power_package import Package, several_nodes
 from launcher.result.row_fields import Row, finite, fixed_row
@@ -266,7 +266,7 @@ def aggregate_agentic_power(directory: Path, stem: str, environ: Mapping[str, st
     if not power_required(environ) and not (results / "gpu_metrics.csv").is_file():
         return
     aggregate = directory / environ.get("AGENTIC_OUTPUT_DIR", ".") / f"{stem}.json"
-    reasons = add_agentic_power(results, aggregate, shape(environ)[1])
+    reasons = add_agentic_power(results, aggregate, parallelism(environ)[1])
     if reasons and power_required(environ):
         raise ResultError(f"power is required, and not valid: {', '.join(reasons)}", where=str(results))
 

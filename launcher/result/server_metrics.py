@@ -1,6 +1,6 @@
-"""What an engine's own counters say of an agentic run: cache hit rates, KV usage and capacity, tokens. Pure.
+"""An agentic run's cache hit rates, KV cache usage and capacity, and tokens, by the engine's own counters. Pure.
 
-Metrics are those of AIPerf's ``server_metrics_export.json``, by engine (InferenceX's agentic/aggregation/backends).
+The counters come from AIPerf's ``server_metrics_export.json`` (InferenceX's agentic/aggregation/backends).
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _ABSENT: Mapping[str, Sequence[str]] = {
     ),
     "kv_cache": ("gpu_usage_pct", "gpu_total_tokens", "cpu_usage_pct", "cpu_used_tokens", "cpu_total_tokens"),
     "kv_offload": tuple(
-        f"{what}_{way}{unit}"
-        for what, unit in (("bytes", ""), ("time", ""), ("bandwidth", "_bytes_per_second"))
-        for way in ("gpu_to_cpu", "cpu_to_gpu")
+        f"{quantity}_{direction}{unit}"
+        for quantity, unit in (("bytes", ""), ("time", ""), ("bandwidth", "_bytes_per_second"))
+        for direction in ("gpu_to_cpu", "cpu_to_gpu")
     ),
     "tokens": ("prompt_total", "generation_total", "requests_completed"),
 }  # fmt: skip
 
 
 def number(value: Any) -> float | None:
-    """A number, or a text that is one."""
+    """The number that a value or its text is; None for anything else."""
     try:
         return None if value is None else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -43,12 +43,12 @@ def number(value: Any) -> float | None:
 
 
 def rate(part: float | None, whole: float | None) -> float | None:
-    """A share; None where it is not known, or of nothing."""
+    """``part / whole``; None if one is not known or ``whole`` is not above 0."""
     return None if part is None or whole is None or whole <= 0 else float(part) / float(whole)
 
 
 def _fraction(value: float | None) -> float | None:
-    """Some gauges go to 1, some to 100: above 1.5 it is taken for percent."""
+    """Some gauges go to 1, others to 100: a value above 1.5 is a percentage."""
     return value / 100.0 if value is not None and value > 1.5 else value
 
 
@@ -60,35 +60,32 @@ class Metrics:
     """The exported metrics by name, each with its series."""
 
     def __init__(self, document: Any) -> None:
-        found = document.get("metrics") if isinstance(document, dict) else None
-        self.by_name: dict[str, Any] = found if isinstance(found, dict) else {}
-
-    def any_begins(self, *prefixes: str) -> bool:
-        return any(name.startswith(prefixes) for name in self.by_name)
+        metrics = document.get("metrics") if isinstance(document, dict) else None
+        self.by_name: dict[str, Any] = metrics if isinstance(metrics, dict) else {}
 
     def series(self, *names: str) -> Iterator[dict[str, Any]]:
         for name in names:
-            entry = self.by_name.get(name)
-            listed = entry.get("series") if isinstance(entry, dict) else None
-            yield from (one for one in (listed if isinstance(listed, list) else ()) if isinstance(one, dict))
+            metric = self.by_name.get(name)
+            all_series = metric.get("series") if isinstance(metric, dict) else None
+            yield from (one for one in (all_series if isinstance(all_series, list) else ()) if isinstance(one, dict))
 
     def values(
         self, *names: str, prefer: Sequence[str] = _TOTAL, where: Callable[[dict[str, Any]], bool] | None = None
     ) -> list[float]:
-        """Of each series of these names the first statistic that there is."""
-        kept = (one for one in self.series(*names) if where is None or where(one))
-        return [value for one in kept if (value := _statistic(one, prefer)) is not None]
+        """The first existing statistic of each series of these metrics for which ``where`` is true."""
+        matching = (one for one in self.series(*names) if where is None or where(one))
+        return [value for one in matching if (value := _statistic(one, prefer)) is not None]
 
-    def sum(self, *names: str, **how: Any) -> float | None:
-        values = self.values(*names, **how)
+    def sum(self, *names: str, **options: Any) -> float | None:
+        values = self.values(*names, **options)
         return sum(values, 0.0) if values else None
 
     def first(self, *names: str) -> float | None:
-        """The sum of the first metric that there is."""
+        """The sum of the first metric that exists."""
         return next((value for name in names if (value := self.sum(name)) is not None), None)
 
-    def highest(self, *names: str, **how: Any) -> float | None:
-        return max(self.values(*names, prefer=_HIGHEST, **how), default=None)
+    def highest(self, *names: str, **options: Any) -> float | None:
+        return max(self.values(*names, prefer=_HIGHEST, **options), default=None)
 
     def average(self, *names: str) -> float | None:
         values = self.values(*names, prefer=_AVERAGE)
@@ -96,22 +93,21 @@ class Metrics:
 
     def by_label(self, name: str, label: str) -> Numbers:
         """The sums by the value of a label."""
-        found: Numbers = {}
+        sums: Numbers = {}
         for one in self.series(name):
-            at, value = label_of(one, label), _statistic(one, _TOTAL)
-            if at is not None and value is not None:
-                found[at] = found.get(at, 0.0) + value
-        return found
+            key, value = _label(one, label), _statistic(one, _TOTAL)
+            if key is not None and value is not None:
+                sums[key] = sums.get(key, 0.0) + value
+        return sums
 
 
 def _statistic(series: Mapping[str, Any], prefer: Sequence[str]) -> float | None:
-    found = series.get("stats")
-    values = (number(found.get(key)) for key in prefer) if isinstance(found, dict) else iter(())
+    statistics = series.get("stats")
+    values = (number(statistics.get(key)) for key in prefer) if isinstance(statistics, dict) else iter(())
     return next((value for value in values if value is not None), None)
 
 
-def label_of(series: Mapping[str, Any], key: str) -> str | None:
-    """The value of a series' label, as text."""
+def _label(series: Mapping[str, Any], key: str) -> str | None:
     labels = series.get("labels")
     value = labels.get(key) if isinstance(labels, dict) else None
     return None if value is None else str(value)
@@ -120,7 +116,7 @@ def label_of(series: Mapping[str, Any], key: str) -> str | None:
 def server_metrics(document: Any, framework: str, logs: Iterable[str]) -> tuple[Nested, list[str]]:
     """The block ``server_metrics`` of an aggregate, and warnings. ``logs`` are the texts of the servers' logs.
 
-    Raises ValueError for metrics of an engine that is not known.
+    Raises ValueError for metrics of an unknown engine.
     """
     metrics = Metrics(document)
     nested: Any = {block: dict.fromkeys(keys) for block, keys in _ABSENT.items()}
@@ -135,29 +131,26 @@ def server_metrics(document: Any, framework: str, logs: Iterable[str]) -> tuple[
             )
         nested["adapter"] = engine
         _ENGINES[engine].fill(metrics, nested)
-    read = None if engine is None else _ENGINES[engine].capacity
-    if read is not None and (found := [n for text in logs if (n := _capacity(*read, text)) is not None]):
-        nested["kv_cache"]["gpu_total_tokens"] = sum(found)
+    patterns = None if engine is None else _ENGINES[engine].capacity
+    if patterns is not None and (capacities := [n for log in logs if (n := _capacity(*patterns, log)) is not None]):
+        nested["kv_cache"]["gpu_total_tokens"] = sum(capacities)
     return nested, [] if metrics.by_name else ["server_metrics_export.json missing or empty"]
 
 
-def _sources(gpu: float | None, other: float | None, computed: float | None, raw: Numbers) -> dict[str, Any]:
-    return {"gpu_cache_hit": gpu, "cpu_or_external_cache_hit": other, "computed": computed, "raw": raw}
+def _sources(gpu: float | None, external: float | None, computed: float | None, raw: Numbers) -> dict[str, Any]:
+    return {"gpu_cache_hit": gpu, "cpu_or_external_cache_hit": external, "computed": computed, "raw": raw}
 
 
-def _rates(nested: Nested, gpu: float | None, other: float | None, overall: float | None) -> None:
-    cpu = {"cpu_cache_hit_rate": other, "external_cache_hit_rate": other}
-    nested["cache"].update({"gpu_cache_hit_rate": gpu, "overall_cache_hit_rate": overall, **cpu})
+def _set_rates(nested: Nested, gpu: float | None, external: float | None, overall: float | None) -> None:
+    rates = {"gpu_cache_hit_rate": gpu, "cpu_cache_hit_rate": external, "external_cache_hit_rate": external}
+    nested["cache"].update(rates, overall_cache_hit_rate=overall)
 
 
-def _prefixes(nested: Nested, *counts: float | None) -> None:
-    """Hits and queries of prefixes, then the same of an external cache."""
-    keys = ("hits", "queries")
-    names = (f"{where}prefix_cache_{key}" for where in ("", "external_") for key in keys)
-    nested["cache"].update(zip(names, counts, strict=True))
+_PREFIX_COUNTS = [f"{cache}prefix_cache_{count}" for cache in ("", "external_") for count in ("hits", "queries")]
+"""The keys of a GPU's prefix cache, then those of an external one."""
 
 
-def _totals(nested: Nested, prompt: float | None, generation: float | None) -> None:
+def _set_totals(nested: Nested, prompt: float | None, generation: float | None) -> None:
     nested["tokens"].update({"prompt_total": _whole(prompt), "generation_total": _whole(generation)})
 
 
@@ -165,25 +158,25 @@ def _atom(metrics: Metrics, nested: Nested) -> None:
     def total(stem: str) -> float | None:
         return metrics.sum(*(f"{atom}{stem}{end}" for end in ("", "_total") for atom in ("atom:", "atom_")))
 
-    _totals(nested, total("prompt_tokens"), total("generation_tokens"))
+    _set_totals(nested, total("prompt_tokens"), total("generation_tokens"))
     cached, full = total("prefix_cache_cached_tokens"), total("prefix_cache_full_tokens")
     loaded = total("lmcache_loaded_tokens")
-    # What was loaded may be among the cached tokens already: it is not added.
-    _rates(nested, rate(cached, full), rate(loaded, full), rate(cached, full))
-    _prefixes(nested, cached, full, loaded, full)
+    # Loaded tokens may be among the cached ones, so they are not added.
+    _set_rates(nested, rate(cached, full), rate(loaded, full), rate(cached, full))
+    nested["cache"].update(zip(_PREFIX_COUNTS, (cached, full, loaded, full), strict=True))
     usage = metrics.highest("atom:kv_cache_usage_ratio", "atom_kv_cache_usage_ratio")
     nested["kv_cache"]["gpu_usage_pct"] = _fraction(usage)
 
 
 def _sglang(metrics: Metrics, nested: Nested) -> None:
     prompt = metrics.sum("sglang:prompt_tokens")
-    _totals(nested, prompt, metrics.sum("sglang:generation_tokens"))
+    _set_totals(nested, prompt, metrics.sum("sglang:generation_tokens"))
     cached = metrics.by_label("sglang:cached_tokens", "cache_source")
     device, host = cached.get("device"), cached.get("host")
     overall = rate(sum(cached.values()), prompt) if cached else None
     if overall is None:
         overall = _fraction(metrics.average("sglang:cache_hit_rate"))
-    _rates(nested, rate(device, prompt), rate(host, prompt), overall)
+    _set_rates(nested, rate(device, prompt), rate(host, prompt), overall)
     nested["cache"]["cached_tokens_by_source"] = cached
     used = metrics.highest("sglang:hicache_host_used_tokens")
     total = metrics.highest("sglang:hicache_host_total_tokens")
@@ -195,16 +188,14 @@ def _sglang(metrics: Metrics, nested: Nested) -> None:
         "cpu_used_tokens": used,
         "cpu_total_tokens": total,
     }
-    computed = metrics.sum("sglang:realtime_tokens", where=lambda one: label_of(one, "mode") == "prefill_compute")
+    computed = metrics.sum("sglang:realtime_tokens", where=lambda one: _label(one, "mode") == "prefill_compute")
     nested["tokens"]["prompt_by_source"] = _sources(device, host, computed, cached)
 
 
 def _vllm(metrics: Metrics, nested: Nested) -> None:
-    _totals(nested, metrics.sum("vllm:prompt_tokens"), metrics.sum("vllm:generation_tokens"))
-    hits, queries, loaded, asked = (
-        metrics.sum(f"vllm:{kind}prefix_cache_{what}") for kind in ("", "external_") for what in ("hits", "queries")
-    )
-    gpu, other = rate(hits, queries), rate(loaded, asked)
+    _set_totals(nested, metrics.sum("vllm:prompt_tokens"), metrics.sum("vllm:generation_tokens"))
+    hits, queries, external_hits, external_queries = (metrics.sum(f"vllm:{key}") for key in _PREFIX_COUNTS)
+    gpu, external = rate(hits, queries), rate(external_hits, external_queries)
     overall = gpu
     if by_source := metrics.by_label("vllm:prompt_tokens_by_source", "source"):
         local, moved = by_source.get("local_cache_hit"), by_source.get("external_kv_transfer")
@@ -212,20 +203,21 @@ def _vllm(metrics: Metrics, nested: Nested) -> None:
         overall = None
         if total > 0:
             gpu = gpu if local is None else local / total
-            other = other if moved is None else moved / total
+            external = external if moved is None else moved / total
             overall = ((local or 0.0) + (moved or 0.0)) / total
         nested["tokens"]["prompt_by_source"] = _sources(local, moved, by_source.get("local_compute"), by_source)
-    _rates(nested, gpu, other, overall)
-    _prefixes(nested, hits, queries, loaded, asked)
+    _set_rates(nested, gpu, external, overall)
+    counts = (hits, queries, external_hits, external_queries)
+    nested["cache"].update(zip(_PREFIX_COUNTS, counts, strict=True))
     nested["kv_cache"].update(
         gpu_usage_pct=_fraction(metrics.highest(*_USAGE)),
         cpu_usage_pct=_fraction(metrics.highest("vllm:cpu_kv_cache_usage_perc")),
     )
-    moved_by = nested["kv_offload"]
+    offload = nested["kv_offload"]
     for way in ("gpu_to_cpu", "cpu_to_gpu"):
-        for what in ("bytes", "time"):
-            moved_by[f"{what}_{way}"] = metrics.sum(f"vllm:kv_offload_{what}_{way}")
-        moved_by[f"bandwidth_{way}_bytes_per_second"] = rate(moved_by[f"bytes_{way}"], moved_by[f"time_{way}"])
+        moved, seconds = (metrics.sum(f"vllm:kv_offload_{quantity}_{way}") for quantity in ("bytes", "time"))
+        offload |= {f"bytes_{way}": moved, f"time_{way}": seconds}
+        offload[f"bandwidth_{way}_bytes_per_second"] = rate(moved, seconds)
     nested["sources"] = _vllm_sources(metrics)  # type: ignore[assignment]
 
 
@@ -235,40 +227,40 @@ _ROLES = {"prefill": "prefill", "backend": "decode", "decode": "decode", "fronte
 
 
 def _source_of(series: Mapping[str, Any]) -> str:
-    """Which worker a series is of: role, endpoint, and what tells it from others there."""
-    component = label_of(series, "dynamo_component") or label_of(series, "component") or ""
+    """The worker that a series belongs to: its role, endpoint, and the labels that identify it there."""
+    component = _label(series, "dynamo_component") or _label(series, "component") or ""
     parts = [_ROLES.get(component, "combined"), *([str(series["endpoint_url"])] if series.get("endpoint_url") else [])]
-    labels = ((key, label_of(series, key)) for key in ("worker_id", "dp_rank", "engine"))
+    labels = ((key, _label(series, key)) for key in ("worker_id", "dp_rank", "engine"))
     return "|".join([*parts, *(f"{key}={value}" for key, value in labels if value is not None)])
 
 
 def _vllm_sources(metrics: Metrics) -> list[dict[str, Any]]:
     names = [*(f"vllm:{n}" for n in _PER_SOURCE), _USAGE[0], "vllm:prompt_tokens_by_source"]
-    found = []
+    sources = []
     for source in sorted({_source_of(series) for series in metrics.series(*names)}):
 
-        def own(series: dict[str, Any], source: str = source) -> bool:
+        def is_of_source(series: dict[str, Any], source: str = source) -> bool:
             return _source_of(series) == source
 
-        prompt, generation, hits, queries = (metrics.sum(f"vllm:{n}", where=own) for n in _PER_SOURCE)
-        found.append(
+        prompt, generation, hits, queries = (metrics.sum(f"vllm:{n}", where=is_of_source) for n in _PER_SOURCE)
+        sources.append(
             {
                 "id": source,
                 "role": source.split("|", 1)[0],
                 "prompt_tokens": prompt,
                 "generation_tokens": generation,
                 "prefix_cache_hit_rate": rate(hits, queries),
-                "gpu_kv_cache_usage_pct": _fraction(metrics.highest(*_USAGE, where=own)),
+                "gpu_kv_cache_usage_pct": _fraction(metrics.highest(*_USAGE, where=is_of_source)),
             }
         )
-    return found
+    return sources
 
 
 def _dynamo(metrics: Metrics, nested: Nested) -> None:
     _vllm(metrics, nested)
     cached, taken = (metrics.sum(f"dynamo_frontend_{n}") for n in ("cached_tokens", "input_sequence_tokens"))
     prompt = metrics.first("dynamo_frontend_input_sequence_tokens", "vllm:prompt_tokens")
-    _totals(nested, prompt, metrics.first("dynamo_frontend_output_tokens", "vllm:generation_tokens"))
+    _set_totals(nested, prompt, metrics.first("dynamo_frontend_output_tokens", "vllm:generation_tokens"))
     if nested["kv_cache"]["gpu_usage_pct"] is None:
         usage = metrics.highest("dynamo_component_gpu_cache_usage_percent")
         nested["kv_cache"]["gpu_usage_pct"] = _fraction(usage)
@@ -285,8 +277,11 @@ def _dynamo(metrics: Metrics, nested: Nested) -> None:
 
 @dataclass(frozen=True)
 class _Engine:
-    """How an engine's metrics are known and read, and how its logs say its ``capacity``: tokens, in a line for each
-    speaker; one of several data-parallel ranks that speaks alone speaks for all of them."""
+    """How an engine's metrics are recognised (``prefixes``) and read (``fill``).
+
+    ``capacity`` has the patterns of a log's lines: tokens of a KV cache, the process that reports them, and the number
+    of data-parallel ranks. If only one rank reports, all ranks have its capacity.
+    """
 
     fill: Callable[[Metrics, Nested], None]
     prefixes: tuple[str, ...]
@@ -307,24 +302,25 @@ def _engine(metrics: Metrics, framework: str) -> str | None:
     if framework.startswith("dynamo"):
         return "dynamo-vllm"
     for name, engine in _ENGINES.items():
-        if metrics.any_begins(*engine.prefixes) or (not metrics.by_name and framework == name):
+        recognised = any(metric.startswith(engine.prefixes) for metric in metrics.by_name)
+        if recognised or (not metrics.by_name and framework == name):
             return name
     return None
 
 
-def _capacity(tokens: str, speaker: str, ranks: str, log: str) -> int | None:
-    """The tokens of the GPUs' KV caches, as each speaker says once; without names of speakers all lines count."""
-    named: dict[str, int] = {}
-    bare: list[int] = []
+def _capacity(tokens: str, process: str, ranks: str, log: str) -> int | None:
+    """The tokens of all GPUs' KV caches. Each process counts once; without names of processes all lines count."""
+    by_process: dict[str, int] = {}
+    unnamed: list[int] = []
     for line in log.splitlines():
-        found = re.search(tokens, line)
-        if found is None or (count := int(found[1].replace(",", "") or 0)) <= 0:
+        match = re.search(tokens, line)
+        if match is None or (count := int(match[1].replace(",", "") or 0)) <= 0:
             continue
-        if who := re.search(speaker, line):
-            named[who[1]] = count
+        if name := re.search(process, line):
+            by_process[name[1]] = count
         else:
-            bare.append(count)
-    counts = list(named.values()) or bare
+            unnamed.append(count)
+    counts = list(by_process.values()) or unnamed
     if len(counts) == 1 and (all_ranks := re.search(ranks, log)):
         return counts[0] * max(int(all_ranks[1]), 1)
     return sum(counts) if counts else None
