@@ -9,7 +9,7 @@ and sweeps there, `remote` about login nodes, `detached` about what no terminal 
 
 There is a module for each group of commands (`running` is about runs, `ci` a workflow's step, `ending` about cancelling
 them and cleaning up, `status` what their records and logs say); `common` has what they share. While runs go on
-`console` shows it, of what `standing` makes of their events; `output` is standard output then, `streaming` has the
+`console` shows it, with `run_status` for its texts; `output` is standard output then, `streaming` has the
 forms of its lines of JSON, and `progress` shows copies. `results` and `importing` (of images) are one command each,
 `checking` and `planning` what is decided. Only argparse is imported here, in `arguments` and `parsers`, so that
 ``launcher --help`` answers at once; a command's own module is imported when that command runs.

@@ -1,7 +1,7 @@
-"""`run`, `resume` and sweeps on a login node: planned here and there, driven there by a process of its own, shown here.
+"""`run`, `resume` and sweeps on a login node: planned on both machines, driven by a process there, shown here.
 
-Whoever follows may go away at any moment; the driver goes on. Only Ctrl-C and SIGTERM end what it drives, as they do
-here.
+This process may end at any moment, and the driver goes on. Only Ctrl-C and SIGTERM cancel what it drives, as they do
+for a local run.
 """
 
 from __future__ import annotations
@@ -43,137 +43,142 @@ if TYPE_CHECKING:
     from launcher.plan.plan import Plan
     from launcher.sweep.overview import Overview
 
-_DIFF_LINES = 60
-_DIFFERED = 1 << 20
+_MAX_DIFF_LINES = 60
+_MAX_PLAN = 1 << 20
 """Characters of a plan that are compared."""
-_STARTING = 30.0
-"""Seconds that a driver may need to begin."""
-_OPEN = {"planned", "preparing", "queued", "running", "unknown"}
-"""States of points that a driver goes on with."""
+_DRIVER_TIMEOUT = 30.0
+"""Seconds in which a driver has to begin."""
+_UNFINISHED = {"planned", "preparing", "queued", "running", "unknown"}
+"""States of points on which a driver still works."""
 
 
 def run(remote: RemoteCommand) -> int:
     """Plan, compare, start, follow."""
     arguments = remote.arguments
-    plans = _compared(remote)
+    plans = _compare_plans(remote)
     if len(plans) == 1 and not arguments.run_id:
         arguments.run_id = new_run_id(plans[0].benchmark, time.time())
-    return _driven(remote, [arguments.run_id], lambda: _started(remote))
+    return _drive_runs(remote, [arguments.run_id], lambda: _start_driver(remote))
 
 
 def resume(remote: RemoteCommand) -> int:
-    """Start a driver for each run that has none, and follow them one after the other."""
-    views = _views_of(remote, remote.arguments.runs)
-    for one in views:
-        if one.state == "succeeded":
-            log_to_stderr(f"run {one.id} has succeeded already")
-    left = [one.id for one in views if one.state != "succeeded"]
-    if undriven := [one.id for one in views if one.id in left and not one.driven]:
+    """Start a driver for each run that has none, and follow the runs one after the other."""
+    views = _run_views(remote, remote.arguments.runs)
+    for view in views:
+        if view.state == "succeeded":
+            log_to_stderr(f"run {view.id} has succeeded already")
+    unfinished = [view for view in views if view.state != "succeeded"]
+    undriven = [view.id for view in unfinished if not view.driven]
+    if undriven:
         remote.send_files()
-    return _driven(remote, left, lambda: _started(remote, runs=undriven) if undriven else 0)
+    runs = [view.id for view in unfinished]
+    return _drive_runs(remote, runs, lambda: _start_driver(remote, runs=undriven) if undriven else 0)
 
 
-def _driven(remote: RemoteCommand, runs: Sequence[str], start: Callable[[], int]) -> int:
-    """Have drivers started, and follow the runs one after the other; the first exit code that is none of success."""
-    living, words = list(runs), " ".join(runs)
-    cancel = {"command": "ending:cancel", "runs": living, "from_env": False}
-    with cancel_on_signal(remote, words, f"resume {words}", cancel) as signals:
+def _drive_runs(remote: RemoteCommand, runs: Sequence[str], start: Callable[[], int]) -> int:
+    """Start drivers by ``start``, and follow the runs one after the other. Returns the first exit code other than 0."""
+    unfinished, names = list(runs), " ".join(runs)
+    cancel = {"command": "ending:cancel", "runs": unfinished, "from_env": False}
+    with cancel_on_signal(remote, names, f"resume {names}", cancel) as signals:
         code = start()
-        if code or (remote.arguments.detach and not signals.came):
-            return _left(remote, f"resume {words}", code)
-        signals.begun.set()
+        if code or (remote.arguments.detach and not signals.numbers):
+            return _print_detached(remote, f"resume {names}", code)
+        signals.started.set()
         codes = []
         for run in runs:
             codes.append(_follow(remote, run, signals))
             signals.over = run == runs[-1]
-            living.remove(run)
+            unfinished.remove(run)
     return next((code for code in codes if code), 0)
 
 
 def sweep_start(remote: RemoteCommand) -> int:
+    """Plan, compare, start a driver of the sweep, and follow it."""
     arguments = remote.arguments
     if not arguments.name:
         arguments.name = f"{time.strftime('sweep-%m%d-%H%M%S')}-{os.urandom(2).hex()}"
-    _compared(remote)
-    return _sweep(remote)
+    _compare_plans(remote)
+    return _drive_sweep(remote)
 
 
 def sweep_resume(remote: RemoteCommand) -> int:
+    """Start a driver of the sweep, and follow it."""
     remote.send_files()
-    return _sweep(remote)
+    return _drive_sweep(remote)
 
 
-def _sweep(remote: RemoteCommand) -> int:
+def _drive_sweep(remote: RemoteCommand) -> int:
     name = remote.arguments.name
     verb = "stop" if remote.arguments.detach_on_interrupt else "cancel"
     cancel = {"command": "sweep_asking:ask", "name": name, "verb": verb, "of_runner": None}
     with cancel_on_signal(remote, name, f"sweep status {name} --watch", cancel) as signals:
-        code = _started(remote, show_all=True)
-        if code or (remote.arguments.detach and not signals.came):
-            return _left(remote, f"sweep status {name} --watch", code)
-        signals.begun.set()
-        found = _watch(remote, name)
-    code = 128 + signals.came[0] if signals.came and found.exit_code else found.exit_code
+        code = _start_driver(remote, show_output=True)
+        if code or (remote.arguments.detach and not signals.numbers):
+            return _print_detached(remote, f"sweep status {name} --watch", code)
+        signals.started.set()
+        sweep = _watch(remote, name)
+    code = 128 + signals.numbers[0] if signals.numbers and sweep.exit_code else sweep.exit_code
     if wants_json(remote.arguments):
         return code
     from launcher.cli.sweep_driving import SHOWN, summary
 
-    if len(found.jobs) <= SHOWN and found.points.get("ok"):
+    if len(sweep.jobs) <= SHOWN and sweep.points.get("ok"):
         show(remote, command="results:results", names=[name], json=False, csv=False, output=".")
-    for line in summary(found):
+    for line in summary(sweep):
         print_line(line)
     return code
 
 
-def _started(remote: RemoteCommand, *, show_all: bool = False, **changes: Any) -> int:
-    """Have a driver started; the exit code that means it was not. What it says is shown where it says why not."""
-    said: list[str] = []
-    answer = remote.ask(said.append, detach=True, yes=True, **changes)
-    out = answer.whole()
-    if answer.code or (show_all and not wants_json(remote.arguments)):
-        sys.stdout.write("".join(f"{line}\n" for line in out.splitlines() if not line.startswith(("Next:", "run "))))
-        sys.stderr.write("".join(said))
+def _start_driver(remote: RemoteCommand, *, show_output: bool = False, **changes: Any) -> int:
+    """Start a driver there. Returns 0, or prints its output and returns the exit code of a start that failed."""
+    errors: list[str] = []
+    answer = remote.ask(errors.append, detach=True, yes=True, **changes)
+    output = answer.whole()
+    if answer.code or (show_output and not wants_json(remote.arguments)):
+        shown = [line for line in output.splitlines() if not line.startswith(("Next:", "run "))]
+        sys.stdout.write("".join(f"{line}\n" for line in shown))
+        sys.stderr.write("".join(errors))
     return answer.code
 
 
-def _left(remote: RemoteCommand, words: str, code: int) -> int:
+def _print_detached(remote: RemoteCommand, next_command: str, code: int) -> int:
     if code == 0 and not wants_json(remote.arguments):
         print_line(f"It is driven on {remote.name}, whatever happens here.")
-        print_line(CommandRewriter(remote.arguments)(f"Next: launcher {words}"))
+        print_line(CommandRewriter(remote.arguments)(f"Next: launcher {next_command}"))
     return code
 
 
-# -- planned twice
+# -- planning on both machines
 
 
-def _compared(remote: RemoteCommand) -> list[Plan]:
-    """Have the files there, and the same plans of them as here. Raises ConfigError with what differs otherwise; asks
-    before what costs much."""
+def _compare_plans(remote: RemoteCommand) -> list[Plan]:
+    """Send the files, and compare the plans of both machines; then ask before expensive jobs. Raises ConfigError where
+    plans differ, and prints how."""
     files = remote.send_files()
-    with tempfile.TemporaryDirectory(prefix="launcher-") as made:
-        # Planned here from a copy of what was sent, so that nothing but the place of that copy differs.
-        return _compared_in(remote, str(bundle.unpack_bundle(Path(made), files)))
+    with tempfile.TemporaryDirectory(prefix="launcher-") as directory:
+        # Plans here are made of a copy of what was sent, so that they differ in the path of that copy alone.
+        copy = str(bundle.unpack_bundle(Path(directory), files))
+        return _compare_plans_of(remote, copy)
 
 
-def _compared_in(remote: RemoteCommand, copy: str) -> list[Plan]:
-    arguments, seen = remote.arguments, remote.session.request("look", HostInfo, state=remote.arguments.state)
-    environment = {**seen.environment, **{name: os.environ[name] for name in remote.passed if os.environ.get(name)}}
-    here = type(arguments)(**{**vars(arguments), **remote.places_in(copy), "state": None})
-    project = dataclasses.replace(open_project(here), environ=environment, state=Path(seen.state))
-    refused: list[ConfigError] = []
-    plans = selected_plans(here, project, refused)
-    texts = {plan.job_name + plan.run_key: _canonical(plan, copy) for plan in plans}
+def _compare_plans_of(remote: RemoteCommand, copy: str) -> list[Plan]:
+    arguments, host = remote.arguments, remote.session.request("look", HostInfo, state=remote.arguments.state)
+    environment = {**host.environment, **{name: os.environ[name] for name in remote.passed if os.environ.get(name)}}
+    local = type(arguments)(**{**vars(arguments), **remote.paths_in(copy), "state": None})
+    project = dataclasses.replace(open_project(local), environ=environment, state=Path(host.state))
+    plans = selected_plans(local, project, [])
+    texts = _plan_texts(plans, copy)
     digests = {key: sha256(text.encode()).hexdigest() for key, text in texts.items()}
-    other = remote.ask(command="on_driving:other_plans", digests=digests).value(other_plans)
-    if other is None:
+    differing = remote.ask(command="on_driving:other_plans", digests=digests).value(other_plans)
+    if differing is None:
         raise ConfigError("it cannot be planned there", where=remote.name)
-    for key, text in other.items():
+    for key, text in differing.items():
         lines = difflib.unified_diff(
-            texts.get(key, "").splitlines(), text[:_DIFFERED].splitlines(), "here", remote.name, n=1, lineterm=""
+            texts.get(key, "").splitlines(), text[:_MAX_PLAN].splitlines(), "here", remote.name, n=1, lineterm=""
         )
-        for line in list(lines)[:_DIFF_LINES]:
+        for line in list(lines)[:_MAX_DIFF_LINES]:
             print(one_line(line), file=sys.stderr)
-        hint = f"launcher remote install {remote.name}, where launchers differ; else mend the file that differs"
+        hint = f"launcher remote install {remote.name}, where launchers differ; else fix the file that differs"
         raise ConfigError(
             "the plan there is another one than here, and nothing was started", where=remote.name, hint=hint
         )
@@ -184,23 +189,25 @@ def _compared_in(remote: RemoteCommand, copy: str) -> list[Plan]:
     return plans
 
 
-def _canonical(plan: Plan, place: str) -> str:
-    """A plan as text in which the directories of one machine have names."""
+def _plan_texts(plans: Sequence[Plan], files: str) -> dict[str, str]:
+    """Plans as text, by a key. Paths of ``files`` and of the installation are replaced by neutral names."""
+    return {plan.job_name + plan.run_key: _plan_text(plan, files) for plan in plans}
+
+
+def _plan_text(plan: Plan, files: str) -> str:
     from launcher.core.shipped import shipped
 
     text = json.dumps(plan.as_dict(), indent=1, sort_keys=True, ensure_ascii=False, default=str)
-    text = text.replace(place, "<files>")
+    text = text.replace(files, "<files>")
     for name in ("runners", "recipes"):
         text = text.replace(f"{shipped(name)}/", f"<shipped {name}>/")
     return text
 
 
-def _other_plans(arguments: argparse.Namespace, log_to_stderr: object) -> dict[str, str]:
-    """The far side: the plans that differ from those with these digests, by their keys."""
-    place = str(Path(arguments.workspace).parent)
+def _other_plans(arguments: argparse.Namespace, log: object) -> dict[str, str]:
+    """On the login node: the plans, by key, whose digests are not among ``arguments.digests``."""
     plans = selected_plans(arguments, open_project(arguments), [])
-    texts = {plan.job_name + plan.run_key: _canonical(plan, place) for plan in plans}
-    digests = arguments.digests
+    texts, digests = _plan_texts(plans, str(Path(arguments.workspace).parent)), arguments.digests
     missing = dict.fromkeys(digests.keys() - texts.keys(), "")
     return missing | {key: text for key, text in texts.items() if sha256(text.encode()).hexdigest() != digests.get(key)}
 
@@ -208,10 +215,10 @@ def _other_plans(arguments: argparse.Namespace, log_to_stderr: object) -> dict[s
 other_plans = Command(dict[str, str], _other_plans, lambda value, terminal: ())
 
 
-# -- followed
+# -- following
 
 
-def _views_of(remote: RemoteCommand, names: Sequence[str]) -> Sequence[RunView]:
+def _run_views(remote: RemoteCommand, names: Sequence[str]) -> Sequence[RunView]:
     from launcher.cli.status import status
 
     value = remote.ask(command="status:status", runs=names, states=[], runner=[], limit=None, since=None).value(status)
@@ -222,53 +229,55 @@ def _views_of(remote: RemoteCommand, names: Sequence[str]) -> Sequence[RunView]:
 
 
 def _follow(remote: RemoteCommand, run_id: str, signals: ReceivedSignals) -> int:
-    """Show a run's events and log until it ends; its exit code. Cut off, it goes on."""
+    """Show a run's events and log until it ends. Returns its exit code. The run goes on if the connection is lost."""
     from launcher.cli.console import Console, OutputOptions
 
-    how = OutputOptions(bool(remote.arguments.verbose), bool(remote.arguments.quiet), wants_json(remote.arguments))
-    console = Console({}, None, how=how)
-    signals.tell = console.aside
-    place = remote.node.directory / f"{run_id}.json"
-    at = read_json(place, dict[str, tuple[int, int]]) or {}
-    offsets, end, quiet, host = at.get("at", (0, 0)), None, not remote.arguments.logs, remote.name
+    arguments, host = remote.arguments, remote.name
+    options = OutputOptions(bool(arguments.verbose), bool(arguments.quiet), wants_json(arguments))
+    console = Console({}, None, options=options)
+    signals.log = console.notice
+    offsets_file = remote.node.directory / f"{run_id}.json"
+    offsets = (read_json(offsets_file, dict[str, tuple[int, int]]) or {}).get("at", (0, 0))
+    end: RunEnd | None = None
     try:
-        stream = remote.session.stream("follow", run=run_id, at=offsets, state=remote.arguments.state)
-        with console.watching():
+        stream = remote.session.stream("follow", run=run_id, at=offsets, state=arguments.state)
+        with console.refreshing():
             while end is None:
                 try:
-                    news = typed(next(stream), RunUpdate, host)
+                    update = typed(next(stream), RunUpdate, host)
                 except StopIteration as stopped:
                     end = typed(stopped.value, RunEnd, host)
                     break
-                for event in news.events:
-                    if (shown := _event(run_id, event)) is not None:
-                        console.event(shown)
-                if not quiet:
-                    console.log(run_id, news.log)
-                offsets = news.at
+                for fields in update.events:
+                    if (event := _event(run_id, fields)) is not None:
+                        console.event(event)
+                if arguments.logs:
+                    console.log(run_id, update.log)
+                offsets = update.at
     except RemoteError as error:
         error.hint = f"the run goes on there: launcher resume {run_id}, which shows it from here on"
-        if signals.came:
+        if signals.numbers:
             error.hint = f"whether it was cancelled is not known here: launcher status {run_id}"
         raise
     finally:
         with contextlib.suppress(OSError):
-            make_private(place.parent)
-            write_json(place, {"at": offsets})
-    place.unlink(missing_ok=True)
-    if signals.came and end.state == "cancelled":
-        end = msgspec.structs.replace(end, exit=128 + signals.came[0])
+            make_private(offsets_file.parent)
+            write_json(offsets_file, {"at": offsets})
+    offsets_file.unlink(missing_ok=True)
+    if signals.numbers and end.state == "cancelled":
+        end = msgspec.structs.replace(end, exit=128 + signals.numbers[0])
     return _show_end(remote, run_id, end, console)
 
 
-def _event(run_id: str, event: Mapping[str, Any]) -> Event | None:
-    if not isinstance(event.get("time"), (int, float)):
+def _event(run_id: str, fields: Mapping[str, Any]) -> Event | None:
+    if not isinstance(fields.get("time"), (int, float)):
         return None
-    data = {key: value for key, value in event.items() if key not in ("time", "kind", "text")}
-    return Event(event["time"], run_id, str(event.get("kind", "")), printable(str(event.get("text", ""))), data)
+    data = {key: value for key, value in fields.items() if key not in ("time", "kind", "text")}
+    return Event(fields["time"], run_id, str(fields.get("kind", "")), printable(str(fields.get("text", ""))), data)
 
 
 def _show_end(remote: RemoteCommand, run_id: str, end: RunEnd, console: Console) -> int:
+    """Print how a run ended. Returns its exit code. Raises LauncherError when its driver left before the end."""
     from launcher.cli.console import outcome_value
     from launcher.core.lines import Terminal, print_lines
     from launcher.result.summary_file import table_lines
@@ -293,53 +302,50 @@ def _show_end(remote: RemoteCommand, run_id: str, end: RunEnd, console: Console)
         for line in f"{end.verdict if error.message in end.verdict else error}".split("\n"):
             print_line(line)
     print_line(f"{end.state}. Record and results: {remote.name}:{end.directory}")
-    print_line(CommandRewriter(remote.arguments)(f"Next: launcher status {run_id}"))
-    print_line(CommandRewriter(remote.arguments)(f"  or: launcher remote get {remote.name} {run_id}"))
+    rewrite = CommandRewriter(remote.arguments)
+    print_line(rewrite(f"Next: launcher status {run_id}"))
+    print_line(rewrite(f"  or: launcher remote get {remote.name} {run_id}"))
     return code
 
 
 def _watch(remote: RemoteCommand, name: str) -> Overview:
-    """Show a sweep until nobody drives it; how it stands then. Cut off, it goes on."""
+    """Show a sweep until its driver leaves: in a live view, or with a line for each job whenever that changes. Returns
+    how it stands then. The sweep goes on if the connection is lost."""
+    from launcher.cli.sweep_status import job_line, overview_document, show_live_view
+
+    latest: Overview | None = None
+    printed: dict[str, str] = {}
+    driven, deadline = False, time.monotonic() + _DRIVER_TIMEOUT
+
+    def overviews() -> Iterator[Overview]:
+        nonlocal latest, driven
+        while latest is None or not (driven or time.monotonic() > deadline or not _UNFINISHED & latest.points.keys()):
+            for latest in _overviews(remote, name):
+                driven = driven or bool(latest.driver)
+                yield latest
+
     try:
-        return _watched(remote, name)
+        if wants_json(remote.arguments):
+            for sweep in overviews():
+                print(json_text(overview_document(sweep), indent=0), flush=True)
+        elif remote.arguments.live and sys.stdout.isatty() and sys.stdin.isatty():
+            show_live_view(overviews(), remote.arguments, remote.ask_driver)
+        else:
+            for sweep in overviews():
+                for job in sweep.jobs:
+                    line = job_line(job, job.since or 0.0)
+                    if printed.get(job.key) != line and (job.state != "planned" or job.key in printed):
+                        print_line(line)
+                    printed[job.key] = line
     except RemoteError as error:
         error.hint = f"the sweep goes on there: launcher sweep status {name} --watch"
         raise
-
-
-def _watched(remote: RemoteCommand, name: str) -> Overview:
-    """Show it in a live view, or a line for each job whenever that changes."""
-    from launcher.cli.sweep_status import job_line, overview_document, show_live_view
-
-    found: Overview | None = None
-    told: dict[str, str] = {}
-    driven, until = False, time.monotonic() + _STARTING
-
-    def overviews() -> Iterator[Overview]:
-        nonlocal found, driven
-        while found is None or not (driven or time.monotonic() > until or not _OPEN & found.points.keys()):
-            for found in _overviews(remote, name):
-                driven = driven or bool(found.driver)
-                yield found
-
-    if wants_json(remote.arguments):
-        for now in overviews():
-            print(json_text(overview_document(now), indent=0), flush=True)
-    elif remote.arguments.live and sys.stdout.isatty() and sys.stdin.isatty():
-        show_live_view(overviews(), remote.arguments, remote.ask_driver)
-    else:
-        for now in overviews():
-            for job in now.jobs:
-                line = job_line(job, job.since or 0.0)
-                if told.get(job.key) != line and (job.state != "planned" or job.key in told):
-                    print_line(line)
-                told[job.key] = line
-    assert found is not None
-    return found
+    assert latest is not None
+    return latest
 
 
 def _overviews(remote: RemoteCommand, name: str) -> Iterator[Overview]:
-    """How the sweep stands, again and again, as long as somebody drives it. Raises RemoteError."""
+    """The sweep as it stands, again and again while a launcher drives it. Raises RemoteError."""
     from launcher.cli.sweep_status import status
 
     values = remote.ask(command="sweep_status:status", name=name, watch=True).value(status)

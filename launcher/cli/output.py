@@ -1,7 +1,6 @@
-"""Standard output that holds up nobody: what is written is kept, and a thread of its own writes it; lines of logs.
+"""Standard output that blocks no caller: text is buffered, and a thread writes it. And lines of logs for people.
 
-A terminal that was stopped, a reader that is slow, a pipe that nobody reads: a job must be followed, released and
-cancelled all the same.
+A job must be followed, released and cancelled also while the terminal is stopped, or the reader of the pipe is slow.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from launcher.core.stop import Stop
 from launcher.core.terminal import Guarded, log_line, unguarded
 
 BUFFER_LIMIT = 4 << 20
-"""Characters that may wait to be written before a log has to wait. What else is said never waits: it is little."""
+"""Characters in the buffer above which logs have to wait. Other output never waits, because it is little."""
 
 WRITE_TIMEOUT = 10.0
-"""Seconds without progress after which the rest is left, at the end."""
+"""Seconds without progress after which the rest of the buffer is dropped at the end."""
 
 WRITE_TIMEOUT_WHEN_STOPPED = 0.5
-"""The same when we were asked to stop."""
+"""The same after a signal."""
 
 
 class BackgroundOutput:
-    """Takes text at once and writes it in order. Raises nothing for a reader that has gone."""
+    """Takes text without waiting, and writes it in order from a thread. It raises no error for a closed reader."""
 
     encoding = "utf-8"
 
@@ -39,47 +38,48 @@ class BackgroundOutput:
         self._waiting: deque[str] = deque()
         self._size = 0
         self._changed = threading.Condition()
-        self._closed = self._gone = False
+        self._closed = self._reader_gone = False
         stream.flush()
         try:
-            # By its number: a thread that hangs in a write must not hold the stream's lock when the process ends.
+            # Writes use the descriptor: a thread that hangs in a write must not hold the stream's lock at exit.
             self._descriptor: int | None = stream.fileno()
         except (OSError, ValueError, AttributeError):
             self._descriptor = None
-        threading.Thread(target=self._write_on, daemon=True, name="standard output").start()
+        threading.Thread(target=self._write_loop, daemon=True, name="standard output").start()
 
     def write(self, text: str) -> int:
         with self._changed:
-            if not self._closed and not self._gone and text:
+            if not self._closed and not self._reader_gone and text:
                 self._waiting.append(text)
                 self._size += len(text)
                 self._changed.notify_all()
         return len(text)
 
     def flush(self) -> None:
-        """Nothing: the thread writes as soon as it can."""
+        """Do nothing, because the thread writes as soon as it can."""
 
     def isatty(self) -> bool:
         return bool(self._stream.isatty())
 
     def wait_for_room(self) -> None:
-        """Wait until little waits to be written, or nobody reads any more."""
+        """Wait until the buffer has room, or the output is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._size < BUFFER_LIMIT or self._closed or self._gone)
+            self._changed.wait_for(lambda: self._size < BUFFER_LIMIT or self._closed or self._reader_gone)
 
-    def close(self, patience: float = WRITE_TIMEOUT) -> bool:
-        """Take no more; wait until everything is written, or nothing was for ``patience`` seconds. Whether it was."""
+    def close(self, timeout: float = WRITE_TIMEOUT) -> bool:
+        """Wait until everything is written, or nothing was written for ``timeout`` seconds; then take no more text.
+        Returns whether everything was written."""
         with self._changed:
-            left, since = self._size, time.monotonic()
-            while self._size and not self._gone and time.monotonic() < since + patience:
-                self._changed.wait(min(0.1, patience))
-                if self._size != left:
-                    left, since = self._size, time.monotonic()
+            size, since = self._size, time.monotonic()
+            while self._size and not self._reader_gone and time.monotonic() < since + timeout:
+                self._changed.wait(min(0.1, timeout))
+                if self._size != size:
+                    size, since = self._size, time.monotonic()
             self._closed = True
             self._changed.notify_all()
             return not self._size
 
-    def _write_on(self) -> None:
+    def _write_loop(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
@@ -88,12 +88,12 @@ class BackgroundOutput:
                 text = self._waiting.popleft()
             try:
                 self._write_out(text)
-            except OSError:  # the reader has gone; a full disk behind standard output is the same to us
-                self._gone = True
+            except OSError:  # the reader has closed the pipe, or the disk is full
+                self._reader_gone = True
             with self._changed:
-                self._size = 0 if self._gone else self._size - len(text)
+                self._size = 0 if self._reader_gone else self._size - len(text)
                 self._changed.notify_all()
-            if self._gone:
+            if self._reader_gone:
                 return
 
     def _write_out(self, text: str) -> None:
@@ -101,13 +101,13 @@ class BackgroundOutput:
             self._stream.write(text)
             self._stream.flush()
             return
-        left = memoryview(text.encode(errors="backslashreplace"))
-        while left:
-            left = left[os.write(self._descriptor, left[: 1 << 16]) :]
+        rest = memoryview(text.encode(errors="backslashreplace"))
+        while rest:
+            rest = rest[os.write(self._descriptor, rest[: 1 << 16]) :]
 
 
 class LogFormatter:
-    """The lines of a job's log as they are shown: without secrets and control characters, behind a label."""
+    """Formats the lines of a job's log: without secrets and control characters, each behind a label."""
 
     def __init__(self, prefix: str = "") -> None:
         self._prefix = prefix
@@ -120,7 +120,7 @@ class LogFormatter:
 
 @contextlib.contextmanager
 def background_stdout(stop: Stop) -> Iterator[BackgroundOutput]:
-    """Within the block standard output is an `Output`; what is not written at the end is waited for, within bounds."""
+    """Within the block, standard output is a `BackgroundOutput`. The end of the block waits until it is written."""
     before = sys.stdout
     output = BackgroundOutput(unguarded(before))
     guarded: Any = Guarded(output, github=os.environ.get("GITHUB_ACTIONS") == "true")  # type: ignore[arg-type]

@@ -213,7 +213,7 @@ def _drive_records(
                 record.event("warning", f"the record cannot be written: {error.strerror}")
         show = console.log if arguments.logs and not arguments.quiet else None
         try:
-            with console.watching():
+            with console.refreshing():
                 outcomes = run_all(runs, services.scheduler, stop, Limits(pace=poll_pace(first)), show)
         finally:
             for record, _ in recorded:

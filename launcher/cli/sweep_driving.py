@@ -147,7 +147,7 @@ class _DrivenSweep:
             show_log = self._console.log if getattr(self._arguments, "logs", False) else None
             self._open_view(output)
             try:
-                with self._console.watching():
+                with self._console.refreshing():
                     run_feed(driver, self._scheduler, stop, pace, show_log)
             except BaseException as fault:
                 driver.skip_rest()

@@ -27,7 +27,7 @@ class Scene:
     """A console, its clock, and what it printed at which time."""
 
     stream: io.StringIO
-    how: OutputOptions = field(default_factory=OutputOptions)
+    options: OutputOptions = field(default_factory=OutputOptions)
     programs: list[RunningProgram] = field(default_factory=list)
     now: float = 0.0
     written: list[tuple[float, str]] = field(default_factory=list)
@@ -35,14 +35,14 @@ class Scene:
     def __post_init__(self) -> None:
         sys.stdout = self.stream
         clock = lambda: self.now  # noqa: E731
-        world = ConsoleInputs(clock, clock, lambda: self.programs, lambda run: ", 2 of 5 (conc 16)")
-        self.console = Console({"r": "1P1D"}, None, how=self.how, world=world)
+        inputs = ConsoleInputs(clock, clock, lambda: self.programs, lambda run: ", 2 of 5 (conc 16)")
+        self.console = Console({"r": "1P1D"}, None, options=self.options, inputs=inputs)
 
     def until(self, end: float) -> None:
         """Let time pass, as the console's own thread would see it."""
         while self.now < end:
             self.now += 0.5
-            self.console.tick()
+            self.console.refresh()
             self.note()
 
     def event(self, kind: str, text: str, **data: object) -> None:

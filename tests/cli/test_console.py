@@ -132,7 +132,7 @@ def test_what_a_program_is_waited_for_is_known_while_it_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "shown"),
+    ("options", "shown"),
     [
         (OutputOptions(quiet=True), []),
         (OutputOptions(many=True), ["    0.0s  1P1D  warning: w"]),
@@ -140,8 +140,8 @@ def test_what_a_program_is_waited_for_is_known_while_it_runs() -> None:
         (OutputOptions(), ["    0.0s  warning: w", "    0.0s  job 7 submitted"]),
     ],
 )
-def test_how_much_is_said(how: OutputOptions, shown: list[str]) -> None:
-    scene = Scene(io.StringIO(), how)
+def test_how_much_is_said(options: OutputOptions, shown: list[str]) -> None:
+    scene = Scene(io.StringIO(), options)
     for kind, text in (("note", "note n"), ("warning", "w"), ("job", "job 7 submitted"), ("verdict", "v")):
         scene.event(kind, text)
     assert scene.text.splitlines() == shown

@@ -207,8 +207,8 @@ def test_launcher_on_in_the_environment(
 def test_a_plan_that_differs_there_is_refused_with_what_differs(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = on_driving._canonical
-    monkeypatch.setattr(on_driving, "_canonical", lambda plan, place: real(plan, place).replace('"fp8"', '"fp4"'))
+    real = on_driving._plan_text
+    monkeypatch.setattr(on_driving, "_plan_text", lambda plan, place: real(plan, place).replace('"fp8"', '"fp4"'))
     assert main(["--on", "local", "run", *ONE, "--runner", "local", "--run-id", "differs"]) == 2
     said = capsys.readouterr().err
     assert "the plan there is another one than here" in said and '-  "precision": "fp4"' in said
@@ -317,8 +317,8 @@ def test_an_interrupt_while_a_driver_starts_there_cancels_what_it_drives(
         signal.raise_signal(signal.SIGINT)
         return real(there)
 
-    real = on_driving._started
-    monkeypatch.setattr(on_driving, "_started", start)
+    real = on_driving._start_driver
+    monkeypatch.setattr(on_driving, "_start_driver", start)
     monkeypatch.setattr(on, "connect", one_connection)
     monkeypatch.setenv("LAUNCHER_REHEARSAL_FAULTS", "hang")
     assert main(["--on", "local", "run", *ONE, "--runner", "local", "--run-id", "early", "--detach"]) == 130
@@ -344,7 +344,11 @@ def test_a_second_signal_and_a_terminal_that_is_closed_leave_the_run_to_itself(
 
     monkeypatch.setattr(on, "connect", one_connection)
     monkeypatch.setattr(on.RemoteCommand, "ask", lambda there, **changes: _Nothing())
-    for name, stand_in in (("_compared", lambda there: []), ("_started", lambda there: 0), ("_follow", follow)):
+    for name, stand_in in (
+        ("_compare_plans", lambda there: []),
+        ("_start_driver", lambda there: 0),
+        ("_follow", follow),
+    ):
         monkeypatch.setattr(on_driving, name, stand_in)
     assert main(["--on", "local", "run", *ONE, "--runner", "local", "--run-id", "alone"]) == code
     said = capsys.readouterr().err
@@ -352,7 +356,7 @@ def test_a_second_signal_and_a_terminal_that_is_closed_leave_the_run_to_itself(
 
 
 class _Nothing:
-    def found(self, command: object) -> None:
+    def value(self, command: object) -> None:
         return None
 
 

@@ -86,7 +86,7 @@ def test_it_ends_in_one_clear_error(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(on, "LARGEST", 1 << 16)
+    monkeypatch.setattr(on, "MAX_VALUE", 1 << 16)
     monkeypatch.setattr(on_driving, "resume", lambda there: on_driving._follow(there, "r", on.ReceivedSignals(print)))
     pipe = OpenSSHPipe([sys.executable, "-Ic", HOSTILE_AGENT, json.dumps(answers), __version__], "far")
     with Session(pipe, "far") as session:

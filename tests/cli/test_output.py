@@ -40,7 +40,7 @@ def test_a_pipe_that_nobody_reads_holds_up_no_event_and_logs_wait() -> None:
         waited.start()
         waited.join(0.2)
         assert waited.is_alive()
-        assert not output.close(patience=0.2)
+        assert not output.close(timeout=0.2)
         waited.join(30)
         assert not waited.is_alive(), "who waits for room is let go at the end"
         os.close(reading)
