@@ -1,17 +1,17 @@
-"""The command line: arguments in, text out; the decisions and effects are elsewhere.
+"""The command line: arguments in, text out. Decisions and effects are in other rooms.
 
 Open commands.txt first: it has every command with its flags and the ``module:function`` that runs it. `arguments` makes
-`parsers` of it, which lay out help, `helping` the manual page and what a shell completes. What it names is a function
-of the arguments, or a `Command` (`command`): its ``answer`` gives a typed value and prints nothing, its ``show`` makes
-lines of that value and a terminal's width, and the value tells the exit code. ``--json``, `launcher schema` and running
-elsewhere (`on`: ``--on NAME``, answered there, shown here) need nothing else of a command; `on_driving` is about runs
-and sweeps there, `remote` about login nodes, `detached` about what no terminal has started.
+parsers of it, `parsers` lays out help, and `helping` has the manual page and completion for shells. A command is a
+function of the arguments, or a `Command` (`command`): its ``answer`` returns a typed value and prints nothing, its
+``show`` makes lines of that value and a terminal's width, and the exit code follows from the value. ``--json``,
+`launcher schema` and ``--on NAME`` (`on`: answered on a login node, shown here) need nothing else of a command;
+`on_driving` has runs and sweeps on login nodes, `remote` these nodes, `detached` processes without a terminal.
 
-There is a module for each group of commands (`running` is about runs, `ci` a workflow's step, `ending` about cancelling
-them and cleaning up, `status` what their records and logs say); `common` has what they share. While runs go on
+There is a module for each group of commands (`running` drives runs, `ci` is a workflow's step, `ending` cancels runs
+and cleans up, `status` shows records and logs); `common` has what they share. While runs go on
 `console` shows it, with `run_status` for its texts; `output` is standard output then, `streaming` has the
 forms of its lines of JSON, and `progress` shows copies. `results` and `importing` (of images) are one command each,
-`checking` and `planning` what is decided. Only argparse is imported here, in `arguments` and `parsers`, so that
+`checking` and `planning` show decisions. Only argparse is imported here, in `arguments` and `parsers`, so that
 ``launcher --help`` answers at once; a command's own module is imported when that command runs.
 """
 
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the process's exit code (docs/design.md, "Errors")."""
-    # Workflows set PYTHONPYCACHEPREFIX for the benchmark's Python. Our own bytecode is not there, and would be made
-    # anew at every start, which takes 0.4 s.
+    # Workflows set PYTHONPYCACHEPREFIX for the benchmark's Python. Our own bytecode is not there, and would be compiled
+    # again at every start, which takes 0.4 s.
     sys.pycache_prefix = None
-    # What a start makes stays, and looking for garbage among it time and again took some hundredths of `plan`.
+    # Nothing that a start creates is garbage; collecting it again and again took some hundredths of `plan`.
     gc.set_threshold(50_000, 20, 50)
     with _guarded(), warnings.catch_warnings():
         warnings.showwarning = _warn
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:  # `launcher plan | head`, a terminal that was closed: no error of ours
             _leave_output()
             return 141
-        except OSError as error:  # what was said has not been written: a full disk
+        except OSError as error:  # the output has not been written: a full disk
             _leave_output()
             print(f"launcher: standard output: {error.strerror}", file=sys.stderr)
             return 1
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     arguments = parser().parse_args(argv)
-    if arguments.color in ("always", "never"):  # what we start heeds it too
+    if arguments.color in ("always", "never"):  # for the programs that we start, too
         os.environ.update({"NO_COLOR": ""} if arguments.color == "always" else {"NO_COLOR": "1"})
         os.environ["FORCE_COLOR"] = "1" if arguments.color == "always" else ""
     from launcher.core.stop import EndedBySignal, ended_by_signals
@@ -71,20 +71,20 @@ def _main(argv: Sequence[str] | None) -> int:
     try:
         with ended_by_signals():
             return run_command(arguments)
-    except (KeyboardInterrupt, EndedBySignal) as why:
-        ended = why if isinstance(why, EndedBySignal) else EndedBySignal(signal.SIGINT)
-        if ended is why or hasattr(arguments, "detach"):  # what only looks is left by Ctrl-C, and says nothing
+    except (KeyboardInterrupt, EndedBySignal) as error:
+        ended = error if isinstance(error, EndedBySignal) else EndedBySignal(signal.SIGINT)
+        if ended is error or hasattr(arguments, "detach"):  # a command that only reads ends by Ctrl-C without a message
             print(f"launcher: cancelled: {ended}", file=sys.stderr)
         return 128 + ended.number
 
 
 @contextlib.contextmanager
 def _guarded() -> Iterator[None]:
-    """Within the block nothing that is printed can give a terminal or GitHub's runner a command, or fails for a
-    character that the terminal does not have; and there are both streams."""
+    """Within the block, both streams exist, and printed text can neither give commands to a terminal or to GitHub's
+    runner nor fail for a character that the terminal does not have."""
     from launcher.core.terminal import Guarded, encoding_substitute
 
-    if sys.stdout is None or sys.stderr is None:  # `launcher >&-`: no file that we open may come to be one of them
+    if sys.stdout is None or sys.stderr is None:  # `launcher >&-`: no file that we open may get their numbers
         while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
             pass
         os.close(number)
@@ -110,13 +110,13 @@ def _warn(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """What is deprecated, or what a library has to say, in a line."""
+    """Print a warning of ours or of a library in a line."""
     kind = "deprecated" if category.__name__ == "DeprecatedName" else category.__name__
     print(f"launcher: {kind}: {message}", file=sys.stderr)
 
 
 def _leave_output() -> None:
-    """Have Python say nothing at its exit about what cannot be written."""
+    """Keep Python from printing an error at its exit about output that cannot be written."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
@@ -126,8 +126,8 @@ def _leave_output() -> None:
 def run_command(
     arguments: argparse.Namespace, carry_out: Callable[[Command, argparse.Namespace], int] | None = None
 ) -> int:
-    """Run the command that the arguments name; its exit code. ``carry_out`` does what is done with one that is a value
-    (default: it is answered and shown)."""
+    """Run the command that the arguments name, and return its exit code. ``carry_out`` runs a `Command` (default: it is
+    answered and shown)."""
     module, _, function = arguments.command.partition(":")
     from launcher.core.errors import LauncherError, as_error
 
@@ -136,7 +136,7 @@ def run_command(
             from launcher.cli import on
 
             if (name := on.login_node_name(arguments)) is not None:
-                arguments.on = name  # printed commands name it
+                arguments.on = name  # for the commands that are printed
                 return on.run_on_node(arguments, name)
         command = getattr(importlib.import_module(f"launcher.cli.{module}"), function)
         if callable(command):
@@ -150,12 +150,12 @@ def run_command(
         return _print_error(error, arguments)
     except BrokenPipeError:
         raise
-    except OSError as error:  # a full disk, a directory that is not ours: whatever was being written or read
+    except OSError as error:  # a full disk, a directory that is not ours
         return _print_error(as_error(error), arguments)
 
 
 def _print_error(error: LauncherError, arguments: argparse.Namespace) -> int:
-    """Print an error (what, where, what next), as an annotation too where GitHub reads along; return its exit code."""
+    """Print an error (what, where, what next), in GitHub as an annotation too, and return its exit code."""
     from launcher.cli.command import CommandRewriter, annotate
     from launcher.core.errors import ErrorInfo
     from launcher.core.redact import redact

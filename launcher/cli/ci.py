@@ -13,7 +13,7 @@ from launcher.cli.command import log_to_stderr
 from launcher.cli.common import open_project
 from launcher.cli.ending import end_leftovers
 from launcher.cli.planning import plan_lines, view_of
-from launcher.cli.running import drive, exit_code, print_planned
+from launcher.cli.running import drive, exit_code, print_run_starting
 from launcher.cli.streaming import StreamingCommand
 from launcher.core.errors import ConfigError
 from launcher.core.github import GitHub
@@ -37,7 +37,7 @@ def ci(arguments: argparse.Namespace) -> int:
         try:
             plan = project.plan_from_environment(arguments.run_id)
             if arguments.json:
-                print_planned(plan)
+                print_run_starting(plan)
             else:
                 with github.group(f"Plan: {plan.benchmark.title} on {plan.runner}"):
                     print_lines(plan_lines([view_of(plan, project.kind)], None), Terminal())

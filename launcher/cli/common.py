@@ -1,4 +1,4 @@
-"""What the commands share: the project that their arguments describe, and the benchmarks that were selected."""
+"""What commands share: the project of their flags, the benchmarks that they select, and a question about high costs."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ Value = TypeVar("Value")
 
 
 def open_project(arguments: argparse.Namespace, *, look: bool = False) -> Project:
-    """The project that the command's flags and the environment describe. Raises ConfigError for a rule in ``--accept``
-    that there is not."""
+    """The project that the flags and the environment describe. Raises ConfigError, also for an unknown rule in
+    ``--accept``."""
     for rule in getattr(arguments, "accept", ()):
         require_rule(rule, "--accept")
-    places = {name: getattr(arguments, name) for name in ("workspace", "state", "srt_slurm", "runners", "recipes")}
-    project = Project.open(os.environ, **places, look=look)
+    paths = {name: getattr(arguments, name) for name in ("workspace", "state", "srt_slurm", "runners", "recipes")}
+    project = Project.open(os.environ, **paths, look=look)
     return dataclasses.replace(project, slurm_backend=getattr(arguments, "slurm_backend", None))
 
 
 def require_rule(rule: str, where: str) -> str:
-    """The rule itself. Raises ConfigError, naming the nearest, when `check` has none of that name."""
+    """The name of the rule itself. Raises ConfigError, with similar names, when `check` has no such rule."""
     from launcher.check.report import RULES
 
     if rule not in RULES:
@@ -54,36 +54,36 @@ def require_rule(rule: str, where: str) -> str:
 
 @contextlib.contextmanager
 def show_elapsed(what: str, arguments: argparse.Namespace) -> Iterator[None]:
-    """Within the block standard error says what is done, and since when: in a terminal from the first second on, and
-    it is gone at the end; elsewhere once, after two seconds."""
+    """Within the block, standard error shows what is done and for how long: in a terminal each second until the end of
+    the block; elsewhere once, after two seconds."""
     over, stream, began = threading.Event(), styled(sys.stderr), time.monotonic()
-    told: list[str] = []
-    live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    in_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
-    def tell_on() -> None:
-        while not over.wait(1.0 if live else 2.0):
-            told.append(f"{what}, for {time.monotonic() - began:.0f} s")
-            stream.write(f"\r\033[K{told[-1]}" if live else f"{told[-1]}\n")
+    def show_on() -> None:
+        while not over.wait(1.0 if in_terminal else 2.0):
+            text = f"{what}, for {time.monotonic() - began:.0f} s"
+            stream.write(f"\r\033[K{text}" if in_terminal else f"{text}\n")
             stream.flush()
-            if not live:
+            if not in_terminal:
                 return
+        if in_terminal and time.monotonic() - began >= 1.0:
+            stream.write("\r\033[K")
+            stream.flush()
 
-    teller = threading.Thread(target=tell_on, daemon=True, name="meanwhile")
-    if not arguments.quiet:
-        teller.start()
+    if arguments.quiet:
+        yield
+        return
+    thread = threading.Thread(target=show_on, daemon=True, name="elapsed")
+    thread.start()
     try:
         yield
     finally:
         over.set()
-        if not arguments.quiet:
-            teller.join(1.0)
-        if live and told:
-            stream.write("\r\033[K")
-            stream.flush()
+        thread.join(1.0)
 
 
 def selection_filters(arguments: argparse.Namespace, **more: Any) -> Selection:
-    """The flags that all commands about matrices have, and more fields of a selection."""
+    """A selection by the flags that all commands about matrices have; ``more`` are further fields of it."""
     from launcher.benchmark.expand import Selection
 
     return Selection(
@@ -100,9 +100,9 @@ def selection_filters(arguments: argparse.Namespace, **more: Any) -> Selection:
 def selected_benchmarks(
     arguments: argparse.Namespace, project: Project, refused: list[ConfigError]
 ) -> list[PlacedBenchmark]:
-    """The benchmarks that the flags select, each with its place: rows of a matrix, or the one of a recipe.
+    """The benchmarks that the flags select, each with its location: rows of a matrix, or the one of a recipe.
 
-    What is selected and cannot be understood is added to ``refused``. Raises ConfigError when nothing is selected.
+    The errors of rows that cannot be read are added to ``refused``. Raises ConfigError when nothing is selected.
     """
     if arguments.recipe:
         return [(_from_recipe(arguments, project), "--recipe")]
@@ -110,20 +110,20 @@ def selected_benchmarks(
         raise ConfigError("no benchmark is selected", hint="-k KEY (globs are taken), or --recipe FILE")
     selection = selection_filters(arguments, evals="only" if arguments.evals else "none")
     matrix = project.matrix(arguments.matrix, keys=arguments.key)
-    found: list[PlacedBenchmark] = [(e.benchmark, e.place) for e in matrix.entries(selection, refused)]
-    return filter_by_topology(found, arguments.topology, lambda one: one[0].topology, "entry")
+    selected: list[PlacedBenchmark] = [(e.benchmark, e.place) for e in matrix.entries(selection, refused)]
+    return filter_by_topology(selected, arguments.topology, lambda placed: placed[0].topology, "entry")
 
 
 def filter_by_topology(
-    found: list[Value], globs: Sequence[str], topology: Callable[[Value], str], what: str
+    values: list[Value], globs: Sequence[str], topology: Callable[[Value], str], noun: str
 ) -> list[Value]:
-    """Those whose topology one of the globs fits; all of them where there is none. Raises ConfigError for none left."""
-    fitting = [re.compile(fnmatch.translate(glob.lower())) for glob in globs]
-    kept = [one for one in found if not fitting or any(glob.match(topology(one).lower()) for glob in fitting)]
-    if not kept and found:
-        there = ", ".join(dict.fromkeys(map(topology, found)))
-        raise ConfigError(f"no {what} has topology {' or '.join(globs)}", hint=f"there are: {there}")
-    return kept
+    """The values whose topology matches one of the globs; all values without globs. Raises ConfigError for no match."""
+    patterns = [re.compile(fnmatch.translate(glob.lower())) for glob in globs]
+    matches = [value for value in values if not globs or any(p.match(topology(value).lower()) for p in patterns)]
+    if not matches and values:
+        topologies = ", ".join(dict.fromkeys(map(topology, values)))
+        raise ConfigError(f"no {noun} has topology {' or '.join(globs)}", hint=f"there are: {topologies}")
+    return matches
 
 
 def for_each_plan(
@@ -133,46 +133,48 @@ def for_each_plan(
     do: Callable[[Plan, SourceLocation | str], Value],
     run_id: str | None = None,
 ) -> list[Value]:
-    """What ``do`` gives of the plan of every benchmark that is selected, and of its place; why others cannot be planned
-    or done is added to ``refused``. Plans are let go of one by one: of thousands none would fit into memory.
+    """Call ``do`` with the plan and the location of each benchmark that is selected, and return its results. Errors of
+    planning and of ``do`` are added to ``refused``. Only one plan at a time is kept, because thousands need too much
+    memory.
 
     Raises ConfigError when nothing is selected, and when the only one that is selected cannot be planned.
     """
     benchmarks, narrow = selected_benchmarks(arguments, project, refused), bool(arguments.conc)
-    done = []
-    for benchmark, place in benchmarks:
+    results = []
+    for benchmark, location in benchmarks:
         try:
             plan = project.plan_by_hand(benchmark, arguments.runner, narrow=narrow, run_id=run_id)
-            done.append(do(plan, place))
+            results.append(do(plan, location))
         except ConfigError as error:
             if len(benchmarks) + len(refused) == 1:
                 raise
-            at = f" ({error.where})" if error.where not in (None, str(place)) else ""
-            refused.append(ConfigError(f"{benchmark.title}: {error.message}{at}", where=str(place), hint=error.hint))
-    if not done and len(refused) == 1:
+            where = str(location)
+            at = f" ({error.where})" if error.where not in (None, where) else ""
+            refused.append(ConfigError(f"{benchmark.title}: {error.message}{at}", where=where, hint=error.hint))
+    if not results and len(refused) == 1:
         raise refused[0]
-    return done
+    return results
 
 
 def selected_plans(arguments: argparse.Namespace, project: Project, refused: list[ConfigError]) -> list[Plan]:
-    """The plans of all benchmarks that are selected, none of which holds a secret."""
+    """The plans of all benchmarks that are selected. A plan that contains a secret is refused."""
 
-    def checked(plan: Plan, place: object) -> Plan:
+    def without_secrets(plan: Plan, location: object) -> Plan:
         require_no_secrets(plan)
         return plan
 
-    return for_each_plan(arguments, project, refused, checked)
+    return for_each_plan(arguments, project, refused, without_secrets)
 
 
 def print_refusals(refused: Sequence[ConfigError], others: int) -> int:
-    """List what was selected and cannot be done, beside ``others`` that can, on standard error; the exit code."""
+    """Print on standard error what was selected and cannot be done, beside ``others`` that can; the exit code."""
     for line in refusal_lines([ErrorInfo.from_error(error) for error in refused], others, "that were selected"):
         print_line(line, file=sys.stderr)
     return ConfigError.exit_code if refused else 0
 
 
 def _from_recipe(arguments: argparse.Namespace, project: Project) -> Benchmark:
-    """A benchmark out of a recipe alone: it measures what the recipe says."""
+    """The benchmark that a recipe describes without a matrix."""
     from launcher.srtctl.facts import recipe_facts
     from launcher.srtctl.recipe import variants
 
@@ -182,37 +184,39 @@ def _from_recipe(arguments: argparse.Namespace, project: Project) -> Benchmark:
     recipe = project.finder.find(arguments.recipe)
     if recipe is None:
         finder = project.finder
-        places = " and ".join(str(place) for place in (finder.overlays, *finder.repository) if place is not None)
-        hint = f"recipes/DIR/NAME.yaml[:SELECTOR] is DIR/NAME.yaml below {places}; --recipes DIR, --workspace DIR"
+        directories = " and ".join(str(path) for path in (finder.overlays, *finder.repository) if path is not None)
+        hint = f"recipes/DIR/NAME.yaml[:SELECTOR] is DIR/NAME.yaml below {directories}; --recipes DIR, --workspace DIR"
         raise ConfigError(f"no recipe {arguments.recipe}", where="--recipe", hint=hint)
-    found = variants(recipe.document, recipe.selector, where=recipe.file.location())
-    if len(found) != 1:
-        names = ", ".join(v.selector or "" for v in found)
-        raise ConfigError(f"{arguments.recipe} has {len(found)} variants", where="--recipe", hint=f"name one: {names}")
-    seen = recipe_facts(found[0].document)
+    candidates = variants(recipe.document, recipe.selector, where=recipe.file.location())
+    if len(candidates) != 1:
+        names = ", ".join(v.selector or "" for v in candidates)
+        raise ConfigError(
+            f"{arguments.recipe} has {len(candidates)} variants", where="--recipe", hint=f"name one: {names}"
+        )
+    facts = recipe_facts(candidates[0].document)
     # Attribute → the flag that gives it, and its value by flag or recipe.
     needed = {
         "model": ("--model ID", arguments.model),
         "model_prefix": ("--model-prefix KEY", arguments.model_prefix),
         "runner": ("--runner NAME", arguments.runner),
-        "concurrencies": ("--conc N …", tuple(arguments.conc or seen.concurrencies or ())),
-        "image": ("--image REF", arguments.image or seen.container),
-        "precision": ("--precision NAME", (arguments.precision or [seen.precision])[0]),
+        "concurrencies": ("--conc N …", tuple(arguments.conc or facts.concurrencies or ())),
+        "image": ("--image REF", arguments.image or facts.container),
+        "precision": ("--precision NAME", (arguments.precision or [facts.precision])[0]),
     }
     if missing := [flag for flag, value in needed.values() if not value]:
         raise ConfigError(f"a benchmark from a recipe alone also needs {', '.join(missing)}", where="--recipe")
     _require_srtctl(project, arguments.runner)
-    prefill, decode = _role(seen.prefill or seen.aggregated), _role(seen.decode)
+    prefill, decode = _role(facts.prefill or facts.aggregated), _role(facts.decode)
     if decode is None and prefill is not None:  # as matrices say that prefill's workers serve both
         decode = dataclasses.replace(prefill, workers=0)
     return Benchmark(
         **{attribute: value for attribute, (_, value) in needed.items()},
-        exp_name=arguments.model_prefix + (f"_{seen.isl}x{seen.osl}" if seen.isl else ""),
-        framework=(arguments.framework or [f"dynamo-{'trt' if seen.engine == 'trtllm' else seen.engine}"])[0],
-        isl=seen.isl,
-        osl=seen.osl,
-        max_model_len=max_model_len(seen.isl, seen.osl) if seen.isl and seen.osl else None,
-        disagg=seen.prefill is not None,
+        exp_name=arguments.model_prefix + (f"_{facts.isl}x{facts.osl}" if facts.isl else ""),
+        framework=(arguments.framework or [f"dynamo-{'trt' if facts.engine == 'trtllm' else facts.engine}"])[0],
+        isl=facts.isl,
+        osl=facts.osl,
+        max_model_len=max_model_len(facts.isl, facts.osl) if facts.isl and facts.osl else None,
+        disagg=facts.prefill is not None,
         prefill=prefill,
         decode=decode,
         settings={"CONFIG_FILE": arguments.recipe},
@@ -222,11 +226,11 @@ def _from_recipe(arguments: argparse.Namespace, project: Project) -> Benchmark:
 
 
 def _require_srtctl(project: Project, name: str) -> None:
-    """Raise ConfigError for a runner that there is not, or that has no lane for a recipe of srtctl."""
+    """Raise ConfigError for an unknown runner, or one without a lane for recipes of srtctl."""
     runners = [file.runner for file in project.fleet.readable()]
-    serving = [one.name for one in runners if any(r.container is None and r.multinode is None for r in one.lanes)]
-    if project.fleet.get(name).runner.name not in serving:
-        hint = f"its benchmarks are rows of a matrix: -k KEY. Recipes run on {', '.join(serving)}"
+    suitable = [r.name for r in runners if any(lane.container is None and lane.multinode is None for lane in r.lanes)]
+    if project.fleet.get(name).runner.name not in suitable:
+        hint = f"its benchmarks are rows of a matrix: -k KEY. Recipes run on {', '.join(suitable)}"
         raise ConfigError(f"runner {name} runs scripts in containers, and no recipe", where="--recipe", hint=hint)
 
 
@@ -237,8 +241,8 @@ def _role(side: RoleFacts | None) -> Role | None:
 
 
 def confirm_cost(project: Project, costs: Mapping[str, float | None], *, yes: bool) -> None:
-    """Ask before jobs that can cost more GPU-hours than the bound of their runner's file (`limits.ask-above`), where
-    somebody can answer. Raises ConfigError when that is no."""
+    """In a terminal, ask before starting jobs that can cost more GPU-hours than `limits.ask-above` of their runner's
+    file. Raises ConfigError when the answer is no."""
     for name, cost in costs.items():
         bound = project.fleet.get(name).runner.limits.ask_above
         if yes or bound is None or cost is None or cost <= bound or not sys.stdin.isatty():

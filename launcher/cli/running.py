@@ -1,4 +1,4 @@
-"""Commands that drive runs: `run` and `adopt` begin one, `resume` goes on with those of which there are records."""
+"""Commands that drive runs: `run` and `adopt` begin a run, and `resume` continues recorded runs."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the one benchmark that is selected."""
     with show_elapsed("planning", arguments):
         project = open_project(arguments, look=True)
-        plan = _by_hand(project, arguments)
-    held = plan.scheduler
+        plan = _plan_selected(project, arguments)
+    job = plan.scheduler
     cost = ""
-    if held.gpu_hours is not None and held.nodes:
-        cost = f": {count_of(held.nodes, 'node')} × {held.time_limit} = {held.gpu_hours:.1f} GPU-hours at most"
+    if job.gpu_hours is not None and job.nodes:
+        cost = f": {count_of(job.nodes, 'node')} × {job.time_limit} = {job.gpu_hours:.1f} GPU-hours at most"
     if arguments.json:
-        print_planned(plan)
+        print_run_starting(plan)
     elif not arguments.quiet:
         print_line(f"run {plan.run_key} on {plan.runner}{cost}")
-    confirm_cost(project, {plan.runner: held.gpu_hours}, yes=arguments.yes)
+    confirm_cost(project, {plan.runner: job.gpu_hours}, yes=arguments.yes)
     if arguments.detach:
         require_acceptable(plan, arguments.accept)
         require_passed_variables(plan.passes, project.environ)
@@ -61,39 +61,39 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _detach(project: Project, records: Sequence[RunRecord], arguments: argparse.Namespace) -> int:
-    """Have a process of its own drive each recorded run, whose output is in the run's directory."""
+    """Start a process for each recorded run that drives it and writes its output to the run's directory."""
     from launcher.cli import detached
 
     drivers = []
     for record in records:
-        if record.fields.owner == ProcessIdentity.current():  # else a driver that is quick finds us still here
+        if record.fields.owner == ProcessIdentity.current():  # a quick driver would find that we still drive the run
             record.update(owner=None)
         record.release()
         words, log = ["resume", record.id, "--no-logs"], record.directory / "driver.log"
         drivers.append(detached.start_driver(record.id, words, log, project.state, arguments))
     for record, driver in zip(records, drivers, strict=True):
-        # One that has not begun yet would take a cancel that is asked now for one of before (`RunRecord.withdraw`).
-        driver.wait_until_started(f"run {record.id}", partial(_drives, record))
+        # Until a driver has begun, it withdraws earlier cancel requests, and would withdraw one that is made now.
+        driver.wait_until_started(f"run {record.id}", partial(_is_driven_by, record))
         driver.print_started(f"run {record.id}", f"logs -f {record.id}", arguments)
     return 0
 
 
-def _drives(record: RunRecord, pid: int) -> bool:
+def _is_driven_by(record: RunRecord, pid: int) -> bool:
     record.reload()
     return record.fields.owner is not None and record.fields.owner.pid == pid
 
 
 @StreamingCommand
 def adopt(arguments: argparse.Namespace) -> int:
-    """Take over a job that was started by hand: from here on it is this run's, to follow, to cancel, to collect."""
+    """Take over a job that was started by hand, as a run that can be followed, cancelled and collected."""
     from launcher.run import orphans
 
     project = open_project(arguments, look=True)
-    by_environment = arguments.from_env
-    plan = project.plan_from_environment(arguments.run_id) if by_environment else _by_hand(project, arguments)
+    from_env = arguments.from_env
+    plan = project.plan_from_environment(arguments.run_id) if from_env else _plan_selected(project, arguments)
     require_no_secrets(plan)
     record = RunRecord.create(project.runs, plan)
-    record.update(results="workspace" if by_environment else "run")
+    record.update(results="workspace" if from_env else "run")
     output = Path(arguments.output).resolve() if arguments.output else None
     run = open_run(project, record)
     try:
@@ -105,7 +105,7 @@ def adopt(arguments: argparse.Namespace) -> int:
         return exit_code(_drive_records(project, [(record, plan)], stop, arguments))
 
 
-def print_planned(plan: Plan) -> None:
+def print_run_starting(plan: Plan) -> None:
     """Print which run begins, as a line of JSON."""
     value = RunStarting(run=plan.run_key, runner=plan.runner, gpu_hours=plan.scheduler.gpu_hours)
     print(json_text(value, indent=0), flush=True)
@@ -126,13 +126,13 @@ def resume(arguments: argparse.Namespace) -> int:
         if record.driven_by_another:
             raise record.driven_by_another_error()
         plan = record.plan
-        if record.job is None:  # else the job has what it needs
+        if record.job is None:  # a job that was submitted has its variables
             require_passed_variables(plan.passes, project.environ)
         recorded.append((record, plan))
     clusters = Counter(plan.runner for _, plan in recorded)
-    if len(clusters) > 1:  # one process drives the runs of one
-        named = ", ".join(f"{name} ({count})" for name, count in clusters.items())
-        raise ConfigError(f"these are of several clusters: {named}", hint="those of one at a time: --runner NAME")
+    if len(clusters) > 1:  # one process drives the runs of one cluster
+        names = ", ".join(f"{name} ({count})" for name, count in clusters.items())
+        raise ConfigError(f"these are of several clusters: {names}", hint="those of one at a time: --runner NAME")
     for record, _ in recorded:
         record.withdraw_cancel()
     if not recorded:
@@ -143,7 +143,7 @@ def resume(arguments: argparse.Namespace) -> int:
         return exit_code(_drive_records(project, recorded, stop, arguments))
 
 
-def _by_hand(project: Project, arguments: argparse.Namespace) -> Plan:
+def _plan_selected(project: Project, arguments: argparse.Namespace) -> Plan:
     """The plan of the one benchmark that is selected. Raises ConfigError for several."""
     refused: list[ConfigError] = []
     benchmarks, narrow = (
@@ -164,15 +164,15 @@ def _by_hand(project: Project, arguments: argparse.Namespace) -> Plan:
 
 
 def drive(
-    project: Project, plan: Plan, arguments: argparse.Namespace, github: GitHub | None = None, of_job: str = ""
+    project: Project, plan: Plan, arguments: argparse.Namespace, github: GitHub | None = None, github_job: str = ""
 ) -> list[Outcome]:
-    """Run a plan to its end, for the GitHub job ``of_job`` if so. Raises ConfigError for one with findings that are not
-    accepted."""
+    """Run a plan to its end; in a workflow, for the GitHub job with this identity. Raises ConfigError for findings that
+    are not accepted."""
     require_acceptable(plan, arguments.accept)
     with stop_on_signals() as stop:
         record = RunRecord.create(project.runs, plan)
         results = "workspace" if github is not None else "run"
-        record.update(accepted=tuple(arguments.accept), results=results, github_job=of_job)
+        record.update(accepted=tuple(arguments.accept), results=results, github_job=github_job)
         return _drive_records(project, [(record, plan)], stop, arguments, github)
 
 
@@ -183,38 +183,35 @@ def _drive_records(
     arguments: argparse.Namespace,
     github: GitHub | None = None,
 ) -> list[Outcome]:
-    """Bring recorded runs to their ends, and show how they ended."""
-    # A short name for each run: its number, topology and lengths.
+    """Drive recorded runs to their ends, and print how they ended."""
     numbers = [f"{number}. " for number in range(1, len(recorded) + 1)] if len(recorded) > 1 else [""]
-    by_id = {record.id: (record, plan) for record, plan in recorded}
     labels = {
         record.id: f"{number}{plan.benchmark.topology} {plan.benchmark.measures}"
         for number, (record, plan) in zip(numbers, recorded, strict=True)
     }
-    first = recorded[0][1]
-    said: list[str] = []
-    services = open_services(project, first, stop, log=said.append)
+    by_id = {record.id: (record, plan) for record, plan in recorded}
+    first_record, first_plan = recorded[0]
+    notes: list[str] = []
+    services = open_services(project, first_plan, stop, log=notes.append)
     with background_stdout(stop) as output:
-        world = ConsoleInputs(progress=lambda run: job_progress(*by_id[run]))
-        console = Console(labels, github, output, output_options(arguments, project), world)
-        runs = []
-        for number, (record, plan) in enumerate(recorded):
-            if number == 0:  # how Slurm is asked is in every record, and shown once
-                record.listeners.append(console.event)
-            for text in said:
+        inputs = ConsoleInputs(progress=lambda run: job_progress(*by_id[run]))
+        console = Console(labels, github, output, output_options(arguments, project), inputs)
+        first_record.listeners.append(console.event)  # each record gets the notes, which are shown once
+        for record, _ in recorded:
+            for text in notes:
                 record.event("note", text)
-            if number > 0:
-                record.listeners.append(console.event)
-            runs.append(Run(record, plan, project.kind(plan.kind), services.for_run(record)))
+        for record, _ in recorded[1:]:
+            record.listeners.append(console.event)
+        runs = [Run(record, plan, project.kind(plan.kind), services.for_run(record)) for record, plan in recorded]
         for record, _ in recorded:
             try:
                 record.acquire()
-            except OSError as error:  # its run ends with this before it does anything, and the others go on
+            except OSError as error:  # this run will fail with the same error; the others go on
                 record.event("warning", f"the record cannot be written: {error.strerror}")
-        show = console.log if arguments.logs and not arguments.quiet else None
+        show_log = console.log if arguments.logs and not arguments.quiet else None
         try:
             with console.refreshing():
-                outcomes = run_all(runs, services.scheduler, stop, Limits(pace=poll_pace(first)), show)
+                outcomes = run_all(runs, services.scheduler, stop, Limits(pace=poll_pace(first_plan)), show_log)
         finally:
             for record, _ in recorded:
                 record.release()
@@ -223,7 +220,7 @@ def _drive_records(
 
 
 def output_options(arguments: argparse.Namespace, project: Project, *, many: bool = False) -> OutputOptions:
-    """How much a command says of what goes on, by its flags."""
+    """The options of the console, by a command's flags."""
     as_json = bool(getattr(arguments, "json", False))
     verbose, quiet = bool(arguments.verbose), bool(arguments.quiet)
     return OutputOptions(verbose, quiet, as_json, many, CommandRewriter(arguments), project.state)
@@ -231,11 +228,11 @@ def output_options(arguments: argparse.Namespace, project: Project, *, many: boo
 
 def job_progress(record: RunRecord, plan: Plan) -> str:
     """How far a running job is, by the end of its log: ``, 2 of 5 (conc 16)``."""
-    log, asked = record.log_path, sorted(plan.benchmark.concurrencies)
+    log, concurrencies = record.log_path, sorted(plan.benchmark.concurrencies)
     now = progress(str(log))[0] if log is not None else None
-    return f", {asked.index(now) + 1} of {len(asked)} (conc {now})" if now in asked else ""
+    return f", {concurrencies.index(now) + 1} of {len(concurrencies)} (conc {now})" if now in concurrencies else ""
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:
-    """That of the first run that did not end well."""
+    """The exit code of the first run that did not succeed, else 0."""
     return next((o.exit_code for o in outcomes if o.exit_code), 0)

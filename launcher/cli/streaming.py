@@ -1,4 +1,4 @@
-"""What the commands that drive runs and sweeps print with ``--json``: a line each time something happens.
+"""The lines of JSON that commands which drive runs and sweeps print with ``--json``, one for each event.
 
 `StreamingCommand` is such a command with the types of its lines; `launcher schema` prints their JSON Schema.
 """
@@ -32,7 +32,7 @@ class RunEvent(Struct, frozen=True, kw_only=True):
 
 
 class RunStarting(Struct, frozen=True, kw_only=True, tag_field="event", tag="run"):
-    """The run that begins, and what it holds at most."""
+    """The run that begins, and the most that it can cost."""
 
     run: str
     runner: str
@@ -40,7 +40,7 @@ class RunStarting(Struct, frozen=True, kw_only=True, tag_field="event", tag="run
 
 
 class RunWaiting(Struct, frozen=True, kw_only=True, tag_field="event", tag="waiting"):
-    """After a silence: what a run waits for, since when, for how many seconds at most, how far its job is."""
+    """After a silence: what a run waits for, since when, for how many seconds at most, and how far its job is."""
 
     time: float
     run: str
@@ -59,7 +59,7 @@ class LogText(Struct, frozen=True, kw_only=True, tag_field="event", tag="log"):
 
 
 class PointMeasured(Struct, frozen=True, kw_only=True):
-    """What one concurrency gave, in tokens per second and GPU; null where there is no valid result."""
+    """The throughput at one concurrency, in tokens per second and GPU; null where there is no valid result."""
 
     concurrency: int
     throughput_per_gpu: float | None
@@ -77,7 +77,7 @@ class RunEnded(Struct, frozen=True, kw_only=True, tag_field="event", tag="outcom
 
 
 class DriverStarted(Struct, frozen=True, kw_only=True, tag_field="event", tag="detached"):
-    """The process of its own that drives a run or sweep (``--detach``), and where its output is."""
+    """The process that drives a run or sweep after ``--detach``, and the file of its output."""
 
     name: str
     pid: int
@@ -85,7 +85,7 @@ class DriverStarted(Struct, frozen=True, kw_only=True, tag_field="event", tag="d
 
 
 class SweepMessage(Struct, frozen=True, kw_only=True, tag_field="event", tag="sweep"):
-    """What a sweep's driver says."""
+    """A message of a sweep's driver."""
 
     time: float
     kind: str
@@ -93,7 +93,7 @@ class SweepMessage(Struct, frozen=True, kw_only=True, tag_field="event", tag="sw
 
 
 class SweepEnded(Struct, frozen=True, kw_only=True, tag_field="event", tag="sweep-end"):
-    """How a sweep stands when its driver leaves: how many points are in each state."""
+    """How many points of a sweep are in each state when its driver leaves."""
 
     sweep: str
     points: dict[str, int]
@@ -104,7 +104,7 @@ RUN_LINE_TYPES = (RunStarting, RunEvent, RunWaiting, LogText, RunEnded, DriverSt
 
 
 def sweep_line_types() -> tuple[type, ...]:
-    """Those of a sweep; one on another machine (``--on``) is told as `sweep status` does."""
+    """The types of a sweep's lines; with ``--on`` they are the overviews of `sweep status`."""
     from launcher.sweep.overview import Overview
 
     return (*RUN_LINE_TYPES, SweepMessage, SweepEnded, Overview)
@@ -112,13 +112,13 @@ def sweep_line_types() -> tuple[type, ...]:
 
 @dataclass(frozen=True)
 class StreamingCommand:
-    """A command that prints while it works: what does it, which gives the exit code, and the types of its lines."""
+    """A command that prints while it works: its function, which returns the exit code, and the types of its lines."""
 
-    do: Callable[[argparse.Namespace], int]
+    function: Callable[[argparse.Namespace], int]
     lines: Callable[[], tuple[type, ...]] = lambda: RUN_LINE_TYPES
 
     def __call__(self, arguments: argparse.Namespace) -> int:
-        return self.do(arguments)
+        return self.function(arguments)
 
     @property
     def schema(self) -> dict[str, Any]:

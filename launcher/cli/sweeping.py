@@ -1,5 +1,4 @@
-"""`launcher sweep`: many benchmarks with an id and a ledger (`launcher.sweep`): plan, start, status, resume, and asking
-whoever drives a sweep to pause, drain, stop or cancel."""
+"""`launcher sweep plan`, `start` and `resume`: many benchmarks, with an id and a ledger (`launcher.sweep`)."""
 
 from __future__ import annotations
 
@@ -42,7 +41,7 @@ from launcher.sweep.state import State
 
 @partial(StreamingCommand, lines=sweep_line_types)
 def start(arguments: argparse.Namespace) -> int:
-    """Make a sweep of all benchmarks that are selected, and drive it; what cannot take part is listed.
+    """Create a sweep of all benchmarks that are selected, and drive it; those that cannot take part are listed.
 
     The exit code is 0 only when every point is ok, 7 when points are left, else that of the first that failed.
     """
@@ -50,11 +49,11 @@ def start(arguments: argparse.Namespace) -> int:
         raise ConfigError("a sweep has many runs", where="--run-id", hint="launcher run --run-id ID; --name names it")
     project, policy = open_project(arguments, look=True), policy_from_flags(arguments)
     with show_elapsed("planning", arguments):
-        jobs, refused, code = _selected(arguments, project, policy)
+        jobs, refused, code = _accepted_jobs(arguments, project, policy)
     if not jobs:
         return code
-    tells = not (arguments.json or arguments.quiet)
-    if tells:
+    show_texts = not (arguments.json or arguments.quiet)
+    if show_texts:
         for text in cost_lines(jobs):
             print_line(text)
     runners = dict.fromkeys(job.runner for job in jobs)
@@ -73,12 +72,12 @@ def start(arguments: argparse.Namespace) -> int:
     )
     reused = results_of_other_sweeps(project, jobs, arguments.reuse) if arguments.reuse else {}
     events = [
-        Reused(time=now, job=key, run=run, concurrencies=(concurrency,))
+        Reused(time=now, job=key, run=done.run, concurrencies=(concurrency,))
         for key, known in reused.items()
-        for concurrency, (run, _) in known.items()
+        for concurrency, done in known.items()
     ]
     ledger = Ledger.create(project.sweeps, sweep, events)
-    if tells:
+    if show_texts:
         print_line(f"sweep {name}: {points_in(jobs)}")
     if arguments.detach:
         return detach(project, ledger, arguments) or code
@@ -87,16 +86,16 @@ def start(arguments: argparse.Namespace) -> int:
 
 @partial(StreamingCommand, lines=sweep_line_types)
 def resume(arguments: argparse.Namespace) -> int:
-    """Go on with a sweep: living jobs first, then what has no valid result."""
+    """Continue a sweep: its living jobs first, then points without a valid result."""
     project = open_project(arguments, look=True)
     ledger = ledger_named(project, arguments.name)
-    found = SweepWatcher(project.runs, ledger).overview()
+    sweep = SweepWatcher(project.runs, ledger).overview()
     out = log_to_stderr if arguments.json else print_line
     if arguments.explain:
-        for point in found.states:
+        for point in sweep.states:
             out(one_line(f"{point.job} c{point.concurrency}: {point.state}: {point.reason}"))
-    if found.points.keys() <= {"ok"}:
-        for line in summary(found):
+    if sweep.points.keys() <= {"ok"}:
+        for line in summary(sweep):
             out(CommandRewriter(arguments)(line))
         return 0
     if arguments.detach:
@@ -105,10 +104,11 @@ def resume(arguments: argparse.Namespace) -> int:
     return drive(project, ledger, arguments, policy)
 
 
-def _selected(
+def _accepted_jobs(
     arguments: argparse.Namespace, project: Project, policy: Policy
 ) -> tuple[list[Job], list[ConfigError], int]:
-    """The jobs of the selection, which the limits allow; what cannot take part, which is told, and its exit code."""
+    """The jobs of the selection, within the limits of the sweep; the errors of those that cannot take part, which are
+    printed, and their exit code."""
     jobs, refused = selected_jobs(arguments, project, policy)
     code = print_refusals(refused, len(jobs))
     jobs, elsewhere = jobs_of_one_scheduler(project, jobs)
@@ -121,25 +121,25 @@ def _selected(
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """What a sweep of the selection would be: its jobs in their order (``document`` has all of them), the table of
-    them, and in lines what they cost, when they may be over, and what is done already."""
+    """A sweep as it would be started: its jobs in their order (``document``), the rows of their table, and texts about
+    their costs, when they may be over, and which points are done already."""
 
     code: int
     document: SweepPlanDocument
     rows: tuple[tuple[str, ...], ...] = ()
-    said: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
 
 
 def show_plan(value: SweepPlan, terminal: Terminal) -> Iterator[str]:
     columns = ("job", "runner", "topology", "nodes", "limit h", "GPU-h", "conc", "done already")
     if value.rows:
         yield from lines.table(columns, value.rows, terminal.width)
-    for text in value.said:
+    for text in value.texts:
         yield from lines.wrap_words(text, terminal.width, "  ")
 
 
 class Done(msgspec.Struct, frozen=True):
-    """The run that has a point's result already, and why it counts."""
+    """The run that has a valid result of a point already, and why that result counts."""
 
     run: str
     why: str
@@ -181,9 +181,9 @@ class SweepPlanDocument(msgspec.Struct, frozen=True, kw_only=True):
     json_type=SweepPlanDocument,
 )
 def plan(arguments: argparse.Namespace, log: Log) -> SweepPlan:
-    """Nothing is made and nothing is started."""
+    """What `start` with the same flags would do. Nothing is created or started."""
     project, policy = open_project(arguments, look=True), policy_from_flags(arguments)
-    jobs, refused, code = _selected(arguments, project, policy)
+    jobs, refused, code = _accepted_jobs(arguments, project, policy)
     left_out = [str(error) for error in refused]
     if not jobs:
         return SweepPlan(code, SweepPlanDocument(jobs=[], left_out=left_out))
@@ -196,35 +196,35 @@ def plan(arguments: argparse.Namespace, log: Log) -> SweepPlan:
             **{name: getattr(job, name) for name in (*Job.__struct_fields__, "gpu_hours")},
             canary=job.key in canary,
             expected=guesses.get(job.key),
-            done={str(c): Done(run, text) for c, (run, text) in done.get(job.key, {}).items()},
+            done={str(concurrency): known for concurrency, known in done.get(job.key, {}).items()},
         )
         for job in order
     ]
-    known = count_of(sum(map(len, done.values())), "point is", "points are")
-    said = [f"{points_in(jobs)}, of which {known} done already", *cost_lines(jobs)]
-    said.append(expected(jobs, guesses, policy.max_jobs))
+    count = count_of(sum(map(len, done.values())), "point is", "points are")
+    texts = [f"{points_in(jobs)}, of which {count} done already", *cost_lines(jobs)]
+    texts.append(expected(jobs, guesses, policy.max_jobs))
     if done:
-        names = dict.fromkeys(text.rpartition(" ")[2] for known in done.values() for _, text in known.values())
-        said.append(f"--reuse {' '.join(names)} takes them over")
+        names = dict.fromkeys(one.why.rpartition(" ")[2] for known in done.values() for one in known.values())
+        texts.append(f"--reuse {' '.join(names)} takes them over")
     rows = tuple(tuple(map(str, _row(job, done.get(job.key, {})))) for job in order)
-    return SweepPlan(code, SweepPlanDocument(jobs=planned, left_out=left_out), rows, tuple(said))
+    return SweepPlan(code, SweepPlanDocument(jobs=planned, left_out=left_out), rows, tuple(texts))
 
 
-def _row(job: Job, done: dict[int, tuple[str, str]]) -> tuple[object, ...]:
+def _row(job: Job, done: dict[int, Done]) -> tuple[object, ...]:
     hours = f"{job.seconds / 3600:.1f}" if job.seconds else "?"
     cost = f"{job.gpu_hours:.1f}" if job.gpu_hours is not None else "?"
-    why = "; ".join(f"c{c}: {text}" for c, (_, text) in sorted(done.items()))
+    why = "; ".join(f"c{concurrency}: {known.why}" for concurrency, known in sorted(done.items()))
     concurrencies = " ".join(map(str, job.concurrencies))
     return job.key, job.runner, job.benchmark.topology, job.nodes or "?", hours, cost, concurrencies, why
 
 
 def results_of_other_sweeps(
     project: Project, jobs: list[Job], names: Sequence[str] | None = None
-) -> dict[str, dict[int, tuple[str, str]]]:
-    """Points that other sweeps, or those that are named, have a valid result of, of the same fingerprint: by job and
-    concurrency the run, and where it is. Raises ConfigError for a sweep that is named and not there."""
+) -> dict[str, dict[int, Done]]:
+    """Points for which other sweeps (default: all) have a valid result with the same fingerprint: job key →
+    concurrency → that run. Raises ConfigError for a name that no sweep has."""
     sweeps = project.sweeps
-    found: dict[str, dict[int, tuple[str, str]]] = {}
+    done: dict[str, dict[int, Done]] = {}
     mine: dict[str, list[Job]] = {}
     for job in jobs:
         mine.setdefault(identity(job.benchmark, job.runner), []).append(job)
@@ -244,15 +244,15 @@ def results_of_other_sweeps(
                 [a.run for a in other.counted_attempts(theirs.key)] + [*other.reused[theirs.key].values()]
             ):
                 for concurrency in facts(run).ok:
-                    known = (run, f"ok, same fingerprint, in {name}")
+                    known = Done(run, f"ok, same fingerprint, in {name}")
                     for job in alike:
                         if concurrency in job.concurrencies:
-                            found.setdefault(job.key, {})[concurrency] = known
-    return found
+                            done.setdefault(job.key, {})[concurrency] = known
+    return done
 
 
 def policy_from_flags(arguments: argparse.Namespace) -> Policy:
-    """The policy that the flags ask for. Raises ConfigError."""
+    """The policy of a sweep by the flags. Raises ConfigError."""
     fail_fast = arguments.fail_fast
     if fail_fast is not None and not (fail_fast.isdigit() and int(fail_fast) > 0) and not fail_fast.isalpha():
         raise ConfigError(f"{fail_fast!r} is neither a number of failures nor a layer", where="--fail-fast")
@@ -267,19 +267,19 @@ def policy_from_flags(arguments: argparse.Namespace) -> Policy:
 def selected_jobs(
     arguments: argparse.Namespace, project: Project, policy: Policy
 ) -> tuple[list[Job], list[ConfigError]]:
-    """A job of every benchmark that is selected and can be planned, and why others cannot take part."""
+    """A job for each selected benchmark that can be planned, and the errors of the others."""
     refused: list[ConfigError] = []
     keys: set[str] = set()
     digests: dict[tuple[str, str], str] = {}
 
-    def job_of_plan(plan: Plan, place: object) -> Job:
+    def job_of_plan(plan: Plan, location: object) -> Job:
         require_acceptable(plan, policy.accept)
         image = (plan.runner, plan.images[0].squash if plan.images else "")
         if image not in digests:  # jobs share images, and each is looked up in a file
             digests[image] = image_digest(plan)
         job = job_of(plan, project.kind(plan.kind).fingerprint(plan), digests[image])
         if job.key in keys:
-            raise ConfigError("it is selected twice", where=str(place))
+            raise ConfigError("it is selected twice", where=str(location))
         keys.add(job.key)
         return job
 
@@ -287,37 +287,36 @@ def selected_jobs(
 
 
 def jobs_of_one_scheduler(project: Project, jobs: list[Job]) -> tuple[list[Job], list[ConfigError]]:
-    """The jobs whose runners one scheduler serves, that of the first; and why others are left to another sweep."""
-    kinds = {name: project.fleet.get(name).runner.scheduler for name in dict.fromkeys(job.runner for job in jobs)}
-    first = next((scheduler.kind for scheduler in kinds.values()), "")
-    wrong = {name: f"its jobs are of the scheduler {s.kind}" for name, s in kinds.items() if s.kind != first}
-    if first == "slurm":
-        said = run_program(["sinfo", "-h", "-a", "-o", "%R"], timeout=30)
-        there = set(said.stdout.split()) if said.ok else set()
-        for name, scheduler in kinds.items():
-            if there and scheduler.partition and scheduler.partition not in there:
-                wrong[name] = f"its partition {scheduler.partition} is none of this controller"
+    """The jobs that the scheduler of the first job can run, and an error for each other runner."""
+    schedulers = {name: project.fleet.get(name).runner.scheduler for name in dict.fromkeys(job.runner for job in jobs)}
+    kind = next((scheduler.kind for scheduler in schedulers.values()), "")
+    reasons = {name: f"its jobs are of the scheduler {s.kind}" for name, s in schedulers.items() if s.kind != kind}
+    if kind == "slurm":
+        answer = run_program(["sinfo", "-h", "-a", "-o", "%R"], timeout=30)
+        partitions = set(answer.stdout.split()) if answer.ok else set()
+        for name, scheduler in schedulers.items():
+            if partitions and scheduler.partition and scheduler.partition not in partitions:
+                reasons[name] = f"its partition {scheduler.partition} is none of this controller"
     left_out = []
-    for name, why in wrong.items():
-        message = f"{count_of(sum(job.runner == name for job in jobs), 'job is', 'jobs are')} left out: {why}"
-        left_out.append(
-            ConfigError(message, where=f"runner {name}", hint="a sweep of their own, where they are served")
-        )
-    return [job for job in jobs if job.runner not in wrong], left_out
+    for name, reason in reasons.items():
+        message = f"{count_of(sum(job.runner == name for job in jobs), 'job is', 'jobs are')} left out: {reason}"
+        hint = "a sweep of their own, where they are served"
+        left_out.append(ConfigError(message, where=f"runner {name}", hint=hint))
+    return [job for job in jobs if job.runner not in reasons], left_out
 
 
 def require_startable(project: Project, jobs: list[Job], policy: Policy) -> None:
     """Raise ConfigError for a job that could never start within the limits of the sweep and of its runner's file."""
     for job in jobs:
-        file = project.fleet.get(job.runner).runner.limits
-        of = f"of runner {job.runner}"
-        for where, most in (("--max-nodes", policy.max_nodes), (f"limits.max-nodes {of}", file.max_nodes)):
-            if most is not None and (job.nodes or 1) > most:
-                message = f"{job.key} needs {job.nodes} nodes, and {where} is {most}: it could never start"
+        limits = project.fleet.get(job.runner).runner.limits
+        suffix = f"of runner {job.runner}"
+        for where, maximum in (("--max-nodes", policy.max_nodes), (f"limits.max-nodes {suffix}", limits.max_nodes)):
+            if maximum is not None and (job.nodes or 1) > maximum:
+                message = f"{job.key} needs {job.nodes} nodes, and {where} is {maximum}: it could never start"
                 raise ConfigError(message, where=where, hint="a larger one, or leave the job out by --topology")
         for where, budget in (
             ("--max-gpu-hours", policy.max_gpu_hours),
-            (f"limits.max-gpu-hours {of}", file.max_gpu_hours),
+            (f"limits.max-gpu-hours {suffix}", limits.max_gpu_hours),
         ):
             if budget is not None and (cost := job.gpu_hours) is not None and cost > budget:
                 message = f"{job.key} reserves {cost:.1f} GPU-hours (GPUs × time limit), and {where} is {budget:g}"
@@ -331,7 +330,7 @@ def require_startable(project: Project, jobs: list[Job], policy: Policy) -> None
 
 
 def cost_text(jobs: list[Job]) -> str:
-    """What jobs hold at most, in words: nodes × limit = GPU-hours."""
+    """The most that jobs can cost: nodes × time limit = GPU-hours."""
     known = [job.gpu_hours for job in jobs if job.gpu_hours is not None]
     unknown = f", and {count_of(len(jobs) - len(known), 'job')} of unknown size" if len(known) < len(jobs) else ""
     node_hours = sum((job.nodes or 0) * (job.seconds or 0.0) for job in jobs) / 3600
@@ -339,7 +338,7 @@ def cost_text(jobs: list[Job]) -> str:
 
 
 def cost_lines(jobs: list[Job]) -> Iterator[str]:
-    """What the jobs hold at most, a line for each runner."""
+    """The most that jobs can cost, a line for each runner."""
     for runner in dict.fromkeys(job.runner for job in jobs):
         mine = [job for job in jobs if job.runner == runner]
         yield f"{runner}: {count_of(len(mine), 'job')}, {cost_text(mine)}"
