@@ -27,7 +27,7 @@ from launcher.core.errors import ImageError
 from launcher.core.reading import prepare_type
 from launcher.core.waiting import last_error, log_retries, retry_after_seconds
 from launcher.image.enroot import FAULTS, PasswordFromCommand, fault_of_status, why_enroot_differs, with_account_hint
-from launcher.image.reference import Fault, Reference, fault_table
+from launcher.image.reference import Reference, fault_table
 from launcher.image.requests import INDEXES, MANIFESTS, Requests
 from launcher.image.squash import Sidecar
 
@@ -283,8 +283,9 @@ class Registry:
         except (OSError, http.client.HTTPException) as error:  # URLError, time-outs, resets, a cut answer
             reason = getattr(error, "reason", None) or error
             reason = getattr(reason, "strerror", None) or reason
-            if fault := _permanent_fault(str(reason)):  # of its certificate, or a server without TLS
-                raise Unreachable(f"{registry}: {fault.what}: {reason}", hint=fault.hint) from None
+            for pattern, fault in fault_table(FAULTS)["words"].items():
+                if not fault.may_pass and re.search(pattern, str(reason)):  # of its certificate, or no TLS at all
+                    raise Unreachable(f"{registry}: {fault.what}: {reason}", hint=fault.hint) from None
             hint = "try again later; see whether this host reaches it"
             failure = _NoAnswerError(f"the registry {registry} cannot be reached: {reason}", hint=hint)
             if not isinstance(error, http.client.HTTPException):
@@ -310,12 +311,6 @@ class Registry:
         retryable = (_NoAnswerError if error.code >= 500 else _RetryableError)(message, hint=fault.hint)
         retryable.pause = pause
         return retryable
-
-
-def _permanent_fault(message: str) -> Fault | None:
-    """The fault that the message of a failed connection means, if no retry can help; None where one may."""
-    words = fault_table(FAULTS)["words"].items()
-    return next((fault for pattern, fault in words if not fault.may_pass and re.search(pattern, message)), None)
 
 
 def _digest(content: bytes) -> str:

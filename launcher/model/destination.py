@@ -142,34 +142,35 @@ def leftovers(directory: Path) -> list[Leftover]:
 
     This cannot tell whether a staging of another host is dead; `remove_leftovers` learns that from the lock.
     """
-    return [item for _, item in _leftovers(directory)]
+    return [item for items in _leftovers_by_destination(directory).values() for item in items]
 
 
-def _leftovers(directory: Path) -> list[tuple[Path, Leftover]]:
-    """The leftovers of a directory, each with its destination."""
+def _leftovers_by_destination(directory: Path) -> dict[Path, list[Leftover]]:
     try:
         paths = sorted(directory.iterdir())
     except OSError as error:
         message = f"cannot be listed: {error.strerror}"
         raise ModelError(message, where=str(directory), hint=os_error_hint(error, directory)) from None
-    return [item for path in paths if (item := _leftover(path))]
+    by_destination: dict[Path, list[Leftover]] = {}
+    for destination, item in filter(None, map(_leftover, paths)):
+        by_destination.setdefault(destination, []).append(item)
+    return by_destination
 
 
 def _leftover(path: Path) -> tuple[Path, Leftover] | None:
     """The leftover at a path, with its destination; None if no staging made it. The name decides."""
     is_directory, owner, live = path.is_dir() and not path.is_symlink(), "unknown", False
     if is_directory and (name := STAGING_NAME.fullmatch(path.name)):
-        if its := read_json(_owner_file(path), StagingOwner):
-            owner = f"pid {its.process.pid} on {its.process.host}, since {its.began}, from {its.source}"
-            live = its.process.alive() is True
+        if staging := read_json(_owner_file(path), StagingOwner):
+            owner = f"pid {staging.process.pid} on {staging.process.host}, since {staging.began}, from {staging.source}"
+            live = staging.process.alive() is True
     elif name := _LOCK_NAME.fullmatch(path.name):
         holder = LockOwner.from_json((read_owner(path) or (b"", 0))[0])
-        here = holder.host == socket.gethostname()
-        owner, live = str(holder), here and not holder.is_dead
+        owner, live = str(holder), holder.host == socket.gethostname() and not holder.is_dead
     elif name := _LOCK_TEMPORARY.fullmatch(path.name):
         # It is dead when its process is; if that ran on another host, after a day.
-        here = name["host"] == host_label()
-        live = pid_exists(int(name["pid"])) if here else time.time() - path.lstat().st_mtime < _DAY
+        is_here = name["host"] == host_label()
+        live = pid_exists(int(name["pid"])) if is_here else time.time() - path.lstat().st_mtime < _DAY
         owner = f"pid {name['pid']} on {name['host']}"
     elif is_directory and (path / WORK_DIRECTORY).is_dir() and (path / MANIFEST_NAME).exists():
         return path, Leftover.of(path / WORK_DIRECTORY, "a finished staging")
@@ -187,11 +188,8 @@ def remove_leftovers(
     within the lock's lease. For stagings of other hosts ``wait`` (seconds) has to exceed the lease; ``log`` gets a line
     then. An owner that is seen to live ends the wait. Raises ModelError.
     """
-    by_destination: dict[Path, list[Leftover]] = {}
-    for destination, item in _leftovers(directory):
-        by_destination.setdefault(destination, []).append(item)
     handled = []
-    for destination, items in by_destination.items():
+    for destination, items in _leftovers_by_destination(directory).items():
         if all(item.keep for item in items):
             handled += items
             continue

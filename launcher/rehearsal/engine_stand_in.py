@@ -106,10 +106,6 @@ class _Worker:
     node: str
 
     @property
-    def name(self) -> str:
-        return f"{self.role}_{self.index}_{self.node}"
-
-    @property
     def log(self) -> str:
         return f"{self.node}_{self.role}_w{self.index}.out"
 
@@ -217,11 +213,12 @@ class _Orchestrator:
         return True
 
     def _report_death(self, worker: _Worker) -> None:
+        name = f"{worker.role}_{worker.index}_{worker.node}"
         with (self.logs / worker.log).open("a") as out:
             out.write("rehearsal: torch.OutOfMemoryError: CUDA out of memory\n")
-        critical = f"Critical process '{worker.name}' exited with code 137"
+        critical = f"Critical process '{name}' exited with code 137"
         _log("ERROR", critical, "Critical process failure detected!", "FAILURE DETAILS")
-        _log("ERROR", f"--- Process: {worker.name} ---\nExit code: 137\nNode: {worker.node}")
+        _log("ERROR", f"--- Process: {name} ---\nExit code: 137\nNode: {worker.node}")
         _log("ERROR", f"Log file: {self.logs / worker.log}")
 
     def _write_result(self, concurrency: int, agentic: bool, last: bool) -> None:
