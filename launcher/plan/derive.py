@@ -88,8 +88,12 @@ class Resolved(msgspec.Struct, frozen=True):
 
 def known_problems(applied: Sequence[AppliedRule[Any]]) -> list[Finding]:
     """What the runner file itself says is wrong with the rules that apply."""
-    said = [(a.rule.known, a.location) for a in applied]
-    return [Finding("known-problem", k.severity, k.message, place) for k, place in said if k is not None]
+    problems = [(a.rule.known, a.location) for a in applied]
+    return [
+        Finding("known-problem", problem.severity, problem.message, location)
+        for problem, location in problems
+        if problem is not None
+    ]
 
 
 def model_path(rule: ModelRule, benchmark: Benchmark, context: Context) -> str | None:
@@ -235,8 +239,8 @@ def excluded_nodes(rules: AppliedRules, context: Context) -> list[str]:
     """
     nodes: list[str] = []
     for rule in (excluded.rule for excluded in rules.file.excluded(rules.benchmark, power=rules.power)):
-        said = context.host.get(rule.variable) if rule.variable is not None else None
-        nodes += [n for n in said.split(",") if n] if said is not None else [rule.node]
+        nodes_of_host = context.host.get(rule.variable) if rule.variable is not None else None
+        nodes += [n for n in nodes_of_host.split(",") if n] if nodes_of_host is not None else [rule.node]
     return list(dict.fromkeys((*nodes, *context.exclude)))
 
 
@@ -277,8 +281,8 @@ def run_key(benchmark: Benchmark, runner_name: str, run: str, attempt: str) -> s
 
 def local_locks(storage: Sequence[Storage]) -> dict[str, bool]:
     """Of each file system whether its locks are each host's own; nothing where none are."""
-    found = {one.path: one.locks == "local" for one in storage}
-    return found if any(found.values()) else {}
+    locks_are_local = {file_system.path: file_system.locks == "local" for file_system in storage}
+    return locks_are_local if any(locks_are_local.values()) else {}
 
 
 def assemble_plan(

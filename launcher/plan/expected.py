@@ -84,10 +84,10 @@ def _repeated(benchmark: Benchmark) -> dict[str, str | int | bool]:
     return row
 
 
-def _bounds(benchmark: Benchmark, own: Results) -> Bounds:
+def _bounds(benchmark: Benchmark, results: Results) -> Bounds:
     """The row's bounds, where it has them, before the runner file's. Raises ConfigError for one that means nothing."""
 
-    def said(name: str, otherwise: float) -> float:
+    def bound(name: str, otherwise: float) -> float:
         text = benchmark.settings.get(name)
         if text is None:
             return otherwise
@@ -96,11 +96,11 @@ def _bounds(benchmark: Benchmark, own: Results) -> Bounds:
         return float(text)
 
     threshold = benchmark.options.get("AIPERF_FAILED_REQUEST_THRESHOLD")
-    agentic = own.failed_agentic if threshold is None else float(threshold)
-    low, high = own.lengths
+    agentic = results.failed_agentic if threshold is None else float(threshold)
+    low, high = results.lengths
     return Bounds(
-        failed=said("RESULT_FAILED", agentic if benchmark.agentic else own.failed),
-        clock_skew=said("RESULT_CLOCK_SKEW", own.clock_skew),
-        tolerance=said("RESULT_TOLERANCE", own.tolerance),
-        lengths=(said("RESULT_SHORTEST", low), said("RESULT_LONGEST", high)),
+        failed=bound("RESULT_FAILED", agentic if benchmark.agentic else results.failed),
+        clock_skew=bound("RESULT_CLOCK_SKEW", results.clock_skew),
+        tolerance=bound("RESULT_TOLERANCE", results.tolerance),
+        lengths=(bound("RESULT_SHORTEST", low), bound("RESULT_LONGEST", high)),
     )

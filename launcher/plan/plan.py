@@ -225,8 +225,8 @@ class Plan:
 
     def locks_are_local(self, path: str) -> bool:
         """Whether locks on the file system of a path are known to be each host's own."""
-        on = [one for one in self.local_locks if path == one or path.startswith(one.rstrip("/") + "/")]
-        return bool(on) and self.local_locks[max(on, key=len)]
+        roots = [root for root in self.local_locks if path == root or path.startswith(root.rstrip("/") + "/")]
+        return bool(roots) and self.local_locks[max(roots, key=len)]
 
     def with_squash(self, used: Mapping[str, str]) -> Plan:
         """The plan with other squash files (planned path → the one that was used), wherever it names them."""
@@ -262,13 +262,13 @@ class Plan:
         """Read a plan back. Raises ConfigError when it is not one, or one of another schema."""
         if value.get("schema") != SCHEMA:
             raise ConfigError(f"plan schema {value.get('schema')!r} is not {SCHEMA}", hint="written by another version")
-        own = {f.name for f in dataclasses.fields(cls)}
-        given = {"kind": SRTCTL, **{key: v for key, v in value.items() if key in own}}
+        fields = {f.name for f in dataclasses.fields(cls)}
+        keys = {"kind": SRTCTL, **{key: v for key, v in value.items() if key in fields}}
         try:
-            said = msgspec.convert(value["findings"], prepare_type(list[_Finding]))
-            findings = tuple(Finding(f["rule"], f["severity"], f["message"], f["where"]) for f in said)
-            details = {key: v for key, v in value.items() if key not in own}
-            plan: Plan = msgspec.convert({**given, "findings": (), "details": details}, prepare_type(cls))
+            recorded = msgspec.convert(value["findings"], prepare_type(list[_Finding]))
+            findings = tuple(Finding(f["rule"], f["severity"], f["message"], f["where"]) for f in recorded)
+            details = {key: v for key, v in value.items() if key not in fields}
+            plan: Plan = msgspec.convert({**keys, "findings": (), "details": details}, prepare_type(cls))
         except (msgspec.ValidationError, KeyError, TypeError) as error:
             raise ConfigError(f"not a plan: {error}") from None
         return dataclasses.replace(plan, findings=findings)
@@ -322,8 +322,8 @@ def json_values(value: Any) -> Any:
 def _with_lists(value: Any) -> Any:
     """Lists in place of the tuples that `msgspec.to_builtins` keeps."""
     if isinstance(value, dict):
-        return {key: _with_lists(held) if isinstance(held, _HOLDERS) else held for key, held in value.items()}
-    return [_with_lists(held) if isinstance(held, _HOLDERS) else held for held in value]
+        return {key: _with_lists(item) if isinstance(item, _HOLDERS) else item for key, item in value.items()}
+    return [_with_lists(item) if isinstance(item, _HOLDERS) else item for item in value]
 
 
 _HOLDERS = (dict, list, tuple)

@@ -34,9 +34,9 @@ def require_no_secrets(plan: Plan) -> None:
     """Raise ConfigError when the plan holds the value of a secret: what has the shape of a token, and what is set for a
     variable that is called as secrets are."""
     places = _secrets_in(plan.as_dict(), variables=False)
-    if found := list(dict.fromkeys(place.removeprefix(".") for place in places)):
+    if unique := list(dict.fromkeys(place.removeprefix(".") for place in places)):
         raise ConfigError(
-            f"the plan would hold a secret, and is stored: {', '.join(found[:5])}",
+            f"the plan would hold a secret, and is stored: {', '.join(unique[:5])}",
             where=f"run {plan.run_key}",
             hint="set the variable where the launcher runs, and name it in `pass-environment` of the runner file: "
             "the plan then holds its name alone",
@@ -49,7 +49,7 @@ def _secrets_in(value: Any, *, variables: bool) -> list[str]:
     Every plan of a sweep is looked through: a place is spelled out only where something is found, and scalars, which
     most values are, are sorted out before the call.
     """
-    found: list[str] = []
+    places: list[str] = []
     if isinstance(value, str):
         return [""] if _has_a_shape(value) else []
     if isinstance(value, (dict, Mapping)):
@@ -57,15 +57,15 @@ def _secrets_in(value: Any, *, variables: bool) -> list[str]:
             if type(inner) is str:
                 named = variables and names_a_secret(str(key)) and _is_value(inner)
                 if named or _has_a_shape(inner):
-                    found.append(f".{key}")
+                    places.append(f".{key}")
             elif type(inner) not in _OTHER_SCALARS:
                 named = str(key) in _VARIABLES or str(key).endswith("_environment")
-                found += [f".{key}{place}" for place in _secrets_in(inner, variables=named)]
+                places += [f".{key}{place}" for place in _secrets_in(inner, variables=named)]
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             if type(inner) not in _OTHER_SCALARS:
-                found += [f"[{index}]{place}" for place in _secrets_in(inner, variables=False)]
-    return found
+                places += [f"[{index}]{place}" for place in _secrets_in(inner, variables=False)]
+    return places
 
 
 @lru_cache(maxsize=4096)

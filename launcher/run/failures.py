@@ -62,23 +62,25 @@ def first_failures(
     ``during`` is when the job ran, by which stamps without a zone are read. Stops looking after ``seconds``. Never
     raises for a file.
     """
-    read: list[Log] = []
-    found: list[Failure] = []
+    logs_read: list[Log] = []
+    failures: list[Failure] = []
     until = clock() + seconds
     files = ((path.relative_to(logs).as_posix(), path, status) for path, status in log_files(logs))
-    some = list(islice((file for file in files if file[1].suffix in (".out", ".log", ".err")), 10 * FILES))
+    candidates = list(islice((file for file in files if file[1].suffix in (".out", ".log", ".err")), 10 * FILES))
     # The orchestrator's comes first: it tells who died, and must not be left out for want of time.
-    for name, path, status in sorted(some, key=lambda file: source_of(file[0]) != "orchestrator")[:FILES]:
+    for name, path, status in sorted(candidates, key=lambda file: source_of(file[0]) != "orchestrator")[:FILES]:
         if clock() > until:
             break
         log = Log(path, name, status.st_mtime, during)
-        read.append(log)
+        logs_read.append(log)
         if (failure := failure_in(log)) is not None:
-            found.append(failure)
+            failures.append(failure)
     # Of a script that says that its server died, the last line is that of the server.
-    server = next((log.last for log in read if log.file.rpartition("/")[2] == "server.log"), "")
-    found = [replace(f, last=server) if f.source == "server" and source_of(f.file) != "server" else f for f in found]
-    return _in_order(found, _told(read))
+    server = next((log.last for log in logs_read if log.file.rpartition("/")[2] == "server.log"), "")
+    failures = [
+        replace(f, last=server) if f.source == "server" and source_of(f.file) != "server" else f for f in failures
+    ]
+    return _in_order(failures, _told(logs_read))
 
 
 def _told(logs: Sequence[Log]) -> Told:
@@ -86,19 +88,19 @@ def _told(logs: Sequence[Log]) -> Told:
     dead: list[Failure] = []
     ending: list[float] = []
     for log in logs:
-        own = log.source == "orchestrator"
-        for number in log.suspects if not own else range(len(log.raw)):
+        by_orchestrator = log.source == "orchestrator"
+        for number in log.suspects if not by_orchestrator else range(len(log.raw)):
             body = log.line(number).body
-            if found := SLURM_ENDS.search(log.raw[number]):
-                if found["why"] and found["what"] == "STEP":  # a job's end is told by Slurm itself
+            if slurm_end := SLURM_ENDS.search(log.raw[number]):
+                if slurm_end["why"] and slurm_end["what"] == "STEP":  # a job's end is told by Slurm itself
                     at, stamped = log.when(number)
                     text = cut(log.line(number).text)
                     dead.append(Failure(log.file, "slurm", text, at, log.around(number), "cause", stamped))
-                if found["what"] == "JOB":
+                if slurm_end["what"] == "JOB":
                     ending.append(log.when(number)[0])
-            elif own and (end := CRITICAL.match(body) or CLIENT.match(body)):
-                dead.append(_death(end, log, number, logs))
-            elif own and _ENDING.match(body):
+            elif by_orchestrator and (program_end := CRITICAL.match(body) or CLIENT.match(body)):
+                dead.append(_death(program_end, log, number, logs))
+            elif by_orchestrator and _ENDING.match(body):
                 ending.append(log.when(number)[0])
     return Told(tuple(sorted(dead, key=lambda failure: failure.at)), min(ending, default=None))
 
@@ -106,17 +108,23 @@ def _told(logs: Sequence[Log]) -> Told:
 def _death(end: re.Match[str], orchestrator: Log, number: int, logs: Sequence[Log]) -> Failure:
     """The end of a program as the orchestrator tells it."""
     name, code = end.groupdict().get("name"), int(end["code"])
-    of = _log_of(name, end, orchestrator, logs)
-    at, stamped = orchestrator.when(number)
+    program_log = _log_of(name, end, orchestrator, logs)
+    died_at, stamped = orchestrator.when(number)
     lines = [orchestrator.raw[number]]
-    if of is not None:
-        lines += ["", f"{of.file}, its end:", *of.raw[-LINES // 2 :]]
+    if program_log is not None:
+        lines += ["", f"{program_log.file}, its end:", *program_log.raw[-LINES // 2 :]]
     return Failure(
-        *(orchestrator.file, "server" if name else "benchmark", cut(orchestrator.line(number).body), at, tuple(lines)),
+        *(
+            orchestrator.file,
+            "server" if name else "benchmark",
+            cut(orchestrator.line(number).body),
+            died_at,
+            tuple(lines),
+        ),
         stamped=stamped,
         died=128 - code if code < 0 else code,
-        process=of.file if of is not None else name or "benchmark",
-        last=of.last if of is not None else "",
+        process=program_log.file if program_log is not None else name or "benchmark",
+        last=program_log.last if program_log is not None else "",
     )
 
 
@@ -138,17 +146,18 @@ def _log_of(name: str | None, end: re.Match[str], orchestrator: Log, logs: Seque
     return next((log for log in logs if log.file.endswith(endings)), None)
 
 
-def _in_order(found: Sequence[Failure], told: Told) -> list[Failure]:
+def _in_order(failures: Sequence[Failure], ends: Told) -> list[Failure]:
     """The failures of all logs with their standing beside each other, the cause first, each log once."""
-    ends = [failure for failure in told.dead if failure.died is not None]
-    dead = {failure.process: failure for failure in reversed(ends)}
-    standing = [_beside(failure, dead, told.ending) for failure in found]
+    deaths = [failure for failure in ends.dead if failure.died is not None]
+    dead = {failure.process: failure for failure in reversed(deaths)}
+    standing = [_beside(failure, dead, ends.ending) for failure in failures]
     explained = {failure.file for failure in standing if failure.standing == "cause"}
     repeated = [
-        failure if p not in explained else replace(failure, standing="consequence") for p, failure in dead.items()
+        failure if program not in explained else replace(failure, standing="consequence")
+        for program, failure in dead.items()
     ]
-    by_slurm = [failure for failure in told.dead if failure.died is None]
-    killed = {failure.process for failure in ends if failure.died == SIGKILLED and failure.at <= ends[0].at}
+    by_slurm = [failure for failure in ends.dead if failure.died is None]
+    killed = {failure.process for failure in deaths if failure.died == SIGKILLED and failure.at <= deaths[0].at}
     kept: dict[str, Failure] = {}
     for failure in sorted([*standing, *repeated, *by_slurm], key=lambda failure: _order(failure, killed)):
         kept.setdefault(failure.file, failure)

@@ -101,9 +101,9 @@ class Step:
     @classmethod
     def read(cls, value: Mapping[str, Any]) -> Step:
         """From JSON. Raises msgspec.ValidationError."""
-        own = ("state", "began", "at", "error")
+        known = ("state", "began", "at", "error")
         return msgspec.convert(
-            {**value, "facts": {key: v for key, v in value.items() if key not in own}}, prepare_type(cls)
+            {**value, "facts": {key: v for key, v in value.items() if key not in known}}, prepare_type(cls)
         )
 
 
@@ -239,8 +239,8 @@ def _listed(content: bytes) -> RunFields | None:
     return fields if fields.schema == SCHEMA else None
 
 
-def _unreadable(why: str, path: Path | str) -> ConfigError:
-    return ConfigError(f"the run's record cannot be read: {why}", where=str(path))
+def _unreadable(reason: str, path: Path | str) -> ConfigError:
+    return ConfigError(f"the run's record cannot be read: {reason}", where=str(path))
 
 
 def _wrong(fields: RunFields, run_id: str) -> str | None:
@@ -266,8 +266,8 @@ _OWNER = re.compile(rb'"owner":\s*(\{[^{}]{0,1000}\})')
 
 def owner_in(content: bytes) -> ProcessIdentity | None:
     """The owner that a record names which cannot be read as a whole, if that part of it is whole."""
-    found = _OWNER.search(content)
+    match = _OWNER.search(content)
     try:
-        return None if found is None else msgspec.json.decode(found[1], type=prepare_type(ProcessIdentity))
+        return None if match is None else msgspec.json.decode(match[1], type=prepare_type(ProcessIdentity))
     except msgspec.DecodeError:
         return None

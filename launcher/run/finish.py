@@ -102,8 +102,8 @@ def _job_in(run: Run, state: JobState) -> RecordedJob:
 def _described(run: Run, state: JobState) -> str:
     """How the job stands, for a person: that it waits because we hold it is no news to anybody."""
     job = run.record.job
-    ours = job is not None and job.held and state.reason == BY_USER
-    return (replace(state, reason="") if ours else state).describe()
+    held_by_us = job is not None and job.held and state.reason == BY_USER
+    return (replace(state, reason="") if held_by_us else state).describe()
 
 
 def finish(run: Run, state: JobState) -> Outcome:
@@ -118,25 +118,25 @@ def finish(run: Run, state: JobState) -> Outcome:
             log = Path(run.plan.workspace.path, LOGS, log.name)  # the job's own directory goes with its tree
         error = JobError(f"the job ended as {state.describe()}", where=f"job {job.id}", hint=f"its log: {log}")
         if state.word == "CANCELLED" and run.record.cancel_requested():
-            why = f"{run.record.cancel_reason().message}: the job ended as {state.describe()}"
+            message = f"{run.record.cancel_reason().message}: the job ended as {state.describe()}"
             # 130 is for whoever was asked to stop: this process was not, and its job did.
-            error = Cancelled(why, exit_code=JobError.exit_code)
+            error = Cancelled(message, exit_code=JobError.exit_code)
     elif run.plan.scheduler.kind != "local":  # its jobs write to this machine's own disk: nothing comes late
         patience = RESULT_PATIENCE
     if state.succeeded and state.failed_step:
         run.record.event("warning", f"the job COMPLETED, but {state.failed_step}")
     keep_scheduler_answers(run, state)
     run.kind.end_leftovers(run)
-    collected, taken = CollectedResults(), False
+    collected, were_collected = CollectedResults(), False
     try:
         collected = collect(run, patience)
-        taken = True
+        were_collected = True
         collected.raise_if_bad(logs_hint(run))
-    except ResultError as trouble:
-        error = error or trouble
-        run.record.event("error", str(trouble))
+    except ResultError as problem:
+        error = error or problem
+        run.record.event("error", str(problem))
     outcome, delivered = _end(run, error, collected, state)
-    if taken and delivered:
+    if were_collected and delivered:
         # On a shared file system nobody else ever would, and leftovers of NFS in a workspace block the next checkout.
         # A run by hand keeps its tree, to be looked at, until `launcher cleanup` (`deliver_and_remove`).
         if run.record.fields.results == "workspace":
@@ -187,9 +187,9 @@ def _end(
 ) -> tuple[Outcome, bool]:
     """The outcome, written down; and whether logs and evidence are where the workflow looks."""
     name = "succeeded" if error is None else "cancelled" if isinstance(error, Cancelled) else "failed"
-    judged = judge(run, error, state)
+    final_verdict = judge(run, error, state)
     delivered = deliver(run, soon=isinstance(error, Cancelled))
-    outcome = Outcome(run.id, name, collected.points, error, judged)
+    outcome = Outcome(run.id, name, collected.points, error, final_verdict)
     recorded = None
     if error is not None:
         where, hint = (
@@ -198,7 +198,7 @@ def _end(
         recorded = RecordedError(error.layer, run.record.without_secrets(error.message), where, hint)
     now, code = time.time(), outcome.exit_code
     fields, job = run.record.fields, run.record.job
-    written = summary(
+    document = summary(
         run.plan,
         collected,
         state=state.word if state is not None else name,
@@ -214,12 +214,12 @@ def _end(
     )
     try:
         # Before the record says that the run is over: nobody comes back to a run that is.
-        run.record.write("summary.json", written)
+        run.record.write("summary.json", document)
     finally:
-        run.record.update(state=name, ended=now, exit_code=code, verdict=judged, error=recorded)
+        run.record.update(state=name, ended=now, exit_code=code, verdict=final_verdict, error=recorded)
     layer = "" if error is None or isinstance(error, Cancelled) else f" {error.layer}:"
-    run.record.event("end", name if error is None else f"{name}:{layer} {error.message}", layer=judged.layer)
-    run.record.event("verdict", str(judged))
+    run.record.event("end", name if error is None else f"{name}:{layer} {error.message}", layer=final_verdict.layer)
+    run.record.event("verdict", str(final_verdict))
     unmark(run.record)
     return outcome, delivered
 
@@ -232,8 +232,8 @@ def deliver_and_remove(run: Run) -> None:
     """
     record, step = run.record, run.record.step("collect")
     by_workflow, state = record.fields.results == "workspace", record.fields.state
-    whole = state == "succeeded" and step.state == "done" and not step.facts.get("problems")
-    if not record.fields.settled or not (state == "cancelled" if by_workflow else whole):
+    is_complete = state == "succeeded" and step.state == "done" and not step.facts.get("problems")
+    if not record.fields.settled or not (state == "cancelled" if by_workflow else is_complete):
         return
     try:
         if any(path.exists() for path in run.kind.own_directories(run.plan)) and deliver(run):
@@ -266,11 +266,11 @@ def judge(run: Run, error: LauncherError | None, state: JobState | None) -> Verd
 
         during = (state.started, state.ended) if state is not None else (None, None)
         failures = first_failures(Path(job.log).parent, seconds=SEARCH_SECONDS, during=during)
-    found = verdict(error, state, failures, stage=_stage(run) if job is None else "")
-    found = Verdict(found.layer, run.record.without_secrets(found.text))
+    result = verdict(error, state, failures, stage=_stage(run) if job is None else "")
+    result = Verdict(result.layer, run.record.without_secrets(result.text))
     with contextlib.suppress(LauncherError, OSError):  # a full disk, a damaged plan must not change how the run ends
-        _keep(run, found, failures, error)
-    return found
+        _keep(run, result, failures, error)
+    return result
 
 
 def _stage(run: Run) -> str:
@@ -288,11 +288,11 @@ _STAGES = {
 }
 
 
-def _keep(run: Run, found: Verdict, failures: Sequence[Failure], error: LauncherError | None) -> None:
+def _keep(run: Run, result: Verdict, failures: Sequence[Failure], error: LauncherError | None) -> None:
     """Write verdict.txt, first-failure.txt, job.log (its end), events.txt and the job's own files. Raises OSError."""
     job = run.record.job
     ended = f"job {job.id}: {job.says}" if job is not None and job.says else ""
-    texts = {"verdict.txt": "".join(f"{line}\n" for line in (str(found), ended) if line)}
+    texts = {"verdict.txt": "".join(f"{line}\n" for line in (str(result), ended) if line)}
     if failures:
         first = [f"{failures[0].file}:", *failures[0].lines, ""]
         others = [f"then {f.file}: {f.text} ({f.standing})" for f in failures[1:20]]
@@ -343,12 +343,12 @@ def keep_scheduler_answers(run: Run, state: JobState, *, soon: bool = False) -> 
     job = run.record.job_key
     if job is None:
         return
-    told = state.succeeded and not state.failed_step
+    is_known = state.succeeded and not state.failed_step
 
     def answers() -> None:
         with contextlib.suppress(LauncherError, OSError):
-            said = {state.source: str(state)} if told else run.services.scheduler.describe(job)
-            run.record.keep("scheduler.json", said)
+            texts = {state.source: str(state)} if is_known else run.services.scheduler.describe(job)
+            run.record.keep("scheduler.json", texts)
 
     if soon:
         wait([start_in_thread(answers, "evidence")], STOP_SECONDS)

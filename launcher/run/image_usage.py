@@ -22,19 +22,19 @@ def images_in_use(runs: Path, directories: Sequence[Path] = ()) -> dict[str, lis
     """
     from launcher.run.listing import UnreadableRecord, records
 
-    found: dict[str, list[str]] = {}
+    users: dict[str, list[str]] = {}
     unreadable: list[UnreadableRecord] = []
     try:
         alive = [record for record in records(runs, unreadable) if not record.fields.has_ended]
     except ConfigError:
         return {str(path): [_UNKNOWN] for directory in directories for path in directory.glob("*.sqsh")}
-    for record in [*alive, *(one.record for one in unreadable)]:
+    for record in [*alive, *(record_error.record for record_error in unreadable)]:
         images = _images_of(record)
         if images is None:
             images = [str(path) for directory in directories for path in directory.glob("*.sqsh")]
         for squash in images:
-            found.setdefault(squash, []).append(record.id)
-    return found
+            users.setdefault(squash, []).append(record.id)
+    return users
 
 
 def _images_of(record: RunRecord) -> list[str] | None:
@@ -57,8 +57,8 @@ def mark_used_by(record: RunRecord) -> Callable[[Path], None]:
 
     def mark(squash: Path) -> None:
         if error := usage.add_mark(squash, record.id, record.directory):
-            why = f"{describe_os_error(error, squash.parent)}; gc of others may remove it"
-            record.event("note", f"{squash.name} cannot be marked as used by this run: {why}")
+            reason = f"{describe_os_error(error, squash.parent)}; gc of others may remove it"
+            record.event("note", f"{squash.name} cannot be marked as used by this run: {reason}")
 
     return mark
 

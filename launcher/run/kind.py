@@ -220,14 +220,14 @@ class Run:
         """Tell whoever follows the run."""
         self.record.event("note", text)
 
-    def announced_sleep(self, what: str, at_most: float) -> Callable[[float], None]:
+    def announced_sleep(self, text: str, at_most: float) -> Callable[[float], None]:
         """A sleep that tells once what is waited for, and for how many seconds at most. No request to stop ends it."""
-        told: list[str] = []
+        announced: list[str] = []
 
         def sleep(seconds: float) -> None:
-            if not told:
-                told.append(what)
-                self.record.event("wait", what, at_most=at_most)
+            if not announced:
+                announced.append(text)
+                self.record.event("wait", text, at_most=at_most)
             time.sleep(seconds)
 
         return sleep
@@ -242,6 +242,6 @@ class Run:
         """Where results go: the workflow's workspace, or the run's own directory for runs by hand."""
         if self.record.fields.results == "workspace":
             return Path(self.plan.workspace.path)
-        own = self.record.directory / "results"
-        own.mkdir(mode=0o700, exist_ok=True)
-        return own
+        directory = self.record.directory / "results"
+        directory.mkdir(mode=0o700, exist_ok=True)
+        return directory

@@ -132,9 +132,9 @@ class Log:
         lines = [line.lower() for line in self.raw]
         text = "\n".join(lines)
         words = [word for word in LOG_WORDS["perhaps"] if word in text]
-        found = {number for number, line in enumerate(lines) if any(word in line for word in words)}
+        numbers = {number for number, line in enumerate(lines) if any(word in line for word in words)}
         glog = {number for number, line in enumerate(self.raw) if line[:1] in "EF[" and _GLOG.search(line[:60])}
-        return sorted(found | glog)
+        return sorted(numbers | glog)
 
     @property
     def last(self) -> str:
@@ -149,8 +149,8 @@ class Log:
 
 def cut(text: str, width: int = LONGEST) -> str:
     """A text as one line of at most ``width`` characters; of a longer one the end is left out."""
-    words = " ".join(text.split())
-    return words if len(words) <= width else f"{words[: width - 1]}…"
+    line = " ".join(text.split())
+    return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
 def source_of(file: str) -> str:
@@ -199,8 +199,8 @@ def failure_in(log: Log) -> Failure | None:
         return None
     lasting = [mark for position, mark in enumerate(marks) if mark[1] and not _went_on(log, marks, position)]
     number, strength = max(lasting or marks, key=lambda mark: (mark[1], -mark[0]))
-    own = next((mark for mark, _ in lasting if log.line(mark).body.startswith("launcher: error:")), None)
-    number, text = _named(log, number) if own is None else _own_word(log, own, marks)
+    own_message = next((mark for mark, _ in lasting if log.line(mark).body.startswith("launcher: error:")), None)
+    number, text = _named(log, number) if own_message is None else _own_word(log, own_message, marks)
     standing: Standing = "symptom" if _OF_ANOTHER.search(text) else "cause"
     if not lasting:
         standing = "survived" if strength else "consequence"
@@ -209,10 +209,10 @@ def failure_in(log: Log) -> Failure | None:
         source, last = "server", ""  # a script that waits for its server says so
     if CONTROLLER_AWAY.search(text):
         source = "slurm"  # whoever's log it is in
-    at, stamped = log.when(number)
+    failed_at, stamped = log.when(number)
     around, unknown = log.around(number), log.zone_unknown and not stamped
     return Failure(
-        *(log.file, source, text, at, around, standing, stamped),
+        *(log.file, source, text, failed_at, around, standing, stamped),
         process=log.file,
         last=last,
         zone_unknown=unknown,
@@ -224,43 +224,43 @@ def _named(log: Log, number: int) -> tuple[int, str]:
     line, after = log.line(number), range(number + 1, min(number + 200, len(log.raw)))
     if _PYXIS_FAILED.search(line.body):  # it shows enroot's log behind that
         enroot = ((n, _ENROOT_SAYS.search(log.line(n).body)) for n in after[:40])
-        if told := next(((n, found) for n, found in enroot if found), None):
-            return told[0], cut(f"pyxis: {told[1][1]}")
+        if cause := next(((n, exception) for n, exception in enroot if exception), None):
+            return cause[0], cut(f"pyxis: {cause[1][1]}")
     begins = after and (_TRACEBACK.search(log.line(after[0]).body) or _EXCEPTION.match(log.line(after[0]).body))
     if _TRACEBACK.search(line.body) or (begins and not _EXCEPTION.match(line.body) and not _FATAL.search(line.body)):
         for later in after:
-            other = log.line(later)
-            if other.label == line.label and (found := _EXCEPTION.match(other.body)):
-                return later, cut(found["whole"])
-    found = _EXCEPTION.match(line.body)
-    return number, cut(found["whole"] if found else line.text)
+            candidate = log.line(later)
+            if candidate.label == line.label and (exception := _EXCEPTION.match(candidate.body)):
+                return later, cut(exception["whole"])
+    exception = _EXCEPTION.match(line.body)
+    return number, cut(exception["whole"] if exception else line.text)
 
 
-def _own_word(log: Log, own: int, marks: Sequence[tuple[int, int]]) -> tuple[int, str]:
+def _own_word(log: Log, own_message: int, marks: Sequence[tuple[int, int]]) -> tuple[int, str]:
     """What a script of ours says, and what the program said that made it say so."""
-    before = [mark for mark, _ in marks if own - LINES < mark < own]
-    why = f" ({_named(log, before[-1])[1]})" if before else ""
-    return own, cut(log.line(own).body) + why
+    before = [mark for mark, _ in marks if own_message - LINES < mark < own_message]
+    cause = f" ({_named(log, before[-1])[1]})" if before else ""
+    return own_message, cut(log.line(own_message).body) + cause
 
 
 def _went_on(log: Log, marks: Sequence[tuple[int, int]], position: int) -> bool:
     """Whether the program that wrote a line of failure is seen to work afterwards."""
     number, strength = marks[position]
-    label, at = log.line(number).label, log.when(number)[0]
-    works, plain, shown = 0, 0, False
+    label, failed_at = log.line(number).label, log.when(number)[0]
+    works, plain, sign_seen = 0, 0, False
     for later in range(number + 1, min(number + WITHIN, len(log.raw))):
         line = log.line(later)
         if (label and line.label != label) or line.level in ("warn", "error", "fatal"):
             continue
         sign = _WORKS.search(line.body) is not None
         plain += bool(line.text) and not log.raw[later].startswith((" ", "\t"))
-        if strength > 1 and line.at is not None and line.at < at + WORKED_ON_AFTER:
+        if strength > 1 and line.at is not None and line.at < failed_at + WORKED_ON_AFTER:
             sign = False
-        shown = shown or sign
+        sign_seen = sign_seen or sign
         works += line.level == "info" and not _ENDS.search(line.body) and (strength == 1 or line.at is not None)
-        if strength == 1 and (shown or works >= _WORK_LINES):
+        if strength == 1 and (sign_seen or works >= _WORK_LINES):
             return True
-        if shown and (works >= _WORK_LINES or plain >= _PLAIN_LINES):
+        if sign_seen and (works >= _WORK_LINES or plain >= _PLAIN_LINES):
             return True
     return False
 

@@ -97,9 +97,9 @@ def parse(line: str, written: float, zone: tzinfo | None = None) -> Line:
     """What a cleaned line says of itself. ``written`` is when its file was last written: the year, or the day, of a
     stamp without one is the last that is not later. ``zone`` is that of a stamp that names none, None for ours."""
     label = ""
-    while found := _LABEL.match(line):
-        label = label or next(value for value in found.groups() if value)
-        line = line[found.end() :]
+    while match := _LABEL.match(line):
+        label = label or next(value for value in match.groups() if value)
+        line = line[match.end() :]
     stamp, at = _stamp(line, written, zone)
     if stamp is None:
         level, rest = _level(line, stamped=False)
@@ -125,18 +125,18 @@ def _level(text: str, *, stamped: bool) -> tuple[str, str]:
     """The level that a line begins with, and what follows it; "" and the whole text without one."""
     forms = (_LEVEL_FRONT, *((_LEVEL_LETTER, _LEVEL_LATER) if stamped else ()))
     for form in forms:
-        if found := form.match(text[: 2 * _AT_THE_FRONT]):
-            rest = text[found.end() :]
-            return _LEVELS[found["word"]], rest[_end_of_location(rest) :]
-    if found := _LEVEL_LOWER.match(text) or (text.startswith("{") and _LEVEL_LOWER.search(text[:200])) or None:
-        word = next(value for value in found.groups() if value).upper()
-        return _LEVELS.get(word, ""), text[found.end() :] if found["bracket"] else text
+        if match := form.match(text[: 2 * _AT_THE_FRONT]):
+            rest = text[match.end() :]
+            return _LEVELS[match["word"]], rest[_end_of_location(rest) :]
+    if match := _LEVEL_LOWER.match(text) or (text.startswith("{") and _LEVEL_LOWER.search(text[:200])) or None:
+        word = next(value for value in match.groups() if value).upper()
+        return _LEVELS.get(word, ""), text[match.end() :] if match["bracket"] else text
     return "", text
 
 
 def _end_of_location(text: str) -> int:
-    found = _LOCATION.match(text)
-    return found.end() if found else 0
+    match = _LOCATION.match(text)
+    return match.end() if match else 0
 
 
 def _stamp(line: str, written: float, zone: tzinfo | None) -> tuple[re.Match[str] | None, float | None]:
@@ -145,10 +145,10 @@ def _stamp(line: str, written: float, zone: tzinfo | None) -> tuple[re.Match[str
     if not any(map(str.isdigit, head)):
         return None, None
     for form in _STAMPS:
-        found = form.search(head)
-        if found is not None and (found.start() < _AT_THE_FRONT or line.startswith("{")):
+        match = form.search(head)
+        if match is not None and (match.start() < _AT_THE_FRONT or line.startswith("{")):
             try:
-                return found, _seconds(found.groupdict(), written, zone)
+                return match, _seconds(match.groupdict(), written, zone)
             except (ValueError, OverflowError, OSError):
                 continue
     return None, None
@@ -172,12 +172,12 @@ def _seconds(parts: dict[str, str | None], written: float, zone: tzinfo | None) 
         when = clock.replace(year=year or latest.year, month=number, day=int(parts["day"] or 0))
         if not year and when > latest:
             when = when.replace(year=latest.year - 1)
-    own = parts.get("zone")
-    if own in ("Z", "UTC", "GMT"):
+    zone_name = parts.get("zone")
+    if zone_name in ("Z", "UTC", "GMT"):
         when = when.replace(tzinfo=timezone.utc)
-    elif own:
-        hours, minutes = int(own[1:3]), int(own[-2:])
-        offset = timedelta(hours=hours, minutes=minutes) * (-1 if own[0] == "-" else 1)
+    elif zone_name:
+        hours, minutes = int(zone_name[1:3]), int(zone_name[-2:])
+        offset = timedelta(hours=hours, minutes=minutes) * (-1 if zone_name[0] == "-" else 1)
         when = when.replace(tzinfo=timezone(offset))
     return when.timestamp() + fraction
 
@@ -198,7 +198,7 @@ def zone_of(lines: Sequence[str], written: float, during: Interval) -> tuple[tzi
     Containers mostly have UTC, hosts their own. A log's stamps lie in the time of its job, and the last one is not
     later than the file's own time; most often it is as late as that.
     """
-    first, last = (_naive(some, written) for some in (lines[:_LOOKED_AT], reversed(lines[-_LOOKED_AT:])))
+    first, last = (_naive(ends, written) for ends in (lines[:_LOOKED_AT], reversed(lines[-_LOOKED_AT:])))
     if first is None or last is None:
         return None, True
 
@@ -212,14 +212,14 @@ def zone_of(lines: Sequence[str], written: float, during: Interval) -> tuple[tzi
     utc = timezone.utc
     offset = round(((parse(last, written, utc).at or 0.0) - written) / (2 * _APART)) * 2 * _APART
     offset += 86400.0 if offset < -43200 else 0.0  # of a clock alone the day is not known
-    own = None if abs(offset) > 50400 else timezone(timedelta(seconds=offset))
+    by_offset = None if abs(offset) > 50400 else timezone(timedelta(seconds=offset))
     gaps = {zone: gap for zone in (None, utc) if (gap := silent(zone)) is not None}
     close = next((zone for zone, gap in gaps.items() if gap <= _APART), ...)
     if close is not ...:
         return close, True
     if gaps:
         return next(iter(gaps)), len(set(gaps.values())) == 1
-    return own, own is not None and silent(own) is not None
+    return by_offset, by_offset is not None and silent(by_offset) is not None
 
 
 def _naive(lines: Iterable[str], written: float) -> str | None:
@@ -244,8 +244,8 @@ def progress(log: str) -> tuple[int | None, str]:
     """What the end of a job's log says: the concurrency that is being measured, and the last line about throughput."""
     concurrency, throughput = None, ""
     for line in (*tail(Path(log)), *tail(Path(log).with_name("benchmark.out"))):  # srt-slurm's client has its own
-        if found := _CONCURRENCY.search(line):
-            concurrency = int(found[1] or found[2])
+        if match := _CONCURRENCY.search(line):
+            concurrency = int(match[1] or match[2])
         if _THROUGHPUT.search(line):
             throughput = line.strip()[:200]
     return concurrency, throughput

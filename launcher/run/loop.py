@@ -114,10 +114,10 @@ class _Given(Feed):
         self._any_failed = self._any_failed or outcome.state == "failed"
 
     def take_cancelled(self) -> Iterable[Run]:
-        asked = [run for run in self._waiting if run.record.cancel_requested()]
-        for run in asked:
+        cancelled = [run for run in self._waiting if run.record.cancel_requested()]
+        for run in cancelled:
             self._waiting.remove(run)
-        return asked
+        return cancelled
 
     def cancel_all_reason(self) -> Cancelled | None:
         return Cancelled("another run of the sweep failed") if self._any_failed and self._limits.fail_fast else None
@@ -252,8 +252,8 @@ class _Loop:
 
     def _ask_scheduler(self) -> None:
         """Take the scheduler's newest answer, if there is one, and do what follows from it."""
-        held = [job for job, run in self._watched.items() if run.record.job is not None and run.record.job.held]
-        answer = self._poller.poll(markers=self._markers.read(self._watched), held=held)
+        held_jobs = [job for job, run in self._watched.items() if run.record.job is not None and run.record.job.held]
+        answer = self._poller.poll(markers=self._markers.read(self._watched), held=held_jobs)
         for job, error in self._releases.taken():
             if job in self._watched:
                 with _despite_full_disk(self._watched[job]):
@@ -285,44 +285,46 @@ class _Loop:
 
     def _abandon(self) -> None:
         """Cancel every job first; then wait for what is being prepared, whose job may be there any moment."""
-        why = self._stop.reason() if self._stop.requested() else self._feed.cancel_all_reason() or Cancelled("given up")
-        rest = list(self._feed.remaining_runs())
-        for run in rest:
+        reason = (
+            self._stop.reason() if self._stop.requested() else self._feed.cancel_all_reason() or Cancelled("given up")
+        )
+        unstarted = list(self._feed.remaining_runs())
+        for run in unstarted:
             if (job := run.record.job_key) is not None:  # another process submitted it, and nobody watches it yet
                 self._watched[job] = run
         for job, error in self._requests.wait().items():
             threads.record_cancel(self._watched[job], error)
         began = time.monotonic()
-        self._abandon_preparations(began + threads.CANCEL_BOUND, why)
-        for run in [*self._watched.values(), *(run for run in rest if run.record.job_key is None)]:
-            self._begin_end(run, why)
+        self._abandon_preparations(began + threads.CANCEL_BOUND, reason)
+        for run in [*self._watched.values(), *(run for run in unstarted if run.record.job_key is None)]:
+            self._begin_end(run, reason)
         states = end_jobs(self._scheduler, list(self._watched), bound=threads.CANCEL_BOUND)
-        self._await_endings(began + threads.CANCEL_BOUND, why)
+        self._await_endings(began + threads.CANCEL_BOUND, reason)
         for job, state in states.items():
             run = self._watched[job]
             if run not in self._endings.under_way:
                 with _despite_full_disk(run):
                     finish.record_state_after_cancel(run, state)
 
-    def _await_endings(self, until: float, why: Cancelled) -> None:
+    def _await_endings(self, until: float, reason: Cancelled) -> None:
         """Wait for ends that are under way: as long as they take, unless we were asked to stop."""
         self._take_outcomes()
         while self._endings.under_way and not (self._stop.requested() and time.monotonic() > until):
             self._take_outcomes(REST)
         for run in self._endings.under_way:
-            self._feed.ended(run, outcome_left_behind(run, why))
+            self._feed.ended(run, outcome_left_behind(run, reason))
 
-    def _abandon_preparations(self, until: float, why: Cancelled) -> None:
+    def _abandon_preparations(self, until: float, reason: Cancelled) -> None:
         """Wait for runs in preparation. A job may be there before srtctl says so, and is then looked for."""
         for gate in self._gates.values():
-            gate.shut(why)
+            gate.shut(reason)
         self._requests.make()
-        preparing, asked = self._requests.preparing, dict[Run, Future[None]]()
+        preparing, cancels = self._requests.preparing, dict[Run, Future[None]]()
         while preparing:
             try:
                 run, answer = self._prepared.get(timeout=max(0.0, until - time.monotonic()))
             except Empty:  # its record says how far it was; `launcher cleanup` looks for its job by its token
-                run, answer = next(iter(preparing.values())), why
+                run, answer = next(iter(preparing.values())), reason
                 if run.record.fields.submission_in_doubt:
                     text = (
                         f"left while a submission is under way: `launcher cleanup {run.id}` ends the job that may come"
@@ -330,13 +332,13 @@ class _Loop:
                     run.record.event("warning", text)
             self._forget_preparation(run)
             self._requests.submission_ended(run)
-            asked[run] = start_in_thread(partial(threads.cancel_job, run), "cancel")
+            cancels[run] = start_in_thread(partial(threads.cancel_job, run), "cancel")
             if isinstance(answer, JobKey):
                 self._watched[answer] = run
             else:
                 self._begin_end(run, answer)
-        wait(asked.values(), max(1.0, until - time.monotonic()))
-        for run in (run for run, request in asked.items() if not request.done()):
+        wait(cancels.values(), max(1.0, until - time.monotonic()))
+        for run in (run for run, request in cancels.items() if not request.done()):
             threads.record_cancel(run, LauncherError("no answer yet"))
 
     def _leave(self) -> None:

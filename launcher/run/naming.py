@@ -18,37 +18,37 @@ SHORTEST = 4
 """Characters of the shortest prefix that is shown."""
 
 
-def run_named(runs: Path, given: str) -> str:
+def run_named(runs: Path, text: str) -> str:
     """The id of the run that is meant; what was given where there is none. Raises ConfigError when it may be several.
 
     Records are read for a number alone, which may be that of a job.
     """
-    if os.path.lexists(runs / given) or "/" in given:
-        return given
-    known = names(runs)
-    also = [run for run in known if _job_of(runs, run) == given] if given.isdecimal() else []
-    return resolve_prefix(given, known, "runs", also)
+    if os.path.lexists(runs / text) or "/" in text:
+        return text
+    ids = names(runs)
+    by_job = [run for run in ids if _job_of(runs, run) == text] if text.isdecimal() else []
+    return resolve_prefix(text, ids, "runs", by_job)
 
 
-def load_named(runs: Path, given: str) -> RunRecord:
+def load_named(runs: Path, text: str) -> RunRecord:
     """The record of the run that is meant. Raises ConfigError."""
     from launcher.run.record import RunRecord
 
-    return RunRecord.load(runs, run_named(runs, given))
+    return RunRecord.load(runs, run_named(runs, text))
 
 
-def sweep_named(sweeps: Path, given: str) -> str:
+def sweep_named(sweeps: Path, text: str) -> str:
     """The name of the sweep that is meant, by itself or by a prefix; what was given where there is none. Raises
     ConfigError when it may be several."""
-    return resolve_prefix(given, names(sweeps), "sweeps")
+    return resolve_prefix(text, names(sweeps), "sweeps")
 
 
-def source_named(state: Path, given: str) -> str:
+def source_named(state: Path, text: str) -> str:
     """The run or sweep of a report, by its beginning or by a job's id; a directory, and what is neither, as it is."""
-    if Path(given).exists() or (state / "sweeps" / given).is_dir():
-        return given
-    run = run_named(state / "runs", given)
-    return run if run != given else sweep_named(state / "sweeps", given)
+    if Path(text).exists() or (state / "sweeps" / text).is_dir():
+        return text
+    run = run_named(state / "runs", text)
+    return run if run != text else sweep_named(state / "sweeps", text)
 
 
 def names(directory: Path) -> list[str]:

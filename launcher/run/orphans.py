@@ -61,11 +61,13 @@ def find_orphans(
 
     Those whose record cannot be read are added to ``unreadable``.
     """
-    found = [(record, record.abandoned) for record in records(runs, unreadable)]
+    abandonment = [(record, record.abandoned) for record in records(runs, unreadable)]
     alone = [
-        r for r, abandoned in found if abandoned is None or (abandoned is False and r.stopped_driver_pid is not None)
+        r
+        for r, abandoned in abandonment
+        if abandoned is None or (abandoned is False and r.stopped_driver_pid is not None)
     ]
-    return [r for r, abandoned in found if abandoned], alone
+    return [r for r, abandoned in abandonment if abandoned], alone
 
 
 def orphans_of_job_name(
@@ -75,7 +77,7 @@ def orphans_of_job_name(
 
     Added to ``unreadable`` are those that are this runner's by their plan, and those whose plan cannot be read either.
     """
-    lost: list[UnreadableRecord] = []
+    errors: list[UnreadableRecord] = []
 
     def ours(record: RunRecord) -> bool:
         if record.fields.results != "workspace":
@@ -83,18 +85,18 @@ def orphans_of_job_name(
         try:
             return record.plan.job_name == job_name
         except ConfigError as error:
-            lost.append(UnreadableRecord(record.directory, error, record.job))
+            errors.append(UnreadableRecord(record.directory, error, record.job))
             return False
 
-    def may_be_ours(one: UnreadableRecord) -> bool:
-        known = one.job_name
-        return known is None or (known == job_name and _OF_GITHUB.fullmatch(one.id) is not None)
+    def may_be_ours(record_error: UnreadableRecord) -> bool:
+        name = record_error.job_name
+        return name is None or (name == job_name and _OF_GITHUB.fullmatch(record_error.id) is not None)
 
-    left, elsewhere = find_orphans(runs, lost)
-    found = [*filter(ours, left)], [*filter(ours, elsewhere)]
+    orphans, undecided = find_orphans(runs, errors)
+    runs_of_runner = [*filter(ours, orphans)], [*filter(ours, undecided)]
     if unreadable is not None:
-        unreadable += filter(may_be_ours, lost)
-    return found
+        unreadable += filter(may_be_ours, errors)
+    return runs_of_runner
 
 
 RUN_ID_VARIABLE = "LAUNCHER_RUN_ID"
@@ -156,10 +158,10 @@ def end_unreadable(lost: UnreadableRecord, schedulers: Sequence[Scheduler], log:
         with contextlib.suppress(OSError):  # what cannot be locked is looked for all the same
             stack.enter_context(record.submitting())
         for scheduler in schedulers:
-            found = [record.job_key] if record.job_key is not None else []
+            keys = [record.job_key] if record.job_key is not None else []
             for token in (lost.id, import_comment(lost.id)):
-                found += jobs_with_token(token, scheduler)
-            jobs = {job.id: job for job in found}.values()
+                keys += jobs_with_token(token, scheduler)
+            jobs = {job.id: job for job in keys}.values()
             _raise_if_left(lost.id, _end_jobs(lost.id, jobs, scheduler, log, END_PATIENCE)[0])
     log(f"run {lost.id}: {lost.error}; nothing of it runs any more, and {lost.directory} can be removed")
 
@@ -216,15 +218,15 @@ def _end_jobs(
 
 
 def _raise_if_left(run_id: str, states: Mapping[JobKey, JobState]) -> None:
-    if left := [job for job, state in states.items() if state.phase is not Phase.TERMINAL]:
+    if alive := [job for job, state in states.items() if state.phase is not Phase.TERMINAL]:
         raise JobError(
-            f"still not seen to end after {END_PATIENCE:.0f} s: {', '.join(map(str, left))}",
+            f"still not seen to end after {END_PATIENCE:.0f} s: {', '.join(map(str, alive))}",
             where=f"run {run_id}",
-            hint=f"scancel {' '.join(job.id for job in left)}",
+            hint=f"scancel {' '.join(job.id for job in alive)}",
         )
 
 
-def end_run(run: Run, why: str, log: Callable[[str], None], silence: float = END_PATIENCE) -> None:
+def end_run(run: Run, reason: str, log: Callable[[str], None], silence: float = END_PATIENCE) -> None:
     """End what a run holds: its job by id, or by its token when the id was lost, asked again until it is gone.
 
     A launcher that drives the run, maybe elsewhere, is asked to let it go and writes the record; without one it is
@@ -240,7 +242,7 @@ def end_run(run: Run, why: str, log: Callable[[str], None], silence: float = END
         and record.fields.owner != ProcessIdentity.current()
     ):
         try:
-            record.request_cancel(why)
+            record.request_cancel(reason)
         except OSError as error:
             log(f"run {run.id}: its launcher cannot be asked to let it go: {error.strerror}")
     if not driven:
@@ -260,14 +262,14 @@ def end_run(run: Run, why: str, log: Callable[[str], None], silence: float = END
     states, had_to_end = _end_jobs(run.id, jobs, scheduler, log, silence)
     if had_to_end:
         for job, state in states.items():
-            record.event("job", f"{why}: {state.describe()}", job=job.id)
+            record.event("job", f"{reason}: {state.describe()}", job=job.id)
         _raise_if_left(run.id, states)
     if jobs:
         run.kind.end_leftovers(run)
     if driven:
         return
     try:
-        _write_end(run, states, why)
+        _write_end(run, states, reason)
     except OSError as error:
         raise LauncherError(
             f"nothing of the run is left, but its record cannot be written: {error.strerror}",
@@ -301,25 +303,25 @@ def _let_go(run: Run, log: Callable[[str], None]) -> bool:
     return False
 
 
-def _write_end(run: Run, states: Mapping[JobKey, JobState], why: str) -> None:
+def _write_end(run: Run, states: Mapping[JobKey, JobState], reason: str) -> None:
     """Write down that nobody goes on with the run, whose jobs stand so. Raises OSError."""
     record = run.record
     if record.job is not None:
         for state in states.values():
             finish.record_state_after_cancel(run, state)
     elif record.fields.submission_in_doubt:
-        record.set_step("submit", "failed", error=why)
+        record.set_step("submit", "failed", error=reason)
     if not record.fields.has_ended:
-        finish.end_early(run, Cancelled(why))
+        finish.end_early(run, Cancelled(reason))
     if record.fields.state == "cancelled":
         finish.deliver_and_remove(run)
 
 
 def check_owner(record: RunRecord, uid: int) -> None:
     """Raise ConfigError when the run is another user's, whose job is not ours to end (root may)."""
-    theirs = record.directory.stat().st_uid
-    if uid not in (0, theirs):
-        name = user_name(theirs)
+    owner = record.directory.stat().st_uid
+    if uid not in (0, owner):
+        name = user_name(owner)
         raise ConfigError(
             f"the run belongs to {name}, and so does its job",
             where=f"run {record.id}",
@@ -359,22 +361,26 @@ def adopt(run: Run, job_id: str, output: Path | None, runs: Path) -> JobKey:
     run has the job or its output is not known, JobError when nobody knows the job.
     """
     record, scheduler = run.record, run.services.scheduler
-    seen = JobKey(job_id)
-    state = scheduler.poll([seen])[seen]
+    job_asked_about = JobKey(job_id)
+    state = scheduler.poll([job_asked_about])[job_asked_about]
     if state.phase is Phase.UNKNOWN or state.submitted is None:
-        raise JobError(f"nobody can say how the job stands: {state.describe()}", where=str(seen))
+        raise JobError(f"nobody can say how the job stands: {state.describe()}", where=str(job_asked_about))
     job = JobKey(job_id, state.submitted, run.id)
-    shown = scheduler.describe(seen).get("scontrol", "")
-    comment = _COMMENT.search(shown)
-    words = comment[1].strip() if comment else ""
+    description = scheduler.describe(job_asked_about).get("scontrol", "")
+    comment = _COMMENT.search(description)
+    comment_text = comment[1].strip() if comment else ""
     for other in records(runs):
-        its = other.job
-        same = its is not None and its.id == job_id and int(its.submitted or 0) == int(state.submitted)
-        if other.id != run.id and (same or other.id in words.split()):
+        job_of_other = other.job
+        same = (
+            job_of_other is not None
+            and job_of_other.id == job_id
+            and int(job_of_other.submitted or 0) == int(state.submitted)
+        )
+        if other.id != run.id and (same or other.id in comment_text.split()):
             raise ConfigError(f"{job} belongs to run {other.id}", where=str(runs), hint=f"launcher resume {other.id}")
-    if "ArrayJobId=" in shown or "HetJobId=" in shown:
+    if "ArrayJobId=" in description or "HetJobId=" in description:
         raise ConfigError("the job is one of several under one id", where=str(job), hint="srtctl submits single jobs")
-    log = _LOG.search(shown)
+    log = _LOG.search(description)
     if output is None and log is not None:
         output = run.kind.output_of_log(Path(log[1].replace("%j", job_id)))
     if output is None:
@@ -384,8 +390,8 @@ def adopt(run: Run, job_id: str, output: Path | None, runs: Path) -> JobKey:
     recorded = RecordedJob(job_id, state.submitted, str(output), str(path), by_hand=True)
     record.update(state="submitted", job=recorded)
     record.event("job", f"took over {job}, started by hand: {state.describe()}", job=job_id)
-    if state.phase is Phase.ALIVE and shown:
-        text = f"{words} {run.id}".strip()
+    if state.phase is Phase.ALIVE and description:
+        text = f"{comment_text} {run.id}".strip()
         done = run.services.run(["scontrol", "update", f"JobId={job_id}", f"Comment={text}"], timeout=30)
         if not done.ok:
             record.event("warning", f"its comment could not be changed, so that a requeue would hide it: {done}")

@@ -142,11 +142,11 @@ class RunRecord:
         """The log of the run's job, where the job writes it or where it was collected to; None without a job."""
         if self.job is None:
             return None
-        own = Path(self.job.log)
-        if not self.fields.has_ended or own.exists():
-            return own
+        path = Path(self.job.log)
+        if not self.fields.has_ended or path.exists():
+            return path
         by_hand = self.fields.results != "workspace"
-        return Path(self.directory / "results" if by_hand else self.plan.workspace.path, LOGS, own.name)
+        return Path(self.directory / "results" if by_hand else self.plan.workspace.path, LOGS, path.name)
 
     @property
     def plan(self) -> Plan:
@@ -186,8 +186,8 @@ class RunRecord:
     @property
     def images(self) -> list[Mapping[str, Any]]:
         """What the step ``images`` wrote down of each image; whatever else stands there is none."""
-        had = self.step("images").facts.get("images")
-        return [image for image in had if isinstance(image, dict)] if isinstance(had, list) else []
+        recorded = self.step("images").facts.get("images")
+        return [image for image in recorded if isinstance(image, dict)] if isinstance(recorded, list) else []
 
     def step(self, name: str) -> Step:
         """What is known of a step; its ``state`` is "" while it has not begun."""
@@ -251,8 +251,8 @@ class RunRecord:
         Only the driver knows what it is about to do. A run that waits its turn in a sweep has no job that could be
         cancelled, and would be submitted later; a job that is gone under its driver looks like somebody else's doing.
         """
-        who = f"cancelled by {user_name()} on {socket.gethostname()} ({by})"
-        write_json(self.directory / REQUEST, {"time": time.time(), "text": who})
+        text = f"cancelled by {user_name()} on {socket.gethostname()} ({by})"
+        write_json(self.directory / REQUEST, {"time": time.time(), "text": text})
 
     def withdraw_cancel(self) -> None:
         """Take the request to end the run back: it is to go on after all."""
@@ -266,9 +266,9 @@ class RunRecord:
     def cancel_reason(self) -> Cancelled:
         """What a run that was asked to end ends with."""
         with contextlib.suppress(OSError, ValueError, RecursionError):
-            said = json.loads(read_file(self.directory / REQUEST, 4096))
-            if isinstance(said, dict) and isinstance(said.get("text"), str):
-                return Cancelled(self.without_secrets(said["text"]))
+            request = json.loads(read_file(self.directory / REQUEST, 4096))
+            if isinstance(request, dict) and isinstance(request.get("text"), str):
+                return Cancelled(self.without_secrets(request["text"]))
         return Cancelled("cancelled on request")
 
     def acquire(self) -> None:

@@ -97,11 +97,11 @@ class CancelRequests:
     def wait(self) -> dict[JobKey, LauncherError | None]:
         """Make the requests that are left, and wait for all, CANCEL_BOUND seconds at most; what came of each."""
         deadline = time.monotonic() + CANCEL_BOUND
-        while left := [job for job in self._watched if job not in self._answers]:
+        while unanswered := [job for job in self._watched if job not in self._answers]:
             self.make().join(max(0.0, deadline - time.monotonic()))
             if time.monotonic() >= deadline:
-                silent = LauncherError(f"no answer within {CANCEL_BOUND:.0f} s")
-                self._answers.update(dict.fromkeys(left, silent))
+                timed_out = LauncherError(f"no answer within {CANCEL_BOUND:.0f} s")
+                self._answers.update(dict.fromkeys(unanswered, timed_out))
         return {job: self._answers[job] for job in self._watched}
 
     def submission_ended(self, run: Run) -> None:
@@ -324,19 +324,21 @@ def _end_early(run: Run, error: LauncherError) -> Outcome:
         return _unwritten_end(run, fault, error)
 
 
-def outcome_left_behind(run: Run, why: Cancelled) -> Outcome:
+def outcome_left_behind(run: Run, reason: Cancelled) -> Outcome:
     """The outcome of a run whose job has ended, and whose end we cannot wait for: its record stays as it is."""
     run.record.event("warning", f"left while its results were collected; `launcher collect {run.id}` does it again")
-    return Outcome(run.id, "cancelled", error=why, verdict=verdict(why))
+    return Outcome(run.id, "cancelled", error=reason, verdict=verdict(reason))
 
 
 def _unwritten_end(run: Run, fault: BaseException, error: LauncherError | None = None) -> Outcome:
     """The outcome of a run whose end could not be written down. ``error`` is why it ended, where that was known."""
     if isinstance(fault, OSError):
         message = f"results or records cannot be written: {fault.strerror}"
-        trouble: LauncherError = ResultError(message, where=str(fault.filename))
+        problem: LauncherError = ResultError(message, where=str(fault.filename))
     else:
-        trouble = as_error(fault, f"run {run.id}")
-    run.record.event("error", str(trouble))
-    why = error or trouble
-    return Outcome(run.id, "cancelled" if isinstance(why, Cancelled) else "failed", error=why, verdict=verdict(why))
+        problem = as_error(fault, f"run {run.id}")
+    run.record.event("error", str(problem))
+    reason = error or problem
+    return Outcome(
+        run.id, "cancelled" if isinstance(reason, Cancelled) else "failed", error=reason, verdict=verdict(reason)
+    )

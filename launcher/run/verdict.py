@@ -84,22 +84,22 @@ def _by_slurm(job: JobState, failures: Sequence[Failure]) -> Verdict | None:
     where = f" on {job.nodes}" if job.nodes else ""
     since = f", at {_clock(job.ended)}" if job.ended is not None else ""
     if job.word in _NODES:
-        told = (_FAILED_NODE.search(line) for failure in failures for line in (failure.text, *failure.lines))
-        named = next((found[1] for found in told if found), job.nodes)
-        of = f", one of {job.nodes}" if named != job.nodes and job.nodes else ""
-        where = f" on {named}{of}" if named else ""
+        matches = (_FAILED_NODE.search(line) for failure in failures for line in (failure.text, *failure.lines))
+        named = next((match[1] for match in matches if match), job.nodes)
+        nodes_of_job = f", one of {job.nodes}" if named != job.nodes and job.nodes else ""
+        where = f" on {named}{nodes_of_job}" if named else ""
         return Verdict("node", f"{_NODES[job.word]}{where}{since} ({job.word})")
     failed = job.word == LOST and job.exit_code != (0, 0)  # then its logs tell more than that it was lost
     by_word = job.word in _SCHEDULERS and not failed
-    said = _memory_limit(failures, _SAMPLED if by_word else _MEMORY_LIMIT)
-    if said is not None or job.out_of_memory:
-        said = said or next(
+    memory_failure = _memory_limit(failures, _SAMPLED if by_word else _MEMORY_LIMIT)
+    if memory_failure is not None or job.out_of_memory:
+        memory_failure = memory_failure or next(
             (f for f in failures if re.search(r"\b(?:oom|OOM)|[Oo]ut [Oo]f [Mm]emory|Killed", f.text)), None
         )
-        said = said or next((f for f in failures if f.standing == "cause"), None)
-        layer = "benchmark" if said is not None and said.source == "benchmark" else "server"
+        memory_failure = memory_failure or next((f for f in failures if f.standing == "cause"), None)
+        layer = "benchmark" if memory_failure is not None and memory_failure.source == "benchmark" else "server"
         return Verdict(
-            layer, f"the memory limit of the job was reached{where}{since} ({job.describe()}){_quoted(said)}"
+            layer, f"the memory limit of the job was reached{where}{since} ({job.describe()}){_quoted(memory_failure)}"
         )
     if by_word:
         before = None
@@ -114,11 +114,11 @@ def _by_slurm(job: JobState, failures: Sequence[Failure]) -> Verdict | None:
     return None
 
 
-def _memory_limit(failures: Sequence[Failure], words: re.Pattern[str]) -> Failure | None:
+def _memory_limit(failures: Sequence[Failure], pattern: re.Pattern[str]) -> Failure | None:
     """What Slurm itself says of a memory limit, in or around a failure: that comes after the program's own words."""
     for f in (failure for failure in failures if failure.standing != "survived"):
         for file, text in ((f.file, f.text), *((f.process or f.file, line) for line in (f.last, *f.lines))):
-            if words.match(text.lstrip("0123456789: ")):  # srun puts the task before each line
+            if pattern.match(text.lstrip("0123456789: ")):  # srun puts the task before each line
                 return replace(f, file=file, text=cut(text))
     return None
 
@@ -154,9 +154,9 @@ def _name(failure: Failure) -> str:
     file = (failure.process or failure.file).rpartition("/")[2]
     if failure.text.startswith("launcher: error:"):
         return "the job's script"
-    if found := _WORKER.fullmatch(file) or _PROCESS.fullmatch(file):
-        what = "worker " if found["role"] in ("prefill", "decode", "agg") else ""
-        return f"{what}{found['role']} {found['index']}" + (f" on {found['node']}" if found["node"] else "")
+    if match := _WORKER.fullmatch(file) or _PROCESS.fullmatch(file):
+        prefix = "worker " if match["role"] in ("prefill", "decode", "agg") else ""
+        return f"{prefix}{match['role']} {match['index']}" + (f" on {match['node']}" if match["node"] else "")
     if file.startswith("infra"):
         return "NATS or etcd"
     if source_of(file) == "orchestrator":
@@ -200,8 +200,8 @@ def _telling(message: str) -> str:
     if len(lines) < 2:
         return cut(message, WIDTH)
     for words in ("sbatch: error:", "rror: ", "❌", "rror", "atal", "***"):
-        if told := next((line for line in lines[1:] if words in line), None):
+        if line_with_cause := next((line for line in lines[1:] if words in line), None):
             break
     else:
-        told = lines[-1]
-    return f"{cut(lines[0], WIDTH)} {cut(told, WIDTH)}"
+        line_with_cause = lines[-1]
+    return f"{cut(lines[0], WIDTH)} {cut(line_with_cause, WIDTH)}"

@@ -45,11 +45,13 @@ def earlier_runs(runs: Path, most: int = 1000) -> Iterator[EarlierRun]:
                 fields = read_fields(f"{entry.path}/run.json", entry.name, facts=False)
                 job = fields.job
                 if fields.state == "succeeded" and job is not None and job.started and job.ended:
-                    said = msgspec.convert((read_document(entry.path) or {}).get("benchmark"), prepare_type(_Measured))
-                    measures = said.scenario if said.isl is None else f"{said.isl}/{said.osl}"
-                    measured = tuple(said.concurrencies)
-                    what = fields.runner, said.model, said.topology, measures
-                    yield EarlierRun(what, measured, job.ended - job.started)
+                    benchmark = msgspec.convert(
+                        (read_document(entry.path) or {}).get("benchmark"), prepare_type(_Measured)
+                    )
+                    measures = benchmark.scenario if benchmark.isl is None else f"{benchmark.isl}/{benchmark.osl}"
+                    measured = tuple(benchmark.concurrencies)
+                    key = fields.runner, benchmark.model, benchmark.topology, measures
+                    yield EarlierRun(key, measured, job.ended - job.started)
 
 
 class Records:
@@ -74,20 +76,20 @@ class Records:
         except ConfigError as error:
             phase: Phase = "unknown" if attempt is not None and attempt.open else "over"
             return Facts(phase, state="failed", says=error.message, layer="launcher", text=error.message, exit_code=1)
-        seen = facts_of_record(fields)
-        if fields.ended is None and not seen.state:
-            return seen
-        asked = attempt.event.concurrencies if attempt is not None else job.concurrencies
-        return self._with_results(seen, job, asked, directory)
+        facts = facts_of_record(fields)
+        if fields.ended is None and not facts.state:
+            return facts
+        concurrencies = attempt.event.concurrencies if attempt is not None else job.concurrencies
+        return self._with_results(facts, job, concurrencies, directory)
 
-    def _with_results(self, seen: Facts, job: Job, asked: tuple[int, ...], directory: str) -> Facts:
+    def _with_results(self, facts: Facts, job: Job, concurrencies: tuple[int, ...], directory: str) -> Facts:
         """The facts with what the summary of the run says of its points."""
         summary = Summary()
         with contextlib.suppress(ResultError):
             summary = read_summary(directory) or summary
         digest = next((i.digest for i in summary.images if i.reference == job.fingerprint.get("image")), None) or ""
-        if not summary.points and seen.state == "succeeded":  # an evaluation alone has no points
-            return replace(seen, ok=frozenset(asked))
+        if not summary.points and facts.state == "succeeded":  # an evaluation alone has no points
+            return replace(facts, ok=frozenset(concurrencies))
         ok, bad = set(), {}
         for point in summary.points:
             if point.concurrency is None:
@@ -98,21 +100,21 @@ class Records:
                 bad[point.concurrency] = f"its result was removed: {point.path}"
             else:
                 ok.add(point.concurrency)
-        if ok and seen.layer not in WHOLE:
-            bad.update(dict.fromkeys(ok, f"its job failed ({seen.layer}), so that none of its results is believed"))
+        if ok and facts.layer not in WHOLE:
+            bad.update(dict.fromkeys(ok, f"its job failed ({facts.layer}), so that none of its results is believed"))
             ok.clear()
-        if ok and (other := self._other_image(job, digest)):
-            bad.update(dict.fromkeys(ok, other))
+        if ok and (reason := self._other_image(job, digest)):
+            bad.update(dict.fromkeys(ok, reason))
             ok.clear()
-        return replace(seen, ok=frozenset(ok), bad=bad)
+        return replace(facts, ok=frozenset(ok), bad=bad)
 
     def _other_image(self, job: Job, digest: str) -> str:
         """What is wrong with results of an image of this digest; "" when nothing is."""
         if not digest:
             return ""
-        said = f"{job.runner} {job.kind} {job.fingerprint['image']}"  # of a squash file, or as docker has it
-        wanted = job.fingerprint.get("image digest") or self._digests.setdefault(said, digest)
-        return "" if wanted == digest else f"image digest is {digest}, not {wanted}"
+        image = f"{job.runner} {job.kind} {job.fingerprint['image']}"  # of a squash file, or as docker has it
+        expected = job.fingerprint.get("image digest") or self._digests.setdefault(image, digest)
+        return "" if expected == digest else f"image digest is {digest}, not {expected}"
 
 
 def facts_of_record(fields: RunFields) -> Facts:
@@ -128,7 +130,7 @@ def facts_of_record(fields: RunFields) -> Facts:
         says = "whether it has a job is not known" if fields.submission_in_doubt else fields.state
     else:
         phase, word = "alive", "COLLECTING" if job.over else word
-    verdict, had = fields.verdict or Verdict("", ""), job or RecordedJob("")
+    verdict, recorded = fields.verdict or Verdict("", ""), job or RecordedJob("")
     return Facts(
         phase=phase,
         word=word,
@@ -137,12 +139,12 @@ def facts_of_record(fields: RunFields) -> Facts:
         layer=verdict.layer,
         text=verdict.text,
         exit_code=fields.exit_code or 0,
-        job=had.id,
-        log=had.log,
-        nodes=had.nodes,
-        submitted=had.submitted,
-        started=had.started,
-        ended=(had.ended or fields.ended) if had.over else None,
+        job=recorded.id,
+        log=recorded.log,
+        nodes=recorded.nodes,
+        submitted=recorded.submitted,
+        started=recorded.started,
+        ended=(recorded.ended or fields.ended) if recorded.over else None,
     )
 
 
@@ -157,9 +159,9 @@ def is_over(runs: Path, run: str) -> bool:
         return False
 
 
-def with_first_cause(seen: Facts, first: Facts) -> Facts:
+def with_first_cause(facts: Facts, first: Facts) -> Facts:
     """A job that we had cancelled after it was given up: the first outcome says why."""
-    return replace(seen, layer=first.layer, text=first.text, state=first.state, exit_code=first.exit_code)
+    return replace(facts, layer=first.layer, text=first.text, state=first.state, exit_code=first.exit_code)
 
 
 def _kept(path: str, directory: str) -> bool:
@@ -167,7 +169,7 @@ def _kept(path: str, directory: str) -> bool:
     (`launcher.benchmark.benchmark`)."""
     end = Path(path).name.replace("results_concurrency_", "_conc")
     try:
-        names = [one.name for one in Path(directory, "results").iterdir()]
+        names = [path_there.name for path_there in Path(directory, "results").iterdir()]
     except OSError:
         return False
     return any(name.endswith(end) and not name.startswith(("agg_", "power_")) for name in names)

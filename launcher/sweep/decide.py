@@ -55,15 +55,15 @@ class Decisions:
         """By runner and image, while a canary speaks for them: why its other jobs are not started."""
 
     def begin(
-        self, found: Mapping[str, list[tuple[Attempt, Facts]]], now: float, reused: Mapping[str, set[int]] = {}
+        self, attempts: Mapping[str, list[tuple[Attempt, Facts]]], now: float, reused: Mapping[str, set[int]] = {}
     ) -> list[Event]:
         """Take what earlier drivers left, by job; what is to be written down of it. Attempts that are not over are the
         driver's to go on with: their jobs wait for nothing. ``reused`` are concurrencies with a result elsewhere."""
         events: list[Event] = []
         state = self.state
-        for key, made in found.items():
-            for _, seen in made:
-                self.ok[key] |= seen.ok
+        for key, attempts_of_job in attempts.items():
+            for _, facts in attempts_of_job:
+                self.ok[key] |= facts.ok
         for key, concurrencies in reused.items():
             self.ok[key] |= concurrencies
         self._canaries = canaries(list(self.state.jobs.values()), self.state.policy.canary)
@@ -71,30 +71,32 @@ class Decisions:
             if not self.ok[key]:
                 self._guards[guarded] = NOT_YET
         for job in ordered(list(state.jobs.values()), state.policy.order):
-            made = found.get(job.key, [])
-            if any(attempt.open for attempt, _ in made) or not self._lacks(job):
+            attempts_of_job = attempts.get(job.key, [])
+            if any(attempt.open for attempt, _ in attempts_of_job) or not self._lacks(job):
                 continue
-            last = made[-1][1] if made else None
-            if last is not None and last.phase == "unknown":
+            last_facts = attempts_of_job[-1][1] if attempts_of_job else None
+            if last_facts is not None and last_facts.phase == "unknown":
                 continue
             granted = state.granted.get(job.key)
-            if last is None or last.phase == "none":
+            if last_facts is None or last_facts.phase == "none":
                 self.waiting[job.key] = now
             elif granted is not None:
                 self._again[job.key] = granted.kind
                 self.waiting[job.key] = now + granted.wait
-            elif last.state in ("succeeded", "cancelled") or last.ok:
+            elif last_facts.state in ("succeeded", "cancelled") or last_facts.ok:
                 self._again[job.key] = "missing"
                 self.waiting[job.key] = now
             elif state.began is not None and state.began.retry_failed:
                 self._again[job.key] = "failed"
                 self.waiting[job.key] = now
-            elif (more := self._further(made[-1][0], last)) is not None:
-                events += self._retry(made[-1][0], last, more, now)
+            elif (retry := self._further(attempts_of_job[-1][0], last_facts)) is not None:
+                events += self._retry(attempts_of_job[-1][0], last_facts, retry, now)
         for key, guarded in self._canaries.items():
-            made = found.get(key, [])
-            if not self.ok[key] and key not in self.waiting and made and not made[-1][0].open:
-                self._guards[guarded] = f"canary failed: {signature(made[-1][1].layer, made[-1][1].text)}"
+            attempts_of_job = attempts.get(key, [])
+            if not self.ok[key] and key not in self.waiting and attempts_of_job and not attempts_of_job[-1][0].open:
+                self._guards[guarded] = (
+                    f"canary failed: {signature(attempts_of_job[-1][1].layer, attempts_of_job[-1][1].text)}"
+                )
         first = [key for key in self._canaries if key in self.waiting and not self.ok[key]]
         self.waiting = {**{key: self.waiting[key] for key in first}, **self.waiting}
         return events
@@ -120,13 +122,13 @@ class Decisions:
 
     def _start(self, job: Job) -> Start:
         lacks, granted = tuple(self._lacks(job)), self.state.granted.get(job.key)
-        why = self._again.get(job.key, "first")
+        reason = self._again.get(job.key, "first")
         if job.key in self._canaries and not self.ok[job.key]:
             lacks = (min(lacks),)
-            why = "canary" if why == "first" else why
-        excluded = [node for node, said in self.state.excluded.items() if said.runner == job.runner]
+            reason = "canary" if reason == "first" else reason
+        excluded = [node for node, event in self.state.excluded.items() if event.runner == job.runner]
         exclude = tuple(dict.fromkeys((*excluded, *(granted.avoid if granted is not None else ()))))
-        return Start(job, lacks, why, exclude)
+        return Start(job, lacks, reason, exclude)
 
     def started(self, key: str) -> None:
         """An attempt of the job has begun."""
@@ -135,18 +137,18 @@ class Decisions:
     def blocking_reason(self, job: Job) -> str:
         """Why no attempt of this job may begin, apart from time and room; "" when one may."""
         state = self.state
-        if waits := state.pause_state(job):
-            return {"pause": "paused", "drain": "drained"}[waits]
-        if (held := state.breaker(job)) is not None:
-            return f"breaker: {held.signature}"
+        if paused := state.pause_state(job):
+            return {"pause": "paused", "drain": "drained"}[paused]
+        if (hold := state.breaker(job)) is not None:
+            return f"breaker: {hold.signature}"
         guarded = self._guards.get(guard(job), "")
         if guarded and (job.key not in self._canaries or guarded != NOT_YET):
             return guarded
-        here, limits = state.used.get(job.runner, 0.0), self._limits.get(job.runner, Limits())
+        used_here, limits = state.used.get(job.runner, 0.0), self._limits.get(job.runner, Limits())
         in_all = state.spent + state.reserved, state.policy.max_gpu_hours, ""
-        for used, budget, where in (in_all, (here, limits.max_gpu_hours, f" on {job.runner}")):
+        for used, budget, place in (in_all, (used_here, limits.max_gpu_hours, f" on {job.runner}")):
             if budget is not None and used + (job.gpu_hours or 0.0) > budget:
-                return f"budget: {used:.1f} of {budget:g} GPU-hours{where} are spent or reserved"
+                return f"budget: {used:.1f} of {budget:g} GPU-hours{place} are spent or reserved"
         return ""
 
     @property
@@ -174,33 +176,33 @@ class Decisions:
 
     def left(self) -> list[Event]:
         """The jobs that are not started by this driver, and why."""
-        found: list[Event] = []
+        skipped: list[Event] = []
         for key in self.waiting:
-            why = self.fail_fast_reason or self.blocking_reason(self.state.jobs[key]) or "the driver left"
-            found.append(Skipped(time=0.0, job=key, why=why))
-        return found
+            reason = self.fail_fast_reason or self.blocking_reason(self.state.jobs[key]) or "the driver left"
+            skipped.append(Skipped(time=0.0, job=key, why=reason))
+        return skipped
 
-    def after(self, attempt: Attempt, seen: Facts, now: float) -> list[Event]:
+    def after(self, attempt: Attempt, facts: Facts, now: float) -> list[Event]:
         """What follows from the end of an attempt, to be written before anything is done of it."""
         job = self.state.jobs[attempt.event.job]
-        wanted = attempt.event.concurrencies
-        self.ok[job.key] |= seen.ok
-        lacking = [c for c in wanted if c not in self.ok[job.key]]
-        if lacking and seen.state == "succeeded":  # the run is good, and its results are none of this sweep
-            text = next((seen.bad[c] for c in lacking if c in seen.bad), "it has no result of them")
-            seen = replace(seen, layer="results", text=text)
-        said = signature(seen.layer, seen.text) if lacking else ""
+        concurrencies = attempt.event.concurrencies
+        self.ok[job.key] |= facts.ok
+        lacking = [c for c in concurrencies if c not in self.ok[job.key]]
+        if lacking and facts.state == "succeeded":  # the run is good, and its results are none of this sweep
+            text = next((facts.bad[c] for c in lacking if c in facts.bad), "it has no result of them")
+            facts = replace(facts, layer="results", text=text)
+        cause = signature(facts.layer, facts.text) if lacking else ""
         ended = Ended(
             time=0.0,
             job=job.key,
             run=attempt.run,
-            state=seen.state,
-            ok=tuple(sorted(seen.ok)),
-            layer=seen.layer,
-            text=seen.text[:500],
-            signature=said,
-            gpu_hours=round(gpu_hours(job, seen), 4),
-            nodes=seen.nodes,
+            state=facts.state,
+            ok=tuple(sorted(facts.ok)),
+            layer=facts.layer,
+            text=facts.text[:500],
+            signature=cause,
+            gpu_hours=round(gpu_hours(job, facts), 4),
+            nodes=facts.nodes,
         )
         if not lacking:
             self._canary_passed(job)
@@ -208,13 +210,13 @@ class Decisions:
                 self._again.pop(job.key, None)
                 self.waiting[job.key] = now
             return [ended]
-        if seen.state == "cancelled":
+        if facts.state == "cancelled":
             return [ended]
-        if (more := self._further(attempt, seen)) is not None and self.state.retries_left > 0:
-            return [ended, *self._retry(attempt, seen, more, now)]
+        if (retry := self._further(attempt, facts)) is not None and self.state.retries_left > 0:
+            return [ended, *self._retry(attempt, facts, retry, now)]
         self.failures.append(ended)
         if job.key in self._canaries and not self.ok[job.key]:
-            self._guards[guard(job)] = f"canary failed: {said}"
+            self._guards[guard(job)] = f"canary failed: {cause}"
         else:
             self._canary_passed(job)
         return [ended, *self._breaker(job, ended)]
@@ -223,42 +225,42 @@ class Decisions:
         if (guarded := self._canaries.get(job.key)) is not None:
             self._guards.pop(guarded, None)
 
-    def _further(self, attempt: Attempt, seen: Facts) -> AllowedRetry | None:
+    def _further(self, attempt: Attempt, facts: Facts) -> AllowedRetry | None:
         key = attempt.event.job
-        found = class_of(seen)
-        before = self.state.retry_counts[key, found.name] if found is not None else 0
-        more = allowed_retry(seen, before, self.state.policy)
-        canary = key in self._canaries and not self.ok[key] and seen.layer in ("node", "scheduler")
-        if more is None and canary and not self.state.retry_counts[key, "canary"]:
-            return AllowedRetry("canary", 0.0, (named_node(seen),) if named_node(seen) else ())
-        return more
+        failure_class = class_of(facts)
+        before = self.state.retry_counts[key, failure_class.name] if failure_class is not None else 0
+        retry = allowed_retry(facts, before, self.state.policy)
+        canary = key in self._canaries and not self.ok[key] and facts.layer in ("node", "scheduler")
+        if retry is None and canary and not self.state.retry_counts[key, "canary"]:
+            return AllowedRetry("canary", 0.0, (named_node(facts),) if named_node(facts) else ())
+        return retry
 
-    def _retry(self, attempt: Attempt, seen: Facts, more: AllowedRetry, now: float) -> list[Event]:
-        key, events, avoid = attempt.event.job, list[Event](), more.avoid
+    def _retry(self, attempt: Attempt, facts: Facts, retry: AllowedRetry, now: float) -> list[Event]:
+        key, events, avoid = attempt.event.job, list[Event](), retry.avoid
         runner = self.state.jobs[key].runner
-        if more.excluded:
-            used = sum(said.runner == runner for said in self.state.excluded.values())
+        if retry.excluded:
+            used = sum(event.runner == runner for event in self.state.excluded.values())
             if used < max(2, (self._nodes.get(runner) or 0) // 10):
-                reason = f"{seen.text[:200]} (job {seen.job})"
-                events.append(Excluded(time=0.0, node=more.excluded, runner=runner, run=attempt.run, reason=reason))
+                reason = f"{facts.text[:200]} (job {facts.job})"
+                events.append(Excluded(time=0.0, node=retry.excluded, runner=runner, run=attempt.run, reason=reason))
             else:
-                avoid = (*avoid, more.excluded)
-        said = signature(seen.layer, seen.text)
+                avoid = (*avoid, retry.excluded)
+        cause = signature(facts.layer, facts.text)
         events.append(
-            Retried(time=0.0, job=key, run=attempt.run, kind=more.kind, signature=said, wait=more.wait, avoid=avoid)
+            Retried(time=0.0, job=key, run=attempt.run, kind=retry.kind, signature=cause, wait=retry.wait, avoid=avoid)
         )
-        self._again[key] = more.kind
-        self.waiting = {key: now + more.wait, **self.waiting}
+        self._again[key] = retry.kind
+        self.waiting = {key: now + retry.wait, **self.waiting}
         return events
 
     def _breaker(self, job: Job, ended: Ended) -> list[Event]:
         """The hold of jobs that fail alike, once they are so many."""
         image, model = job.benchmark.image, job.benchmark.model
-        held = Held(time=0.0, runner=job.runner, image=image, model=model, signature=ended.signature, runs=())
+        hold = Held(time=0.0, runner=job.runner, image=image, model=model, signature=ended.signature, runs=())
         alike = [(self.state.jobs[f.job], f.run) for f in self.failures if f.signature == ended.signature]
-        alike = [(other, run) for other, run in alike if held_jobs(held, other)]
+        alike = [(other, run) for other, run in alike if held_jobs(hold, other)]
         topologies = {topology_of(other) for other, _ in alike}
         many = len(alike) >= BREAKER_JOBS and len(topologies) >= BREAKER_TOPOLOGIES
         if ended.layer not in HELD_LAYERS or not many or self.state.breaker(job) is not None:
             return []
-        return [structs.replace(held, runs=tuple(run for _, run in alike))]
+        return [structs.replace(hold, runs=tuple(run for _, run in alike))]

@@ -114,51 +114,59 @@ class Driver(Feed):
             path.unlink(missing_ok=True)
             self._say("note", f"a request that no earlier driver took is dropped: {path.name}")
         self._write(Began(time=0.0, driver=driver, policy=policy, anyway=anyway, retry_failed=retry_failed), must=True)
-        found: dict[str, list[tuple[Attempt, Facts]]] = {}
+        attempts: dict[str, list[tuple[Attempt, Facts]]] = {}
         for key in self.state.jobs:
             for attempt in self.state.counted_attempts(key):
-                seen = self.records.facts(attempt.run)
-                if attempt.open and seen.phase == "none":
+                facts = self.records.facts(attempt.run)
+                if attempt.open and facts.phase == "none":
                     if not self._setting.may_live(attempt.run):
                         self._write(Voided(time=0.0, run=attempt.run, why="it has no record"))
                         continue
-                    seen = replace(seen, phase="unknown")  # its job is not begun again beside one that may live
-                found.setdefault(key, []).append((attempt, seen))
-        over = [(a, seen) for made in found.values() for a, seen in made if a.open and seen.phase == "over"]
-        for attempt, seen in over:
-            if not seen.job and seen.state == "cancelled":
-                self._write(Voided(time=0.0, run=attempt.run, why=seen.text))
+                    facts = replace(facts, phase="unknown")  # its job is not begun again beside one that may live
+                attempts.setdefault(key, []).append((attempt, facts))
+        over = [
+            (attempt, facts)
+            for attempts_of_job in attempts.values()
+            for attempt, facts in attempts_of_job
+            if attempt.open and facts.phase == "over"
+        ]
+        for attempt, facts in over:
+            if not facts.job and facts.state == "cancelled":
+                self._write(Voided(time=0.0, run=attempt.run, why=facts.text))
             else:
-                self._settle(attempt, seen)
-        found = {key: [(a, s) for a, s in made if not a.void] for key, made in found.items()}
+                self._settle(attempt, facts)
+        attempts = {
+            key: [(attempt, facts) for attempt, facts in attempts_of_job if not attempt.void]
+            for key, attempts_of_job in attempts.items()
+        }
         reused = {
             key: {c for c, run in runs.items() if c in self.records.facts(run).ok}
             for key, runs in self.state.reused.items()
         }
-        for event in self.decisions.begin(found, self._clock(), reused):
+        for event in self.decisions.begin(attempts, self._clock(), reused):
             self._write(event)
-        for made in found.values():
-            for attempt, seen in made:
-                if (attempt.open and seen.phase != "over") or seen.phase == "unknown":
-                    self._adopt(attempt, seen)
+        for attempts_of_job in attempts.values():
+            for attempt, facts in attempts_of_job:
+                if (attempt.open and facts.phase != "over") or facts.phase == "unknown":
+                    self._adopt(attempt, facts)
 
-    def _adopt(self, attempt: Attempt, seen: Facts) -> None:
+    def _adopt(self, attempt: Attempt, facts: Facts) -> None:
         """Go on with an attempt of an earlier driver; a job that was to be cancelled is ended first."""
         try:
             run = self._maker.adopt(attempt.run)
-            if seen.state == "cancelled":
+            if facts.state == "cancelled":
                 end_run(run, "launcher sweep resume", lambda text: self._say("note", text))
         except (LauncherError, OSError) as error:
             self._say("error", f"run {attempt.run} cannot be taken over: {error}")
             return
         opened = self.open[run.id] = Open(
-            run, attempt, attempt.event.nodes, seen.phase != "preparing", run.record.job is not None
+            run, attempt, attempt.event.nodes, facts.phase != "preparing", run.record.job is not None
         )
         job = self.state.jobs[attempt.event.job]
         if opened.admitted:  # its job lives, or may
             self._rooms.take(job.runner, run.id, opened.nodes, always=True)
         self._adopted.append(run)
-        self._say("start", f"{job.key}: goes on with run {run.id} ({seen.word or seen.says})")
+        self._say("start", f"{job.key}: goes on with run {run.id} ({facts.word or facts.says})")
 
     # What the loop asks.
 
@@ -201,15 +209,15 @@ class Driver(Feed):
             self._write(Skipped(time=0.0, job=job.key, why=error.message))
             self._say("error", str(error))
             return None
-        held = plan.scheduler
+        allocation = plan.scheduler
         event = Started(
             time=0.0,
             job=job.key,
             run=run_id,
             concurrencies=start.concurrencies,
             why=start.why,
-            nodes=held.nodes or 1,
-            gpu_hours=round(held.gpu_hours or 0.0, 4),
+            nodes=allocation.nodes or 1,
+            gpu_hours=round(allocation.gpu_hours or 0.0, 4),
             exclude=start.exclude,
         )
         if not self._write(event):
@@ -236,17 +244,17 @@ class Driver(Feed):
         if opened.admitted:
             return True
         job, policy = self.state.jobs[opened.attempt.event.job], self.state.policy
-        waits, held = self.state.pause_state(job), self.state.breaker(job)
-        why = self.state.ending or self.decisions.fail_fast_reason or ("drained" if waits == "drain" else "")
-        if why or held is not None:
-            why = why or f"breaker: {held.signature if held is not None else ''}"
-            return Cancelled(f"its job was not submitted: {why}")
-        if waits or not ready or self._awaits_failure:
+        paused, hold = self.state.pause_state(job), self.state.breaker(job)
+        reason = self.state.ending or self.decisions.fail_fast_reason or ("drained" if paused == "drain" else "")
+        if reason or hold is not None:
+            reason = reason or f"breaker: {hold.signature if hold is not None else ''}"
+            return Cancelled(f"its job was not submitted: {reason}")
+        if paused or not ready or self._awaits_failure:
             return False
-        alive = [other for other in self.open.values() if other.admitted]
-        if len(alive) >= policy.max_jobs:
+        admitted = [other for other in self.open.values() if other.admitted]
+        if len(admitted) >= policy.max_jobs:
             return False
-        if policy.max_nodes is not None and sum(o.nodes for o in alive) + opened.nodes > policy.max_nodes:
+        if policy.max_nodes is not None and sum(o.nodes for o in admitted) + opened.nodes > policy.max_nodes:
             return False
         opened.admitted = self._rooms.take(job.runner, run.id, opened.nodes)
         return opened.admitted
@@ -266,53 +274,53 @@ class Driver(Feed):
     def ended(self, run: Run, outcome: Outcome) -> None:
         self._failed.discard(run.id)
         opened = self.open[run.id]
-        seen = self.records.facts(run.id)
-        if opened.first is not None and seen.word == "CANCELLED":
-            seen = with_first_cause(seen, opened.first)
-        if seen.phase == "none":
-            seen = facts_of_outcome(outcome, run.record.job)
+        facts = self.records.facts(run.id)
+        if opened.first is not None and facts.word == "CANCELLED":
+            facts = with_first_cause(facts, opened.first)
+        if facts.phase == "none":
+            facts = facts_of_outcome(outcome, run.record.job)
         if outcome.state != "cancelled":
-            if seen.phase == "unknown":
-                opened.first = opened.first or seen
+            if facts.phase == "unknown":
+                opened.first = opened.first or facts
                 self._later(run, ASK_AGAIN * 2 ** min(opened.asked_again, 5))
                 opened.asked_again += 1
                 return
-            if self._collects_again(opened, seen):
+            if self._collects_again(opened, facts):
                 return
         del self.open[run.id]
         run.record.release()
-        if seen.phase == "unknown":  # its end was asked for, and is asked for again when the sweep is resumed
+        if facts.phase == "unknown":  # its end was asked for, and is asked for again when the sweep is resumed
             return
-        if seen.phase in ("alive", "preparing"):  # its end could not be written: a later driver collects
+        if facts.phase in ("alive", "preparing"):  # its end could not be written: a later driver collects
             self._say("error", f"run {run.id} is left as it is, for `sweep resume`: {outcome.error}")
             return
         job = self.state.jobs[opened.attempt.event.job]
         self._rooms.give_back(job.runner, run.id)
         self._idle = False
-        if not seen.job and seen.state == "cancelled" and not run.record.cancel_requested():
-            self._write(Voided(time=0.0, run=run.id, why=seen.text))
+        if not facts.job and facts.state == "cancelled" and not run.record.cancel_requested():
+            self._write(Voided(time=0.0, run=run.id, why=facts.text))
             self.decisions.waiting[job.key] = self._clock()
             return
         self.outcomes.append(Outcome(run.id, outcome.state, error=outcome.error, verdict=outcome.verdict))
-        self._settle(opened.attempt, seen)
+        self._settle(opened.attempt, facts)
 
     def _later(self, run: Run, seconds: float) -> None:
         self._again.append((self._clock() + seconds, run))
 
-    def _collects_again(self, opened: Open, seen: Facts) -> bool:
+    def _collects_again(self, opened: Open, facts: Facts) -> bool:
         """Whether results of a job that ended well are looked for again: a file system may show them late."""
-        completed = seen.layer == "results" and seen.word == "COMPLETED"
-        late = completed and any("missing" in why for why in seen.bad.values())
-        times = opened.collected_again
-        if not late or times >= len(COLLECT_AGAIN) or opened.run.plan.scheduler.kind == "local":
+        completed = facts.layer == "results" and facts.word == "COMPLETED"
+        late = completed and any("missing" in reason for reason in facts.bad.values())
+        tries = opened.collected_again
+        if not late or tries >= len(COLLECT_AGAIN) or opened.run.plan.scheduler.kind == "local":
             return False
         opened.collected_again += 1
-        self._later(opened.run, COLLECT_AGAIN[times])
+        self._later(opened.run, COLLECT_AGAIN[tries])
         return True
 
-    def _settle(self, attempt: Attempt, seen: Facts) -> None:
+    def _settle(self, attempt: Attempt, facts: Facts) -> None:
         """Write down that an attempt is over, and what follows from it."""
-        for event in self.decisions.after(attempt, seen, self._clock()):
+        for event in self.decisions.after(attempt, facts, self._clock()):
             self._write(event)
             if isinstance(event, Ended):
                 self.on_end(event)
@@ -321,8 +329,8 @@ class Driver(Feed):
     def cancel_all_reason(self) -> Cancelled | None:
         if self.state.ending == "cancel":
             return Cancelled("launcher sweep cancel")
-        if self.state.policy.fail_fast_cancel and (why := self.decisions.fail_fast_reason):
-            return Cancelled(why)
+        if self.state.policy.fail_fast_cancel and (reason := self.decisions.fail_fast_reason):
+            return Cancelled(reason)
         return None
 
     def should_leave(self) -> bool:

@@ -38,31 +38,35 @@ def estimates(jobs: Sequence[Job], history: Iterable[EarlierRun]) -> dict[str, E
     import statistics  # `sweep status` has no use for it
 
     past: dict[tuple[str, ...], list[EarlierRun]] = defaultdict(list)
-    for one in history:
-        past[one.what].append(one)
-    found = {}
+    for run in history:
+        past[run.what].append(run)
+    by_job = {}
     for job in jobs:
         benchmark = job.benchmark
-        of = past.get((job.runner, benchmark.model, benchmark.topology, benchmark.measures), [])
-        same = [one.seconds for one in of if one.concurrencies == job.concurrencies]
-        scaled = [one.seconds * sum(job.concurrencies) / sum(one.concurrencies) for one in of if sum(one.concurrencies)]
+        earlier = past.get((job.runner, benchmark.model, benchmark.topology, benchmark.measures), [])
+        same = [run.seconds for run in earlier if run.concurrencies == job.concurrencies]
+        scaled = [
+            run.seconds * sum(job.concurrencies) / sum(run.concurrencies) for run in earlier if sum(run.concurrencies)
+        ]
         if seconds := same or scaled:
-            found[job.key] = Estimate(statistics.median(seconds), min(seconds), max(seconds), len(seconds))
-    return found
+            by_job[job.key] = Estimate(statistics.median(seconds), min(seconds), max(seconds), len(seconds))
+    return by_job
 
 
-def expected(jobs: Sequence[Job], found: dict[str, Estimate], at_once: int) -> str:
+def expected(jobs: Sequence[Job], by_job: dict[str, Estimate], at_once: int) -> str:
     """The sum of it in words: GPU-hours and hours, the bound where nothing is known."""
-    known = [(job, found[job.key]) for job in jobs if job.key in found]
+    known = [(job, by_job[job.key]) for job in jobs if job.key in by_job]
     if not known:
         return "no earlier run says how long it takes: at most what is given above"
-    hours = sum((job.gpus or 0) * one.seconds for job, one in known) / 3600
-    low, high = (sum((job.gpus or 0) * getattr(one, end) for job, one in known) / 3600 for end in ("low", "high"))
-    rest = [job for job in jobs if job.key not in found]
-    seconds = sum(one.seconds for _, one in known) + sum(job.seconds or 0.0 for job in rest)
-    most = f"{sum(job.gpu_hours or 0.0 for job in rest):.1f} of {count_of(len(rest), 'job')}"
-    bound = f", beside at most {most}" if rest else ""
-    runs = sum(one.n for _, one in known)
+    hours = sum((job.gpus or 0) * estimate.seconds for job, estimate in known) / 3600
+    low, high = (
+        sum((job.gpus or 0) * getattr(estimate, end) for job, estimate in known) / 3600 for end in ("low", "high")
+    )
+    unknown = [job for job in jobs if job.key not in by_job]
+    seconds = sum(estimate.seconds for _, estimate in known) + sum(job.seconds or 0.0 for job in unknown)
+    most = f"{sum(job.gpu_hours or 0.0 for job in unknown):.1f} of {count_of(len(unknown), 'job')}"
+    bound = f", beside at most {most}" if unknown else ""
+    runs = sum(estimate.n for _, estimate in known)
     spread = f"{low:.1f} to {high:.1f} by {count_of(runs, 'earlier run')}"
     end = f"some {seconds / at_once / 3600:.1f} h with {at_once} at once"
     return f"expected {hours:.1f} GPU-hours ({spread}){bound}; {end}"

@@ -102,9 +102,9 @@ class Ledger:
     def events(self) -> list[Line]:
         """The decisions, in order. A line that a kill or a full disk has cut is passed over, and `unread` says so."""
         reader = EventReader(self)
-        found = reader.new(torn=True)
+        events = reader.new(torn=True)
         self.unread = tuple(reader.unread)
-        return found
+        return events
 
     def append(self, event: Event) -> None:
         """Write a decision down, durably, before its effect. Raises LauncherError when the disk does not take it."""
@@ -128,8 +128,8 @@ class Ledger:
 
     def driver(self) -> LockOwner | None:
         """Who drives the sweep, as far as that can be told from here; None for nobody."""
-        found = read_owner(self.directory / "driver")
-        owner = LockOwner.from_json(found[0]) if found is not None else None
+        owner_file = read_owner(self.directory / "driver")
+        owner = LockOwner.from_json(owner_file[0]) if owner_file is not None else None
         return None if owner is None or owner.is_dead else owner
 
     def add_request(self, request: Requested | Added) -> None:
@@ -171,21 +171,23 @@ class EventReader:
         except OSError as error:
             message = f"the sweep's events cannot be read: {error.strerror}"
             raise ConfigError(message, where=str(self._path)) from None
-        whole = content if torn else content[: content.rfind(NEW_LINE) + 1]
-        self._at += len(whole)
-        self.cut = f"line {self._line + whole.count(NEW_LINE) + 1} of events.jsonl is cut" if whole != content else ""
-        found: list[Line] = []
-        for line in whole.removesuffix(NEW_LINE).split(NEW_LINE) if whole else ():
+        complete = content if torn else content[: content.rfind(NEW_LINE) + 1]
+        self._at += len(complete)
+        self.cut = (
+            f"line {self._line + complete.count(NEW_LINE) + 1} of events.jsonl is cut" if complete != content else ""
+        )
+        events: list[Line] = []
+        for line in complete.removesuffix(NEW_LINE).split(NEW_LINE) if complete else ():
             self._line += 1
             if line.strip():
                 try:
-                    one = DECODE_LINE.decode(line)
-                    if not _plain(run := getattr(one, "run", "a-run")):
+                    event = DECODE_LINE.decode(line)
+                    if not _plain(run := getattr(event, "run", "a-run")):
                         raise msgspec.ValidationError(f"{run!r} is no run's id")
-                    found.append(one)
+                    events.append(event)
                 except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                     self.unread.append(f"line {self._line} of events.jsonl is passed over: {error}")
-        return found
+        return events
 
 
 def _plain(name: str) -> bool:

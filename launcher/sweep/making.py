@@ -58,8 +58,8 @@ class RunMaker:
         plan = project.plan_by_hand(
             benchmark, job.runner, narrow=narrow, run_id=run_id, exclude=start.exclude, longer=longer
         )
-        found = fingerprint(plan, project.kind(plan.kind).fingerprint(plan))
-        if changed := differences(job.fingerprint, found):
+        current = fingerprint(plan, project.kind(plan.kind).fingerprint(plan))
+        if changed := differences(job.fingerprint, current):
             raise ConfigError(
                 f"what is measured has changed since the sweep was made: {'; '.join(changed)}",
                 where=f"job {job.key}",

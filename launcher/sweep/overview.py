@@ -95,14 +95,16 @@ def overview(
     for line in lines:
         runners.setdefault(line.runner, Counter())[line.state] += 1
     unsettled = sum(
-        gpu_hours(state.jobs[a.event.job], once(run)) for run, a in state.by_run.items() if a.open and run in read
+        gpu_hours(state.jobs[attempt.event.job], once(run))
+        for run, attempt in state.by_run.items()
+        if attempt.open and run in read
     )
     rate, end = _rate(state, points, once, now)
-    asked = ", ".join(f"{verb} {runner}".strip() for runner, verb in state.requested.items())
+    requested = ", ".join(f"{verb} {runner}".strip() for runner, verb in state.requested.items())
     return Overview(
         id=state.sweep.id,
         driver=driver,
-        asked=state.ending or asked,
+        asked=state.ending or requested,
         points=dict(Counter(point.state for point in points)),
         runners={runner: dict(counts) for runner, counts in runners.items()},
         jobs=lines,
@@ -111,8 +113,8 @@ def overview(
         budget=state.policy.max_gpu_hours,
         rate=rate,
         end=end,
-        excluded=tuple(f"{said.node} of {said.runner}: {said.reason}" for said in state.excluded.values()),
-        held=tuple(f"{held.image} with {held.model} on {held.runner}: {held.signature}" for held in state.held),
+        excluded=tuple(f"{node.node} of {node.runner}: {node.reason}" for node in state.excluded.values()),
+        held=tuple(f"{hold.image} with {hold.model} on {hold.runner}: {hold.signature}" for hold in state.held),
         notes=tuple(notes),
         left=state.left.why if state.left is not None else "",
         exit_code=exit_code(points),
@@ -127,28 +129,28 @@ def _line(
     state: State,
     progress: Progress,
 ) -> JobLine:
-    words = {point.state: point for point in reversed(points)}
-    first = next((words[word] for word in RANK if word in words), None)
-    made = state.counted_attempts(job.key)
-    seen = facts(made[-1].run) if made else NONE
-    since = seen.started if seen.word == "RUNNING" else seen.ended or seen.submitted
-    word = first.state if first is not None else "planned"
-    now, throughput = progress(seen.log) if word == "running" and seen.log else (None, "")
+    by_state = {point.state: point for point in reversed(points)}
+    shown = next((by_state[point_state] for point_state in RANK if point_state in by_state), None)
+    attempts = state.counted_attempts(job.key)
+    facts_of_last = facts(attempts[-1].run) if attempts else NONE
+    since = facts_of_last.started if facts_of_last.word == "RUNNING" else facts_of_last.ended or facts_of_last.submitted
+    point_state = shown.state if shown is not None else "planned"
+    now, throughput = progress(facts_of_last.log) if point_state == "running" and facts_of_last.log else (None, "")
     return JobLine(
         key=job.key,
         runner=job.runner,
         topology=job.benchmark.topology,
         measures=job.benchmark.measures,
         concurrencies=job.concurrencies,
-        state=word,
-        reason=first.reason if first is not None and first.state != "ok" else "",
+        state=point_state,
+        reason=shown.reason if shown is not None and shown.state != "ok" else "",
         ok=sum(point.state == "ok" for point in points),
-        run=made[-1].run if made else "",
-        job=seen.job,
-        nodes=seen.nodes,
-        attempts=len(made),
+        run=attempts[-1].run if attempts else "",
+        job=facts_of_last.job,
+        nodes=facts_of_last.nodes,
+        attempts=len(attempts),
         since=since,
-        log=seen.log,
+        log=facts_of_last.log,
         now=now,
         throughput=throughput,
     )
@@ -160,11 +162,11 @@ def _rate(
     """Points an hour since this driver began, and when the others will be there at that rate."""
     began = state.began.time if state.began is not None else now
     new = sum(point.state == "ok" and not point.reused and (facts(point.run).ended or 0.0) >= began for point in points)
-    left = sum(point.state != "ok" for point in points)
+    unmeasured = sum(point.state != "ok" for point in points)
     if new < 2 or now <= began:
         return None, None
     rate = new * 3600 / (now - began)
-    return round(rate, 2), now + left / rate * 3600
+    return round(rate, 2), now + unmeasured / rate * 3600
 
 
 def age(since: float | None, now: float) -> str:
@@ -175,20 +177,20 @@ def age(since: float | None, now: float) -> str:
     return f"{minutes}m" if minutes < 100 else f"{minutes // 60}h" if minutes < 6000 else f"{minutes // 1440}d"
 
 
-def header_lines(found: Overview) -> list[str]:
+def header_lines(sweep: Overview) -> list[str]:
     """What stands above the jobs: points, cost, runners and their queues."""
-    total, ok = sum(found.points.values()), found.points.get("ok", 0)
-    counts = "  ".join(f"{found.points[word]} {word}" for word in RANK if word != "ok" and word in found.points)
-    budget = f" of {found.budget:g}" if found.budget is not None else ""
-    rate = f"   {found.rate:.3g} points/h" if found.rate is not None and total > ok else ""
-    end = f", all by {time.strftime('%a %H:%M', time.localtime(found.end))}" if found.end is not None and rate else ""
+    total, ok = sum(sweep.points.values()), sweep.points.get("ok", 0)
+    counts = "  ".join(f"{sweep.points[word]} {word}" for word in RANK if word != "ok" and word in sweep.points)
+    budget = f" of {sweep.budget:g}" if sweep.budget is not None else ""
+    rate = f"   {sweep.rate:.3g} points/h" if sweep.rate is not None and total > ok else ""
+    end = f", all by {time.strftime('%a %H:%M', time.localtime(sweep.end))}" if sweep.end is not None and rate else ""
     queues = (
         " ".join([name, *(f"{counted[word]} {word}" for word in RANK[:4] if word in counted)])
-        for name, counted in found.runners.items()
+        for name, counted in sweep.runners.items()
     )
     return [
-        f"{found.id}  {ok}/{total} ok  {counts}{f'  [{found.asked}]' if found.asked else ''}".rstrip(),
-        f"GPU-hours {found.spent:.1f} spent, {found.reserved:.1f} reserved{budget}{rate}{end}",
+        f"{sweep.id}  {ok}/{total} ok  {counts}{f'  [{sweep.asked}]' if sweep.asked else ''}".rstrip(),
+        f"GPU-hours {sweep.spent:.1f} spent, {sweep.reserved:.1f} reserved{budget}{rate}{end}",
         " | ".join(queues),
     ]
 
@@ -207,6 +209,6 @@ def event_text(event: Event) -> str:
         case "exclude":
             return f"node {text['node']} of {text['runner']} is used no more: {text['reason']}"
         case "hold":
-            what = f"{text['image']} with {text['model']} on {text['runner']}"
-            return f"{what} is held: {len(text['runs'])} jobs failed alike: {text['signature']}"
+            group = f"{text['image']} with {text['model']} on {text['runner']}"
+            return f"{group} is held: {len(text['runs'])} jobs failed alike: {text['signature']}"
     return f"{text['event']}: {text}"

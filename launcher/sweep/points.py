@@ -55,10 +55,10 @@ def points_in(jobs: Sequence[Job]) -> str:
     return f"{points} in {count_of(len(jobs), 'job')}"
 
 
-def differences(wanted: Mapping[str, str], had: Mapping[str, str]) -> list[str]:
+def differences(expected: Mapping[str, str], actual: Mapping[str, str]) -> list[str]:
     """The parts in which two fingerprints differ, in words; what one of them does not know counts as equal."""
-    names = dict.fromkeys((*wanted, *had))
-    both = ((name, wanted.get(name, ""), had.get(name, "")) for name in names)
+    names = dict.fromkeys((*expected, *actual))
+    both = ((name, expected.get(name, ""), actual.get(name, "")) for name in names)
     return [f"{name} is {b}, not {a}" for name, a, b in both if a and b and a != b]
 
 
@@ -116,7 +116,7 @@ def ordered(jobs: Sequence[Job], order: Order) -> list[Job]:
         groups[topology_of(job)].append(job)
     spread = [_halving(sorted(group, key=lambda job: job.concurrencies[:1])) for group in groups.values()]
     rounds = max(map(len, spread), default=0)
-    return [group[at] for at in range(rounds) for group in spread if at < len(group)]
+    return [group[position] for position in range(rounds) for group in spread if position < len(group)]
 
 
 def _halving(jobs: list[Job]) -> list[Job]:
@@ -131,24 +131,24 @@ def _halving(jobs: list[Job]) -> list[Job]:
             middle = (low + high) // 2
             taken.append(middle)
             gaps += [(low, middle), (middle, high)]
-    return [jobs[at] for at in taken]
+    return [jobs[position] for position in taken]
 
 
 def _score(job: Job) -> float:
     values = {name: getattr(job.benchmark, name) for _, name, _ in SCORES if name != "nodes"}
     values["nodes"] = "multi" if job.benchmark.multinode else "single"
-    return 1.0 + sum(more for more, name, these in SCORES if str(values[name]) in these)
+    return 1.0 + sum(points for points, name, values_scored in SCORES if str(values[name]) in values_scored)
 
 
-def canaries(jobs: Sequence[Job], said: str) -> dict[str, str]:
-    """The canary of each runner and image, by job key: the cheapest job, and of these the first. ``said`` is ``auto``,
-    ``off``, or the key of the one canary that guards all jobs of its runner and image."""
-    if said == "off":
+def canaries(jobs: Sequence[Job], policy: str) -> dict[str, str]:
+    """The canary of each runner and image, by job key: the first of the cheapest jobs. ``policy`` is ``auto``, ``off``,
+    or the key of the one canary that guards all jobs of its runner and image."""
+    if policy == "off":
         return {}
     cheapest: dict[str, Job] = {}
     for job in jobs:
         guarded = guard(job)
-        if said not in ("auto", job.key) or job.benchmark.eval_only:
+        if policy not in ("auto", job.key) or job.benchmark.eval_only:
             continue
         if guarded not in cheapest or _cost(job) < _cost(cheapest[guarded]):
             cheapest[guarded] = job

@@ -59,40 +59,40 @@ class AllowedRetry:
     excluded: str = ""
 
 
-def class_of(seen: Facts) -> RetryClass | None:
+def class_of(facts: Facts) -> RetryClass | None:
     """The class of a failed attempt; None for one that is never tried again."""
-    text = f"{seen.word} {seen.text}"
-    of_layer = (c for c in CLASSES if seen.layer in c.layers)
+    text = f"{facts.word} {facts.text}"
+    of_layer = (c for c in CLASSES if facts.layer in c.layers)
     return next((c for c in of_layer if any(re.search(word, text) for word in c.words)), None)
 
 
-def named_node(seen: Facts) -> str:
+def named_node(facts: Facts) -> str:
     """The one node that a verdict names, or the only one that the job had; "" for none or several."""
-    nodes = node_names(seen.nodes) if seen.nodes else []
+    nodes = node_names(facts.nodes) if facts.nodes else []
     if len(nodes) == 1:
         return nodes[0]
-    named = {node for node in nodes if re.search(rf"(?<![\w-]){re.escape(node)}(?![\w-])", seen.text)}
+    named = {node for node in nodes if re.search(rf"(?<![\w-]){re.escape(node)}(?![\w-])", facts.text)}
     return named.pop() if len(named) == 1 else ""
 
 
-def allowed_retry(seen: Facts, before: int, policy: Policy) -> AllowedRetry | None:
-    """The further attempt that a failure allows, when ``before`` such attempts of its class were made; None for none.
+def allowed_retry(facts: Facts, earlier: int, policy: Policy) -> AllowedRetry | None:
+    """The further attempt that a failure allows, when ``earlier`` such attempts of its class were made; None for none.
 
     Its wait is longer or shorter by up to a fifth, at random.
     """
-    found = class_of(seen)
-    if found is None:
+    failure_class = class_of(facts)
+    if failure_class is None:
         return None
-    times = found.times
-    if found.name == TIME_LIMIT and policy.retry_timeout:
+    times = failure_class.times
+    if failure_class.name == TIME_LIMIT and policy.retry_timeout:
         times = 1
-    if found.name == "server" and policy.confirm:
+    if failure_class.name == "server" and policy.confirm:
         times = 1
-    nodes, node = found.nodes, named_node(seen)
+    nodes, node = failure_class.nodes, named_node(facts)
     if nodes == "exclude" and not node:
         nodes, times = "avoid", min(times, 1)
-    if before >= times:
+    if earlier >= times:
         return None
-    wait = found.wait * 2**before * random.uniform(0.8, 1.2)
-    avoid = tuple(node_names(seen.nodes)) if nodes == "avoid" and seen.nodes else ()
-    return AllowedRetry(found.name, wait, avoid, node if nodes == "exclude" else "")
+    wait = failure_class.wait * 2**earlier * random.uniform(0.8, 1.2)
+    avoid = tuple(node_names(facts.nodes)) if nodes == "avoid" and facts.nodes else ()
+    return AllowedRetry(failure_class.name, wait, avoid, node if nodes == "exclude" else "")

@@ -98,11 +98,11 @@ class PointState:
     reused: bool = False
 
 
-def gpu_hours(job: Job, seen: Facts) -> float:
+def gpu_hours(job: Job, facts: Facts) -> float:
     """What an attempt has cost, by the scheduler's own times: GPUs × elapsed."""
-    if seen.started is None or seen.ended is None or not job.gpus:
+    if facts.started is None or facts.ended is None or not job.gpus:
         return 0.0
-    return job.gpus * max(0.0, seen.ended - seen.started) / 3600
+    return job.gpus * max(0.0, facts.ended - facts.started) / 3600
 
 
 class State:
@@ -200,7 +200,7 @@ class State:
 
     def breaker(self, job: Job) -> Held | None:
         """The hold that keeps this job from being started."""
-        return next((held for held in self.held if held_jobs(held, job)), None)
+        return next((hold for hold in self.held if held_jobs(hold, job)), None)
 
     def counted_attempts(self, job: str) -> list[Attempt]:
         """The attempts of a job that count: all but those that never had a job."""
@@ -213,73 +213,77 @@ class State:
         return budget - self.retry_counts.total()
 
 
-def held_jobs(held: Held, job: Job) -> bool:
+def held_jobs(hold: Held, job: Job) -> bool:
     """Whether the breaker's class has this job."""
     benchmark = job.benchmark
-    return (held.runner, held.image, held.model) == (job.runner, benchmark.image, benchmark.model)
+    return (hold.runner, hold.image, hold.model) == (job.runner, benchmark.image, benchmark.model)
 
 
 def point_states(state: State, facts: Callable[[str], Facts]) -> list[PointState]:
     """How every point stands, in the order of the sweep. ``facts`` gives what a run's record says now."""
-    found = []
+    points = []
     for job in state.jobs.values():
-        made = [(attempt, facts(attempt.run)) for attempt in state.counted_attempts(job.key)]
-        found += [_point(state, job, concurrency, made, facts) for concurrency in job.concurrencies]
-    return found
+        attempts = [(attempt, facts(attempt.run)) for attempt in state.counted_attempts(job.key)]
+        points += [_point(state, job, concurrency, attempts, facts) for concurrency in job.concurrencies]
+    return points
 
 
 def _point(
-    state: State, job: Job, concurrency: int, made: list[tuple[Attempt, Facts]], facts: Callable[[str], Facts]
+    state: State, job: Job, concurrency: int, attempts: list[tuple[Attempt, Facts]], facts: Callable[[str], Facts]
 ) -> PointState:
-    mine = [(attempt, seen) for attempt, seen in made if concurrency in attempt.event.concurrencies]
-    runs = tuple(attempt.run for attempt, _ in mine)
+    measuring = [(attempt, facts_now) for attempt, facts_now in attempts if concurrency in attempt.event.concurrencies]
+    runs = tuple(attempt.run for attempt, _ in measuring)
     if (run := state.reused.get(job.key, {}).get(concurrency)) is not None:
-        theirs = facts(run)
-        if concurrency in theirs.ok:
+        facts_of_reused = facts(run)
+        if concurrency in facts_of_reused.ok:
             reason = f"reused from run {run}, of the same fingerprint"
             return PointState(job.key, concurrency, "ok", reason, run, attempts=runs, reused=True)
-        if not mine:
-            why = theirs.bad.get(concurrency, "") or theirs.text or "it has no such result any more"
-            reason = f"reused from run {run}: {why if theirs.phase != 'none' else 'its record was removed'}"
+        if not measuring:
+            problem = (
+                facts_of_reused.bad.get(concurrency, "") or facts_of_reused.text or "it has no such result any more"
+            )
+            reason = (
+                f"reused from run {run}: {problem if facts_of_reused.phase != 'none' else 'its record was removed'}"
+            )
             return PointState(job.key, concurrency, "missing", reason, run, "results", ResultError.exit_code)
-    for attempt, seen in mine:
-        if concurrency in seen.ok:
+    for attempt, facts_now in measuring:
+        if concurrency in facts_now.ok:
             reason = f"a valid result of run {attempt.run}, of the same fingerprint"
             return PointState(job.key, concurrency, "ok", reason, attempt.run, attempts=runs)
-    word, reason, layer, code = _otherwise(state, job, concurrency, mine)
-    if word == "failed" and layer == "results" and any(seen.ok for _, seen in made):
+    word, reason, layer, code = _otherwise(state, job, concurrency, measuring)
+    if word == "failed" and layer == "results" and any(facts_now.ok for _, facts_now in attempts):
         word = "missing"
     return PointState(job.key, concurrency, word, reason, runs[-1] if runs else "", layer, code, runs)
 
 
 def _otherwise(
-    state: State, job: Job, concurrency: int, mine: list[tuple[Attempt, Facts]]
+    state: State, job: Job, concurrency: int, attempts: list[tuple[Attempt, Facts]]
 ) -> tuple[PointWord, str, str, int]:
     """State, reason, layer and exit code of a point without a valid result."""
     not_started = state.skipped.get(job.key, "")
-    if not not_started and (held := state.breaker(job)) is not None:
-        not_started = f"breaker: {held.signature}"
-    if not mine:
+    if not not_started and (hold := state.breaker(job)) is not None:
+        not_started = f"breaker: {hold.signature}"
+    if not attempts:
         return ("not started", not_started, "", 0) if not_started else ("planned", "no attempt yet", "", 0)
-    attempt, seen = mine[-1]
-    if seen.phase == "none":
+    attempt, facts = attempts[-1]
+    if facts.phase == "none":
         if attempt.ended is None:
             return "planned", f"run {attempt.run} has no record: it is started again under a new id", "", 0
         return "missing", f"the record of run {attempt.run} was removed", "results", ResultError.exit_code
-    if seen.phase in ("preparing", "unknown"):
-        word: PointWord = "preparing" if seen.phase == "preparing" else "unknown"
-        return word, seen.says or f"run {attempt.run}", "", 0
-    if seen.phase == "alive":
-        return "queued" if seen.word in ("", "PENDING") else "running", seen.says, "", 0
-    why = seen.bad.get(concurrency, "") or seen.text
-    if seen.state == "cancelled":
-        return "cancelled", seen.text, "cancelled", seen.exit_code
-    if seen.state == "succeeded":
-        why = seen.bad.get(concurrency, "") or "no result, and others of its job are there"
-        return "missing", why, "results", ResultError.exit_code
-    if seen.layer != "results" and seen.text:
-        why = f"{seen.layer}: {seen.text}"
-    return "failed", why, seen.layer, seen.exit_code
+    if facts.phase in ("preparing", "unknown"):
+        word: PointWord = "preparing" if facts.phase == "preparing" else "unknown"
+        return word, facts.says or f"run {attempt.run}", "", 0
+    if facts.phase == "alive":
+        return "queued" if facts.word in ("", "PENDING") else "running", facts.says, "", 0
+    reason_now = facts.bad.get(concurrency, "") or facts.text
+    if facts.state == "cancelled":
+        return "cancelled", facts.text, "cancelled", facts.exit_code
+    if facts.state == "succeeded":
+        reason_now = facts.bad.get(concurrency, "") or "no result, and others of its job are there"
+        return "missing", reason_now, "results", ResultError.exit_code
+    if facts.layer != "results" and facts.text:
+        reason_now = f"{facts.layer}: {facts.text}"
+    return "failed", reason_now, facts.layer, facts.exit_code
 
 
 FOLLOWS = ("fail fast", "canary failed", "breaker")
@@ -290,7 +294,7 @@ def exit_code(points: Iterable[PointState]) -> int:
     """0 when every point is ok, 7 when points are left or missing, else the code of the first failure in order."""
     bad = [point for point in points if point.state != "ok"]
     failed = [point.exit_code for point in bad if point.state in ("failed", "cancelled")]
-    left = [point for point in bad if point.state not in ("failed", "cancelled")]
-    if any(not point.reason.startswith(FOLLOWS) for point in left) or (left and not failed):
+    unmeasured = [point for point in bad if point.state not in ("failed", "cancelled")]
+    if any(not point.reason.startswith(FOLLOWS) for point in unmeasured) or (unmeasured and not failed):
         return ResultError.exit_code
     return next((code for code in failed if code), 1) if bad else 0
