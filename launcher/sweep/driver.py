@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -124,31 +125,23 @@ class Driver(Feed):
                         continue
                     facts = replace(facts, phase="unknown")  # its job is not begun again beside one that may live
                 attempts.setdefault(key, []).append((attempt, facts))
-        over = [
-            (attempt, facts)
-            for attempts_of_job in attempts.values()
-            for attempt, facts in attempts_of_job
-            if attempt.open and facts.phase == "over"
-        ]
-        for attempt, facts in over:
+        for attempt, facts in chain.from_iterable(attempts.values()):
+            if not (attempt.open and facts.phase == "over"):
+                continue
             if not facts.job and facts.state == "cancelled":
                 self._write(Voided(time=0.0, run=attempt.run, why=facts.text))
             else:
                 self._settle(attempt, facts)
-        attempts = {
-            key: [(attempt, facts) for attempt, facts in attempts_of_job if not attempt.void]
-            for key, attempts_of_job in attempts.items()
-        }
+        attempts = {key: [pair for pair in pairs if not pair[0].void] for key, pairs in attempts.items()}
         reused = {
             key: {c for c, run in runs.items() if c in self.records.facts(run).ok}
             for key, runs in self.state.reused.items()
         }
         for event in self.decisions.begin(attempts, self._clock(), reused):
             self._write(event)
-        for attempts_of_job in attempts.values():
-            for attempt, facts in attempts_of_job:
-                if (attempt.open and facts.phase != "over") or facts.phase == "unknown":
-                    self._adopt(attempt, facts)
+        for attempt, facts in chain.from_iterable(attempts.values()):
+            if (attempt.open and facts.phase != "over") or facts.phase == "unknown":
+                self._adopt(attempt, facts)
 
     def _adopt(self, attempt: Attempt, facts: Facts) -> None:
         """Go on with an attempt of an earlier driver; a job that was to be cancelled is ended first."""
@@ -282,7 +275,8 @@ class Driver(Feed):
         if outcome.state != "cancelled":
             if facts.phase == "unknown":
                 opened.first = opened.first or facts
-                self._later(run, ASK_AGAIN * 2 ** min(opened.asked_again, 5))
+                wait = ASK_AGAIN * 2 ** min(opened.asked_again, 5)
+                self._again.append((self._clock() + wait, run))
                 opened.asked_again += 1
                 return
             if self._collects_again(opened, facts):
@@ -304,9 +298,6 @@ class Driver(Feed):
         self.outcomes.append(Outcome(run.id, outcome.state, error=outcome.error, verdict=outcome.verdict))
         self._settle(opened.attempt, facts)
 
-    def _later(self, run: Run, seconds: float) -> None:
-        self._again.append((self._clock() + seconds, run))
-
     def _collects_again(self, opened: Open, facts: Facts) -> bool:
         """Whether results of a job that ended well are looked for again: a file system may show them late."""
         completed = facts.layer == "results" and facts.word == "COMPLETED"
@@ -315,7 +306,7 @@ class Driver(Feed):
         if not late or tries >= len(COLLECT_AGAIN) or opened.run.plan.scheduler.kind == "local":
             return False
         opened.collected_again += 1
-        self._later(opened.run, COLLECT_AGAIN[tries])
+        self._again.append((self._clock() + COLLECT_AGAIN[tries], opened.run))
         return True
 
     def _settle(self, attempt: Attempt, facts: Facts) -> None:
