@@ -21,7 +21,6 @@ import argparse
 import codecs
 import contextlib
 import gc
-import importlib
 import os
 import signal
 import sys
@@ -29,7 +28,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO, cast
 
-from launcher.cli.arguments import parser
+from launcher.cli.arguments import load_command, parser
 
 if TYPE_CHECKING:
     from launcher.cli.command import Command
@@ -128,7 +127,6 @@ def run_command(
 ) -> int:
     """Run the command that the arguments name, and return its exit code. ``carry_out`` runs a `Command` (default: it is
     answered and shown)."""
-    module, _, function = arguments.command.partition(":")
     from launcher.core.errors import LauncherError, as_error
 
     try:
@@ -138,7 +136,7 @@ def run_command(
             if (name := on.login_node_name(arguments)) is not None:
                 arguments.on = name  # for the commands that are printed
                 return on.run_on_node(arguments, name)
-        command = getattr(importlib.import_module(f"launcher.cli.{module}"), function)
+        command = load_command(arguments.command)
         if callable(command):
             return int(command(arguments) or 0)
         if carry_out is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -172,3 +173,9 @@ TYPES: dict[str, Callable[[str], float]] = {
     "DAYS": partial(_number, least=0, most=1e6, what="days"),
 }
 """What a value is read by, by what stands for it in help."""
+
+
+def load_command(name: str) -> Any:
+    """The object that ``MODULE:FUNCTION`` of commands.txt names: a `Command`, or a function of the arguments."""
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(f"launcher.cli.{module}"), function)

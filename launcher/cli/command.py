@@ -102,27 +102,25 @@ def schema_of(types: Sequence[Any]) -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, **({"$defs": known} if known else {})}
 
 
-def wants_json(arguments: argparse.Namespace | None) -> bool:
+def wants_json(arguments: argparse.Namespace) -> bool:
     return bool(getattr(arguments, "json", False)) or getattr(arguments, "format", None) == "json"
 
 
 def show_answer(
     command: Command,
     answer: Any,
-    arguments: argparse.Namespace | None = None,
+    arguments: argparse.Namespace,
     ask_driver: Callable[[str, str], None] | None = None,
 ) -> int:
     """Print a value, or each value of an iterator as it comes (as JSON: one line each). Returns the first exit code
     other than 0. The keys of a live view call ``ask_driver`` with a sweep and a verb (default: asks here)."""
     as_json = wants_json(arguments)
     streams = isinstance(answer, Iterator)
-    if streams and command.show_live and arguments and not as_json and sys.stdout.isatty() and sys.stdin.isatty():
+    if streams and command.show_live and not as_json and sys.stdout.isatty() and sys.stdin.isatty():
         command.show_live(answer, arguments, ask_driver)
         return 0
     code, terminal = 0, Terminal.of(sys.stdout)
-    rewrite = functools.partial(
-        _rewrite_hint, functools.cache(lambda: CommandRewriter(arguments or argparse.Namespace()))
-    )
+    rewrite = functools.partial(_rewrite_hint, functools.cache(lambda: CommandRewriter(arguments)))
     for value in answer if streams else (answer,):
         if as_json:
             print(json_text(command.to_json(value), indent=0 if streams else 2), flush=True)
@@ -141,7 +139,7 @@ def _rewrite_hint(rewriter: Callable[[], CommandRewriter], line: str) -> str:
     return Line(rewriter()(line), getattr(line, "style", ""))
 
 
-_DIRECTORIES = ("workspace", "srt_slurm", "runners", "recipes", "state")
+DIRECTORY_FLAGS = ("workspace", "srt_slurm", "runners", "recipes", "state")
 
 
 def program_argv() -> list[str]:
@@ -160,7 +158,7 @@ class CommandRewriter:
     def __init__(self, arguments: argparse.Namespace) -> None:
         words, on = program_argv(), getattr(arguments, "on", None)
         state = getattr(arguments, "state", None)
-        for name in _DIRECTORIES:
+        for name in DIRECTORY_FLAGS:
             directory = getattr(arguments, name, None)
             if name == "state":  # with --on it is a directory of the login node
                 directory = None if on else directory or os.environ.get("LAUNCHER_STATE")

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher.benchmark.benchmark import FIXED, Benchmark, Role, max_model_len
-from launcher.cli.command import refusal_lines
-from launcher.core.errors import ConfigError, ErrorInfo, suggest
-from launcher.core.terminal import print_line, styled
+from launcher.cli.command import DIRECTORY_FLAGS
+from launcher.core.errors import ConfigError, suggest
+from launcher.core.terminal import styled
 from launcher.plan.refusing import require_no_secrets
 from launcher.project import Project
 
@@ -37,7 +37,7 @@ def open_project(arguments: argparse.Namespace, *, look: bool = False) -> Projec
     ``--accept``."""
     for rule in getattr(arguments, "accept", ()):
         require_rule(rule, "--accept")
-    paths = {name: getattr(arguments, name) for name in ("workspace", "state", "srt_slurm", "runners", "recipes")}
+    paths = {name: getattr(arguments, name) for name in DIRECTORY_FLAGS}
     project = Project.open(os.environ, **paths, look=look)
     return dataclasses.replace(project, slurm_backend=getattr(arguments, "slurm_backend", None))
 
@@ -164,13 +164,6 @@ def selected_plans(arguments: argparse.Namespace, project: Project, refused: lis
         return plan
 
     return for_each_plan(arguments, project, refused, without_secrets)
-
-
-def print_refusals(refused: Sequence[ConfigError], others: int) -> int:
-    """Print on standard error what was selected and cannot be done, beside ``others`` that can; the exit code."""
-    for line in refusal_lines([ErrorInfo.from_error(error) for error in refused], others, "that were selected"):
-        print_line(line, file=sys.stderr)
-    return ConfigError.exit_code if refused else 0
 
 
 def _from_recipe(arguments: argparse.Namespace, project: Project) -> Benchmark:

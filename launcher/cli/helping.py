@@ -8,7 +8,6 @@ of the parsers, the records and the runner files; where a file is wanted it answ
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import re
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher import __version__
-from launcher.cli.arguments import parser
+from launcher.cli.arguments import load_command, parser
 from launcher.cli.parsers import EXITS, SUMMARY, LazyParser, invocation, name_of
 
 if TYPE_CHECKING:  # the wheel is made with this module, where no other package is
@@ -148,10 +147,10 @@ def commands_with_schemas(top: LazyParser) -> Iterator[tuple[str, Command | Stre
     from launcher.cli.streaming import StreamingCommand
 
     for command in every_command(top):
-        module, _, function = (command.get_default("command") or "").partition(":")
-        found = getattr(importlib.import_module(f"launcher.cli.{module}"), function) if module else None
-        if isinstance(found, Command | StreamingCommand):
-            yield name_of(command), found
+        name = command.get_default("command")
+        loaded = load_command(name) if name else None
+        if isinstance(loaded, Command | StreamingCommand):
+            yield name_of(command), loaded
 
 
 SCRIPTS = {

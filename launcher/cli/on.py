@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any
 
 from launcher.benchmark.contracts import SECRETS
+from launcher.cli.arguments import load_command
 from launcher.cli.command import Command, CommandRewriter, show_answer
 from launcher.cli.remote import LoginNode, connect
 from launcher.core.checkout_head import head_commit
@@ -246,12 +247,6 @@ def checked_answers(name: str) -> Iterator[None]:
         raise RemoteError(message, where=name) from error
 
 
-def load_command(arguments: argparse.Namespace) -> Any:
-    """The object that ``arguments.command`` names: a `Command`, or a function of the arguments."""
-    module, _, function = arguments.command.partition(":")
-    return getattr(importlib.import_module(f"launcher.cli.{module}"), function)
-
-
 class ReceivedSignals:
     """The signals that came while a driver is followed (``numbers``); whether it was ``started``, and whether that is
     ``over``."""
@@ -282,7 +277,7 @@ def cancel_on_signal(
             return
         action = "stopping the driver of" if cancel.get("verb") == "stop" else "cancelling"
         signals.log(f"{action} {label} on {remote.name}; once more leaves it to itself")
-        command = load_command(argparse.Namespace(**{**vars(remote.arguments), **cancel}))
+        command = load_command(cancel["command"])
         try:
             with checked_answers(remote.name):
                 for message in remote.ask(**cancel).value(command) or ():
@@ -310,7 +305,7 @@ def cancel_on_signal(
 def show(remote: RemoteCommand, **changes: Any) -> int:
     """Run the command with these arguments changed, and show its answer. Returns its exit code."""
     arguments = argparse.Namespace(**{**vars(remote.arguments), **changes})
-    command, answer = load_command(arguments), remote.ask(**changes)
+    command, answer = load_command(arguments.command), remote.ask(**changes)
     if not isinstance(command, Command):
         for piece in answer.text():
             sys.stdout.write(piece)

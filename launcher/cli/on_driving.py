@@ -63,7 +63,14 @@ def run(remote: RemoteCommand) -> int:
 
 def resume(remote: RemoteCommand) -> int:
     """Start a driver for each run that has none, and follow the runs one after the other."""
-    views = _run_views(remote, remote.arguments.runs)
+    from launcher.cli.status import status
+
+    names = remote.arguments.runs
+    value = remote.ask(command="status:status", runs=names, states=[], runner=[], limit=None, since=None).value(status)
+    if value is None or len(value.named) < len(set(names)):
+        message = f"not all of these runs are there: {', '.join(names)}"
+        raise ConfigError(message, where=remote.name, hint="launcher status")
+    views: Sequence[RunView] = value.named
     for view in views:
         if view.state == "succeeded":
             log_to_stderr(f"run {view.id} has succeeded already")
@@ -155,37 +162,31 @@ def _compare_plans(remote: RemoteCommand) -> list[Plan]:
     """Send the files, and compare the plans of both machines; then ask before expensive jobs. Raises ConfigError where
     plans differ, and prints how."""
     files = remote.send_files()
+    arguments, host = remote.arguments, remote.session.request("look", HostInfo, state=remote.arguments.state)
+    environment = {**host.environment, **{name: os.environ[name] for name in remote.passed if os.environ.get(name)}}
     with tempfile.TemporaryDirectory(prefix="launcher-") as directory:
         # Plans here are made of a copy of what was sent, so that they differ in the path of that copy alone.
         copy = str(bundle.unpack_bundle(Path(directory), files))
-        return _compare_plans_of(remote, copy)
-
-
-def _compare_plans_of(remote: RemoteCommand, copy: str) -> list[Plan]:
-    arguments, host = remote.arguments, remote.session.request("look", HostInfo, state=remote.arguments.state)
-    environment = {**host.environment, **{name: os.environ[name] for name in remote.passed if os.environ.get(name)}}
-    local = type(arguments)(**{**vars(arguments), **remote.paths_in(copy), "state": None})
-    project = dataclasses.replace(open_project(local), environ=environment, state=Path(host.state))
-    plans = selected_plans(local, project, [])
-    texts = _plan_texts(plans, copy)
-    digests = {key: sha256(text.encode()).hexdigest() for key, text in texts.items()}
-    differing = remote.ask(command="on_driving:other_plans", digests=digests).value(other_plans)
-    if differing is None:
-        raise ConfigError("it cannot be planned there", where=remote.name)
-    for key, text in differing.items():
-        lines = difflib.unified_diff(
-            texts.get(key, "").splitlines(), text[:_MAX_PLAN].splitlines(), "here", remote.name, n=1, lineterm=""
-        )
-        for line in list(lines)[:_MAX_DIFF_LINES]:
-            print(one_line(line), file=sys.stderr)
-        hint = f"launcher remote install {remote.name}, where launchers differ; else fix the file that differs"
-        raise ConfigError(
-            "the plan there is another one than here, and nothing was started", where=remote.name, hint=hint
-        )
-    costs: dict[str, float | None] = {}
-    for plan in plans:
-        costs[plan.runner] = (costs.get(plan.runner) or 0.0) + (plan.scheduler.gpu_hours or 0.0)
-    confirm_cost(project, costs, yes=arguments.yes)
+        local = type(arguments)(**{**vars(arguments), **remote.paths_in(copy), "state": None})
+        project = dataclasses.replace(open_project(local), environ=environment, state=Path(host.state))
+        plans = selected_plans(local, project, [])
+        texts = _plan_texts(plans, copy)
+        digests = {key: sha256(text.encode()).hexdigest() for key, text in texts.items()}
+        differing = remote.ask(command="on_driving:other_plans", digests=digests).value(other_plans)
+        if differing is None:
+            raise ConfigError("it cannot be planned there", where=remote.name)
+        for key, text in differing.items():
+            local_lines, remote_lines = texts.get(key, "").splitlines(), text[:_MAX_PLAN].splitlines()
+            diff = difflib.unified_diff(local_lines, remote_lines, "here", remote.name, n=1, lineterm="")
+            for line in list(diff)[:_MAX_DIFF_LINES]:
+                print(one_line(line), file=sys.stderr)
+            message = "the plan there is another one than here, and nothing was started"
+            hint = f"launcher remote install {remote.name}, where launchers differ; else fix the file that differs"
+            raise ConfigError(message, where=remote.name, hint=hint)
+        costs: dict[str, float | None] = {}
+        for plan in plans:
+            costs[plan.runner] = (costs.get(plan.runner) or 0.0) + (plan.scheduler.gpu_hours or 0.0)
+        confirm_cost(project, costs, yes=arguments.yes)
     return plans
 
 
@@ -216,16 +217,6 @@ other_plans = Command(dict[str, str], _other_plans, lambda value, terminal: ())
 
 
 # -- following
-
-
-def _run_views(remote: RemoteCommand, names: Sequence[str]) -> Sequence[RunView]:
-    from launcher.cli.status import status
-
-    value = remote.ask(command="status:status", runs=names, states=[], runner=[], limit=None, since=None).value(status)
-    if value is None or len(value.named) < len(set(names)):
-        hint = "launcher status"
-        raise ConfigError(f"not all of these runs are there: {', '.join(names)}", where=remote.name, hint=hint)
-    return tuple(value.named)
 
 
 def _follow(remote: RemoteCommand, run_id: str, signals: ReceivedSignals) -> int:

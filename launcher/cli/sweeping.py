@@ -16,13 +16,13 @@ import msgspec
 
 from launcher import __version__
 from launcher.benchmark.benchmark import Benchmark
-from launcher.cli.command import Command, CommandRewriter, Log, log_to_stderr
-from launcher.cli.common import confirm_cost, for_each_plan, open_project, print_refusals, show_elapsed
+from launcher.cli.command import Command, CommandRewriter, Log, log_to_stderr, refusal_lines
+from launcher.cli.common import confirm_cost, for_each_plan, open_project, show_elapsed
 from launcher.cli.streaming import StreamingCommand, sweep_line_types
 from launcher.cli.sweep_driving import detach, drive, ledger_named, summary
 from launcher.cli.sweep_status import SweepWatcher
 from launcher.core import lines
-from launcher.core.errors import ConfigError
+from launcher.core.errors import ConfigError, ErrorInfo
 from launcher.core.lines import Terminal, count_of
 from launcher.core.process import run as run_program
 from launcher.core.terminal import one_line, print_line
@@ -110,30 +110,30 @@ def _accepted_jobs(
     """The jobs of the selection, within the limits of the sweep; the errors of those that cannot take part, which are
     printed, and their exit code."""
     jobs, refused = selected_jobs(arguments, project, policy)
-    code = print_refusals(refused, len(jobs))
+    for line in refusal_lines([ErrorInfo.from_error(error) for error in refused], len(jobs), "that were selected"):
+        print_line(line, file=sys.stderr)
     jobs, elsewhere = jobs_of_one_scheduler(project, jobs)
     for error in elsewhere:
         print(f"launcher: {error}", file=sys.stderr)
     if jobs:
         require_startable(project, jobs, policy)
-    return jobs, refused + elsewhere, code if jobs else ConfigError.exit_code
+    return jobs, refused + elsewhere, ConfigError.exit_code if refused or not jobs else 0
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep as it would be started: its jobs in their order (``document``), the rows of their table, and texts about
-    their costs, when they may be over, and which points are done already."""
+    """A sweep as it would start: its jobs in their order (``document``), and texts about their costs, when they may
+    be over, and which points are done already."""
 
     code: int
     document: SweepPlanDocument
-    rows: tuple[tuple[str, ...], ...] = ()
     texts: tuple[str, ...] = ()
 
 
 def show_plan(value: SweepPlan, terminal: Terminal) -> Iterator[str]:
     columns = ("job", "runner", "topology", "nodes", "limit h", "GPU-h", "conc", "done already")
-    if value.rows:
-        yield from lines.table(columns, value.rows, terminal.width)
+    if value.document.jobs:
+        yield from lines.table(columns, [_row(job) for job in value.document.jobs], terminal.width)
     for text in value.texts:
         yield from lines.wrap_words(text, terminal.width, "  ")
 
@@ -190,15 +190,14 @@ def plan(arguments: argparse.Namespace, log: Log) -> SweepPlan:
     done = results_of_other_sweeps(project, jobs)
     canary = canaries(jobs, policy.canary)
     guesses = estimates(jobs, earlier_runs(project.runs))
-    order = ordered(jobs, policy.order)
     planned = [
         PlannedJob(
             **{name: getattr(job, name) for name in (*Job.__struct_fields__, "gpu_hours")},
             canary=job.key in canary,
             expected=guesses.get(job.key),
-            done={str(concurrency): known for concurrency, known in done.get(job.key, {}).items()},
+            done={str(concurrency): known for concurrency, known in sorted(done.get(job.key, {}).items())},
         )
-        for job in order
+        for job in ordered(jobs, policy.order)
     ]
     count = count_of(sum(map(len, done.values())), "point is", "points are")
     texts = [f"{points_in(jobs)}, of which {count} done already", *cost_lines(jobs)]
@@ -206,16 +205,15 @@ def plan(arguments: argparse.Namespace, log: Log) -> SweepPlan:
     if done:
         names = dict.fromkeys(one.why.rpartition(" ")[2] for known in done.values() for one in known.values())
         texts.append(f"--reuse {' '.join(names)} takes them over")
-    rows = tuple(tuple(map(str, _row(job, done.get(job.key, {})))) for job in order)
-    return SweepPlan(code, SweepPlanDocument(jobs=planned, left_out=left_out), rows, tuple(texts))
+    return SweepPlan(code, SweepPlanDocument(jobs=planned, left_out=left_out), tuple(texts))
 
 
-def _row(job: Job, done: dict[int, Done]) -> tuple[object, ...]:
+def _row(job: PlannedJob) -> tuple[str, ...]:
     hours = f"{job.seconds / 3600:.1f}" if job.seconds else "?"
     cost = f"{job.gpu_hours:.1f}" if job.gpu_hours is not None else "?"
-    why = "; ".join(f"c{concurrency}: {known.why}" for concurrency, known in sorted(done.items()))
-    concurrencies = " ".join(map(str, job.concurrencies))
-    return job.key, job.runner, job.benchmark.topology, job.nodes or "?", hours, cost, concurrencies, why
+    done = "; ".join(f"c{concurrency}: {known.why}" for concurrency, known in job.done.items())
+    concurrencies = " ".join(map(str, job.benchmark.concurrencies))
+    return job.key, job.runner, job.benchmark.topology, str(job.nodes or "?"), hours, cost, concurrencies, done
 
 
 def results_of_other_sweeps(
@@ -329,16 +327,12 @@ def require_startable(project: Project, jobs: list[Job], policy: Policy) -> None
         raise ConfigError(f"no job is called {policy.canary}", where="--canary", hint=hint)
 
 
-def cost_text(jobs: list[Job]) -> str:
-    """The most that jobs can cost: nodes × time limit = GPU-hours."""
-    known = [job.gpu_hours for job in jobs if job.gpu_hours is not None]
-    unknown = f", and {count_of(len(jobs) - len(known), 'job')} of unknown size" if len(known) < len(jobs) else ""
-    node_hours = sum((job.nodes or 0) * (job.seconds or 0.0) for job in jobs) / 3600
-    return f"at most {node_hours:.1f} node-hours (nodes × time limit) = {sum(known):.1f} GPU-hours{unknown}"
-
-
 def cost_lines(jobs: list[Job]) -> Iterator[str]:
     """The most that jobs can cost, a line for each runner."""
     for runner in dict.fromkeys(job.runner for job in jobs):
         mine = [job for job in jobs if job.runner == runner]
-        yield f"{runner}: {count_of(len(mine), 'job')}, {cost_text(mine)}"
+        hours = [job.gpu_hours for job in mine if job.gpu_hours is not None]
+        unknown = f", and {count_of(len(mine) - len(hours), 'job')} of unknown size" if len(hours) < len(mine) else ""
+        node_hours = sum((job.nodes or 0) * (job.seconds or 0.0) for job in mine) / 3600
+        cost = f"{node_hours:.1f} node-hours (nodes × time limit) = {sum(hours):.1f} GPU-hours{unknown}"
+        yield f"{runner}: {count_of(len(mine), 'job')}, at most {cost}"
