@@ -33,7 +33,7 @@ from launcher.core.rights import describe_os_error, os_error_hint, user_name
 _SUPERBLOCK = struct.Struct("<5I6H8Q")
 _MAGIC = 0x73717368
 _ABSENT = 0xFFFF_FFFF_FFFF_FFFF
-_COMPRESSORS = {1: "gzip", 2: "lzma", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
+_COMPRESSORS = range(1, 7)  # gzip, lzma, lzo, xz, lz4, zstd
 _PADDING = 4096
 """mksquashfs pads files to a multiple of this (unless `-nopad`), so a file of another length was cut."""
 
@@ -56,16 +56,12 @@ class DamagedImage(ImageError):
 class Superblock:
     """What the superblock and stat(2) say. Sizes in bytes, times from the epoch.
 
-    ``created`` is the time that mksquashfs recorded (seconds), ``mtime_ns`` the file's own (nanoseconds);
-    ``bytes_used`` is the length without the padding, ``size`` the length of the file. ``changed_ns`` is the file's
-    ctime, which no program can set: it shows when another file with the same times took its place.
+    ``created`` is the time that mksquashfs recorded (seconds), ``mtime_ns`` the file's own (nanoseconds).
+    ``changed_ns`` is the file's ctime, which no program can set: it shows when another file with the same times took
+    its place.
     """
 
-    compressor: str
     created: int
-    block_size: int
-    inodes: int
-    bytes_used: int
     size: int
     mtime_ns: int
     changed_ns: int = 0
@@ -129,9 +125,7 @@ def _parse(head: bytes, status: os.stat_result, path: Path) -> Superblock:
     )
     if problem := next((reason for is_so, reason in reasons if is_so), None):
         raise DamagedImage(f"not a whole squash file: {problem}", where=str(path))
-    return Superblock(
-        _COMPRESSORS[compressor], created, block_size, inodes, used, size, status.st_mtime_ns, status.st_ctime_ns
-    )
+    return Superblock(created, size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def check_lists(path: Path, runner: CommandRunner = run) -> str:

@@ -23,10 +23,9 @@ import shutil
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ from launcher.core.publish import make_private, write_json
 from launcher.core.reading import read_json
 from launcher.core.slurm_notation import node_names
 from launcher.core.stop import NEVER, Stop, stop_on_signals
+from launcher.core.waiting import start_in_thread
 from launcher.model.source import source_of
 from launcher.model.stage import stage
 from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, unknown_state
@@ -251,16 +251,7 @@ class _StagingJob:
 
         A thread does it, because submitit's sbatch has no time-out and a stop must not wait for it.
         """
-        answer: Future[str] = Future()
-
-        def submit() -> None:
-            try:
-                answer.set_result(self._submit())
-            except BaseException as error:  # noqa: BLE001  # raised again in the caller's thread
-                answer.set_exception(error)
-
-        threading.Thread(target=submit, daemon=True, name="submitit").start()
-        deadline = time.monotonic() + SUBMISSION
+        answer, deadline = start_in_thread(self._submit, "submitit"), time.monotonic() + SUBMISSION
         while not answer.done():
             if stop.wait(0.1):
                 wait([answer], timeout=5.0)  # the job that sbatch is about to create can be found only once it exists

@@ -78,25 +78,25 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        of = self.registry
-        of.asked.append(f"{self.command} {self.path.partition('?')[0]}")
-        fault = of.faults.pop(0) if of.faults else None
+        registry = self.registry
+        registry.asked.append(f"{self.command} {self.path.partition('?')[0]}")
+        fault = registry.faults.pop(0) if registry.faults else None
         if isinstance(fault, tuple):
             self._answer(fault[0], b'{"errors": []}', fault[1])
-        elif (to := of.redirects.get(self.path.partition("?")[0])) is not None:
+        elif (to := registry.redirects.get(self.path.partition("?")[0])) is not None:
             query = self.path.partition("?")[2]
             self._answer(307, b"", {"Location": f"{to}?{query}" if query else to})
         elif self.path.startswith("/token"):
-            of.accounts_seen.append(self.headers.get("Authorization"))
-            allowed = of.anonymous or self.headers.get("Authorization") == self._basic()
+            registry.accounts_seen.append(self.headers.get("Authorization"))
+            allowed = registry.anonymous or self.headers.get("Authorization") == self._basic()
             self._answer(200 if allowed else 401, json.dumps({"token": "secret-token"}).encode())
-        elif of.account and self.headers.get("Authorization") not in ("Bearer secret-token", self._basic()):
-            realm = f'realm="http://{of.address}/token",service="here",scope="repository:a/b:pull"'
-            self._answer(401, b"{}", {"WWW-Authenticate": f"{of.kind} {realm}"})
-        elif (found := of.documents.get(self.path.removeprefix("/v2/"))) is None:
+        elif registry.account and self.headers.get("Authorization") not in ("Bearer secret-token", self._basic()):
+            realm = f'realm="http://{registry.address}/token",service="here",scope="repository:a/b:pull"'
+            self._answer(401, b"{}", {"WWW-Authenticate": f"{registry.kind} {realm}"})
+        elif (document := registry.documents.get(self.path.removeprefix("/v2/"))) is None:
             self._answer(404, b"{}")
         else:
-            kind, content = found
+            kind, content = document
             headers = {"Content-Type": kind, "Docker-Content-Digest": sha256(content)}
             if fault == "wrong":
                 content = content.replace(b"2", b"3", 1)

@@ -52,7 +52,7 @@ class EagerLockWithFlock(Lock):
 
 def request(directory: Path, *, reference: str = REFERENCE, name: str = NAME, **more: Any) -> PlannedImage:
     """An image as a plan has it, with everything below ``directory``."""
-    given = {
+    environment = {
         "uri": Reference.parse(reference).uri,
         "squash": str(directory / "images" / name),
         "import_on": "login",
@@ -62,7 +62,7 @@ def request(directory: Path, *, reference: str = REFERENCE, name: str = NAME, **
         "import_timeout": 20,
         "temporary": str(directory / "tmp"),
     }
-    return PlannedImage(reference, **{**given, **more})
+    return PlannedImage(reference, **{**environment, **more})
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ def until(what: Callable[[], Any], seconds: float = 10.0) -> Any:
     """Wait until ``what()`` is true, and give it; fail when it does not come."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if found := what():
-            return found
+        if value := what():
+            return value
         time.sleep(0.005)
     raise AssertionError(f"did not happen within {seconds} s")
 

@@ -32,18 +32,22 @@ def account_line(registry: str, given: dict[str, str], realm: str = "") -> str:
 
 
 def test_the_line_to_change_is_named(tmp_path: Path) -> None:
-    given = environ(
+    environment = environ(
         tmp_path, "# ours", "", "machine nvcr.io login $oauthtoken password x", "machine a.b login me password y"
     )
-    found = credentials("nvcr.io", given)
-    assert found is not None and found.place == f"{tmp_path}/.credentials:3"
+    account = credentials("nvcr.io", environment)
+    assert account is not None and account.place == f"{tmp_path}/.credentials:3"
     assert (
-        account_line("nvcr.io", given) == f"the line of machine nvcr.io, login $oauthtoken in {tmp_path}/.credentials:3"
+        account_line("nvcr.io", environment)
+        == f"the line of machine nvcr.io, login $oauthtoken in {tmp_path}/.credentials:3"
     )
-    assert account_line("x.y:5000", given, "a.b") == f"the line of machine a.b, login me in {tmp_path}/.credentials:4"
-    missing = account_line("x.y:5000", given)
+    assert (
+        account_line("x.y:5000", environment, "a.b")
+        == f"the line of machine a.b, login me in {tmp_path}/.credentials:4"
+    )
+    missing = account_line("x.y:5000", environment)
     assert missing == f"add the line `machine x.y login … password …` to {tmp_path}/.credentials, which has none for it"
-    assert "machine auth.docker.io login" in account_line("docker.io", given)
+    assert "machine auth.docker.io login" in account_line("docker.io", environment)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +74,7 @@ def test_a_registry_with_basic_accounts(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     with real_registry(tmp_path / "registry") as served:
         served.push("a/b:1", "amd64", kind="v2s2")
-        given = {**os.environ, **served.environment}
+        environment = {**os.environ, **served.environment}
         reference = f"{served.address}/a/b:1"
         wanted = request(
             tmp_path,
@@ -80,18 +84,18 @@ def test_a_registry_with_basic_accounts(tmp_path: Path) -> None:
             architecture="x86_64",
             where="matrix.yaml:7",
         )
-        store = Store(registry=registry_for(given), command=("enroot",) if real else ENROOT)
+        store = Store(registry=registry_for(environment), command=("enroot",) if real else ENROOT)
         record = store.ensure(wanted)
         assert (record.how, record.sidecar.digest) == ("imported", served.digest("a/b:1"))
 
         with pytest.raises(Unreachable, match="does not speak TLS") as told:
-            Registry(Reference.parse(reference), {**given, "ENROOT_ALLOW_HTTP": "no"}, "x86_64").manifest()
+            Registry(Reference.parse(reference), {**environment, "ENROOT_ALLOW_HTTP": "no"}, "x86_64").manifest()
         assert "ENROOT_ALLOW_HTTP=y" in (told.value.hint or "")
 
         credentials_file = served.place / "enroot/.credentials"
         credentials_file.write_text("# of this test\nmachine 127.0.0.1 login me password wrong\n")
         with pytest.raises(ImageError, match="401, the registry wants credentials") as caught:
-            Registry(Reference.parse(reference), given, "x86_64").manifest()
+            Registry(Reference.parse(reference), environment, "x86_64").manifest()
         line = f"the line of machine 127.0.0.1, login me in {credentials_file}:2"
         assert caught.value.hint == f"correct the image, or {line}"
         if real:  # without our own question before

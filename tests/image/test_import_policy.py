@@ -43,8 +43,8 @@ def test_an_import_is_compressed_as_the_runner_says(tmp_path: Path) -> None:
         "ENROOT_TRANSFER_RETRIES": "3",
     }
     own = {"ENROOT_TRANSFER_RETRIES": "9", "ENROOT_CACHE_PATH": "{home}/cache"}
-    found = image(tmp_path, squash_options="-comp lz4", processors=4, environment=own).environment
-    assert found == {
+    environment = image(tmp_path, squash_options="-comp lz4", processors=4, environment=own).environment
+    assert environment == {
         "ENROOT_SQUASH_OPTIONS": "-comp lz4",
         "ENROOT_TRANSFER_RETRIES": "9",
         "ENROOT_MAX_PROCESSORS": "4",
@@ -57,8 +57,8 @@ def test_a_compute_node_is_asked_for_processors_and_no_gpu(tmp_path: Path) -> No
     assert {"--partition=batch", "--account=me", "--comment=r1-import", "--time=60"} <= set(plain)
     assert not any("gpu" in word or "gres" in word or "cpus" in word for word in plain)
     rule = image(tmp_path, import_partition="cpu", processors=16, import_options=["--gres=none"])
-    asked = SLURM.node_command(rule)
-    assert {"--partition=cpu", "--cpus-per-task=16", "--gres=none"} <= set(asked)
+    command = SLURM.node_command(rule)
+    assert {"--partition=cpu", "--cpus-per-task=16", "--gres=none"} <= set(command)
 
 
 def test_an_import_on_a_node_leaves_nothing_there(tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ URI = "docker://registry-1.docker.io#a/b:1"
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    found = tmp_path / "images"
-    found.mkdir()
-    return found
+    directory = tmp_path / "images"
+    directory.mkdir()
+    return directory
 
 
 def old(path: Path, days: float = 40) -> Path:
@@ -84,9 +84,9 @@ def test_a_hit_is_a_use(tmp_path: Path, directory: Path) -> None:
 def test_what_a_live_run_has_stays_and_what_is_young_stays(directory: Path) -> None:
     used, unused = (old(small_image(directory / name)) for name in ("used.sqsh", "unused.sqsh"))
     small_image(directory / "young.sqsh")
-    found = ImageDirectory(directory, {str(used): ["run-1"]}).garbage()
-    assert names(found) == [unused.name]
-    assert found[0].why == "unused for 40.0 days"
+    garbage = ImageDirectory(directory, {str(used): ["run-1"]}).garbage()
+    assert names(garbage) == [unused.name]
+    assert garbage[0].why == "unused for 40.0 days"
 
 
 def test_an_image_goes_with_its_record_unless_it_came_into_use(directory: Path) -> None:
@@ -122,10 +122,10 @@ def test_what_dead_processes_left_goes_and_what_may_live_stays(directory: Path) 
     orphan = directory / "gone.sqsh.json"
     orphan.touch()
     old(orphan)
-    found = ImageDirectory(directory).garbage()
-    assert names(found) == sorted([dead.name, lock.name, orphan.name])
-    assert next(item.size for item in found if item.path == dead) >= 1000
-    assert all(ImageDirectory(directory).remove(item) is None for item in found)
+    garbage = ImageDirectory(directory).garbage()
+    assert names(garbage) == sorted([dead.name, lock.name, orphan.name])
+    assert next(item.size for item in garbage if item.path == dead) >= 1000
+    assert all(ImageDirectory(directory).remove(item) is None for item in garbage)
     assert len(list(directory.iterdir())) == 3
     assert names(ImageDirectory(directory, temporary_grace=-1.0).garbage()) == sorted(
         p.name for p in directory.iterdir()
@@ -172,9 +172,9 @@ def test_each_level_of_a_check_says_what_it_found(directory: Path) -> None:
     os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
     (found,) = ImageDirectory(directory).images()
     assert verify(found)[0] == "whole"
-    verdict, said = verify(found, deep=True)
+    verdict, lines = verify(found, deep=True)
     assert verdict == "damaged"
-    assert "was recorded" in said[-1]
+    assert "was recorded" in lines[-1]
 
 
 def test_adopting_twice_keeps_the_record_and_another_image_is_refused(directory: Path) -> None:
@@ -191,8 +191,8 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["image", "import", "nginx:1.27.4", *where]) == 0
     squash = Path(capsys.readouterr().out.strip())
     assert main(["image", "list", "--json", *where]) == 0
-    (said,) = json.loads(capsys.readouterr().out)
-    assert (said["squash"], said["reference"], said["live_runs"]) == (str(squash), "nginx:1.27.4", [])
+    (output,) = json.loads(capsys.readouterr().out)
+    assert (output["squash"], output["reference"], output["live_runs"]) == (str(squash), "nginx:1.27.4", [])
     assert main(["image", "list", *where]) == 0
     assert main(["image", "verify", "--deep", *where]) == 0
     assert "content: as recorded" in capsys.readouterr().out
@@ -201,14 +201,14 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["image", "verify", "--offline", *where]) == 3
     assert "1 of 2 are not whole: torn.sqsh" in capsys.readouterr().err
     old(torn)
-    there = ["--directory", str(squash.parent)]
-    assert main(["image", "gc", *there]) == 0
+    options = ["--directory", str(squash.parent)]
+    assert main(["image", "gc", *options]) == 0
     assert f"would remove: {torn}" in capsys.readouterr().out
     assert torn.exists()
-    assert main(["image", "gc", "--apply", *there]) == 0
+    assert main(["image", "gc", "--apply", *options]) == 0
     assert not torn.exists()
     assert squash.exists()
     assert main(["image", "list"]) == 2
-    assert main(["image", "adopt", str(squash), "nginx:1.27.4", *there]) == 0
-    assert main(["image", "gc", "--grace", "0", "--apply", *there]) == 0
+    assert main(["image", "adopt", str(squash), "nginx:1.27.4", *options]) == 0
+    assert main(["image", "gc", "--grace", "0", "--apply", *options]) == 0
     assert not squash.exists()

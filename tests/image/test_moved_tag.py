@@ -77,15 +77,15 @@ def test_keep_refresh_and_fail(tmp_path: Path, served: FakeRegistry) -> None:
     assert [p.name for p in (user.state / "squash").glob("*.sqsh")] == [squash.name]
 
     user.policy("fail")
-    said = user.once("fails", image, code=3)
-    assert both in said and "images.moved-tag" in said
+    output = user.once("fails", image, code=3)
+    assert both in output and "images.moved-tag" in output
     row = next(n for n, line in enumerate(user.matrix.read_text().splitlines(), 1) if line.startswith(f"{KEY}:"))
-    assert f"{user.matrix}:{row + 1}: {squash.name}" in said, "the line that names the image"
+    assert f"{user.matrix}:{row + 1}: {squash.name}" in output, "the line that names the image"
 
     user.policy("refresh")
-    said = user.once("refreshes", image)
+    output = user.once("refreshes", image)
     refreshed = refreshed_name(squash, new)
-    assert both in said and "imported in" in said
+    assert both in output and "imported in" in output
     assert user.mapped("refreshes") == {str(refreshed)}
     assert squash.read_bytes() == content and Sidecar.read(squash) == note, (
         "the bash fleet's name, and jobs that map it"

@@ -49,8 +49,8 @@ def slurm(user: LauncherUser, *argv: str) -> str:
 
 def imports(user: LauncherUser, name: str, states: str = "R,PD,CG") -> list[list[str]]:
     """Id, node, comment and time limit of the imports' jobs of that name."""
-    said = slurm(user, "squeue", "-h", "-t", states, "-n", name, "-o", "%i|%N|%k|%l")
-    return [line.split("|") for line in said.splitlines()]
+    output = slurm(user, "squeue", "-h", "-t", states, "-n", name, "-o", "%i|%N|%k|%l")
+    return [line.split("|") for line in output.splitlines()]
 
 
 def until(what: Callable[[], object], seconds: float = 120) -> None:
@@ -86,12 +86,12 @@ def test_two_who_need_an_image_make_one_job_without_a_gpu(user: LauncherUser) ->
     arguments = ("image", "import", "a/b:1", "--runner", "one-machine", "--runners", str(user.root / "runners"))
     began = time.strftime("%Y-%m-%dT%H:%M:%S")
     both = [user.start(*arguments, LAUNCHER_REHEARSAL_ENROOT="slow=1.5") for _ in range(2)]
-    said = [process.communicate(timeout=60)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert sum("imported in" in text for text in said) == 1
-    assert sum("hit in" in text for text in said) == 1
+    messages = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], messages
+    assert sum("imported in" in text for text in messages) == 1
+    assert sum("hit in" in text for text in messages) == 1
     (squash,) = (user.state / "squash").glob("*.sqsh")
-    assert str(squash) in said[0] and str(squash) in said[1]
+    assert str(squash) in messages[0] and str(squash) in messages[1]
     fields = "JobName,State,AllocTRES,TimelimitRaw,Comment,User"
     mine: list[list[str]] = []
 
@@ -116,8 +116,8 @@ def test_a_launcher_that_goes_leaves_no_job(user: LauncherUser, how: signal.Sign
     comment = f"gone-{how.name}-import"
 
     def ours(states: str) -> list[list[str]]:
-        said = slurm(user, "squeue", "-h", "-t", states, "-o", "%i|%N|%k|%l").splitlines()
-        return [line.split("|") for line in said if f"|{comment}|" in line]
+        output = slurm(user, "squeue", "-h", "-t", states, "-o", "%i|%N|%k|%l").splitlines()
+        return [line.split("|") for line in output if f"|{comment}|" in line]
 
     until(lambda: ours("R"))
     ((_, _, _, limit),) = ours("R")
@@ -151,8 +151,8 @@ def test_what_is_left_when_srun_dies_too_is_ended_by_cleanup(user: LauncherUser)
 
 def test_a_node_that_fails_and_one_that_never_comes(user: LauncherUser, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(enroot, "NODE_PATIENCE", 1)
-    said: list[str] = []
-    ensure = ensuring(user, said, monkeypatch, LAUNCHER_REHEARSAL_ENROOT="slow=2.5")
+    messages: list[str] = []
+    ensure = ensuring(user, messages, monkeypatch, LAUNCHER_REHEARSAL_ENROOT="slow=2.5")
     slurm(user, "scontrol", "update", "nodename=node18", "state=drain", "reason=test")
     failing = dataclasses.replace(planned(user), reference="a/c:1", squash=str(user.root / "squash/c.sqsh"))
     waiting = planned(user, import_options=["--nodelist=node18"], import_timeout=60)
@@ -178,7 +178,7 @@ def test_a_node_that_fails_and_one_that_never_comes(user: LauncherUser, monkeypa
     try:
         assert ensure(failing, "fails").how == "imported"
         killer.join()
-        assert any("attempt 1 of 4" in line and "its node failed" in line for line in said), said
+        assert any("attempt 1 of 4" in line and "its node failed" in line for line in messages), messages
         thread.join(30)
     finally:
         slurm(user, "scontrol", "update", f"nodename=node18,{down[0] if down else 'node18'}", "state=resume")

@@ -26,10 +26,10 @@ def spoiled(inject: str) -> ScriptedCommands:
 
 
 def test_locks_hold_between_processes_of_a_local_file_system(tmp_path: Path) -> None:
-    found = probe_processes(tmp_path)
-    assert (found.flock, found.lockf, found.owner_file) == (HOLDS, HOLDS, HOLDS)
-    assert found.heartbeat is not None and found.heartbeat < 5
-    assert found.one_at_a_time
+    probe = probe_processes(tmp_path)
+    assert (probe.flock, probe.lockf, probe.owner_file) == (HOLDS, HOLDS, HOLDS)
+    assert probe.heartbeat is not None and probe.heartbeat < 5
+    assert probe.one_at_a_time
     assert list(tmp_path.iterdir()) == []
 
 
@@ -42,16 +42,16 @@ def test_locks_hold_between_processes_of_a_local_file_system(tmp_path: Path) -> 
     ],
 )
 def test_a_flock_that_is_none_is_told(tmp_path: Path, inject: str, flock: str, one: bool) -> None:
-    found = probe_processes(tmp_path, spoiled(inject))
-    assert (found.flock, found.owner_file, found.one_at_a_time) == (flock, HOLDS, one)
+    probe = probe_processes(tmp_path, spoiled(inject))
+    assert (probe.flock, probe.owner_file, probe.one_at_a_time) == (flock, HOLDS, one)
 
 
 @needs_strace
 @pytest.mark.parametrize("calls", ["link,linkat", "link,linkat,renameat2"])
 def test_an_owner_file_holds_without_links(tmp_path: Path, calls: str) -> None:
-    found = probe_processes(tmp_path, spoiled(f"{calls}:error=EINVAL"))
-    assert (found.flock, found.owner_file, found.one_at_a_time) == (HOLDS, HOLDS, True)
-    assert found.heartbeat is not None
+    probe = probe_processes(tmp_path, spoiled(f"{calls}:error=EINVAL"))
+    assert (probe.flock, probe.owner_file, probe.one_at_a_time) == (HOLDS, HOLDS, True)
+    assert probe.heartbeat is not None
 
 
 def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
@@ -74,5 +74,5 @@ def test_the_file_system_is_named(tmp_path: Path) -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "locks", str(tmp_path), "--no-nodes", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["probes"][0]["flock"] == HOLDS
+    output = json.loads(capsys.readouterr().out)
+    assert output["probes"][0]["flock"] == HOLDS

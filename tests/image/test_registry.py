@@ -44,8 +44,8 @@ def test_an_image_of_several_platforms_is_found_by_its_index(served: FakeRegistr
 
 def test_an_image_of_one_platform_says_its_architecture_in_its_configuration(served: FakeRegistry) -> None:
     named = served.add("a/b", "1", "arm64")
-    found = Asking(served, "aarch64").manifest()
-    assert (found.digest, found.index, found.architecture) == (named, None, "arm64")
+    manifest = Asking(served, "aarch64").manifest()
+    assert (manifest.digest, manifest.index, manifest.architecture) == (named, None, "arm64")
 
 
 @pytest.mark.parametrize("there", [("arm64",), ("arm64", "s390x")])
@@ -179,10 +179,10 @@ def test_the_file_of_credentials_is_enroots(tmp_path: Path) -> None:
         "machine other.io login me password $PASS\n"
         "machine gcr.io login me password $(gcloud auth print-access-token)\n"
     )
-    found = credentials("nvcr.io:443", environ)
-    assert found is not None
-    assert (found.login, found.password) == ("$oauthtoken", "key")
-    assert "key" not in repr(found)
+    account = credentials("nvcr.io:443", environ)
+    assert account is not None
+    assert (account.login, account.password) == ("$oauthtoken", "key")
+    assert "key" not in repr(account)
     other = credentials("other.io", environ)
     assert other is not None and other.password == "word"
     assert credentials("io", environ) is None

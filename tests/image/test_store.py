@@ -74,8 +74,8 @@ def log() -> Log:
 
 
 def note(final: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(final.with_name(f"{final.name}.json").read_text())
-    return found
+    document: dict[str, Any] = json.loads(final.with_name(f"{final.name}.json").read_text())
+    return document
 
 
 def parts(image_root: Path) -> list[Path]:
@@ -98,10 +98,10 @@ sys.addaudithook(_hook)
 @contextmanager
 def opened() -> Iterator[list[str]]:
     global _opened
-    found: list[str] = []
-    _opened = found
+    results: list[str] = []
+    _opened = results
     try:
-        yield found
+        yield results
     finally:
         _opened = None
 
@@ -131,8 +131,8 @@ def test_an_import_leaves_a_whole_file_and_its_record(image_root: Path, final: P
 @needs_squashfs_tools
 def test_what_was_imported_is_a_real_image_that_says_it_is_a_rehearsal(image_root: Path, final: Path, log: Log) -> None:
     assert log.store().ensure(request(image_root)).sidecar.listing == "whole"
-    said = subprocess.run(["unsquashfs", "-cat", str(final), "etc/rc"], capture_output=True, text=True, check=True)
-    assert said.stdout.startswith(f"# enroot-provenance: {URI}\n")
+    done = subprocess.run(["unsquashfs", "-cat", str(final), "etc/rc"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"# enroot-provenance: {URI}\n")
 
 
 def test_a_hit_starts_no_process_takes_no_lock_and_opens_two_files(image_root: Path, final: Path, log: Log) -> None:

@@ -65,8 +65,8 @@ def test_a_hit_costs_one_question(served: FakeRegistry, wanted: PlannedImage) ->
     AskingStore(served).ensure(wanted)
     for policy in ("keep", "refresh", "fail"):
         served.asked.clear()
-        found = AskingStore(served, ScriptedCommands()).ensure(replace(wanted, moved_tag=policy))
-        assert (found.how, found.facts) == ("hit", ())
+        record = AskingStore(served, ScriptedCommands()).ensure(replace(wanted, moved_tag=policy))
+        assert (record.how, record.facts) == ("hit", ())
         assert served.asked == ["HEAD /v2/a/b/manifests/1"]
 
 
@@ -77,11 +77,11 @@ def test_a_kept_image_does_not_wait_for_its_registry(
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and says nothing
         reference = f"127.0.0.1:{silent.getsockname()[1]}/a/b:1"
         small_image(wanted.squash_path)
-        asked = replace(wanted, reference=reference, uri=Reference.parse(reference).uri)
+        image = replace(wanted, reference=reference, uri=Reference.parse(reference).uri)
         began = time.monotonic()
-        found = AskingStore(served, ScriptedCommands()).ensure(asked)
+        record = AskingStore(served, ScriptedCommands()).ensure(image)
         assert 0.2 <= time.monotonic() - began < 10
-        assert found.facts == ("the registry did not say within 0.2 s what the tag names now",)
+        assert record.facts == ("the registry did not say within 0.2 s what the tag names now",)
 
 
 @pytest.mark.parametrize(

@@ -379,10 +379,10 @@ def test_the_settings_of_enroot_are_shell_text(tmp_path: Path) -> None:
 def test_the_file_is_read_as_curl_reads_it(tmp_path: Path, text: str, login: str | None) -> None:
     (tmp_path / ".credentials").write_text(text)
     try:
-        found = credentials("a.b", {"ENROOT_CONFIG_PATH": str(tmp_path)})
+        account = credentials("a.b", {"ENROOT_CONFIG_PATH": str(tmp_path)})
     except ImageError:
-        found = None
-    assert (found.login if found else None) == login
+        account = None
+    assert (account.login if account else None) == login
 
 
 def test_the_line_that_tells_most_is_shown_wherever_it_stands() -> None:

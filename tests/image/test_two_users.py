@@ -40,10 +40,10 @@ def test_what_one_imports_under_any_umask_the_other_uses(people: People, shared:
 
 def test_where_this_user_may_not_write_it_is_said_whose_the_directory_is(people: People, shared: Path) -> None:
     given(people.alice, shared / "images", 0o755)
-    said = image(people.bob, shared, ends=1)
-    assert "cannot import nvcr.io" in said and "Permission denied" in said
-    assert f"{shared / 'images'} is owned by {people.alice.name}, mode 0755" in said
-    assert f"lets {people.bob.name} in" in said
+    output = image(people.bob, shared, ends=1)
+    assert "cannot import nvcr.io" in output and "Permission denied" in output
+    assert f"{shared / 'images'} is owned by {people.alice.name}, mode 0755" in output
+    assert f"lets {people.bob.name} in" in output
     assert image(people.alice, shared) == "imported\n"
     assert image(people.bob, shared) == "hit\n", "what is there is used all the same"
 
@@ -60,8 +60,8 @@ def test_an_image_that_this_user_may_not_read(people: People, shared: Path, what
     closed = squash
     if what == "directory":
         closed = given(people.alice, squash.parent, 0o700)
-    said = image(people.bob, shared, ends=1)
-    assert f"{closed} is owned by {people.alice.name}, mode 0{mode(closed)}" in said, said
+    output = image(people.bob, shared, ends=1)
+    assert f"{closed} is owned by {people.alice.name}, mode 0{mode(closed)}" in output, output
     listed = people.bob.launcher("image", "list", "--directory", squash.parent, ends=3 if what == "directory" else 0)
     assert people.alice.name in listed
 
@@ -71,9 +71,9 @@ def test_a_damaged_image_that_only_its_owner_may_remove(people: People, shared: 
     images = given(people.alice, shared / "images", 0o1777)
     (images / NAME).write_bytes(bytes(5000))
     given(people.alice, images / NAME, 0o644)
-    said = image(people.bob, shared, ends=1)
-    assert "it cannot be replaced: not a whole squash file: begins with zeros" in said
-    assert f"hint: it is owned by {people.alice.name}, who may remove it, or root" in said
+    output = image(people.bob, shared, ends=1)
+    assert "it cannot be replaced: not a whole squash file: begins with zeros" in output
+    assert f"hint: it is owned by {people.alice.name}, who may remove it, or root" in output
     assert sorted(os.listdir(images)) == [NAME] and image(people.alice, shared).startswith("imported")
 
 
@@ -106,11 +106,11 @@ def test_gc_goes_on_after_what_only_its_owner_may_remove(people: People, shared:
         os.utime(path, (old, old))
     gc = ("image", "gc", "--directory", images, "--state", people.bob.home)
     for words in (gc, (*gc, "--apply")):
-        said = people.bob.launcher(*words)
+        output = people.bob.launcher(*words)
         for path in (theirs, unused, mark):
-            assert f"kept, owned by {people.alice.name}, who may remove it, or root: {path} " in said, said
+            assert f"kept, owned by {people.alice.name}, who may remove it, or root: {path} " in output, output
         for path in (mine, orphan):
-            assert f"{'removed' if '--apply' in words else 'would remove'}: {path} " in said
+            assert f"{'removed' if '--apply' in words else 'would remove'}: {path} " in output
     assert sorted(path.name for path in images.iterdir()) == sorted([theirs.name, ".uses", "c.sqsh"])
     assert f"removed: {theirs}" in people.alice.launcher(*gc[:-1], people.alice.home, "--apply")
 
@@ -122,8 +122,8 @@ def test_marks_of_both_keep_an_image_whatever_their_umask(people: People, shared
     for person in (people.alice, people.bob):
         assert person.do(code, images / "x.sqsh", person.home / "r", umask=0o077) == "None\n"
     listed = people.bob.launcher("image", "list", "--directory", images, "--json", "--state", people.bob.home)
-    (found,) = json.loads(listed)
-    assert len(found["live_runs"]) == 2
+    (document,) = json.loads(listed)
+    assert len(document["live_runs"]) == 2
     release = "from launcher.image.usage import remove_marks\nremove_marks(Path(sys.argv[1]), 'r', Path(sys.argv[2]))"
     for person in (people.bob, people.alice):
         person.do(release, images, person.home / "r")

@@ -108,9 +108,9 @@ def test_where_no_mark_can_be_made_that_is_said(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images/.uses").touch()
     mark_used_by(record)(tmp_path / "images/x.sqsh")
-    said = [event["text"] for event in record.events()]
-    assert said == ["x.sqsh cannot be marked as used by this run: File exists; gc of others may remove it"] or (
-        "Not a directory" in said[0]
+    messages = [event["text"] for event in record.events()]
+    assert messages == ["x.sqsh cannot be marked as used by this run: File exists; gc of others may remove it"] or (
+        "Not a directory" in messages[0]
     )
 
 
@@ -119,19 +119,19 @@ def test_a_run_that_comes_between_a_look_and_the_removal_keeps_its_image(
 ) -> None:
     """The run marks first and looks then. It looked while the image was there; so its mark is seen."""
     (item,) = ImageDirectory(squash.parent).garbage()
-    content, asked = squash.read_bytes(), 0
+    content, calls = squash.read_bytes(), 0
     marks = usage.read_marks
 
     def comes(path: Path) -> list[usage.ImageUse]:
-        nonlocal asked
-        found, asked = marks(path), asked + 1
-        if asked == 1:
+        nonlocal calls
+        uses, calls = marks(path), calls + 1
+        if calls == 1:
             usage.add_mark(squash, "r1", tmp_path / "runs/r1")
-        return found
+        return uses
 
     monkeypatch.setattr(usage, "read_marks", comes)
     assert ImageDirectory(squash.parent).remove(item) is not None
-    assert asked == 2
+    assert calls == 2
     assert squash.read_bytes() == content
     assert [path.name for path in squash.parent.iterdir() if path.name.endswith(".part")] == []
     note = Sidecar.read(squash)

@@ -110,8 +110,8 @@ def shorten(path: Path, by: int) -> None:
 )
 def test_each_damage_is_named(model: Path, damage: Any, said: str) -> None:
     damage(model)
-    found = problems(model)
-    assert len(found) == 1 and found[0].startswith(said), found
+    problems_found = problems(model)
+    assert len(problems_found) == 1 and problems_found[0].startswith(said), problems_found
 
 
 def test_shards_missing_without_an_index_are_counted(model: Path) -> None:

@@ -130,13 +130,13 @@ def test_every_node_gets_its_own_copy(
 def test_slurm_picks_nodes_that_are_fit(node_directories: NodeDirectories) -> None:
     broken = node_directories.nodes[0]
     with out_of_service(broken, "drain"):
-        found = node_directories.stage()
-        assert [(v.node, v.ok) for v in found] == [
+        results = node_directories.stage()
+        assert [(v.node, v.ok) for v in results] == [
             (broken, False),
             (node_directories.nodes[1], True),
             (node_directories.nodes[2], True),
         ]
-        assert "Slurm says that it is drain" in (found[0].error or "")
+        assert "Slurm says that it is drain" in (results[0].error or "")
         picked = node_directories.stage(Allocation(count=2, exclude=tuple(node_directories.nodes)))
         assert len(picked) == 2
         assert all(v.ok and v.node not in node_directories.nodes for v in picked)
@@ -198,10 +198,10 @@ def test_a_node_that_dies_midway_has_not_staged_and_the_others_have(
             os.kill(pid, signal.SIGKILL)
         with out_of_service(dying, "down"):
             (node_directories.root / "hold").unlink()
-            found = staging.result(timeout=60)
-    assert [(v.node, v.ok) for v in found] == [(n, n != dying) for n in node_directories.nodes]
-    assert found[1].how == "unknown"
-    assert "no result of it" in (found[1].error or "")
+            results = staging.result(timeout=60)
+    assert [(v.node, v.ok) for v in results] == [(n, n != dying) for n in node_directories.nodes]
+    assert results[1].how == "unknown"
+    assert "no result of it" in (results[1].error or "")
     assert not node_directories.of(dying).exists()
     assert node_directories.left() == []
     again = node_directories.stage()
@@ -210,7 +210,7 @@ def test_a_node_that_dies_midway_has_not_staged_and_the_others_have(
 
 def processes_of(node: str, root: Path) -> list[int]:
     """The task of a staging on a node of the cluster, and its slurmstepd: what a dying node takes with it."""
-    found = []
+    results = []
     for node_directories in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             environ = (
@@ -220,11 +220,11 @@ def processes_of(node: str, root: Path) -> list[int]:
                 f"SLURMD_NODENAME={node}".encode() in environ
                 and str(root).encode() in (node_directories / "cmdline").read_bytes()
             ):
-                found += [
+                results += [
                     int(node_directories.name),
                     int((node_directories / "stat").read_text().rpartition(")")[2].split()[1]),
                 ]
-    return found
+    return results
 
 
 @pytest.mark.slurm
@@ -243,12 +243,12 @@ def test_a_launcher_that_is_stopped_leaves_no_job(
             until(all_are_there)
         finally:
             child.send_signal(number)
-        _, said = child.communicate(timeout=60)
+        _, output = child.communicate(timeout=60)
     if number == signal.SIGKILL:
         assert len(node_directories.left()) == 2  # a job and its directory
         assert end_orphaned_jobs(state, SlurmCommands, node_directories.said.append) == 1
     else:
-        assert child.returncode == 128 + number, said
+        assert child.returncode == 128 + number, output
     assert node_directories.left() == []
     assert all(v.ok for v in node_directories.stage())
 
@@ -288,15 +288,15 @@ def test_stopped_within_a_job_it_leaves_no_step(
 
 def test_a_node_that_says_nothing_has_failed(tmp_path: Path) -> None:
     def srun(argv: Sequence[str]) -> Completed:
-        said = [f'0: launcher-node-verdict {{"node": "{node}", "ok": true, "how": "staged"}}' for node in NODES[:-1]]
-        return Completed(tuple(argv), 1, "\n".join(["noise", *said]), "srun: error: node05: task 2: Killed", 0.0)
+        lines = [f'0: launcher-node-verdict {{"node": "{node}", "ok": true, "how": "staged"}}' for node in NODES[:-1]]
+        return Completed(tuple(argv), 1, "\n".join(["noise", *lines]), "srun: error: node05: task 2: Killed", 0.0)
 
     commands, task = ScriptedCommands(srun=srun), NodeTask("/archive/M", "/nvme/M")
     allocation = Allocation(job="7", nodes="node[02-03,05]")
-    found = stage_on_nodes(task, allocation, state=tmp_path, scheduler=SlurmCommands, run=commands)
-    assert found[:2] == [NodeResult("node02", True, "staged"), NodeResult("node03", True, "staged")]
-    assert not found[2].ok
-    assert "node05: task 2: Killed" in (found[2].error or "")
+    results = stage_on_nodes(task, allocation, state=tmp_path, scheduler=SlurmCommands, run=commands)
+    assert results[:2] == [NodeResult("node02", True, "staged"), NodeResult("node03", True, "staged")]
+    assert not results[2].ok
+    assert "node05: task 2: Killed" in (results[2].error or "")
     options = {"--nodes=3", "--ntasks=3", "--ntasks-per-node=1", "--kill-on-bad-exit=0", "--jobid=7"}
     assert options <= set(commands.calls[-1])
 

@@ -160,9 +160,9 @@ KNOWN: list[tuple[str, dict[str, Any], dict[str, str]]] = [
     ],
 )
 def test_known_checkpoints(config: dict[str, Any], asked: str, answer: str) -> None:
-    found, why = compare_precision(asked, declared_quantisation(config), {})
-    assert found == answer
-    assert (why is None) == (found == "match")
+    identity, why = compare_precision(asked, declared_quantisation(config), {})
+    assert identity == answer
+    assert (why is None) == (identity == "match")
 
 
 def test_modelopt_may_say_it_beside_the_config_only() -> None:
@@ -172,9 +172,9 @@ def test_modelopt_may_say_it_beside_the_config_only() -> None:
 
 
 def test_two_files_that_contradict_each_other_are_unknown() -> None:
-    found = declared_quantisation({"quantization_config": FP8}, {"quantization": {"quant_algo": "NVFP4"}})
-    assert compare_precision("fp8", found, {})[0] == compare_precision("fp4", found, {})[0] == "unknown"
-    assert "fp8" in found.text and "nvfp4" in found.text
+    quantisation = declared_quantisation({"quantization_config": FP8}, {"quantization": {"quant_algo": "NVFP4"}})
+    assert compare_precision("fp8", quantisation, {})[0] == compare_precision("fp4", quantisation, {})[0] == "unknown"
+    assert "fp8" in quantisation.text and "nvfp4" in quantisation.text
 
 
 @pytest.mark.parametrize("asked", [None, "", "fp3", "w4a8"])

@@ -93,9 +93,9 @@ def test_parts_of_a_file_come_in_any_order(
     monkeypatch.setattr(copying, "WINDOW", 2 * buffer)
     stage(DirectorySource(source), destination, workers=5)
     assert content(destination) == content(source)
-    found = Manifest.read(destination)
-    assert found is not None and found.part_size == 64
-    assert found.deep_differences(destination) == []
+    manifest = Manifest.read(destination)
+    assert manifest is not None and manifest.part_size == 64
+    assert manifest.deep_differences(destination) == []
 
 
 class Told:
@@ -117,12 +117,12 @@ def test_progress_is_told_every_byte_once_and_nothing_after_a_files_end(
 ) -> None:
     monkeypatch.setattr(copying, "BUFFER", window)
     monkeypatch.setattr(copying, "WINDOW", window)
-    told = Told()
-    stage(DirectorySource(source), destination, progress=told)
-    assert {path: sum(counts) for path, counts in told.counts.items()} == {
+    progress = Told()
+    stage(DirectorySource(source), destination, progress=progress)
+    assert {path: sum(counts) for path, counts in progress.counts.items()} == {
         file.path: file.size for file in DirectorySource(source).files
     }
-    assert [path for path, counts in told.counts.items() if 0 in counts] == ["empty.txt"]
+    assert [path for path, counts in progress.counts.items() if 0 in counts] == ["empty.txt"]
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no second file system here")
@@ -290,11 +290,11 @@ def test_a_killed_process_is_followed_by_one_that_resumes(
     child.wait()
     assert not destination.exists()
     assert all(item.keep is None for item in leftovers(destination.parent))
-    said: list[str] = []
+    messages: list[str] = []
     small_parts(monkeypatch)
-    done = stage(DirectorySource(source), destination, log=said.append)
+    done = stage(DirectorySource(source), destination, log=messages.append)
     assert done.resumed >= 5 * 64
-    assert any("going on with what pid" in text for text in said)
+    assert any("going on with what pid" in text for text in messages)
     assert content(destination) == content(source)
 
 
@@ -333,21 +333,23 @@ def test_waiting_for_another_staging_can_be_stopped(
     source: Path, destination: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     destination.parent.mkdir()
-    said: list[str] = []
+    messages: list[str] = []
     with Lock(lock_path(destination), what="staging for ever", wait=0), pytest.raises(Cancelled):
-        stage(DirectorySource(source), destination, log=said.append, stop=Stop(lambda seconds: bool(said)))
-    assert "staging for ever" in said[0]
+        stage(DirectorySource(source), destination, log=messages.append, stop=Stop(lambda seconds: bool(messages)))
+    assert "staging for ever" in messages[0]
     monkeypatch.setattr("launcher.model.stage.LOCK_WAIT", 0)
     with Lock(lock_path(destination), what="staging for ever", wait=0), pytest.raises(ModelError, match="still being"):
         stage(DirectorySource(source), destination)
 
 
 def test_sixteen_at_once_copy_once(source: Path, destination: Path) -> None:
-    found, errors = [], []
+    results, errors = [], []
 
     def one() -> None:
         try:
-            found.append(stage(DirectorySource(source), destination, stop=Stop.never(lambda seconds: time.sleep(0.01))))
+            results.append(
+                stage(DirectorySource(source), destination, stop=Stop.never(lambda seconds: time.sleep(0.01)))
+            )
         except ModelError as error:
             errors.append(error)
 
@@ -357,7 +359,7 @@ def test_sixteen_at_once_copy_once(source: Path, destination: Path) -> None:
     for thread in threads:
         thread.join()
     assert errors == []
-    assert sorted(done.how for done in found) == ["staged"] + ["there"] * 15
+    assert sorted(done.how for done in results) == ["staged"] + ["there"] * 15
     assert os.listdir(destination.parent) == [destination.name]
 
 

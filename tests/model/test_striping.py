@@ -33,12 +33,12 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_layouts_are_set_before_the_first_byte(tmp_path: Path, log: Path) -> None:
     source = checkpoint(tmp_path / "archive" / "M")
-    said: list[str] = []
+    messages: list[str] = []
     shards = [path.stat().st_size for path in source.glob("*.safetensors")]
     policy = [(min(shards), 4, "16M"), (0, 1, "4M"), (10**12, -1, "4M")]
-    done = stage(DirectorySource(source), tmp_path / "lustre" / "M", set_layout=striping(policy, log=said.append))
+    done = stage(DirectorySource(source), tmp_path / "lustre" / "M", set_layout=striping(policy, log=messages.append))
     assert done.how == "staged"
-    assert said == []
+    assert messages == []
     lines = [line.split() for line in log.read_text().splitlines()]
     assert all(line[0] == "setstripe" for line in lines)
     first, *rest = lines
@@ -52,6 +52,6 @@ def test_layouts_are_set_before_the_first_byte(tmp_path: Path, log: Path) -> Non
 def test_where_lustre_is_not_the_copy_goes_on(tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LFS_ANSWER", "1")
     source = checkpoint(tmp_path / "archive" / "M")
-    said: list[str] = []
-    assert stage(DirectorySource(source), tmp_path / "M", set_layout=striping(log=said.append)).how == "staged"
-    assert len(said) == len(log.read_text().splitlines()) == 1
+    messages: list[str] = []
+    assert stage(DirectorySource(source), tmp_path / "M", set_layout=striping(log=messages.append)).how == "staged"
+    assert len(messages) == len(log.read_text().splitlines()) == 1

@@ -202,8 +202,8 @@ def test_what_only_looks_right_is_refused_with_its_cause(
 ) -> None:
     trap(model)
     assert main(["model", "check", "--precision", "bf16", str(model)]) == 4
-    said = capsys.readouterr().out
-    assert re.search(words, said), said
+    output = capsys.readouterr().out
+    assert re.search(words, output), output
     with pytest.raises(ModelError, match=words) as caught:
         require_servable(examine(model, precision="bf16", mounted=()), precision="bf16")
     assert caught.value.exit_code == 4
@@ -307,10 +307,10 @@ def test_what_is_of_an_odd_form_passes(
 ) -> None:
     good(model)
     assert main(["model", "check", "--precision", "bf16", str(model)]) == 0, capsys.readouterr().out
-    said = capsys.readouterr().out
-    assert "whole" in said and "the declared one" in said
-    assert doubt in said
-    assert doubt or "doubt" not in said
+    output = capsys.readouterr().out
+    assert "whole" in output and "the declared one" in output
+    assert doubt in output
+    assert doubt or "doubt" not in output
 
 
 FORMS: list[tuple[str, dict[str, Any], dict[str, str]]] = [

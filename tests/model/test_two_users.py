@@ -80,23 +80,23 @@ def test_a_checkpoint_that_this_user_may_not_read(people: People, source: Path, 
     closed = {"directory": model, "above": place / "models", "shard": model / SHARD}.get(what, model / what)
     given(people.alice, closed, 0o600 if closed.is_file() else 0o700)
     whose = f"{closed} is owned by {people.alice.name}, mode 0{mode(closed)}"
-    said = people.bob.launcher("model", "check", model, ends=0 if what == MANIFEST_NAME else 4)
-    assert whose in said
+    output = people.bob.launcher("model", "check", model, ends=0 if what == MANIFEST_NAME else 4)
+    assert whose in output
     imports = "from launcher.model.checkpoint import examine\nfrom launcher.model.serving import require_servable\n"
-    said = people.bob.do(
+    output = people.bob.do(
         f"{imports}require_servable(examine(Path(sys.argv[1]), precision=None))", model, ends=what != MANIFEST_NAME
     )
-    assert what == MANIFEST_NAME or f"hint: {whose}: its owner, or root, lets {people.bob.name} in" in said
-    said = stage(people.bob, source, model, ends=0 if what == "shard" else 4)
-    assert whose in said or (what == "shard" and "is there already" in said), "sizes and names were compared"
+    assert what == MANIFEST_NAME or f"hint: {whose}: its owner, or root, lets {people.bob.name} in" in output
+    output = stage(people.bob, source, model, ends=0 if what == "shard" else 4)
+    assert whose in output or (what == "shard" and "is there already" in output), "sizes and names were compared"
     assert whose in stage(people.bob, model, people.directory("bobs", people.bob, 0o755) / "M", ends=4)
     assert people.bob.launcher("model", "list", place / "models").count(str(place / "models")) >= 1
 
 
 def test_where_this_user_may_not_write(people: People, source: Path) -> None:
     place = people.directory("fast", people.alice, 0o755)
-    said = stage(people.bob, source, place / "M", ends=4)
-    assert f"hint: {place} is owned by {people.alice.name}, mode 0755" in said
+    output = stage(people.bob, source, place / "M", ends=4)
+    assert f"hint: {place} is owned by {people.alice.name}, mode 0755" in output
 
 
 @pytest.mark.parametrize("rights", [0o1777, 0o2777], ids=oct)
@@ -110,12 +110,12 @@ def test_a_staging_that_another_user_left(people: People, source: Path, rights: 
             killed.stdout.readline()
         killed.send_signal(signal.SIGKILL)
     (left,) = staging_directories(place / "M")
-    said = people.bob.do(STAGE, source, place / "M", "0")
-    assert said.endswith("staged anew\n") and lock_path(place / "M").exists() == (rights == 0o1777)
+    output = people.bob.do(STAGE, source, place / "M", "0")
+    assert output.endswith("staged anew\n") and lock_path(place / "M").exists() == (rights == 0o1777)
     assert left.exists() and (place / "M" / SHARD).stat().st_uid == people.bob.uid
     for words in ((), ("--apply",)):
-        said = people.bob.launcher("model", "gc", place, *words)
-        assert f"kept, owned by {people.alice.name}, who may remove it, or root: {left} " in said, said
+        output = people.bob.launcher("model", "gc", place, *words)
+        assert f"kept, owned by {people.alice.name}, who may remove it, or root: {left} " in output, output
     assert left.exists()
     people.alice.launcher("model", "gc", place, "--apply")
     assert os.listdir(place) == ["M"]
@@ -129,8 +129,8 @@ def test_gc_does_not_wait_for_an_owner_that_lives_elsewhere(people: People, sour
     with people.alice.start(people.alice.python, "-c", ELSEWHERE, lock) as other:
         assert other.stdout is not None and other.stdout.readline() == "in\n"
         began = time.monotonic()
-        said = people.bob.launcher("model", "gc", place, "--apply")
+        output = people.bob.launcher("model", "gc", place, "--apply")
         assert time.monotonic() - began < 30, "the lease is 120 s"
         other.kill()
-    assert "looking for 132 s at the most whether it lives: pid " in said and "on login-2" in said
-    assert "kept, held by pid" in said
+    assert "looking for 132 s at the most whether it lives: pid " in output and "on login-2" in output
+    assert "kept, held by pid" in output

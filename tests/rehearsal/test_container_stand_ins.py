@@ -83,8 +83,8 @@ SEEN = 'printf "%s|" "$MODEL" "$RESULT_DIR" "$LINES" "${UNSET-absent}" "${NOT_PA
 
 def test_a_step_has_the_whole_environment_and_the_mounts(host: Host) -> None:
     host.script(f"{SEEN}; command -v vllm; exit 7")
-    said = host.call(*host.srun_argv("--cpus-per-task=4", "--mpi=none", "--container-writable"), code=7)
-    *seen, program = said.split("|")
+    output = host.call(*host.srun_argv("--cpus-per-task=4", "--mpi=none", "--container-writable"), code=7)
+    *seen, program = output.split("|")
     workspace = str(host.workspace)
     own = ["org/m", f"{workspace}/results", host.environ["LINES"], "absent", "x", workspace, f"{host.root}/"]
     assert seen == own
@@ -118,8 +118,8 @@ def test_a_step_that_is_none_of_a_rehearsal_is_refused(
     host: Host, option: str, command: tuple[str, ...], says: str
 ) -> None:
     host.script("echo ran")
-    said = host.call(*host.srun_argv(option, command=command), code=1)
-    assert says in said and "ran" not in said
+    output = host.call(*host.srun_argv(option, command=command), code=1)
+    assert says in output and "ran" not in output
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,9 @@ class JobRun:
         return {str(p.relative_to(self.output)) for p in self.output.rglob("*") if p.is_file()}
 
     def results(self) -> dict[int, MeasuredPoint | UnusableResult]:
-        found = sorted(self.logs.glob("sa-bench_*/results_*.json"))
-        numbers = [int(path.name.split("_")[2]) for path in found]
-        return {n: tried(read_result, p, n, asked(128, 128)) for n, p in zip(numbers, found, strict=True)}
+        paths = sorted(self.logs.glob("sa-bench_*/results_*.json"))
+        numbers = [int(path.name.split("_")[2]) for path in paths]
+        return {n: tried(read_result, p, n, asked(128, 128)) for n, p in zip(numbers, paths, strict=True)}
 
 
 @pytest.fixture
@@ -87,9 +87,9 @@ def test_every_concurrency_has_a_result_that_the_launcher_takes(
     results = job_run.results()
     assert list(results) == [16, 4] or list(results) == [4, 16]
     assert all(isinstance(p, MeasuredPoint) and p.rehearsal and p.gpus == 12 for p in results.values())
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for line in ("🚀 srtctl Sweep Orchestrator", "Job ID: 7", "[INFO] Started 3 worker processes", "✓ Sweep completed"):
-        assert line in said
+        assert line in output
 
 
 def test_aggregated_workers_are_named_and_counted_as_srtctl_does(job_run: JobRun) -> None:
@@ -113,9 +113,9 @@ def test_aliases_are_resolved_in_the_job_and_an_unknown_one_ends_it(
 ) -> None:
     model = {"path": "no-such-alias", "container": "x", "precision": "fp8"}
     assert job_run.run({"model": model}) == 1
-    said = capsys.readouterr().out
-    assert f"FileNotFoundError: Model path does not exist: {job_run.output.parent}/no-such-alias" in said
-    assert "✗ Sweep failed (exit code: 1)" in said
+    output = capsys.readouterr().out
+    assert f"FileNotFoundError: Model path does not exist: {job_run.output.parent}/no-such-alias" in output
+    assert "✗ Sweep failed (exit code: 1)" in output
 
 
 def test_eval_only_leaves_eval_files_and_no_results(job_run: JobRun) -> None:
@@ -157,9 +157,9 @@ def test_faults_do_what_they_say(
     assert job_run.run(LAUNCHER_REHEARSAL_FAULTS=fault) == code
     assert {n: type(p) for n, p in job_run.results().items()} == results
     verdict = f"✗ Sweep failed (exit code: {code})" if code else "✓ Sweep completed successfully"
-    said = capsys.readouterr().out
-    assert verdict in said
-    assert ("Critical process 'decode_1_node03' exited with code 137" in said) == (fault == "worker-death")
+    output = capsys.readouterr().out
+    assert verdict in output
+    assert ("Critical process 'decode_1_node03' exited with code 137" in output) == (fault == "worker-death")
 
 
 def test_an_unknown_fault_is_an_error(job_run: JobRun, capsys: pytest.CaptureFixture[str]) -> None:

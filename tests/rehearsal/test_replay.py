@@ -115,12 +115,12 @@ def test_it_says_what_srtctl_said(
     recorded = transcript(name)
     argv = _stand_in(machine, recorded, monkeypatch)
     code = _run(argv)
-    said = capsys.readouterr()
+    captured = capsys.readouterr()
     assert code == recorded.exit
     out, err = machine.here(recorded.stdout), machine.here(recorded.stderr)
-    assert [list(r) for r in _records(said.out)] == [list(r) for r in _records(out)]
-    assert _essence(said.out) == _essence(out)
-    assert _essence(said.err) == _essence(err)
+    assert [list(r) for r in _records(captured.out)] == [list(r) for r in _records(out)]
+    assert _essence(captured.out) == _essence(out)
+    assert _essence(captured.err) == _essence(err)
 
 
 @needs_shared
@@ -148,10 +148,10 @@ def test_a_wrong_command_line(name: str, capsys: pytest.CaptureFixture[str]) -> 
     recorded = transcript(name)
     start = next(i for i, word in enumerate(recorded.command) if word in ("apply", "submit"))
     assert _run(list(recorded.command[start:])) == recorded.exit == 2
-    said = capsys.readouterr()
-    assert said.out == ""
+    captured = capsys.readouterr()
+    assert captured.out == ""
     complaint = recorded.stderr.splitlines()[-1].partition(" (choose")[0]
-    assert complaint in said.err
+    assert complaint in captured.err
 
 
 @needs_shared
@@ -168,11 +168,11 @@ def test_missing_programs_are_told_and_json_stays_silent(
     finally:
         for program in programs:
             program.touch()
-    said = capsys.readouterr()
-    assert said.out == recorded.stdout == ""
+    captured = capsys.readouterr()
+    assert captured.out == recorded.stdout == ""
     for line in ("ERROR: Required binaries not found in", "✗ bin/uv (compute-arch uv)", "Run make setup ARCH="):
-        assert line in said.err and line in recorded.stderr
-    assert "nats" not in said.err
+        assert line in captured.err and line in recorded.stderr
+    assert "nats" not in captured.err
 
 
 @needs_shared
@@ -183,9 +183,9 @@ def test_a_bad_srtslurm_yaml_is_dropped_whole(
     argv = _stand_in(machine, transcript("apply-json"), monkeypatch)
     monkeypatch.setenv("SRTSLURM_CONFIG", str(machine.root / "wk/rec" / f"{name}.yaml"))
     assert _run(argv) == 0
-    said = capsys.readouterr()
-    assert "| WARNING | Failed to load or validate srtslurm.yaml: {" in said.err
-    assert "Model:     minimax-m3-mxfp8" in said.err, "no alias was resolved"
+    captured = capsys.readouterr()
+    assert "| WARNING | Failed to load or validate srtslurm.yaml: {" in captured.err
+    assert "Model:     minimax-m3-mxfp8" in captured.err, "no alias was resolved"
 
 
 def _written(machine: RecordedMachine, job: str) -> Path:

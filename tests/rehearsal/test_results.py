@@ -91,11 +91,11 @@ def test_the_launcher_takes_an_agentic_result(tmp_path: Path) -> None:
 
 def test_eval_files_of_one_and_of_several_concurrencies() -> None:
     environ = {"IS_MULTINODE": "true", "PREFILL_TP": "4", "PREFILL_DP_ATTN": "true", "MODEL_PREFIX": "dsr1"}
-    one = eval_documents(environ, [16], "m")
-    (results,) = [name for name in one if name.startswith("results_")]
-    assert "lm_eval_version" in one[results] and "_conc" not in results
-    assert one["meta_env.json"]["conc"] == 16 and "eval_concs" not in one["meta_env.json"]
-    assert one["meta_env.json"]["prefill_tp"] == 4 and one["meta_env.json"]["prefill_dp_attention"] is True
+    documents = eval_documents(environ, [16], "m")
+    (results,) = [name for name in documents if name.startswith("results_")]
+    assert "lm_eval_version" in documents[results] and "_conc" not in results
+    assert documents["meta_env.json"]["conc"] == 16 and "eval_concs" not in documents["meta_env.json"]
+    assert documents["meta_env.json"]["prefill_tp"] == 4 and documents["meta_env.json"]["prefill_dp_attention"] is True
     several = eval_documents(environ, [16, 32], "m")
     assert sorted(n.rpartition("_")[2] for n in several if n.startswith("results_")) == ["conc16.json", "conc32.json"]
     assert several["meta_env.json"]["completed_eval_concs"] == [16, 32]

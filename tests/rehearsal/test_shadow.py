@@ -52,8 +52,8 @@ def test_what_agrees_leaves_no_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = shadow(tmp_path, monkeypatch, LAUNCHER % ("h100", "$HF_HUB_CACHE"))
-    said = capsys.readouterr().out
-    assert "shadow: agree: launch_h100-cw.sh starts 1 container" in said and code == 0
+    output = capsys.readouterr().out
+    assert "shadow: agree: launch_h100-cw.sh starts 1 container" in output and code == 0
     assert not (tmp_path / "InferenceX/made").exists() and not Path("/touched-by-shadow").exists()
 
 
@@ -62,9 +62,9 @@ def test_what_differs_is_said_with_both_values(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = shadow(tmp_path, monkeypatch, LAUNCHER % ("h100-long", "/elsewhere"))
-    said = capsys.readouterr().out
-    assert "differs: allocation.partition: 'h100', bash 'h100-long'" in said and code == 1
-    assert "differs: mount /elsewhere: None, bash /mnt/vast/gharunner/hf-hub-cache" in said
+    output = capsys.readouterr().out
+    assert "differs: allocation.partition: 'h100', bash 'h100-long'" in output and code == 1
+    assert "differs: mount /elsewhere: None, bash /mnt/vast/gharunner/hf-hub-cache" in output
 
 
 def test_without_a_namespace_there_is_the_plan_alone(
