@@ -133,13 +133,13 @@ class _RemoteAnswer:
             if isinstance(event, dict):
                 self._logged += len(text := str(event.get("said", "")))
                 if self._logged > MAX_VALUE:
-                    raise RemoteError(f"it says more than {MAX_VALUE >> 20} MiB")
+                    raise RemoteError(f"the command printed more than {MAX_VALUE >> 20} MiB on standard error")
                 self._log(text)
             while isinstance(event, bytes) and event:
                 try:
                     yield decoder.decode(unpacked.decompress(event, 1 << 20))
                 except zlib.error as error:
-                    raise RemoteError("what it sends cannot be unpacked") from error
+                    raise RemoteError("the output of the command cannot be unpacked") from error
                 event = unpacked.unconsumed_tail
 
     def whole(self) -> str:
@@ -148,7 +148,7 @@ class _RemoteAnswer:
         for piece in self.text():
             output += piece
             if len(output) > MAX_DRIVER_OUTPUT:
-                raise RemoteError(f"it says more than {MAX_DRIVER_OUTPUT >> 10} KiB")
+                raise RemoteError(f"the start of a driver printed more than {MAX_DRIVER_OUTPUT >> 10} KiB")
         return output
 
     def lines(self) -> Iterator[str]:
@@ -163,7 +163,7 @@ class _RemoteAnswer:
                 yield from rest[:-1]
                 parts, size = [rest[-1]], len(rest[-1])
             if size > MAX_VALUE:
-                raise RemoteError(f"a line of more than {MAX_VALUE >> 20} MiB")
+                raise RemoteError(f"the command printed a line of more than {MAX_VALUE >> 20} MiB")
         if size:
             yield "".join(parts)
 
@@ -179,13 +179,13 @@ class _RemoteAnswer:
                 try:
                     yield msgspec.json.decode(line, type=prepare_type(command.value_type))
                 except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
-                    raise RemoteError(f"it gives another value than ours: {one_line(error)[:500]}") from error
+                    raise RemoteError(f"the answer has another type than expected: {one_line(error)[:500]}") from error
 
         if head == "values":
             return values()
         value = next(values(), None) if head == "value" else None
         for _ in lines:
-            raise RemoteError("it gives more than the one value that was asked for")
+            raise RemoteError("the answer has more than one value")
         return value
 
 
@@ -239,11 +239,14 @@ def run_on_node(arguments: argparse.Namespace, name: str) -> int:
 
 @contextlib.contextmanager
 def checked_answers(name: str) -> Iterator[None]:
-    """Within the block, an answer that causes an error of Python is a RemoteError."""
+    """Within the block, an answer that causes an error of Python is a RemoteError, and each RemoteError has a place."""
     try:
         yield
+    except RemoteError as error:
+        error.where = error.where or name
+        raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        message = f"what it answers cannot be used: {type(error).__name__}: {one_line(error)[:200]}"
+        message = f"the answer cannot be used: {type(error).__name__}: {one_line(error)[:200]}"
         raise RemoteError(message, where=name) from error
 
 

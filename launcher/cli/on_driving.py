@@ -174,7 +174,7 @@ def _compare_plans(remote: RemoteCommand) -> list[Plan]:
         digests = {key: sha256(text.encode()).hexdigest() for key, text in texts.items()}
         differing = remote.ask(command="on_driving:other_plans", digests=digests).value(other_plans)
         if differing is None:
-            raise ConfigError("it cannot be planned there", where=remote.name)
+            raise ConfigError("the benchmark cannot be planned there", where=remote.name)
         for key, text in differing.items():
             local_lines, remote_lines = texts.get(key, "").splitlines(), text[:_MAX_PLAN].splitlines()
             diff = difflib.unified_diff(local_lines, remote_lines, "here", remote.name, n=1, lineterm="")
@@ -341,5 +341,5 @@ def _overviews(remote: RemoteCommand, name: str) -> Iterator[Overview]:
 
     values = remote.ask(command="sweep_status:status", name=name, watch=True).value(status)
     if not isinstance(values, Iterator):
-        raise RemoteError("it does not tell how the sweep stands", where=remote.name)
+        raise RemoteError("the answer has no overview of the sweep", where=remote.name)
     yield from values

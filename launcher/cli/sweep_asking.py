@@ -13,8 +13,7 @@ from pathlib import Path
 
 from launcher.cli.command import Command, Log, Message, Removal, Removals, show_message, show_removals
 from launcher.cli.common import filter_by_topology, open_project
-from launcher.cli.sweep_driving import ledger_named
-from launcher.cli.sweep_status import SweepWatcher
+from launcher.cli.sweep_status import SweepWatcher, ledger_named
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.leftovers import disk_usage
 from launcher.core.lines import count_of
@@ -58,7 +57,7 @@ def gc(arguments: argparse.Namespace, log: Log) -> Removals:
 def ask(arguments: argparse.Namespace, log: Log) -> Iterator[Message]:
     """Ask the driver of a sweep to pause, go on, drain, stop or cancel. Without a driver only cancel has an effect."""
     project = open_project(arguments)
-    ledger = ledger_named(project, arguments.name)
+    ledger = ledger_named(project.sweeps, arguments.name)
     runner = getattr(arguments, "of_runner", None) or ""
     if runner and runner not in {job.runner for job in ledger.sweep.jobs}:
         raise ConfigError(f"no job of this sweep is for runner {runner}", where=f"sweep {ledger.id}")
@@ -114,7 +113,7 @@ def _cancel_undriven(project: Project, ledger: Ledger, request: Requested) -> Ge
 def add(arguments: argparse.Namespace, log: Log) -> Message:
     """Add concurrencies to the topologies of a sweep; its points so far do not change. A driver starts them at once."""
     project = open_project(arguments, look=True)
-    ledger = ledger_named(project, arguments.name)
+    ledger = ledger_named(project.sweeps, arguments.name)
     state = State(ledger.sweep, ledger.events())
     curves: dict[str, list[Job]] = {}
     for job in filter_by_topology(

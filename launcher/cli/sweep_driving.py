@@ -28,7 +28,6 @@ from launcher.core.stop import Stop, stop_on_signals
 from launcher.core.terminal import one_line
 from launcher.project import Project
 from launcher.run.loop import run_feed
-from launcher.run.naming import sweep_named
 from launcher.run.record import Event as RunEvent
 from launcher.run.record import RunRecord
 from launcher.services import poll_pace
@@ -55,11 +54,6 @@ NOTIFY_AT_ONCE = 4
 PACE = Pace(refill=27.5, burst=10, release_at_once=True, tick=5.0, rest=0.25)
 """How often Slurm is asked about a sweep's jobs: at most 140 times an hour with up to two calls each, however many jobs
 begin and end."""
-
-
-def ledger_named(project: Project, name: str) -> Ledger:
-    """The ledger of the sweep whose id begins with ``name``. Raises ConfigError."""
-    return Ledger.load(project.sweeps, sweep_named(project.sweeps, name))
 
 
 def detach(project: Project, ledger: Ledger, arguments: argparse.Namespace) -> int:

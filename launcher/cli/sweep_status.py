@@ -43,6 +43,11 @@ def _progress(log: str) -> tuple[int | None, str]:
     return progress(log)
 
 
+def ledger_named(sweeps: Path, name: str) -> Ledger:
+    """The ledger of the sweep whose id begins with ``name``. Raises ConfigError."""
+    return Ledger.load(sweeps, sweep_named(sweeps, name))
+
+
 class SweepWatcher:
     """Reads how a sweep stands, again and again: only new events, and only records of runs that are not over."""
 
@@ -79,8 +84,8 @@ def _overviews(arguments: argparse.Namespace) -> Iterator[Overview]:
     """The named sweep, else the latest, as it stands now; with --watch, again and again while a launcher drives it."""
     state = state_directory(os.environ, arguments.state)
     sweeps = state / "sweeps"
-    name = sweep_named(sweeps, arguments.name) if arguments.name else latest_sweep(sweeps)
-    watcher = SweepWatcher(state / "runs", Ledger.load(sweeps, name))
+    ledger = ledger_named(sweeps, arguments.name) if arguments.name else latest_sweep(sweeps)
+    watcher = SweepWatcher(state / "runs", ledger)
     while True:
         yield (sweep := watcher.overview())
         if not arguments.watch or not sweep.driver:
@@ -173,15 +178,15 @@ def job_line(job: JobLine, now: float) -> str:
     return "  ".join(filter(None, (f"{state:11}", done, key, since, slurm_job and f"job {slurm_job}", why)))
 
 
-def latest_sweep(sweeps: Path) -> str:
-    """The id of the sweep that was created last. Raises ConfigError when there is none."""
-    created = []
+def latest_sweep(sweeps: Path) -> Ledger:
+    """The ledger of the sweep that was created last. Raises ConfigError when there is none."""
+    loaded = []
     for name in ledgers.names(sweeps):
         with contextlib.suppress(ConfigError):
-            created.append((Ledger.load(sweeps, name).sweep.created, name))
-    if not created:
+            loaded.append(Ledger.load(sweeps, name))
+    if not loaded:
         raise ConfigError("there is no sweep", where=str(sweeps), hint="launcher sweep start -k KEY")
-    return max(created)[1]
+    return max(loaded, key=lambda ledger: ledger.sweep.created)
 
 
 @dataclass(frozen=True)

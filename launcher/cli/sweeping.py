@@ -19,8 +19,8 @@ from launcher.benchmark.benchmark import Benchmark
 from launcher.cli.command import Command, CommandRewriter, Log, log_to_stderr, refusal_lines
 from launcher.cli.common import confirm_cost, for_each_plan, open_project, show_elapsed
 from launcher.cli.streaming import StreamingCommand, sweep_line_types
-from launcher.cli.sweep_driving import detach, drive, ledger_named, summary
-from launcher.cli.sweep_status import SweepWatcher
+from launcher.cli.sweep_driving import detach, drive, summary
+from launcher.cli.sweep_status import SweepWatcher, ledger_named
 from launcher.core import lines
 from launcher.core.errors import ConfigError, ErrorInfo
 from launcher.core.lines import Terminal, count_of
@@ -88,7 +88,7 @@ def start(arguments: argparse.Namespace) -> int:
 def resume(arguments: argparse.Namespace) -> int:
     """Continue a sweep: its living jobs first, then points without a valid result."""
     project = open_project(arguments, look=True)
-    ledger = ledger_named(project, arguments.name)
+    ledger = ledger_named(project.sweeps, arguments.name)
     sweep = SweepWatcher(project.runs, ledger).overview()
     out = log_to_stderr if arguments.json else print_line
     if arguments.explain:
@@ -288,13 +288,13 @@ def jobs_of_one_scheduler(project: Project, jobs: list[Job]) -> tuple[list[Job],
     """The jobs that the scheduler of the first job can run, and an error for each other runner."""
     schedulers = {name: project.fleet.get(name).runner.scheduler for name in dict.fromkeys(job.runner for job in jobs)}
     kind = next((scheduler.kind for scheduler in schedulers.values()), "")
-    reasons = {name: f"its jobs are of the scheduler {s.kind}" for name, s in schedulers.items() if s.kind != kind}
+    reasons = {name: f"its jobs need the scheduler {s.kind}" for name, s in schedulers.items() if s.kind != kind}
     if kind == "slurm":
         answer = run_program(["sinfo", "-h", "-a", "-o", "%R"], timeout=30)
         partitions = set(answer.stdout.split()) if answer.ok else set()
         for name, scheduler in schedulers.items():
             if partitions and scheduler.partition and scheduler.partition not in partitions:
-                reasons[name] = f"its partition {scheduler.partition} is none of this controller"
+                reasons[name] = f"this Slurm controller has no partition {scheduler.partition}"
     left_out = []
     for name, reason in reasons.items():
         message = f"{count_of(sum(job.runner == name for job in jobs), 'job is', 'jobs are')} left out: {reason}"

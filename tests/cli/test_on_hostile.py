@@ -58,11 +58,15 @@ POINTS = {"points": [{"state": "ok"}]}
 @pytest.mark.parametrize(
     ("words", "answers", "message"),
     [
-        (["status"], {"ask": [out('value\n{"runs": 1}\n'), DONE]}, "another value than ours"),
-        (["status"], {"ask": [out("value\n" + "[" * 100_000 + "\n"), DONE]}, "another value than ours"),
-        (["status"], {"ask": [body(b"no zlib"), DONE]}, "cannot be unpacked"),
-        (["status"], {"ask": [out("x" * 70_000), DONE]}, "a line of more than"),
-        (["status"], {"ask": [{"event": {"said": "x" * 70_000}}, DONE]}, "it says more than"),
+        (["status"], {"ask": [out('value\n{"runs": 1}\n'), DONE]}, "far: the answer has another type"),
+        (
+            ["status"],
+            {"ask": [out("value\n" + "[" * 100_000 + "\n"), DONE]},
+            "far: the answer has another type",
+        ),
+        (["status"], {"ask": [body(b"no zlib"), DONE]}, "far: the output of the command cannot be unpacked"),
+        (["status"], {"ask": [out("x" * 70_000), DONE]}, "far: the command printed a line of more than"),
+        (["status"], {"ask": [{"event": {"said": "x" * 70_000}}, DONE]}, "far: the command printed more than"),
         (["status"], {"ask": [{"event": {"said": "\x1b[2Jit is"}}, {"error": {"message": "\x1b[2Jno"}}]}, "no"),
         (["logs", "r"], {"ask": [{"error": 1}]}, "without words"),
         (["resume", "r"], {"follow": [{"event": {"events": 1}}]}, "in another way than ours"),

@@ -171,7 +171,7 @@ def test_rows_of_another_scheduler_are_named_and_left_out(user: InProcessUser, m
     matrix = write(user, family(row(4)) + family(row(16), row(8), key="other", runner="gb200"))
     said = user.launcher("sweep", "-k", "*", *matrix)
     assert driven.concurrencies == [4]
-    assert "runner gb200-nv: 2 jobs are left out" in said and "its jobs are of the scheduler slurm" in said
+    assert "runner gb200-nv: 2 jobs are left out" in said and "its jobs need the scheduler slurm" in said
 
 
 BAD_RUNNERS = {

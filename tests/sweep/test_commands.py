@@ -277,12 +277,12 @@ def test_runners_of_other_controllers_are_named_and_left_out(
     user.launcher(*here)
     partitions = "other\n"
     said = user.launcher(*here, code=2)
-    assert "runner gb200-nv: 2 jobs are left out: its partition batch is none of this controller" in said
+    assert "runner gb200-nv: 2 jobs are left out: this Slurm controller has no partition batch" in said
     job = a_job(1)
     two = [msgspec.structs.replace(job, runner=name) for name in ("local", "gb200-nv")]
     monkeypatch.setattr(sweeping, "selected_jobs", lambda *given: (two, []))
     monkeypatch.setattr(sweeping, "require_startable", lambda *given: None)
-    assert "1 job is left out: its jobs are of the scheduler slurm" in user.launcher(
+    assert "1 job is left out: its jobs need the scheduler slurm" in user.launcher(
         "sweep", "start", *SELECTED, "--name", "n", "--yes"
     )
     sweep = Ledger.load(user.state / "sweeps", "n").sweep
