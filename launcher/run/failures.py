@@ -35,7 +35,7 @@ FILES = 400
 SIGKILLED = 128 + 9
 """The exit code, as srun and shells give it, of a program that SIGKILL ended."""
 
-_RANKS: dict[Standing, int] = {"cause": 0, "symptom": 1, "survived": 2, "consequence": 3}
+_STANDING_ORDER: dict[Standing, int] = {"cause": 0, "symptom": 1, "survived": 2, "consequence": 3}
 
 _ENDING = re.compile(r"(?:Cleaning up \d+ processes|Received signal )|Cleanup$")
 _LOG_FILE = re.compile(r"Log file: (\S+)")
@@ -43,7 +43,7 @@ _PROCESS = re.compile(r"--- Process: (\S+) ---")
 
 
 @dataclass(frozen=True)
-class Told:
+class ProgramEnds:
     """What those who watch over a job's programs tell in its logs.
 
     ``dead`` are the programs that ended by themselves, first to last. ``ending`` is when the rest began to be ended,
@@ -80,10 +80,10 @@ def first_failures(
     failures = [
         replace(f, last=server) if f.source == "server" and source_of(f.file) != "server" else f for f in failures
     ]
-    return _in_order(failures, _told(logs_read))
+    return _in_order(failures, _program_ends(logs_read))
 
 
-def _told(logs: Sequence[Log]) -> Told:
+def _program_ends(logs: Sequence[Log]) -> ProgramEnds:
     """What orchestrator and Slurm tell of the ends of programs."""
     dead: list[Failure] = []
     ending: list[float] = []
@@ -102,7 +102,7 @@ def _told(logs: Sequence[Log]) -> Told:
                 dead.append(_death(program_end, log, number, logs))
             elif by_orchestrator and _ENDING.match(body):
                 ending.append(log.when(number)[0])
-    return Told(tuple(sorted(dead, key=lambda failure: failure.at)), min(ending, default=None))
+    return ProgramEnds(tuple(sorted(dead, key=lambda failure: failure.at)), min(ending, default=None))
 
 
 def _death(end: re.Match[str], orchestrator: Log, number: int, logs: Sequence[Log]) -> Failure:
@@ -146,11 +146,11 @@ def _log_of(name: str | None, end: re.Match[str], orchestrator: Log, logs: Seque
     return next((log for log in logs if log.file.endswith(endings)), None)
 
 
-def _in_order(failures: Sequence[Failure], ends: Told) -> list[Failure]:
+def _in_order(failures: Sequence[Failure], ends: ProgramEnds) -> list[Failure]:
     """The failures of all logs with their standing beside each other, the cause first, each log once."""
     deaths = [failure for failure in ends.dead if failure.died is not None]
     dead = {failure.process: failure for failure in reversed(deaths)}
-    standing = [_beside(failure, dead, ends.ending) for failure in failures]
+    standing = [_with_standing(failure, dead, ends.ending) for failure in failures]
     explained = {failure.file for failure in standing if failure.standing == "cause"}
     repeated = [
         failure if program not in explained else replace(failure, standing="consequence")
@@ -164,7 +164,7 @@ def _in_order(failures: Sequence[Failure], ends: Told) -> list[Failure]:
     return list(kept.values())
 
 
-def _beside(failure: Failure, dead: Mapping[str, Failure], ending: float | None) -> Failure:
+def _with_standing(failure: Failure, dead: Mapping[str, Failure], ending: float | None) -> Failure:
     """A log's failure, as it stands beside what is told of the job's programs."""
     if failure.source == "orchestrator" or failure.standing not in ("cause", "symptom"):
         return failure
@@ -186,7 +186,7 @@ def _beside(failure: Failure, dead: Mapping[str, Failure], ending: float | None)
 def _order(failure: Failure, killed: Set[str]) -> tuple[object, ...]:
     """By standing; then Slurm's word, who was killed first, and time. A program stands before who watched it."""
     return (
-        _RANKS[failure.standing],
+        _STANDING_ORDER[failure.standing],
         failure.source != "slurm",
         failure.process not in killed,
         failure.source == "orchestrator",

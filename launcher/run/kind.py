@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from launcher.slurm.client import JobKey, JobState, Scheduler
 
 
-LOOK = 0.5
+CHECK_SECONDS = 0.5
 """Seconds between two looks for a request to end one run, while something is waited for."""
 
 
@@ -68,7 +68,7 @@ class Services:
 
     def for_run(self, record: RunRecord) -> Services:
         """The same for one run of a command: what it waits for and what it runs ends when the run is to end, too."""
-        return self.with_stop(self.stop.or_when(record.cancel_requested, record.cancel_reason, LOOK))
+        return self.with_stop(self.stop.or_when(record.cancel_requested, record.cancel_reason, CHECK_SECONDS))
 
     @property
     def environment(self) -> dict[str, str]:

@@ -161,7 +161,7 @@ def source_of(file: str) -> str:
     return "benchmark" if name.startswith(("benchmark", "eval", "bench_", "aiperf")) else "server"
 
 
-def _strength(line: Line) -> int:
+def _failure_strength(line: Line) -> int:
     """How much a line is a failure: 0 not at all, 1 perhaps one that the program goes on after, 2 certainly."""
     if line.level in ("debug", "info", "warn") or _HARMLESS.search(line.text):
         return 0
@@ -193,14 +193,16 @@ def failure_in(log: Log) -> Failure | None:
             ended = True  # somebody ends it: all that follows is a consequence
             if any(strength > 1 for _, strength in marks):
                 break
-        if (strength := _strength(log.line(number))) and not (log.source == "orchestrator" and _tells(body)):
+        if (strength := _failure_strength(log.line(number))) and not (
+            log.source == "orchestrator" and _tells_program_end(body)
+        ):
             marks.append((number, 0 if ended else strength))
     if not marks:
         return None
-    lasting = [mark for position, mark in enumerate(marks) if mark[1] and not _went_on(log, marks, position)]
+    lasting = [mark for position, mark in enumerate(marks) if mark[1] and not _worked_afterwards(log, marks, position)]
     number, strength = max(lasting or marks, key=lambda mark: (mark[1], -mark[0]))
     own_message = next((mark for mark, _ in lasting if log.line(mark).body.startswith("launcher: error:")), None)
-    number, text = _named(log, number) if own_message is None else _own_word(log, own_message, marks)
+    number, text = _naming_line(log, number) if own_message is None else _script_message(log, own_message, marks)
     standing: Standing = "symptom" if _OF_ANOTHER.search(text) else "cause"
     if not lasting:
         standing = "survived" if strength else "consequence"
@@ -219,7 +221,7 @@ def failure_in(log: Log) -> Failure | None:
     )
 
 
-def _named(log: Log, number: int) -> tuple[int, str]:
+def _naming_line(log: Log, number: int) -> tuple[int, str]:
     """The line that names what happened, and its text: of a traceback the line of its exception."""
     line, after = log.line(number), range(number + 1, min(number + 200, len(log.raw)))
     if _PYXIS_FAILED.search(line.body):  # it shows enroot's log behind that
@@ -236,14 +238,14 @@ def _named(log: Log, number: int) -> tuple[int, str]:
     return number, cut(exception["whole"] if exception else line.text)
 
 
-def _own_word(log: Log, own_message: int, marks: Sequence[tuple[int, int]]) -> tuple[int, str]:
+def _script_message(log: Log, own_message: int, marks: Sequence[tuple[int, int]]) -> tuple[int, str]:
     """What a script of ours says, and what the program said that made it say so."""
     before = [mark for mark, _ in marks if own_message - LINES < mark < own_message]
-    cause = f" ({_named(log, before[-1])[1]})" if before else ""
+    cause = f" ({_naming_line(log, before[-1])[1]})" if before else ""
     return own_message, cut(log.line(own_message).body) + cause
 
 
-def _went_on(log: Log, marks: Sequence[tuple[int, int]], position: int) -> bool:
+def _worked_afterwards(log: Log, marks: Sequence[tuple[int, int]], position: int) -> bool:
     """Whether the program that wrote a line of failure is seen to work afterwards."""
     number, strength = marks[position]
     label, failed_at = log.line(number).label, log.when(number)[0]
@@ -272,7 +274,7 @@ CONTROLLER_AWAY = any_of("controller away")
 SLURM_ENDS = re.compile(r"\*\*\* (?P<what>JOB|STEP) \S+ ON .*CANCELLED AT \S+(?P<why> DUE TO [A-Z ]+)?")
 
 
-def _tells(body: str) -> re.Match[str] | None:
+def _tells_program_end(body: str) -> re.Match[str] | None:
     """Whether an orchestrator's line is about the end of a program that it watches."""
     return CRITICAL.match(body) or CLIENT.match(body) or _REPEATS.match(body)
 

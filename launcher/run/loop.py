@@ -1,9 +1,9 @@
 """The loop: brings any number of runs to their ends, in one thread, with one poller for all jobs.
 
-Nothing that may take long is done in the loop, so that it asks about all jobs, releases and ends them in time: runs are
-prepared in threads (an import can take half an hour), brought to their ends in others, and their logs are shown in one
-(`threads`). The loop itself runs in the caller's thread, which is the one that signals reach. Which run
-comes next, and when its job may be submitted, a `Feed` says: the runs of one command, or a sweep.
+Nothing that may take long is done in the loop, so that it polls, releases and cancels all jobs in time. Threads
+prepare runs (an import can take half an hour) and collect the results of those that ended, and one thread shows logs
+(`threads`). The loop itself runs in the caller's thread, which is the one that signals reach. A `Feed` decides which
+run comes next and when its job may be submitted: the runs of one command, or a sweep.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from launcher.core.stop import Stop
 from launcher.core.waiting import start_in_thread
 from launcher.run import finish, threads
 from launcher.run.finish import Outcome
-from launcher.run.kind import LOOK, Run
+from launcher.run.kind import CHECK_SECONDS, Run
 from launcher.run.prepare import Gate, Preparation, prepare_in_thread
-from launcher.run.threads import CancelRequests, End, Endings, LogView, Releases, ShowLog, outcome_left_behind
+from launcher.run.threads import CancelRequests, End, LogView, Releases, RunEndings, ShowLog, outcome_left_behind
 from launcher.slurm.client import JobKey, JobState, Scheduler
 from launcher.slurm.poller import JobChange, JobPoller, Pace, end_jobs
 
-REST = 0.1
-"""Seconds between two looks while the loop is left."""
+ENDING_CHECK_SECONDS = 0.1
+"""Seconds between two checks for outcomes while the loop ends."""
 
 LAST_LINES = 10.0
 """Seconds in which the last lines of logs are still shown when all runs have ended."""
@@ -40,7 +40,7 @@ LAST_LINES = 10.0
 
 @dataclass(frozen=True)
 class Limits:
-    """How many jobs there may be at once, whether the first failure ends all runs, and how often Slurm is asked."""
+    """How many jobs may exist at once, whether the first failure ends all runs, and how often Slurm is asked."""
 
     max_jobs: int = 1
     fail_fast: bool = False
@@ -48,23 +48,23 @@ class Limits:
 
 
 class Feed(Protocol):
-    """Where a loop's runs come from, and who is told of their ends. Its methods wait for nothing; the loop calls them
-    in its own thread, several times a second."""
+    """Decides which runs a loop begins, and receives their outcomes. The loop calls the methods in its own thread,
+    several times a second, so they must not wait for anything."""
 
     @property
     def exhausted(self) -> bool:
-        """Whether no run will come any more, unless the end of one that is under way brings it."""
+        """Whether no run will begin any more, unless it follows from the end of one that is under way."""
 
     def next_run(self, under_way: int) -> Run | None:
-        """The next run to prepare, if one may begin now; so many are prepared or have a job."""
+        """The next run to prepare, if one may begin now. ``under_way`` runs are being prepared or have a job."""
 
     def may_submit(self, run: Run, ready: bool) -> bool | Cancelled:
-        """Whether the job of this run may be submitted now, or why it is not to be, ever; asked again until it may.
-        Of a run that is not ``ready`` (not prepared yet) it may not."""
+        """Whether the run's job may be submitted now; False means that the loop asks again, Cancelled says why the job
+        is never submitted. A run that is not ``ready`` (not prepared yet) may not submit."""
         return True
 
     def submitted(self, run: Run) -> None:
-        """The run has a job."""
+        """The run's job was submitted."""
         return
 
     def failed(self, run: Run) -> None:
@@ -76,21 +76,21 @@ class Feed(Protocol):
         """The run has come to its end."""
 
     def take_cancelled(self) -> Iterable[Run]:
-        """Runs that never began, and that somebody asked to be cancelled: they are to be ended, and come no more."""
+        """Take out the runs that have not begun and that somebody asked to cancel; the loop ends them."""
         return ()
 
     def cancel_all_reason(self) -> Cancelled | None:
-        """Why every job is to be cancelled now, if so."""
+        """Why the loop must cancel every job now; None when it must not."""
 
     def should_leave(self) -> bool:
-        """Whether the loop is to be left now, with jobs and records as they are, for another process to go on."""
+        """Whether the loop must end now and leave jobs and records as they are, for another process to continue."""
         return False
 
     def remaining_runs(self) -> Iterable[Run]:
-        """The runs that have not begun: nobody will begin them."""
+        """The runs that have not begun, for the loop to end: nobody will begin them."""
 
 
-class _Given(Feed):
+class _FixedRuns(Feed):
     """The runs of one command, in their order."""
 
     def __init__(self, runs: Sequence[Run], limits: Limits) -> None:
@@ -129,17 +129,17 @@ class _Given(Feed):
 def run_all(
     runs: Sequence[Run], scheduler: Scheduler, stop: Stop, limits: Limits = Limits(), show_log: ShowLog | None = None
 ) -> list[Outcome]:
-    """Run all to their ends; the outcomes in the order given. Asked to stop, it cancels every job first.
+    """Run all to their ends; the outcomes are in the order of ``runs``. On a request to stop, cancel every job first.
 
-    Never raises for a run. Whatever else is raised (a fault of ours), no job is left behind.
+    A run that fails raises nothing. When a fault of the launcher is raised, every job is cancelled first.
     """
-    feed = _Given(runs, limits)
+    feed = _FixedRuns(runs, limits)
     run_feed(feed, scheduler, stop, limits.pace, show_log)
     return [feed.outcomes[run.id] for run in runs]
 
 
 def run_feed(feed: Feed, scheduler: Scheduler, stop: Stop, pace: Pace, show_log: ShowLog | None = None) -> None:
-    """Run what the feed gives until it is over or leaves; as `run_all` does, whose outcomes the feed is told here."""
+    """Run what the feed gives until it is exhausted or asks the loop to leave; the feed receives the outcomes."""
     _Loop(feed, scheduler, stop, pace, show_log).run()
 
 
@@ -152,14 +152,14 @@ class _Loop:
         self._watched: dict[JobKey, Run] = {}
         self._prepared: SimpleQueue[tuple[Run, Preparation]] = SimpleQueue()
         self._gates: dict[str, Gate] = {}
-        self._endings = Endings()
+        self._endings = RunEndings()
         self._poller = JobPoller(scheduler, pace=pace)
         self._requests = CancelRequests(scheduler, stop, self._watched)
         self._releases = Releases(scheduler)
         self._markers = _Markers(pace.tick)
         self._view = LogView(show_log, pace.tick)
-        self._let_go_of: set[str] = set()
-        self._looked = -LOOK
+        self._cancel_sent: set[str] = set()
+        self._last_check = -CHECK_SECONDS
 
     def run(self) -> None:
         self._requests.begin()
@@ -174,7 +174,7 @@ class _Loop:
                 self._prepare_next()
                 self._take_prepared()
                 self._take_outcomes()
-                self._let_go()
+                self._cancel_requested()
                 self._ask_scheduler()
                 self._stop.wait(self._pace.rest)
         except BaseException:
@@ -186,29 +186,29 @@ class _Loop:
             self._view.close(0.0 if self._stop.requested() else LAST_LINES)
 
     def _begin_end(self, run: Run, end: End) -> None:
-        """Have the run end so, in a thread. A run that a person cancelled is no failure."""
+        """Begin to end the run, in a thread. A run that a person cancelled does not count as failed."""
         succeeded = not isinstance(end, LauncherError) and end.succeeded
         if not succeeded and not run.record.cancel_requested():
             self._feed.failed(run)
         self._endings.begin(run, end)
 
     def _take_outcomes(self, seconds: float = 0.0) -> None:
-        for run, outcome in self._endings.taken(seconds):
+        for run, outcome in self._endings.finished(seconds):
             self._feed.ended(run, outcome)
 
-    def _let_go(self) -> None:
-        """End what somebody asked to be cancelled: runs that wait, and jobs (their ends are then seen as all others).
+    def _cancel_requested(self) -> None:
+        """End waiting runs that somebody asked to cancel, and cancel such jobs, whose ends are then polled as usual.
 
-        A run that is being prepared looks for itself.
+        A run that is being prepared checks for the request itself.
         """
-        if time.monotonic() - self._looked < LOOK:
+        if time.monotonic() - self._last_check < CHECK_SECONDS:
             return
-        self._looked = time.monotonic()
+        self._last_check = time.monotonic()
         for run in self._feed.take_cancelled():
             self._begin_end(run, run.record.cancel_reason())
         for run in self._watched.values():
-            if run.id not in self._let_go_of and run.record.cancel_requested():
-                self._let_go_of.add(run.id)
+            if run.id not in self._cancel_sent and run.record.cancel_requested():
+                self._cancel_sent.add(run.id)
                 threading.Thread(target=threads.cancel_job, args=(run,), daemon=True, name="cancel one").start()
 
     def _prepare_next(self) -> None:
@@ -232,7 +232,7 @@ class _Loop:
         while not self._prepared.empty():
             run, answer = self._prepared.get()
             if isinstance(answer, JobKey):
-                self._watch(run, answer)  # before it is no longer in preparation: a stop sees it here or there
+                self._watch(run, answer)  # before `_forget_preparation`, so that a stop finds the job in one of the two
             else:
                 self._begin_end(run, answer)
             self._forget_preparation(run)
@@ -243,18 +243,21 @@ class _Loop:
         self._view.follow(run)
         self._feed.submitted(run)
         if self._pace.release_at_once:
-            with _despite_full_disk(run):
-                if threads.should_release(run, None):
-                    self._releases.ask(job)
+            self._release(run, job, None)
+
+    def _release(self, run: Run, job: JobKey, state: JobState | None) -> None:
+        with _despite_full_disk(run):
+            if threads.should_release(run, state):
+                self._releases.begin(job)
 
     def _forget_preparation(self, run: Run) -> None:
         del self._requests.preparing[run.id], self._gates[run.id]
 
     def _ask_scheduler(self) -> None:
-        """Take the scheduler's newest answer, if there is one, and do what follows from it."""
+        """Take the scheduler's newest answer, if there is one, and act on it."""
         held_jobs = [job for job, run in self._watched.items() if run.record.job is not None and run.record.job.held]
         answer = self._poller.poll(markers=self._markers.read(self._watched), held=held_jobs)
-        for job, error in self._releases.taken():
+        for job, error in self._releases.finished():
             if job in self._watched:
                 with _despite_full_disk(self._watched[job]):
                     threads.record_release(self._watched[job], error)
@@ -263,15 +266,11 @@ class _Loop:
         for change in answer.changes:
             if change.job in self._watched:
                 self._take_change(change)
-        if (
-            self._stop.requested() or self._feed.cancel_all_reason()
-        ):  # a job that ended so is no reason to begin another
+        if self._stop.requested() or self._feed.cancel_all_reason():  # all jobs are cancelled: release none
             return
         for job, run in self._watched.items():
-            if job in answer.states and self._releases.may_ask(job, answer.began):
-                with _despite_full_disk(run):
-                    if threads.should_release(run, answer.states[job]):
-                        self._releases.ask(job)
+            if job in answer.states and self._releases.may_begin(job, answer.began):
+                self._release(run, job, answer.states[job])
 
     def _take_change(self, change: JobChange) -> None:
         run = self._watched[change.job]
@@ -284,10 +283,9 @@ class _Loop:
             self._begin_end(run, change.given_up or change.state)
 
     def _abandon(self) -> None:
-        """Cancel every job first; then wait for what is being prepared, whose job may be there any moment."""
-        reason = (
-            self._stop.reason() if self._stop.requested() else self._feed.cancel_all_reason() or Cancelled("given up")
-        )
+        """Cancel every job first; then wait for runs in preparation, which may submit a job at any moment."""
+        stopped = self._stop.requested()
+        reason = self._stop.reason() if stopped else self._feed.cancel_all_reason() or Cancelled("given up")
         unstarted = list(self._feed.remaining_runs())
         for run in unstarted:
             if (job := run.record.job_key) is not None:  # another process submitted it, and nobody watches it yet
@@ -307,15 +305,15 @@ class _Loop:
                     finish.record_state_after_cancel(run, state)
 
     def _await_endings(self, until: float, reason: Cancelled) -> None:
-        """Wait for ends that are under way: as long as they take, unless we were asked to stop."""
+        """Wait for ends that are under way; after a request to stop only ``until`` then."""
         self._take_outcomes()
         while self._endings.under_way and not (self._stop.requested() and time.monotonic() > until):
-            self._take_outcomes(REST)
+            self._take_outcomes(ENDING_CHECK_SECONDS)
         for run in self._endings.under_way:
             self._feed.ended(run, outcome_left_behind(run, reason))
 
     def _abandon_preparations(self, until: float, reason: Cancelled) -> None:
-        """Wait for runs in preparation. A job may be there before srtctl says so, and is then looked for."""
+        """Wait for runs in preparation. Slurm may have a job before srtctl returns its id: it is found by its token."""
         for gate in self._gates.values():
             gate.shut(reason)
         self._requests.make()
@@ -342,18 +340,18 @@ class _Loop:
             threads.record_cancel(run, LauncherError("no answer yet"))
 
     def _leave(self) -> None:
-        """Leave jobs and records as they are: submissions come to their end, ends that are under way have a moment."""
+        """Leave jobs and records as they are: let submissions finish, and wait a few seconds for ends under way."""
         for gate in self._gates.values():
             gate.shut(Cancelled("its driver left before its job was submitted"))
         preparing, until = self._requests.preparing, time.monotonic() + threads.CANCEL_BOUND
         while preparing and (time.monotonic() < until or any(_submits(run) for run in preparing.values())):
             with contextlib.suppress(Empty):
-                run, answer = self._prepared.get(timeout=REST)
+                run, answer = self._prepared.get(timeout=ENDING_CHECK_SECONDS)
                 self._forget_preparation(run)
                 if isinstance(answer, JobKey):
                     self._feed.submitted(run)
         while self._endings.under_way and time.monotonic() < until:
-            self._take_outcomes(REST)
+            self._take_outcomes(ENDING_CHECK_SECONDS)
 
 
 def _submits(run: Run) -> bool:
@@ -361,16 +359,16 @@ def _submits(run: Run) -> bool:
 
 
 class _Markers:
-    """How jobs ended by the last lines of their own logs, looked at every ``tick`` seconds."""
+    """How jobs ended by the last lines of their own logs, which are read every ``tick`` seconds."""
 
     def __init__(self, tick: float) -> None:
         self._tick = tick
-        self._looked = -tick
+        self._last_check = -tick
         self._found: dict[JobKey, JobState] = {}
 
     def read(self, watched: dict[JobKey, Run]) -> dict[JobKey, JobState]:
-        if time.monotonic() - self._looked >= self._tick:
-            self._looked = time.monotonic()
+        if time.monotonic() - self._last_check >= self._tick:
+            self._last_check = time.monotonic()
             logs = {job: (run, Path(run.record.job.log)) for job, run in watched.items() if run.record.job is not None}
             ends = {job: run.kind.end_state_in_log(job, log) for job, (run, log) in logs.items()}
             self._found = {job: end for job, end in ends.items() if end is not None}
@@ -379,7 +377,7 @@ class _Markers:
 
 @contextlib.contextmanager
 def _despite_full_disk(run: Run) -> Iterator[None]:
-    """That a record cannot be written is no reason to let go of a job."""
+    """Go on when the record cannot be written: the job must still be followed and cancelled."""
     try:
         yield
     except OSError as error:

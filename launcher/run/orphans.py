@@ -40,13 +40,13 @@ END_PATIENCE = 60.0
 SILENCE = 3.5
 """Seconds that a person waits for a scheduler that says nothing. What was asked of it goes on."""
 
-LOOK_FIRST = 1.0
+FIRST_ANSWER_SECONDS = 1.0
 """Seconds that a scheduler has to say how jobs stand, before they are cancelled without that."""
 
-LET_GO = 8.0
+RELEASE_PATIENCE = 8.0
 """Seconds that another launcher has to let go of a run that has no job."""
 
-_OF_GITHUB = re.compile(r"[A-Za-z0-9._-]+-[A-Za-z0-9._-]+-[0-9a-f]{12}")
+_GITHUB_RUN_ID = re.compile(r"[A-Za-z0-9._-]+-[A-Za-z0-9._-]+-[0-9a-f]{12}")
 """The ids of runs that GitHub jobs begin (`launcher.plan.derive.run_key`)."""
 
 _COMMENT = re.compile(r"^ *Comment=(.*)$", re.MULTILINE)
@@ -90,7 +90,7 @@ def orphans_of_job_name(
 
     def may_be_ours(record_error: UnreadableRecord) -> bool:
         name = record_error.job_name
-        return name is None or (name == job_name and _OF_GITHUB.fullmatch(record_error.id) is not None)
+        return name is None or (name == job_name and _GITHUB_RUN_ID.fullmatch(record_error.id) is not None)
 
     orphans, undecided = find_orphans(runs, errors)
     runs_of_runner = [*filter(ours, orphans)], [*filter(ours, undecided)]
@@ -189,9 +189,9 @@ def _end_jobs(
         log(f"run {run_id}: {named}: waiting for {scheduler.name} ({time.monotonic() - began:.0f} s)")
 
     try:
-        states = wait_with_progress(lambda: scheduler.poll(list(jobs)), LOOK_FIRST, say) if jobs else silent
+        states = wait_with_progress(lambda: scheduler.poll(list(jobs)), FIRST_ANSWER_SECONDS, say) if jobs else silent
     except TimeoutError:
-        say(LOOK_FIRST)
+        say(FIRST_ANSWER_SECONDS)
         states = silent
     if any(state.phase is not Phase.UNKNOWN for state in states.values()):
         silence = END_PATIENCE  # it answers
@@ -250,7 +250,7 @@ def end_run(run: Run, reason: str, log: Callable[[str], None], silence: float = 
             record.acquire()
         except OSError as error:  # a full disk is no reason to leave a job behind
             log(f"run {run.id}: its record cannot be written ({error.strerror}); its job is ended all the same")
-    elif not record.fields.has_ended and _let_go(run, log):
+    elif not record.fields.has_ended and _await_release(run, log):
         return
     jobs = wait_with_progress(
         lambda: _jobs_to_end(run),
@@ -278,7 +278,7 @@ def end_run(run: Run, reason: str, log: Callable[[str], None], silence: float = 
         ) from None
 
 
-def _let_go(run: Run, log: Callable[[str], None]) -> bool:
+def _await_release(run: Run, log: Callable[[str], None]) -> bool:
     """Whether the run's driver has ended it before there was a job. Raises JobError when it does neither."""
     record = run.record
 
@@ -290,13 +290,13 @@ def _let_go(run: Run, log: Callable[[str], None]) -> bool:
 
     try:
         if wait_with_progress(
-            job_or_end, LET_GO, lambda s: log(f"run {run.id}: its launcher is asked to let it go ({s:.0f} s)")
+            job_or_end, RELEASE_PATIENCE, lambda s: log(f"run {run.id}: its launcher is asked to let it go ({s:.0f} s)")
         ):
             log(f"run {run.id}: its launcher let it go; no job is left")
             return True
     except TimeoutError:
         raise JobError(
-            f"its launcher has not let go of it within {LET_GO:.0f} s, and it has no job yet",
+            f"its launcher has not let go of it within {RELEASE_PATIENCE:.0f} s, and it has no job yet",
             where=f"run {run.id}",
             hint=f"the request stays, and the run ends before it submits: `launcher status {run.id}` tells",
         ) from None

@@ -34,7 +34,7 @@ from launcher.model.fingerprint import CONFIGS, fingerprint_of_files
 from launcher.model.serving import nearest_sibling, require_servable, sibling_hint
 from launcher.plan.refusing import require_acceptable, require_no_secrets
 from launcher.run.image_usage import mark_used_by
-from launcher.run.kind import LOOK, Prepared, Run, copy_workspace
+from launcher.run.kind import CHECK_SECONDS, Prepared, Run, copy_workspace
 from launcher.run.record import RecordedJob
 from launcher.slurm.client import SUBMIT_TIME_TOLERANCE, JobKey, Phase, SchedulerUnreachable, jobs_with_token
 
@@ -66,12 +66,14 @@ class Gate:
 
     def stop_of(self, stop: Stop) -> Stop:
         """A request to stop that comes by ``stop``, or when the gate is shut."""
-        return stop.or_when(lambda: self._shut is not None, lambda: self._shut or Cancelled("not submitted"), LOOK)
+        return stop.or_when(
+            lambda: self._shut is not None, lambda: self._shut or Cancelled("not submitted"), CHECK_SECONDS
+        )
 
     def wait(self, stop: Stop) -> None:
         """Wait until it is open. Raises Cancelled when it is shut, or when a stop is requested."""
         self.reached, stop = True, self.stop_of(stop)
-        while not self._answered.wait(LOOK):
+        while not self._answered.wait(CHECK_SECONDS):
             stop.check()
         stop.check()
 

@@ -1,4 +1,4 @@
-"""What the loop has done in threads of their own: jobs are released and ended, logs shown, runs brought to their ends.
+"""The loop's work in threads of their own: releasing and cancelling jobs, showing logs, ending runs.
 
 Requests: neither a Slurm that hangs nor a loop that is busy (writing to a terminal that nobody reads, waiting for a
 disk) may delay the request to end jobs: GitHub leaves a cancelled step ten seconds. Jobs are submitted held, and
@@ -9,7 +9,7 @@ lose the release of its last seconds, so the release is repeated until squeue no
 Logs: a job may write faster than anybody can read, and a reader may stand still. In each round a bounded part of each
 log is read, and what nobody could keep up with is left out, and said to be.
 
-Ends: results may come a minute late, logs may have a gigabyte, and Slurm may not answer.
+Ends: results may appear a minute late, logs may be a gigabyte large, and Slurm may not answer.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from launcher.slurm.logs import LogFollower
 CANCEL_BOUND = 5.0
 """Seconds to see cancelled jobs gone, and for a run in preparation to stop: GitHub leaves 10 s in all."""
 
-LOOK_FOR_UNRECORDED = 0.4
-"""Seconds between two looks for a job that is being submitted while we are asked to stop."""
+JOB_CHECK_SECONDS = 0.4
+"""Seconds between two searches for a job that is being submitted while a stop is requested."""
 
-_LOOK_FOR_STOP = 0.5
+STOP_CHECK_SECONDS = 0.5
 
 
 class CancelRequests:
-    """Requests to end the jobs of a loop, each made once. ``watched`` is the loop's own table, as it stands."""
+    """Cancels the jobs of a loop, each by one request. ``watched`` is the loop's own table of jobs, which changes."""
 
     def __init__(self, scheduler: Scheduler, stop: Stop, watched: Mapping[JobKey, Run]) -> None:
         self._scheduler = scheduler
@@ -58,7 +58,7 @@ class CancelRequests:
         """The runs that are being prepared, by their ids: their jobs may appear at any moment."""
 
     def begin(self) -> None:
-        """From here on make the requests as soon as the stop is requested, until `close`."""
+        """Start a thread that makes the requests as soon as a stop is requested, until `close`."""
         threading.Thread(target=self._wait_for_stop, daemon=True, name="cancel at once").start()
 
     def close(self) -> None:
@@ -69,12 +69,12 @@ class CancelRequests:
 
     def _wait_for_stop(self) -> None:
         while not self._over.is_set():
-            if self._stop.wait(_LOOK_FOR_STOP):
+            if self._stop.wait(STOP_CHECK_SECONDS):
                 self.make()
                 return
 
     def make(self) -> threading.Thread:
-        """Make one request for all jobs for which none was made yet, also for those submitted meanwhile."""
+        """Make one request for all jobs that have none yet, also for those that are submitted meanwhile."""
         with self._guard:
             for run in [run for run in list(self.preparing.values()) if run.id not in self._submissions]:
                 over = self._submissions[run.id] = threading.Event()
@@ -91,11 +91,11 @@ class CancelRequests:
             try:
                 self._scheduler.cancel(jobs)
                 self._answers.update(dict.fromkeys(jobs))
-            except Exception as error:  # noqa: BLE001  # a fault of ours is an answer too, and is not waited for
+            except Exception as error:  # noqa: BLE001  # also a fault of the launcher counts as an answer
                 self._answers.update(dict.fromkeys(jobs, as_error(error)))
 
     def wait(self) -> dict[JobKey, LauncherError | None]:
-        """Make the requests that are left, and wait for all, CANCEL_BOUND seconds at most; what came of each."""
+        """Make the remaining requests and wait for all, CANCEL_BOUND seconds at most; the error of each, if any."""
         deadline = time.monotonic() + CANCEL_BOUND
         while unanswered := [job for job in self._watched if job not in self._answers]:
             self.make().join(max(0.0, deadline - time.monotonic()))
@@ -105,24 +105,24 @@ class CancelRequests:
         return {job: self._answers[job] for job in self._watched}
 
     def submission_ended(self, run: Run) -> None:
-        """The run has ended its submission: its job is in the record, or there is none."""
+        """The run's submission is over: the job is in the record, or there is no job."""
         self._submissions.setdefault(run.id, threading.Event()).set()
 
 
 def cancel_unrecorded_job(run: Run, done: threading.Event) -> None:
-    """While a submission goes on, and until ``done``, end the job that it makes as soon as Slurm shows it."""
+    """Until ``done``, cancel the job of a submission that is under way as soon as Slurm shows it."""
     scheduler = run.services.scheduler
-    while not done.wait(LOOK_FOR_UNRECORDED):
+    while not done.wait(JOB_CHECK_SECONDS):
         with contextlib.suppress(LauncherError):
             if (job := run.record.job_key) is not None:
                 scheduler.cancel([job])
                 return
             if run.record.fields.submission_in_doubt and (jobs := scheduler.find(run.id)):
-                scheduler.cancel(jobs)  # leaves out what is over
+                scheduler.cancel(jobs)  # which ignores jobs that are over
 
 
 def cancel_job(run: Run) -> None:
-    """Ask for the end of the run's job, by id, and write down what came of it."""
+    """Cancel the run's job by its id, and record whether Slurm took the request."""
     if (job := run.record.job_key) is not None:
         try:
             run.services.scheduler.cancel([job])
@@ -133,7 +133,7 @@ def cancel_job(run: Run) -> None:
 
 
 def record_cancel(run: Run, error: LauncherError | None = None) -> None:
-    """Write down that the job's end was asked for, or why it could not be."""
+    """Record that the job's cancel was requested, or why that failed."""
     job = run.record.job_key
     if error is not None:
         run.record.event("error", f"cancelling {job} failed: {error}")
@@ -149,16 +149,16 @@ class Releases:
         self._asked: dict[JobKey, Future[None]] = {}
         self._answered: dict[JobKey, float] = {}
 
-    def may_ask(self, job: JobKey, began: float) -> bool:
-        """Whether a release may follow from a question that began then: not while another release is under way, and
-        not from an answer to a question that was put before the last release was taken."""
+    def may_begin(self, job: JobKey, began: float) -> bool:
+        """Whether an answer to a question asked at ``began`` may cause a release: not while a release is under way, and
+        not when the question is older than the last release, which its answer cannot show."""
         return job not in self._asked and began > self._answered.get(job, -1.0)
 
-    def ask(self, job: JobKey) -> None:
+    def begin(self, job: JobKey) -> None:
         self._asked[job] = start_in_thread(partial(self._scheduler.release, job), "release")
 
-    def taken(self) -> Iterator[tuple[JobKey, LauncherError | None]]:
-        """The releases that Slurm took, or refused, since the last call. A fault of ours must leave no job held."""
+    def finished(self) -> Iterator[tuple[JobKey, LauncherError | None]]:
+        """The releases that finished since the last call, with the error of those that failed: they are repeated."""
         for job in [job for job, release in self._asked.items() if release.done()]:
             fault = self._asked.pop(job).exception()
             self._answered[job] = time.monotonic()
@@ -166,10 +166,10 @@ class Releases:
 
 
 def should_release(run: Run, state: JobState | None) -> bool:
-    """Whether to release the job now; first makes its directory whole, without which it would fail.
+    """Whether to release the job now; completes its directory first, without which the job would fail.
 
-    ``state`` is None for a job that was submitted just now. A hold that somebody set after our release, and an
-    administrator's hold, are not ours to lift. One that Slurm set since no node could start the job is lifted once.
+    ``state`` is None for a job that was submitted just now. A hold that somebody set after our release stays, and so
+    does an administrator's. A hold that Slurm set because no node could start the job is released once.
     """
     job = run.record.job
     if job is not None and state is not None and state.launch_failed and not job.by_hand and not job.tried_again:
@@ -197,7 +197,7 @@ def should_release(run: Run, state: JobState | None) -> bool:
 
 
 def record_release(run: Run, error: LauncherError | None = None) -> None:
-    """Write down that Slurm was told to release the job, or why it could not be told."""
+    """Record that Slurm released the job, or why it did not."""
     job = run.record.job
     assert job is not None
     if error is None:
@@ -208,13 +208,13 @@ def record_release(run: Run, error: LauncherError | None = None) -> None:
 
 
 ShowLog = Callable[[str, Sequence[str]], None]
-"""Takes (run id, lines): new lines of a run's job log. It may wait for a reader."""
+"""Called with (run id, lines) for new lines of a run's job log. It may block on a slow reader."""
 
-READS = 8
+READS_PER_ROUND = 8
 """Reads of a round, of a mebibyte each at most (`launcher.slurm.logs.READ_SIZE`), shared by all logs."""
 
-LAST = 16 << 20
-"""Bytes that are still shown of a log that has ended; of more, only the end."""
+LAST_BYTES = 16 << 20
+"""Bytes that are still shown of a log that has ended: of a longer rest only its end."""
 
 
 class LogView:
@@ -236,11 +236,11 @@ class LogView:
                 self._thread.start()
 
     def end(self, run: Run) -> None:
-        """The log of this run has ended: show the rest, and follow it no more."""
+        """Show the rest of this run's log, which has ended, and stop following it."""
         self._ended.add(run.id)
 
     def close(self, seconds: float) -> None:
-        """Show what is left of logs that have ended, for so many ``seconds`` at most."""
+        """Show the rest of logs that have ended, for at most ``seconds``."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join(seconds)
@@ -255,7 +255,7 @@ class LogView:
                     if ended:
                         self._show_last(run, follower)
                     elif not over:
-                        self._show_new(run, follower, max(1, READS // len(self._followed)))
+                        self._show_new(run, follower, max(1, READS_PER_ROUND // len(self._followed)))
                 except Exception as fault:  # noqa: BLE001  # whatever is wrong with the viewer, the job goes on
                     run.record.event("warning", f"the log is shown no more: {type(fault).__name__}: {fault}")
                     ended = True
@@ -275,27 +275,27 @@ class LogView:
 
     def _show_last(self, run: Run, follower: LogFollower) -> None:
         assert self._show is not None
-        self._show_new(run, follower, LAST >> 20, LAST)
+        self._show_new(run, follower, LAST_BYTES >> 20, LAST_BYTES)
         self._show(run.id, follower.flush())
 
 
 End = JobState | LauncherError
-"""How a run came to its end: its job ended so; or this went wrong, and the job, if there is one, has to be ended. Of
-Cancelled jobs the end was asked for already."""
+"""Why a run ends: the state that its job ended in; or an error, after which its job, if any, must be cancelled. With
+Cancelled that was requested already."""
 
 
-class Endings:
-    """Ends of runs that are under way, and those that were brought about. Its methods are for one thread."""
+class RunEndings:
+    """Ends runs in threads. Its methods are for one thread."""
 
     def __init__(self) -> None:
         self.under_way: dict[Run, Future[Outcome]] = {}
 
     def begin(self, run: Run, end: End) -> None:
-        """Have the run end so."""
+        """Begin to end the run."""
         self.under_way[run] = start_in_thread(partial(_end, run, end), "end")
 
-    def taken(self, seconds: float = 0.0) -> Iterator[tuple[Run, Outcome]]:
-        """The outcomes that are there since the last call; where there is none yet, the first within ``seconds``."""
+    def finished(self, seconds: float = 0.0) -> Iterator[tuple[Run, Outcome]]:
+        """The outcomes since the last call; when there is none, wait at most ``seconds`` for the first."""
         wait(self.under_way.values(), seconds, FIRST_COMPLETED)
         for run in [run for run, end in self.under_way.items() if end.done()]:
             yield run, self.under_way.pop(run).result()
@@ -325,13 +325,13 @@ def _end_early(run: Run, error: LauncherError) -> Outcome:
 
 
 def outcome_left_behind(run: Run, reason: Cancelled) -> Outcome:
-    """The outcome of a run whose job has ended, and whose end we cannot wait for: its record stays as it is."""
+    """The outcome of a run whose job has ended and whose results nobody waits for: its record stays as it is."""
     run.record.event("warning", f"left while its results were collected; `launcher collect {run.id}` does it again")
     return Outcome(run.id, "cancelled", error=reason, verdict=verdict(reason))
 
 
 def _unwritten_end(run: Run, fault: BaseException, error: LauncherError | None = None) -> Outcome:
-    """The outcome of a run whose end could not be written down. ``error`` is why it ended, where that was known."""
+    """The outcome of a run whose end could not be recorded. ``error`` is why it ended, where that was known."""
     if isinstance(fault, OSError):
         message = f"results or records cannot be written: {fault.strerror}"
         problem: LauncherError = ResultError(message, where=str(fault.filename))

@@ -65,11 +65,11 @@ def verdict(
         if error.layer == "results" and first is not None:
             return Verdict("results", f"{cut(error.message, WIDTH)}; first failure in {first.file}: {first.text}")
         many = error.layer == "configuration"  # a list of findings: all of them count
-        return Verdict(error.layer, cut(error.message, WIDTH) if many else _telling(error.message))
+        return Verdict(error.layer, cut(error.message, WIDTH) if many else _one_line_message(error.message))
     if error.layer == "submission":
-        return Verdict(_layer_of(error.message) or "scheduler", _telling(error.message))
+        return Verdict(_layer_of(error.message) or "scheduler", _one_line_message(error.message))
     if error.layer == "launcher":  # a fault of ours, or of the disk that we write to
-        return Verdict("launcher", _telling(error.message))
+        return Verdict("launcher", _one_line_message(error.message))
     if job is None or job.phase is not Phase.TERMINAL:
         return Verdict("scheduler", cut(error.message, WIDTH))
     return _by_slurm(job, failures) or _by_logs(job, first)
@@ -191,7 +191,7 @@ def _layer_of(text: str) -> str | None:
     return next((layer for layer, words in rows if any(re.search(word, text) for word in words)), None)
 
 
-def _telling(message: str) -> str:
+def _one_line_message(message: str) -> str:
     """What an error's message says, in one line: where it is of many lines, its first one and the one that says why.
 
     That is sbatch's own before srtctl's words about it, then one that names an error, then the last.

@@ -37,7 +37,7 @@ from launcher.sweep.state import Attempt, Facts, State
 AHEAD = 4
 """Runs that are prepared at once, also ahead of the room for their jobs."""
 
-LOOK = 0.5
+CHECK_SECONDS = 0.5
 """Seconds between two looks for requests of people, and between two attempts to write what a full disk refused."""
 
 ASK_AGAIN = 30.0
@@ -54,7 +54,7 @@ Say = Callable[[str, str], None]
 
 
 @dataclass
-class Open:
+class OpenAttempt:
     """An attempt that is under way in this process."""
 
     run: Run
@@ -89,21 +89,21 @@ class Driver(Feed):
         self.ledger, self.state = ledger, State(ledger.sweep, ledger.events())
         self.records = Records(setting.runs, self.state)
         self.decisions = Decisions(self.state, setting.nodes, setting.limits)
-        self.open: dict[str, Open] = {}
+        self.open: dict[str, OpenAttempt] = {}
         self._failed: set[str] = set()
         """Runs that failed, and whose results and logs are still collected."""
         self.outcomes: list[Outcome] = []
         self.leaving = leaving
         self._lock, self._maker, self._setting, self._say = lock, maker, setting, say
         slots, over = ledger.directory.parent / ".slots", partial(is_over, setting.runs)
-        self._rooms = Slots(slots, setting.limits, over, say, setting.clock)
+        self._slots = Slots(slots, setting.limits, over, say, setting.clock)
         self._clock = setting.clock
         self._adopted: list[Run] = []
         self._again: list[tuple[float, Run]] = []
         self._unwritten: list[Event] = []
-        self._looked = self._scanned = -1e9
+        self._requests_checked = self._scanned = -1e9
         self._idle = False
-        self._said_full = ""
+        self._disk_problem = ""
         self._unmade: dict[str, int] = {}
         self.on_end: Callable[[Ended], None] = lambda ended: None
 
@@ -152,12 +152,12 @@ class Driver(Feed):
         except (LauncherError, OSError) as error:
             self._say("error", f"run {attempt.run} cannot be taken over: {error}")
             return
-        opened = self.open[run.id] = Open(
+        opened = self.open[run.id] = OpenAttempt(
             run, attempt, attempt.event.nodes, facts.phase != "preparing", run.record.job is not None
         )
         job = self.state.jobs[attempt.event.job]
         if opened.admitted:  # its job lives, or may
-            self._rooms.take(job.runner, run.id, opened.nodes, always=True)
+            self._slots.take(job.runner, run.id, opened.nodes, always=True)
         self._adopted.append(run)
         self._say("start", f"{job.key}: goes on with run {run.id} ({facts.word or facts.says})")
 
@@ -168,7 +168,7 @@ class Driver(Feed):
         return self._idle and not (self.open or self._adopted or self._again or self._unwritten)
 
     def next_run(self, under_way: int) -> Run | None:
-        self._look()
+        self._take_requests()
         if self._adopted:
             return self._adopted.pop(0)
         now = self._clock()
@@ -182,11 +182,11 @@ class Driver(Feed):
             return None
         if self._unwritten or self._awaits_failure:
             return None
-        if now - self._scanned < LOOK and (self._idle or self._said_full):
+        if now - self._scanned < CHECK_SECONDS and (self._idle or self._disk_problem):
             return None
         self._scanned = now
         while (start := self.decisions.next(now)) is not None:
-            if (run := self._begin(start)) is not None or self._said_full:
+            if (run := self._begin(start)) is not None or self._disk_problem:
                 return run
         self._idle = not self.decisions.due(now)
         return None
@@ -227,7 +227,7 @@ class Driver(Feed):
             else:
                 self._write(Skipped(time=0.0, job=job.key, why=f"its record could not be made: {error}"))
             return None
-        self.open[run_id] = Open(run, self.state.by_run[run_id], event.nodes)
+        self.open[run_id] = OpenAttempt(run, self.state.by_run[run_id], event.nodes)
         self._say("start", f"{job.key}: run {run_id} ({start.why})")
         return run
 
@@ -249,7 +249,7 @@ class Driver(Feed):
             return False
         if policy.max_nodes is not None and sum(o.nodes for o in admitted) + opened.nodes > policy.max_nodes:
             return False
-        opened.admitted = self._rooms.take(job.runner, run.id, opened.nodes)
+        opened.admitted = self._slots.take(job.runner, run.id, opened.nodes)
         return opened.admitted
 
     def submitted(self, run: Run) -> None:
@@ -289,7 +289,7 @@ class Driver(Feed):
             self._say("error", f"run {run.id} is left as it is, for `sweep resume`: {outcome.error}")
             return
         job = self.state.jobs[opened.attempt.event.job]
-        self._rooms.give_back(job.runner, run.id)
+        self._slots.give_back(job.runner, run.id)
         self._idle = False
         if not facts.job and facts.state == "cancelled" and not run.record.cancel_requested():
             self._write(Voided(time=0.0, run=run.id, why=facts.text))
@@ -298,7 +298,7 @@ class Driver(Feed):
         self.outcomes.append(Outcome(run.id, outcome.state, error=outcome.error, verdict=outcome.verdict))
         self._settle(opened.attempt, facts)
 
-    def _collects_again(self, opened: Open, facts: Facts) -> bool:
+    def _collects_again(self, opened: OpenAttempt, facts: Facts) -> bool:
         """Whether results of a job that ended well are looked for again: a file system may show them late."""
         completed = facts.layer == "results" and facts.word == "COMPLETED"
         late = completed and any("missing" in reason for reason in facts.bad.values())
@@ -345,17 +345,17 @@ class Driver(Feed):
 
     # Requests, and the ledger.
 
-    def _look(self) -> None:
+    def _take_requests(self) -> None:
         """Now and then: take what people asked for, and write what a full disk refused."""
         now = self._clock()
-        if now - self._looked < LOOK:
+        if now - self._requests_checked < CHECK_SECONDS:
             return
-        self._looked = now
+        self._requests_checked = now
         with contextlib.suppress(LauncherError):
             while self._unwritten:  # they count already
                 self.ledger.append(self._unwritten[0])
                 del self._unwritten[0]
-                self._said_full = ""
+                self._disk_problem = ""
         if self._lock.lost and not self.leaving.is_set():
             self.leaving.set()
             self._say("error", "another driver has taken this sweep over, for this one was stopped too long: it leaves")
@@ -363,9 +363,9 @@ class Driver(Feed):
             if request is None or self._write(request):
                 with contextlib.suppress(OSError):
                     path.unlink()
-                self._take(request)
+                self._apply_request(request)
 
-    def _take(self, request: Requested | Added | None) -> None:
+    def _apply_request(self, request: Requested | Added | None) -> None:
         self._idle, self._scanned = False, -1e9
         if isinstance(request, Added):
             self.decisions.add([self.state.jobs[job.key] for job in request.jobs], self._clock())
@@ -386,10 +386,10 @@ class Driver(Feed):
             if not isinstance(event, (Started, Requested, Added)):
                 self._unwritten.append(event)
                 self.state.apply(event)  # type: ignore[arg-type]
-            if not self._said_full:
-                self._said_full = error.message
+            if not self._disk_problem:
+                self._disk_problem = error.message
                 self._say("error", f"nothing new begins: {error.message}; what runs is followed")
             return False
-        self._said_full = ""
+        self._disk_problem = ""
         self.state.apply(event)  # type: ignore[arg-type]
         return True

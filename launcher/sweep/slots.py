@@ -40,7 +40,7 @@ class Slots:
     ) -> None:
         self._directory, self._limits, self._over, self._say, self._clock = directory, limits, over, say, clock
         self._full: dict[str, float] = {}
-        self._said = ""
+        self._reported = ""
 
     def take(self, runner: str, run: str, nodes: int, *, always: bool = False) -> bool:
         """Take room for a job; False when there is none. With ``always`` it is taken, as the job may live already. A
@@ -50,13 +50,13 @@ class Slots:
         try:
             taken = self._take(runner, run, nodes, always)
         except OSError as error:
-            if self._said != str(error):
-                self._said = str(error)
+            if self._reported != str(error):
+                self._reported = str(error)
                 text = f"room on {runner} cannot be taken: {error}; no job is submitted there until it can"
                 self._say("error", text)
             taken = False
         else:
-            self._said = ""
+            self._reported = ""
         if not taken:
             self._full[runner] = self._clock()
         return taken

@@ -412,7 +412,7 @@ def test_a_start_that_the_disk_does_not_take_is_tried_again_and_the_loop_goes_on
     monkeypatch.setattr(Ledger, "append", failing)
     began = time.monotonic()
     driven = Driven(tmp_path, row(1, 4))
-    assert driven.wait().words == {"ok": 1} and len(tries) == 4 and time.monotonic() - began > driving.LOOK
+    assert driven.wait().words == {"ok": 1} and len(tries) == 4 and time.monotonic() - began > driving.CHECK_SECONDS
     assert sum("nothing new begins" in text for _, text in driven.said) == 1
 
 
