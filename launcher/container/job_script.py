@@ -62,17 +62,17 @@ def render(plan: Plan, root: Path) -> str:
     parts = ["\n".join(head), functions("common")]
     if staging is not None:
         globs = " ".join(quote_glob(f"./{glob}") for glob in staging.back)  # expanded in the copy
-        parts += [f"list_back() {{ back=({globs}); }}", functions("stage")]
+        parts += [f"list_returned_files() {{ back=({globs}); }}", functions("stage")]
     parts += [
         _function("own_containers", engine.own),
-        _function("take_away", engine.after),
+        _function("remove_engine_container", engine.after),
         functions("end"),
         'mkdir -p -- "$own" || exit 5\nsay "job $SLURM_JOB_ID on $(uname -n)"',
         *_checks(plan, job, root),
         *_provide_image(plan, job, engine),
     ]
     if staging is not None:
-        parts.append("stage_in")
+        parts.append("unpack_checkout")
     if plan.model.cache is not None:  # it must exist to be mounted
         host = plan.model.cache.host
         message = quote_word(f"the cache {host} cannot be made on the node")
@@ -182,7 +182,7 @@ def _import(image: PlannedImage) -> str:
     """The import of one image, if the node does not have it complete."""
     arguments = " \\\n  ".join(map(quote_word, _import_arguments(image)))
     environment = f"image_environment=({' '.join(_assignments(image))})"
-    return f"{environment}\nhave_image {quote_word(image.reference)} \\\n  {arguments}"
+    return f"{environment}\nensure_image {quote_word(image.reference)} \\\n  {arguments}"
 
 
 def _assignments(image: PlannedImage) -> list[str]:

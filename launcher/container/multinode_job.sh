@@ -1,10 +1,10 @@
-# The functions of a job of one container a node. The script that is rendered has its facts before them and calls `main`
-# behind them; on each node srun runs the same script again, with the name of what is to be done there.
-# shellcheck shell=bash disable=SC2016,SC2034,SC2154,SC2317  # the facts; what is single-quoted is another shell's
+# The functions of a job with one container per node. The rendered script sets variables before them, and calls `main`
+# after them. On each node srun runs the same script again, with the action as its argument (`main`).
+# shellcheck shell=bash disable=SC2016,SC2034,SC2154,SC2317  # rendered variables; programs of other shells
 
 # --- on every node, before a container starts
 
-# Whoever is in docker's group needs no sudo; that may differ by node.
+# A user in docker's group needs no sudo; nodes may differ.
 sudo=()
 engine() { "${sudo[@]}" docker "$@"; }
 find_engine() {
@@ -13,8 +13,8 @@ find_engine() {
   engine ps >/dev/null 2>&1 || fail 8 "the node $(uname -n): docker answers neither to $(id -un) nor to sudo"
 }
 
-# What this network file system showed before may be of an earlier checkout.
-refresh() {
+# A network file system may still show files of an earlier checkout.
+refresh_workspace() {
   sync
   ls -la -- "$workspace/${program%/*}" >/dev/null 2>&1
   cat -- "$workspace/$program" >/dev/null 2>&1 ||
@@ -27,7 +27,7 @@ check_network() {
   bash "$workspace/$rdma_check" >&2 || fail 8 "the node $(uname -n): its RDMA is set up wrongly ($rdma_check, above)"
 }
 
-# The route to anywhere tells the address by which other nodes reach this one.
+# The source address of the default route is the one by which other nodes reach this one.
 address() {
   local found
   found=$(ip route get 1.1.1.1 2>/dev/null | grep -oE 'src [0-9.]+' | head -n 1)
@@ -37,7 +37,7 @@ address() {
 look() {
   local found image=- reference
   trap 'code=$?; [ "$code" -eq 0 ] || printf "red %s\n" "$code" >&3' EXIT
-  refresh
+  refresh_workspace
   look_at_clock "$own"
   ask_login "$own"
   if has rdma; then check_network; fi
@@ -46,11 +46,11 @@ look() {
     for reference in "${pulls[@]}"; do
       run_step engine pull --quiet "$reference" || say "image $reference: cannot be pulled on $(uname -n)"
     done
-    # A job that ran before under this id (it was requeued) left these; nobody else's container is touched.
+    # A requeued job may have left containers under this id; containers of others are not touched.
     end_containers
-    pull_image engine "$reference_of_image" "$repository"
+    pull_image engine "$image_reference" "$repository"
   fi
-  look_closely
+  check_node_closely
   hear_login "$own"
   found=$(address)
   [ -n "$found" ] || fail 8 "the node $(uname -n): no route tells its address"
@@ -58,8 +58,8 @@ look() {
 }
 
 has() {
-  local one
-  for one in "${checks[@]}"; do [ "$one" != "$1" ] || return 0; done
+  local check
+  for check in "${checks[@]}"; do [ "$check" != "$1" ] || return 0; done
   return 1
 }
 
@@ -76,7 +76,7 @@ end_containers() {
   done
 }
 
-# Mooncake needs userspace libraries that fit the kernel's drivers: those of the host, by the make of its adapters.
+# Mooncake needs user-space libraries that match the kernel's drivers: the host's, for its make of network adapters.
 host_library_mounts() {
   local device name bnxt=0 mlx5=0 ionic=0 kind=${MORI_NIC_TYPE:-} file real lib=/usr/lib/x86_64-linux-gnu
   for device in /sys/class/infiniband/*; do
@@ -96,7 +96,7 @@ host_library_mounts() {
   case $kind in ionic | bnxt) ;; *) return ;; esac
   for file in /usr/lib64/libibverbs.so.1 /lib/x86_64-linux-gnu/libibverbs.so.1 "$lib/libibverbs.so.1"; do
     real=$(readlink -f "$file")
-    case $real in *libibverbs.so.1.14.57.0) continue ;; esac # does not fit the images
+    case $real in *libibverbs.so.1.14.57.0) continue ;; esac # not compatible with the images
     [ ! -f "$real" ] || { volumes+=("--volume=$real:/lib/x86_64-linux-gnu/libibverbs.so.1"); break; }
   done
   for file in /usr/local/lib/lib"${kind/bnxt/bnxt_re}"*.so "$lib"/libionic*.so; do
@@ -116,7 +116,7 @@ host_library_mounts() {
   [ ! -d /etc/libibverbs.d ] || volumes+=(--volume=/etc/libibverbs.d:/etc/libibverbs.d:ro)
 }
 
-# What containers wrote is root's. Whoever may run them as root gives it back by one, or the next checkout fails.
+# Files that containers wrote belong to root. A container changes their owner, or the next checkout would fail.
 give_back() {
   local owner
   owner=$(id -u):$(id -g)
@@ -126,7 +126,7 @@ give_back() {
     "$owner" >/dev/null 2>&1
 }
 
-bring_logs() {
+copy_logs_to_workspace() {
   local into=$logs/logs/${node_logs##*/}
   if [ -z "$node_logs" ] || [ ! -d "$node_logs" ]; then return; fi
   mkdir -p -- "$into"
@@ -140,17 +140,17 @@ end_node() {
   trap - EXIT
   trap '' TERM INT HUP
   end_containers
-  # One that was just being made when the signal came is there a moment later.
+  # A container that was being created when the signal came appears a moment later.
   while [ -n "$child" ] && kill -0 "$child" 2>/dev/null; do
     sleep 0.2
     end_containers
   done
   give_back
-  bring_logs
+  copy_logs_to_workspace
   exit "$code"
 }
 
-# The variables come by standard input: no value is in an argv, whoever runs docker, and sudo keeps no variables.
+# The variables come by standard input, because no value may be in an argv, and sudo keeps no variables.
 run_node() {
   local volumes=() at found
   image=$2
@@ -167,7 +167,7 @@ run_node() {
   carry "${names[@]}"
   printf '%s' "$LAUNCHER_ENVIRONMENT" | engine run --rm --interactive --name="launcher-$key-$SLURM_JOB_ID-$1" \
     --label="$label" "${flags[@]}" "${volumes[@]}" ${workdir:+"--workdir=$workdir"} "$image" \
-    bash -c "$reads" "$in_container" &
+    bash -c "$carried_reader" "$in_container" &
   child=$!
   wait "$child"
 }
@@ -177,7 +177,7 @@ sweep_node() {
   find_engine
   end_containers
   give_back
-  bring_logs
+  copy_logs_to_workspace
 }
 
 # --- the job
@@ -190,16 +190,16 @@ on_signals() {
 }
 on_signal() {
   trap '' TERM INT HUP
-  ended=$1 grace=$hurried
+  ended=$1 grace=$grace_after_signal
   exit "$1"
 }
 
-# These run in a process of their own, which becomes srun's, so that a signal reaches it.
+# Called in a process of its own, which becomes srun, so that signals reach srun.
 on_all_nodes() {
   exec srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --export=ALL bash "$script" "$@" </dev/null
 }
 
-look_at_nodes() {
+check_nodes() {
   local word rank name address other code red=0
   run_step on_all_nodes look >"$own/looked"
   code=$?
@@ -215,20 +215,20 @@ look_at_nodes() {
   fi
   for rank in "${!images[@]}"; do
     [ "${images[rank]}" = "${images[0]}" ] ||
-      fail 3 "image $reference_of_image: ${names_of_nodes[0]} has ${images[0]}, ${names_of_nodes[rank]} ${images[rank]}"
+      fail 3 "image $image_reference: ${names_of_nodes[0]} has ${images[0]}, ${names_of_nodes[rank]} ${images[rank]}"
   done
   [ "${images[0]}" = - ] || fact image "${images[0]}"
   fact nodes "${names_of_nodes[*]}"
   say "nodes: ${names_of_nodes[*]}"
 }
 
-joined() {
+join_by_commas() {
   local IFS=,
   printf '%s' "$*"
 }
 
-# Runs a command and hands TERM on to it, until its end.
-follow() {
+# Run a command until its end, and forward TERM to it.
+run_and_forward_term() {
   "$@" &
   child=$!
   trap 'kill -TERM "$child" 2>/dev/null' TERM
@@ -237,15 +237,15 @@ follow() {
   wait "$child"
 }
 
-# One step a node: each one's exit code is known by itself, and each node's container can be ended by itself.
+# One step per node, so that each container has its own exit code and can be ended alone.
 start() {
   local rank
-  set -m # each in a process group of its own
+  set -m # each step in its own process group
   for ((rank = 0; rank < nodes; rank++)); do
     (
       trap - EXIT
       at_run_time "$rank"
-      follow step "$rank" </dev/null
+      run_and_forward_term step "$rank" </dev/null
       code=$?
       printf '%s\n' "$code" >"$own/.exit.$rank" && mv -f -- "$own/.exit.$rank" "$own/exit.$rank"
       exit "$code"
@@ -255,24 +255,24 @@ start() {
   set +m
 }
 
-# Whether a step has ended; its exit code is in `codes` then: of its file, or its own where no file could be written.
+# Whether a step has ended. Then `codes` has its exit code, from its file or, if that could not be written, from `wait`.
 has_ended() {
   [ -z "${codes[$1]-}" ] || return 0
   ! kill -0 "${steps[$1]}" 2>/dev/null || [ -e "$own/exit.$1" ] || return 1
   codes[$1]=$(cat -- "$own/exit.$1" 2>/dev/null)
   [ -z "${codes[$1]}" ] || return 0
-  kill -KILL -- "-${steps[$1]}" 2>/dev/null # it was killed, and srun may run on
+  kill -KILL -- "-${steps[$1]}" 2>/dev/null # the step was killed, and its srun may still run
   wait "${steps[$1]}"
   codes[$1]=$?
 }
 
-# Ends what still runs. A step that is told to end may have no time for its container, which docker keeps: so a container
-# is ended first, and its step ends with it. When the job itself is told to end, Slurm tells the nodes.
+# End the running steps. A step that gets TERM may have no time to end its container, which docker keeps running: so the
+# container is ended first, and its step ends with it. When the job itself is ended, Slurm signals the nodes.
 end_steps() {
   local rank look left
   for rank in "${!steps[@]}"; do
     ! has_ended "$rank" || continue
-    by_us[rank]=yes
+    ended_by_us[rank]=yes
     if [ "$engine" = docker ] && [ -z "$ended" ]; then
       timeout 60 srun --overlap --nodes=1 --ntasks=1 --export=ALL --nodelist="${names_of_nodes[rank]}" \
         bash "$script" stop-node </dev/null &
@@ -293,7 +293,7 @@ end_steps() {
   done
 }
 
-# The others' containers serve the coordinator's, and need not know when it is over.
+# The other containers serve the coordinator's, and may not notice that the benchmark is over.
 wait_for_all() {
   local rank code running over=0
   while :; do
@@ -310,17 +310,17 @@ wait_for_all() {
       say "the benchmark is over, and containers that still run are ended: $running"
       break
     fi
-    wait_a_moment
+    pause
   done
   end_steps
   worst=0
   for ((rank = 0; rank < nodes; rank++)); do
     if has_ended "$rank"; then code=${codes[rank]}; else code=1; fi
-    [ -n "${by_us[rank]-}" ] || [ "$code" -le "$worst" ] || worst=$code
+    [ -n "${ended_by_us[rank]-}" ] || [ "$code" -le "$worst" ] || worst=$code
   done
 }
 
-wait_a_moment() {
+pause() {
   sleep 0.5 &
   child=$!
   wait "$child"
@@ -333,7 +333,7 @@ finish() {
   trap '' TERM INT HUP
   end_child
   end_steps
-  # After a signal Slurm starts no step any more; each node has ended its own by then.
+  # After a signal Slurm starts no more steps, and each node has ended its own container.
   if [ "$engine" = docker ] && [ -z "$ended" ] && [ "${#steps[@]}" -gt 0 ]; then
     timeout 90 bash "$script" sweep "${images[0]}"
   fi
@@ -342,7 +342,7 @@ finish() {
 }
 
 main() {
-  names_of_nodes=() addresses=() images=() steps=() codes=() by_us=() worst=0
+  names_of_nodes=() addresses=() images=() steps=() codes=() ended_by_us=() worst=0
   case ${1-} in
     look) exec 3>&1 >&2; look; exit ;;
     node) run_node "$2" "$3"; exit ;;
@@ -355,7 +355,7 @@ main() {
   mkdir -p -- "$own" || exit 5
   rm -f -- "$own"/exit.* "$own/looked"
   say "job $SLURM_JOB_ID on $(uname -n)"
-  look_at_nodes
+  check_nodes
   write_settings
   say "$program begins"
   start

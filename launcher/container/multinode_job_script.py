@@ -78,7 +78,7 @@ def _assignments(plan: Plan, job: MultinodeJob, root: Path, workspace: str) -> l
         f"logs={quote_word(f'{workspace}/{files.directory}')}",
         f"node_logs={quote_word(files.on_nodes or '')}",
         f"grace={GRACE}",
-        f"hurried={GRACE if plan.scheduler.kind == 'slurm' else GRACE_HERE}",
+        f"grace_after_signal={GRACE if plan.scheduler.kind == 'slurm' else GRACE_HERE}",
         f"engine={first.engine}",
         f"nodes={settings.nodes}",
         f"coordinator={settings.coordinator}",
@@ -90,7 +90,7 @@ def _assignments(plan: Plan, job: MultinodeJob, root: Path, workspace: str) -> l
         f"label={LABEL}={quote_word(f'{plan.run_key}.$JOB')}",
         array("pulls", settings.pulls),
         array("beside", settings.beside),
-        f"reference_of_image={quote_word(reference)}",
+        f"image_reference={quote_word(reference)}",
         f"repository={quote_word(repository_of(reference))}",
         array("mounts", first.volumes("{workspace}") if docker else ()),
         array("flags", first.options.flags),
@@ -98,7 +98,7 @@ def _assignments(plan: Plan, job: MultinodeJob, root: Path, workspace: str) -> l
         array("names", _variable_names(job, first)),
         # This program runs in the container, where SLURM_JOB_ID is set.
         f"in_container={_single_quoted(runs)}",
-        f"reads={_single_quoted(READ_CARRIED)}",
+        f"carried_reader={_single_quoted(READ_CARRIED)}",
         *(f"export {variable_name(name)}={_word(value, workspace)}" for name, value in _common_variables(job).items()),
     ]
 
@@ -126,7 +126,7 @@ def _node_checks(plan: Plan, job: MultinodeJob) -> str:
         *preflight.image_checks(plan),
         *(preflight.model_checks(plan.model) if "model" in job.job.checks else []),
     ]
-    return "\n".join(["look_closely() {", *(f"  {line}" for line in checks or [":"]), "}"])
+    return "\n".join(["check_node_closely() {", *(f"  {line}" for line in checks or [":"]), "}"])
 
 
 _RUN_TIME_VALUE = re.compile(r"rank|(?P<list>names|addresses)|(?P<of_rank>name|address) (?P<rank>\d{1,4})")
@@ -144,7 +144,7 @@ def _run_time_function(job: MultinodeJob) -> str:
         elif match["list"] is None:
             value = '"$1"'
         else:
-            value = f'"$(joined "${{{"names_of_nodes" if match["list"] == "names" else "addresses"}[@]}}")"'
+            value = f'"$(join_by_commas "${{{"names_of_nodes" if match["list"] == "names" else "addresses"}[@]}}")"'
         lines += [f"  {variable_name(name)}={value}", f"  export {name}"]
     return "\n".join(["at_run_time() {", *(lines or ["  :"]), "}"])
 
