@@ -12,7 +12,7 @@ from typing import TextIO, cast
 from launcher.cli.command import log_to_stderr
 from launcher.cli.common import open_project
 from launcher.cli.ending import end_leftovers
-from launcher.cli.planning import plan_lines, view_of
+from launcher.cli.planning import plan_lines, plan_view
 from launcher.cli.running import drive, exit_code, print_run_starting
 from launcher.cli.streaming import StreamingCommand
 from launcher.core.errors import ConfigError
@@ -40,7 +40,7 @@ def ci(arguments: argparse.Namespace) -> int:
                 print_run_starting(plan)
             else:
                 with github.group(f"Plan: {plan.benchmark.title} on {plan.runner}"):
-                    print_lines(plan_lines([view_of(plan, project.kind)], None), Terminal())
+                    print_lines(plan_lines([plan_view(plan, project.kind)], None), Terminal())
             _annotate_findings(github, plan, project)
             github.output("run-id", plan.run_key)
             _set_variables(github, plan)

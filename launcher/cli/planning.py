@@ -1,4 +1,4 @@
-"""`launcher plan` and `matrix`: decide, and say what was decided; a plan as a person reads it."""
+"""`launcher plan` and `launcher matrix`; and the lines of a plan for people."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PlanFinding(msgspec.Struct, frozen=True):
 
 
 class PlanView(msgspec.Struct, frozen=True):
-    """A plan in names and values, as its kind of job describes it, and its findings."""
+    """A plan for people: pairs of name and value (``says``), and the findings."""
 
     title: str
     runner: str
@@ -42,15 +42,16 @@ class PlanView(msgspec.Struct, frozen=True):
         return any(finding.severity == "error" for finding in self.findings)
 
 
-def view_of(plan: Plan, kinds: Callable[[str], JobKind]) -> PlanView:
+def plan_view(plan: Plan, kinds: Callable[[str], JobKind]) -> PlanView:
+    """A plan for people; its kind of job, one of ``kinds`` by name, describes a part of it."""
     b = plan.benchmark
-    says = [
+    pairs = [
         ("measures", f"concurrency {' '.join(map(str, b.concurrencies)) or '-'}   {b.key or b.source}"),
         ("model", _model(plan.model)),
     ]
     for image in plan.images:
-        says += [("image", image.reference), ("", f"{image.squash} (imported on the {image.import_on} node)")]
-    says += [
+        pairs += [("image", image.reference), ("", f"{image.squash} (imported on the {image.import_on} node)")]
+    pairs += [
         *kinds(plan.kind).describe(plan),
         ("job", _job(plan)),
         ("results", ", ".join(plan.results.required) or f"{plan.results.filename}_*.json"),
@@ -58,7 +59,7 @@ def view_of(plan: Plan, kinds: Callable[[str], JobKind]) -> PlanView:
         ("decided by", f"{plan.rules.get('model', '-')}, {plan.rules.get('lane', '-')}"),
     ]
     findings = (PlanFinding(f.rule, f.severity, f.message, f.where) for f in plan.findings)
-    return PlanView(b.title, plan.runner, tuple(says), tuple(findings))
+    return PlanView(b.title, plan.runner, tuple(pairs), tuple(findings))
 
 
 def plan_lines(views: Sequence[PlanView], width: int | None) -> Iterator[str]:
@@ -68,9 +69,9 @@ def plan_lines(views: Sequence[PlanView], width: int | None) -> Iterator[str]:
         yield Line(f"{view.title}   on {view.runner}", "bold")
         yield from field_lines(view.says, width)
         for f in view.findings:
-            said = [(f.severity, f"{f.message} [{f.rule}]"), ("", f.where)]
+            pairs = [(f.severity, f"{f.message} [{f.rule}]"), ("", f.where)]
             style = "red" if f.severity == "error" else "yellow"
-            yield from (Line(line, style) for line in field_lines(said, width))
+            yield from (Line(line, style) for line in field_lines(pairs, width))
     if len(views) > 1:
         yield ""
         yield f"{len(views)} plans, {sum(view.bad for view in views)} with errors"
@@ -83,20 +84,19 @@ def _model(model: PlannedModel) -> str:
 
 
 def _job(plan: Plan) -> str:
-    asked = plan.scheduler
-    text = asked.time_limit or ""
-    limit = count_of(int(text), "minute") if text.isdigit() else text
-    parts = {"partition": asked.partition, "account": asked.account, "at most": limit}
-    held = asked.gpu_hours
-    said = [f"{name} {value}" for name, value in parts.items() if value]
-    if held is not None and asked.nodes:
-        said.append(f"{count_of(asked.nodes, 'node')} × that = {held:.1f} GPU-hours")
-    return ", ".join([plan.job_name, *said])
+    scheduler = plan.scheduler
+    limit = scheduler.time_limit or ""
+    limit = count_of(int(limit), "minute") if limit.isdigit() else limit
+    values = {"partition": scheduler.partition, "account": scheduler.account, "at most": limit}
+    parts = [plan.job_name, *(f"{name} {value}" for name, value in values.items() if value)]
+    if scheduler.gpu_hours is not None and scheduler.nodes:
+        parts.append(f"{count_of(scheduler.nodes, 'node')} × that = {scheduler.gpu_hours:.1f} GPU-hours")
+    return ", ".join(parts)
 
 
 class Plans(msgspec.Struct, frozen=True):
-    """The plans of the selected benchmarks, to be shown or (``documents``) as they are, in JSON; why others cannot be
-    planned. Findings are part of a plan, and no error here."""
+    """The plans of the selected benchmarks, for people (``views``) or as JSON (``documents``), and the errors of those
+    that cannot be planned. Findings are part of a plan, and are no errors here."""
 
     count: int
     views: tuple[PlanView, ...] = ()
@@ -104,20 +104,13 @@ class Plans(msgspec.Struct, frozen=True):
     wrong: tuple[ErrorInfo, ...] = ()
 
 
-def _documents(values: list[dict[str, Any]], *, alone: bool) -> str:
-    """One plan alone is an object. Not by msgspec, which makes null of an infinity that a recipe may hold."""
-    return json.dumps(values[0] if alone and len(values) == 1 else values, indent=2, ensure_ascii=False)
-
-
-def _form() -> Any:
-    """The type of a plan's JSON; the keys of its kind of job stand beside these."""
+def _json_type() -> Any:
+    """The type of a plan's JSON, without the keys that its kind of job adds."""
     import typing
 
-    import msgspec
-
     hints = {**typing.get_type_hints(Plan), "findings": list[PlanFinding]}
-    one = msgspec.defstruct("Plan", [(name, kind) for name, kind in hints.items() if name != "details"])
-    return one | list[one]  # type: ignore[valid-type]
+    plan_type = msgspec.defstruct("Plan", [(name, hint) for name, hint in hints.items() if name != "details"])
+    return plan_type | list[plan_type]  # type: ignore[valid-type]
 
 
 @partial(
@@ -126,20 +119,23 @@ def _form() -> Any:
     show=lambda value, terminal: plan_lines(value.views, terminal.width),
     stderr_lines=lambda value: refusal_lines(value.wrong, value.count, "that were selected"),
     to_json=lambda value: JSONText(value.documents),
-    json_type=_form,
+    json_type=_json_type,
 )
 def plan(arguments: argparse.Namespace, log: Log) -> Plans:
     project = open_project(arguments)
     refused: list[ConfigError] = []
-    found = [project.plan_from_environment()] if arguments.from_env else selected_plans(arguments, project, refused)
+    plans = [project.plan_from_environment()] if arguments.from_env else selected_plans(arguments, project, refused)
     wrong = tuple(map(ErrorInfo.from_error, refused))
-    if arguments.json:
-        return Plans(len(found), documents=_documents([one.as_dict() for one in found], alone=not wrong), wrong=wrong)
-    return Plans(len(found), tuple(view_of(one, project.kind) for one in found), wrong=wrong)
+    if not arguments.json:
+        return Plans(len(plans), tuple(plan_view(plan, project.kind) for plan in plans), wrong=wrong)
+    documents = [plan.as_dict() for plan in plans]
+    document = documents[0] if len(documents) == 1 and not wrong else documents
+    # Not by msgspec, which makes null of an infinity that a recipe may hold.
+    return Plans(len(plans), documents=json.dumps(document, indent=2, ensure_ascii=False), wrong=wrong)
 
 
 class EntryLine(msgspec.Struct, frozen=True):
-    """An entry of a matrix; ``data`` as InferenceX has it."""
+    """An entry of a matrix; ``data`` is the entry in InferenceX's form."""
 
     key: str
     runner: str
@@ -153,7 +149,7 @@ class EntryLine(msgspec.Struct, frozen=True):
 
 
 class MatrixEntry(Struct, frozen=True, rename="kebab", kw_only=True):
-    """An entry in InferenceX's shape; what is of one node, or of several, only such entries have."""
+    """An entry in InferenceX's form; entries of one node and of several differ in their optional keys."""
 
     image: str
     model: str
@@ -170,13 +166,13 @@ class MatrixEntry(Struct, frozen=True, rename="kebab", kw_only=True):
 
 
 class Entries(msgspec.Struct, frozen=True):
-    """The selected entries; what is wrong with others."""
+    """The selected entries, and the errors of others."""
 
     entries: tuple[EntryLine, ...] = ()
     wrong: tuple[ErrorInfo, ...] = ()
 
 
-def _line(entry: Entry) -> EntryLine:
+def _entry_line(entry: Entry) -> EntryLine:
     b = entry.benchmark
     evaluated = str(entry.data.get("eval-conc", "yes")) if entry.data.get("run-eval") else ""
     names = (entry.key, b.runner, b.framework, b.precision, b.measures, b.topology)
@@ -201,11 +197,11 @@ def show_entries(value: Entries, terminal: Terminal) -> Iterator[str]:
     json_type=list[MatrixEntry],
 )
 def matrix(arguments: argparse.Namespace, log: Log) -> Entries:
-    """The selected entries of the files named, else of the workspace's masters, else of this repository."""
+    """The selected entries of the named files, else of the workspace's master files, else of this repository."""
     project = open_project(arguments)
     files = arguments.matrix or [str(path) for path in sorted((project.workspace / "configs").glob("*-master.yaml"))]
-    more = {"runners": arguments.runner, "model_prefixes": arguments.model_prefix}
-    selection = selection_filters(arguments, nodes=arguments.nodes, evals=arguments.evals, **more)
+    names = {"runners": arguments.runner, "model_prefixes": arguments.model_prefix}
+    selection = selection_filters(arguments, nodes=arguments.nodes, evals=arguments.evals, **names)
     refused: list[ConfigError] = []
-    found = project.matrix(files).entries(selection, refused)
-    return Entries(tuple(map(_line, found)), tuple(map(ErrorInfo.from_error, refused)))
+    entries = project.matrix(files).entries(selection, refused)
+    return Entries(tuple(map(_entry_line, entries)), tuple(map(ErrorInfo.from_error, refused)))

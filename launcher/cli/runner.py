@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
 
 from launcher.benchmark.benchmark import AGENTIC, FIXED, Benchmark
 from launcher.cli.command import Command, Log, refusal_lines
@@ -19,11 +18,11 @@ from launcher.runner import json_schema
 from launcher.runner.file import RunnerFile, describe_when
 from launcher.runner.schema import LaneRule, ModelRule
 
-Rule = TypeVar("Rule", LaneRule, ModelRule)
-
 
 @dataclass(frozen=True)
 class RunnerLine:
+    """A runner in a list."""
+
     name: str
     sku: str
     gpus: int
@@ -34,14 +33,14 @@ class RunnerLine:
 
 @dataclass(frozen=True)
 class Runners:
-    """All runners whose files can be read; what is wrong with the others."""
+    """All runners whose files can be read, and the errors of the other files."""
 
     runners: tuple[RunnerLine, ...]
     wrong: tuple[ErrorInfo, ...] = ()
 
 
 _WIDE = 160
-"""Columns of a terminal from which on runners are described in their table."""
+"""Columns of a terminal from which on the table has descriptions."""
 
 
 def show_list(value: Runners, terminal: Terminal) -> Iterator[str]:
@@ -63,6 +62,7 @@ def show_list(value: Runners, terminal: Terminal) -> Iterator[str]:
     json_type=list[RunnerLine],
 )
 def listing(arguments: argparse.Namespace, log: Log) -> Runners:
+    """List all runners."""
     broken: list[ConfigError] = []
     runners = [file.runner for file in open_project(arguments).fleet.readable(broken)]
     lines = (
@@ -73,7 +73,7 @@ def listing(arguments: argparse.Namespace, log: Log) -> Runners:
 
 @dataclass(frozen=True)
 class Fact:
-    """Something that a runner file says or decides, and the rule's file and line."""
+    """A value that a runner file states or that follows from its rules, with ``file:line``."""
 
     name: str
     text: str
@@ -82,8 +82,8 @@ class Fact:
 
 @dataclass(frozen=True)
 class Case:
-    """What applies to benchmarks of the names that were asked for, on one node or several. ``lanes`` are those that
-    may serve them, where what tells them apart was not said; the facts are then those without any of it."""
+    """The rules that apply to benchmarks of a case on one node, or on several. Where the case does not decide between
+    several ``lanes``, ``facts`` are those of a benchmark for which none of their conditions holds."""
 
     nodes: str
     facts: tuple[Fact, ...]
@@ -104,107 +104,100 @@ class RunnerView:
     cases: tuple[Case, ...] = ()
 
 
-def _rules(file: RunnerFile, title: str, rules: Sequence[Rule], text: Callable[[Rule], str]) -> tuple[Fact, ...]:
-    return tuple(Fact(describe_when(rule.when), text(rule), file.location(title, i)) for i, rule in enumerate(rules))
-
-
 def show_view(value: RunnerView, terminal: Terminal) -> Iterator[str]:
     for case in value.cases:
         if len(value.cases) > 1:
             yield Line(f"on {case.nodes}:", "bold")
         if case.lanes:
             yield f"{count_of(len(case.lanes), 'lane')} may serve it, the first whose condition holds:"
-            yield from _facts(case.lanes, terminal, "  ", max(len(lane.name) for lane in case.lanes))
+            yield from _fact_lines(case.lanes, terminal, "  ", max(len(lane.name) for lane in case.lanes))
             yield "where none of these conditions holds:" if case.facts else "else none"
-        yield from _facts(case.facts, terminal, "", 10)
+        yield from _fact_lines(case.facts, terminal, "", 10)
     if value.cases:
         return
     yield from wrap_words(f"{value.name}: {value.description}", terminal.width, "  ")
     yield value.file
-    yield from _facts(value.facts, terminal, "", 10)
+    yield from _fact_lines(value.facts, terminal, "", 10)
     for title, rules in (("models", value.models), ("lanes", value.lanes), ("excluded", value.excluded)):
         if rules:
             yield Line(title, "bold")
-            yield from _facts(rules, terminal, "  ", min(40, max(len(rule.name) for rule in rules)))
+            yield from _fact_lines(rules, terminal, "  ", min(40, max(len(rule.name) for rule in rules)))
 
 
-def _facts(facts: Sequence[Fact], terminal: Terminal, indent: str, name: int) -> Iterator[str]:
-    """A line for each; where a line has no room for it all, what follows the name stands below it."""
+def _fact_lines(facts: Sequence[Fact], terminal: Terminal, indent: str, name_width: int) -> Iterator[str]:
+    """A line for each fact; in a narrow terminal its file and line stand below it."""
     for fact in facts:
-        line = f"{indent}{fact.name:{name}} {fact.text}   {fact.where}".rstrip()
+        text = f"{indent}{fact.name:{name_width}} {fact.text}"
+        line = f"{text}   {fact.where}".rstrip()
         if terminal.width is None or len(line) <= terminal.width:
             yield line
             continue
-        yield from wrap_words(f"{indent}{fact.name:{name}} {fact.text}", terminal.width, f"{indent}    ")
+        yield from wrap_words(text, terminal.width, f"{indent}    ")
         if fact.where:
             yield f"{indent}    {fact.where}"
 
 
 @partial(Command, RunnerView, show=show_view)
 def show(arguments: argparse.Namespace, log: Log) -> RunnerView:
+    """Show one runner, or the rules of a case."""
     file = open_project(arguments).fleet.get(arguments.name)
     r = file.runner
     view = RunnerView(r.name, r.description, file.path)
     if arguments.case:
         return replace(view, cases=tuple(_cases(file, arguments.case)))
-    named = f"partition {r.scheduler.partition or '-'}, account {r.scheduler.account or '-'}"
-    facts = [Fact("scheduler", f"{r.scheduler.kind}, {named}")]
+    names = f"partition {r.scheduler.partition or '-'}, account {r.scheduler.account or '-'}"
+    facts = [Fact("scheduler", f"{r.scheduler.kind}, {names}")]
     facts += [Fact("nodes", f"{count_of(r.node.gpus, 'GPU')}, {r.node.arch or 'any architecture'}")]
     if r.images.directory:
         facts.append(Fact("images", f"{r.images.directory}, imported on the {r.images.import_on} node"))
+
+    def rules(table: str, texts: Iterable[tuple[str, str]]) -> tuple[Fact, ...]:
+        return tuple(Fact(name, text, file.location(table, i)) for i, (name, text) in enumerate(texts))
+
     return replace(
         view,
         facts=tuple(facts),
-        models=_rules(file, "models", r.models, _lies),
-        lanes=_rules(file, "lanes", r.lanes, _runs),
-        excluded=tuple(
-            Fact(node.node, node.reason, file.location("exclude-nodes", i)) for i, node in enumerate(r.exclude_nodes)
-        ),
+        models=rules("models", ((describe_when(model.when), _model_location(model)) for model in r.models)),
+        lanes=rules("lanes", ((describe_when(lane.when), _lane_program(lane)) for lane in r.lanes)),
+        excluded=rules("exclude-nodes", ((node.node, node.reason) for node in r.exclude_nodes)),
     )
 
 
 def schema(arguments: argparse.Namespace) -> int:
-    """The JSON Schema of runner files: ``runners/runner.schema.json`` is this output."""
+    """Print the JSON Schema of runner files: ``runners/runner.schema.json`` is this output."""
     sys.stdout.write(json_schema.text())
     return 0
 
 
-_ADJUSTS = ("mounts", "exports", "time_limit")
-_OF_CONTAINERS, _OF_SRTCTL = ("workdir",), ("edits", "srtslurm", "preflight", "setup_script", "tags")
-"""What an adjustment says for any kind of job, and what for one kind alone."""
-
-
 def _cases(file: RunnerFile, case: str) -> Iterator[Case]:
-    """What applies to a case where several nodes serve it, and where one does. Raises ConfigError where none does."""
-    found = []
+    """The rules for a case on several nodes, and on one node, where lanes serve it. Raises ConfigError without any."""
+    served = []
     for nodes, several in (("several nodes", True), ("one node", False)):
-        benchmark = _benchmark(case, several)
+        benchmark = _case_benchmark(case, several)
         # Lanes in a container are for one node, all others for several.
-        lanes = [one for one in file.possible_lanes(benchmark) if (one.rule.container is None) == several]
+        lanes = [lane for lane in file.possible_lanes(benchmark) if (lane.rule.container is None) == several]
         if lanes:
-            found.append((nodes, benchmark, lanes))
-    if not found:
-        file.lane(_benchmark(case, True))
+            served.append((nodes, benchmark, lanes))
+    if not served:
+        file.lane(_case_benchmark(case, True))
         raise ConfigError(f"no lane of {file.runner.name} serves {case}", where=file.location("lanes"))
-    for nodes, benchmark, lanes in found:
+    for nodes, benchmark, lanes in served:
         facts: tuple[Fact, ...] = ()
         try:
-            facts = (
-                tuple(_case(file, benchmark)) if (file.lane(benchmark).where in {one.where for one in lanes}) else ()
-            )
+            if file.lane(benchmark).where in {lane.where for lane in lanes}:
+                facts = tuple(_case_facts(file, benchmark))
         except ConfigError:
-            if len(lanes) == 1 and len(found) == 1:
+            if len(lanes) == 1 and len(served) == 1:
                 raise
-        several_lanes = (Fact(describe_when(one.rule.when), _runs(one.rule), one.where) for one in lanes)
-        yield Case(nodes, facts, tuple(several_lanes) if len(lanes) > 1 else ())
+        possible = (Fact(describe_when(lane.rule.when), _lane_program(lane.rule), lane.where) for lane in lanes)
+        yield Case(nodes, facts, tuple(possible) if len(lanes) > 1 else ())
 
 
-def _lies(model: ModelRule) -> str:
-    """Where a checkpoint lies."""
+def _model_location(model: ModelRule) -> str:
     return (model.path if isinstance(model.path, str) else " or ".join(model.path)) or f"cache {model.cache}"
 
 
-def _runs(lane: LaneRule) -> str:
+def _lane_program(lane: LaneRule) -> str:
     """What runs the benchmarks of a lane."""
     if lane.multinode is not None:
         return f"{lane.multinode.engine} on each of several nodes, {lane.multinode.script}"
@@ -213,40 +206,47 @@ def _runs(lane: LaneRule) -> str:
     return f"{lane.container.engine}, {' or '.join(lane.container.script.names)}"
 
 
-def _case(file: RunnerFile, benchmark: Benchmark) -> Iterator[Fact]:
-    model, lane = file.model(benchmark), file.lane(benchmark)
-    r = lane.rule
-    as_alias = f" as {model.rule.alias}" if model.rule.alias else ""
-    yield Fact("model", f"{_lies(model.rule)}{as_alias}", model.where)
-    if own := file.image(benchmark):
-        yield Fact("image", own.rule.image or f"in {own.rule.directory or file.runner.images.directory}", own.where)
-    if r.container is not None or r.multinode is not None:
-        yield Fact("container", _runs(r), lane.where)
+_ADJUSTMENTS = ("mounts", "exports", "time_limit")
+_CONTAINER_ADJUSTMENTS = ("workdir",)
+_SRTCTL_ADJUSTMENTS = ("edits", "srtslurm", "preflight", "setup_script", "tags")
+"""Keys of adjustments that are shown: those of all kinds of job, and those of one kind."""
+
+
+def _case_facts(file: RunnerFile, benchmark: Benchmark) -> Iterator[Fact]:
+    model, lane, image = file.model(benchmark), file.lane(benchmark), file.image(benchmark)
+    adjustments, rule = file.adjustments(benchmark), lane.rule
+    container = rule.container or rule.multinode
+    alias = f" as {model.rule.alias}" if model.rule.alias else ""
+    yield Fact("model", f"{_model_location(model.rule)}{alias}", model.where)
+    if image is not None:
+        directory = image.rule.directory or file.runner.images.directory
+        yield Fact("image", image.rule.image or f"in {directory}", image.where)
+    if container is not None:
+        yield Fact("container", _lane_program(rule), lane.where)
     else:
-        yield Fact(
-            "srt-slurm", f"{file.runner.repositories[r.repository]} {r.ref} ({r.sha or 'not pinned'})", lane.where
-        )
-    for overlay in r.overlays:
+        commit = f"{rule.ref} ({rule.sha or 'not pinned'})"
+        yield Fact("srt-slurm", f"{file.runner.repositories[rule.repository]} {commit}", lane.where)
+    for overlay in rule.overlays:
         yield Fact("overlay", f"{overlay.source} → {overlay.destination or 'recipes/' + overlay.source}")
-    if r.setup_script:
-        yield Fact("set-up", r.setup_script)
-    ours = r.container or r.multinode
-    own_limit = ours.allocation.time_limit if ours is not None else r.time_limit
-    limit = last_given([own_limit, *(a.rule.time_limit for a in file.adjustments(benchmark))], None)
+    if rule.setup_script:
+        yield Fact("set-up", rule.setup_script)
+    lane_limit = rule.time_limit if container is None else container.allocation.time_limit
+    limit = last_given([lane_limit, *(adjustment.rule.time_limit for adjustment in adjustments)], None)
     limit = limit or file.runner.scheduler.time_limit or "the partition's"
-    yield Fact("time limit", f"{limit}{'' if ours is not None else ', where the recipe says none'}")
-    names = (*_ADJUSTS, *(_OF_SRTCTL if ours is None else _OF_CONTAINERS))
-    for applied in file.adjustments(benchmark):
-        if what := ", ".join(name for name in names if getattr(applied.rule, name) not in (None, {}, [])):
-            yield Fact("adjusts", f"{what.replace('_', '-')}: {applied.rule.reason or '-'}", applied.where)
+    yield Fact("time limit", f"{limit}{', where the recipe says none' if container is None else ''}")
+    keys = (*_ADJUSTMENTS, *(_SRTCTL_ADJUSTMENTS if container is None else _CONTAINER_ADJUSTMENTS))
+    for adjustment in adjustments:
+        given = [key.replace("_", "-") for key in keys if getattr(adjustment.rule, key) not in (None, {}, [])]
+        if given:
+            yield Fact("adjusts", f"{', '.join(given)}: {adjustment.rule.reason or '-'}", adjustment.where)
     for excluded in file.excluded(benchmark):
         yield Fact("excludes", f"{excluded.rule.node}: {excluded.rule.reason}", excluded.where)
-    for finding in known_problems([model, lane, *([own] if own else []), *file.adjustments(benchmark)]):
+    for finding in known_problems([model, lane, *([image] if image is not None else []), *adjustments]):
         yield Fact("known", f"{finding.severity}: {finding.message}", finding.where)
 
 
-def _benchmark(case: str, multinode: bool) -> Benchmark:
-    """A benchmark as far as rules look at it: ``prefix/precision/framework[/agentic]``."""
+def _case_benchmark(case: str, multinode: bool) -> Benchmark:
+    """A benchmark with the fields that rules look at: ``prefix/precision/framework[/agentic]``."""
     parts = case.split("/")
     if len(parts) not in (3, 4) or (len(parts) == 4 and parts[3] not in ("agentic", "fixed")):
         raise ConfigError(f"{case!r} is not PREFIX/PRECISION/FRAMEWORK[/agentic]", where="--for")

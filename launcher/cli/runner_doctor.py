@@ -1,4 +1,4 @@
-"""`launcher runner new` and `doctor`: a runner file out of a live cluster, and one compared with its cluster."""
+"""`launcher runner new` drafts a runner file from a live cluster; `launcher runner doctor` compares one with it."""
 
 from __future__ import annotations
 
@@ -30,13 +30,15 @@ from launcher.services import stand_in_programs
 
 @dataclass(frozen=True)
 class ToDo:
+    """A line of a draft that a person must complete, and ``what`` to do there."""
+
     line: int
     what: str
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A first runner file: where it was written, or (``text``) what it would be; what is left to do."""
+    """A first runner file: the ``file`` that was written, or else its ``text``; and what is left to do."""
 
     name: str
     file: str | None
@@ -49,14 +51,14 @@ def show_draft(value: Draft, terminal: Terminal) -> Iterator[str]:
         yield from (Line(line, raw=True) for line in value.text.splitlines())
         return
     yield f"{value.file} is written. To do:"
-    for one in value.to_do:
-        yield from wrap_words(f"  {Path(value.file or '').name}:{one.line}: {one.what}", terminal.width, "    ")
+    for task in value.to_do:
+        yield from wrap_words(f"  {Path(value.file or '').name}:{task.line}: {task.what}", terminal.width, "    ")
     yield f"Next: launcher runner doctor {value.name}"
 
 
 @partial(Command, Draft, show=show_draft)
 def new(arguments: argparse.Namespace, log: Log) -> Draft:
-    """Write a first runner file of what this cluster says of itself."""
+    """Write a first runner file from the facts of this cluster."""
     project = open_project(arguments)
     name = arguments.name
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", name):
@@ -70,7 +72,7 @@ def new(arguments: argparse.Namespace, log: Log) -> Draft:
         raise ConfigError(f"{directory!r} is not absolute", where="--directory")
     run = clean_runner(project.environ)
     slurm = queries.slurm_facts(run)
-    # A name may be given as sinfo shows that of the default partition, with an asterisk.
+    # sinfo shows the name of the default partition with an asterisk.
     partition = slurm.partition(arguments.partition and arguments.partition.removesuffix("*"))
     if isinstance(partition, Unknown):
         hint = "run it on the cluster's login node, as the user of its GitHub runners; is SLURM_CONF right?"
@@ -78,13 +80,14 @@ def new(arguments: argparse.Namespace, log: Log) -> Draft:
     default = slurm.default_account if isinstance(slurm.default_account, str) else None
     account = arguments.account or default or (slurm.accounts[0] if len(slurm.accounts) == 1 else None)
     fill = partial(derive.fill_path, context=project.context("doctor"))
-    unseen = ClusterFacts(slurm, partition_name=partition.name)
-    first = RunnerFile(Document(f"{name}.yaml", draft(name, account, directory, fill, unseen)))
-    text = draft(name, account, directory, fill, _look(arguments, first, slurm, fill, run, log))
+    # The hosts are probed for the directories of a first draft, which is made without them.
+    unprobed = ClusterFacts(slurm, partition_name=partition.name)
+    first = RunnerFile(Document(f"{name}.yaml", draft(name, account, directory, fill, unprobed)))
+    text = draft(name, account, directory, fill, _cluster_facts(arguments, first, slurm, fill, run, log))
     if target is not None:
         _publish(target, text)
-    left = tuple(ToDo(line, what) for line, what in todos(text))
-    return Draft(name, str(target) if target else None, None if target else text, left)
+    to_do = tuple(ToDo(line, task) for line, task in todos(text))
+    return Draft(name, str(target) if target else None, None if target else text, to_do)
 
 
 def _target(arguments: argparse.Namespace, project: Project) -> Path | None:
@@ -95,9 +98,8 @@ def _target(arguments: argparse.Namespace, project: Project) -> Path | None:
         return Path(arguments.output)
     directory = project.runners or project.workspace / "runners"
     if not directory.is_dir():
-        raise ConfigError(
-            "there is no directory of runner files here", where=str(directory), hint="--runners DIR, or --output FILE"
-        )
+        hint = "--runners DIR, or --output FILE"
+        raise ConfigError("there is no directory of runner files here", where=str(directory), hint=hint)
     return directory / f"{arguments.name}.yaml"
 
 
@@ -105,18 +107,18 @@ def _publish(target: Path, text: str) -> None:
     temporary = temporary_name(target)
     try:
         temporary.write_text(text, encoding="utf-8")
-        ours = publish_new(temporary, target)
+        published = publish_new(temporary, target)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise ConfigError(f"cannot be written: {error.strerror}", where=str(target)) from None
-    if not ours:
+    if not published:
         raise ConfigError("exists; use --output to write another file", where=str(target))
 
 
 @dataclass(frozen=True)
 class Doctor:
-    """A runner file beside its cluster: each claim of the file, how many of them there are of each verdict, and what
-    else was noticed."""
+    """A runner file compared with its cluster: each claim of the file, the number of claims by verdict, and notes about
+    the cluster."""
 
     runner: str
     file: str
@@ -128,11 +130,11 @@ class Doctor:
     wrong: tuple[ErrorInfo, ...] = ()
 
 
-def _counted(claims: int, agree: int, differ: int, unknown: int) -> str:
+def _counts(claims: int, agree: int, differ: int, unknown: int) -> str:
     return f"{claims} claims: {agree} agree, {differ} differ, {unknown} unknown"
 
 
-_VERDICTS = {"differ": "red", "unknown": "yellow"}
+_STYLES = {"differ": "red", "unknown": "yellow"}
 
 
 def show_doctor(value: Doctor, terminal: Terminal) -> Iterator[str]:
@@ -140,18 +142,18 @@ def show_doctor(value: Doctor, terminal: Terminal) -> Iterator[str]:
     width = max((len(f"{claim.key} {claim.says}") for claim in value.claims), default=0)
     for claim in value.claims:
         path, _, line = claim.where.rpartition(":")
-        what, where = f"{claim.verdict:7}  {claim.key} {claim.says}", f"{here.short(path)}:{line}"
-        beside = f"{what:{min(width, 45) + 9}}  {where}"
-        fits = terminal.width is None or len(beside) <= terminal.width
-        for text in [beside] if fits else [*wrap_words(what, terminal.width, " " * 11), f"{'':11}{where}"]:
-            yield Line(text, _VERDICTS.get(claim.verdict, ""))
-        for word, said in (("found", claim.found), ("why", claim.why), ("fix", claim.hint)):
-            if said and (claim.verdict != "agree" or word != "found"):
-                yield from wrap_words(f"{'':11}{word}: {said}", terminal.width, " " * 13)
+        setting, where = f"{claim.verdict:7}  {claim.key} {claim.says}", f"{here.short(path)}:{line}"
+        both = f"{setting:{min(width, 45) + 9}}  {where}"
+        fits = terminal.width is None or len(both) <= terminal.width
+        for text in [both] if fits else [*wrap_words(setting, terminal.width, " " * 11), f"{'':11}{where}"]:
+            yield Line(text, _STYLES.get(claim.verdict, ""))
+        for name, text in (("found", claim.found), ("why", claim.why), ("fix", claim.hint)):
+            if text and (claim.verdict != "agree" or name != "found"):
+                yield from wrap_words(f"{'':11}{name}: {text}", terminal.width, " " * 13)
     for text in value.notes:
         yield from wrap_words(f"note     {text}", terminal.width, " " * 9)
     if not value.differ:
-        yield _counted(len(value.claims), value.agree, value.differ, value.unknown)
+        yield _counts(len(value.claims), value.agree, value.differ, value.unknown)
 
 
 @partial(Command, Doctor, show=show_doctor)
@@ -162,9 +164,9 @@ def doctor(arguments: argparse.Namespace, log: Log) -> Doctor:
     fill = partial(derive.fill_path, context=project.context("doctor"))
     run = clean_runner(project.environ)
     slurm = queries.slurm_facts(run) if file.runner.scheduler.kind == "slurm" else NO_SLURM
-    facts = _look(arguments, file, slurm, fill, run, log)
+    facts = _cluster_facts(arguments, file, slurm, fill, run, log)
     facts = queries.with_locks_and_refs(file, facts, fill, run)
-    # Stand-ins are the launcher's own programs: this cluster has nothing to say about them.
+    # Stand-ins are the launcher's own programs, which do not depend on the cluster.
     facts = replace(facts, stand_ins=stand_in_programs(file.runner.tools))
     if not facts.stand_ins:
         facts = queries.with_import(file, facts, fill, run, wait=arguments.timeout)
@@ -172,13 +174,13 @@ def doctor(arguments: argparse.Namespace, log: Log) -> Doctor:
     agree, differ, unknown = (sum(c.verdict == v for c in claims) for v in ("agree", "differ", "unknown"))
     wrong: tuple[ErrorInfo, ...] = ()
     if differ:
-        text = f"the runner file does not match the cluster: {_counted(len(claims), agree, differ, unknown)}"
-        error = ConfigError(text, where=file.path, hint="each line that differs says how to fix it")
+        problem = f"the runner file does not match the cluster: {_counts(len(claims), agree, differ, unknown)}"
+        error = ConfigError(problem, where=file.path, hint="each line that differs says how to fix it")
         wrong = (ErrorInfo.from_error(error),)
     return Doctor(file.runner.name, file.path, agree, differ, unknown, tuple(claims), tuple(notes(facts)), wrong)
 
 
-def _look(
+def _cluster_facts(
     arguments: argparse.Namespace, file: RunnerFile, slurm: SlurmFacts, fill: Fill, run: CommandRunner, log: Log
 ) -> ClusterFacts:
     node, wait = not arguments.no_node, arguments.timeout

@@ -17,7 +17,7 @@ from launcher import __version__
 from launcher.benchmark.environment import variable_errors
 from launcher.cli.command import Command, Log
 from launcher.cli.common import open_project
-from launcher.cli.planning import PlanView, plan_lines, view_of
+from launcher.cli.planning import PlanView, plan_lines, plan_view
 from launcher.core.errors import ConfigError, LauncherError
 from launcher.core.github import GitHub
 from launcher.core.lines import Terminal, count_of, wrap_words
@@ -103,7 +103,7 @@ def shadow(arguments: argparse.Namespace, log: Log) -> Shadow:
     project = open_project(arguments)
     plan = project.plan_from_environment()
     prefix = plan.runner_name.partition("_")[0]
-    view = view_of(plan, project.kind)
+    view = plan_view(plan, project.kind)
     if plan.kind == SRTCTL:
         return Shadow(view, "bash clones srt-slurm and has srtctl submit, which is compared by no stub")
     script = project.workspace / "runners" / f"launch_{prefix}.sh"
