@@ -1,7 +1,6 @@
-"""The end of a run: how its job stands, its results, its verdict, and what is left for people and workflows.
+"""The end of a run: its job's state, its results, its verdict, and the evidence and logs for people and workflows.
 
-What is left is the evidence for the verdict, and the logs where a workflow looks for them. Nothing of it holds a secret
-of the environment, or the shape of one.
+Neither evidence nor logs hold a secret of the environment, or a text with the shape of one.
 """
 
 from __future__ import annotations
@@ -29,29 +28,29 @@ from launcher.run.fields import Verdict
 from launcher.run.image_usage import unmark
 from launcher.run.kind import JobKind, Run
 from launcher.run.log_lines import tail
-from launcher.run.record import LARGEST_KEPT, RecordedError, RecordedJob, RunRecord
+from launcher.run.record import MAX_EVIDENCE_BYTES, RecordedError, RecordedJob, RunRecord
 from launcher.run.verdict import verdict
 from launcher.slurm.client import BY_USER, JobState, Phase
 
-if TYPE_CHECKING:  # runs that end well have no use for it
+if TYPE_CHECKING:  # only a failed run imports it
     from launcher.run.log_failure import Failure
 
 RESULT_PATIENCE = 60.0
 """Seconds to wait for results that are not there yet: NFS shows another node's files up to a minute late."""
 
 FOLDER = "launcher-evidence"
-"""Where the evidence lies in a tarball of logs: no workflow takes what is below it for a result."""
+"""The folder of the evidence in a tarball of logs: workflows take no file below it for a result."""
 
 SEARCH_SECONDS = 10.0
-"""How long logs are searched for what failed first."""
+"""Seconds to search logs for the first failure."""
 
 STOP_SECONDS = 1.0
-"""How long logs are packed, and how long the scheduler is waited for, when we were asked to stop."""
+"""After a request to stop: seconds to pack logs, and seconds to wait for the scheduler."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. ``state`` is ``succeeded``, ``failed`` or ``cancelled``; ``error`` says what was wrong."""
+    """How a run ended. ``state`` is ``succeeded``, ``failed`` or ``cancelled``; ``error`` is why it did not succeed."""
 
     run: str
     state: str
@@ -65,7 +64,7 @@ class Outcome:
 
 
 def record_state(run: Run, state: JobState) -> None:
-    """Write down how the job stands."""
+    """Record the job's state."""
     job, running = _job_in(run, state), state.word == "RUNNING"
     run.record.update(state="running" if running else run.record.fields.state, job=job)
     limit = run.plan.scheduler.seconds if running else None
@@ -73,17 +72,17 @@ def record_state(run: Run, state: JobState) -> None:
 
 
 def record_state_after_cancel(run: Run, state: JobState) -> None:
-    """Write down what became of the job that we asked to end."""
+    """Record the state of a job after a request to cancel it."""
     job = _job_in(run, state)
     run.record.update(job=job)
     run.record.event("job", f"after cancelling: {state.describe()}", job=job.id, state=state.word)
-    if state.phase is Phase.TERMINAL:  # who does not answer now would only cost the time that is left
+    if state.phase is Phase.TERMINAL:  # a scheduler that does not answer would only cost time
         keep_scheduler_answers(run, state, soon=True)
         unmark(run.record)
 
 
 def _job_in(run: Run, state: JobState) -> RecordedJob:
-    """The recorded job with how it stands; it is ``over`` once Slurm has said so, whatever Slurm says later."""
+    """The recorded job with its state; once Slurm has said that it is ``over``, it stays so."""
     job = run.record.job
     assert job is not None
     over = job.over or state.phase is Phase.TERMINAL
@@ -100,14 +99,14 @@ def _job_in(run: Run, state: JobState) -> RecordedJob:
 
 
 def _described(run: Run, state: JobState) -> str:
-    """How the job stands, for a person: that it waits because we hold it is no news to anybody."""
+    """The job's state for a person, without the reason JobHeldUser while the launcher itself holds the job."""
     job = run.record.job
     held_by_us = job is not None and job.held and state.reason == BY_USER
     return (replace(state, reason="") if held_by_us else state).describe()
 
 
 def finish(run: Run, state: JobState) -> Outcome:
-    """Collect and judge: good is a job that COMPLETED with 0:0 *and* every result that was asked for."""
+    """Collect and judge: a run is good when its job COMPLETED with 0:0 *and* every requested result is valid."""
     job = _job_in(run, state)
     run.record.update(state="collecting", job=job)
     error: LauncherError | None = None
@@ -115,13 +114,13 @@ def finish(run: Run, state: JobState) -> Outcome:
     if not state.succeeded:
         log = Path(job.log)
         if run.record.fields.results == "workspace":
-            log = Path(run.plan.workspace.path, LOGS, log.name)  # the job's own directory goes with its tree
+            log = Path(run.plan.workspace.path, LOGS, log.name)  # the job's own directory is removed with its tree
         error = JobError(f"the job ended as {state.describe()}", where=f"job {job.id}", hint=f"its log: {log}")
         if state.word == "CANCELLED" and run.record.cancel_requested():
             message = f"{run.record.cancel_reason().message}: the job ended as {state.describe()}"
-            # 130 is for whoever was asked to stop: this process was not, and its job did.
+            # 130 is the code of a process that was asked to stop; here only the job was cancelled.
             error = Cancelled(message, exit_code=JobError.exit_code)
-    elif run.plan.scheduler.kind != "local":  # its jobs write to this machine's own disk: nothing comes late
+    elif run.plan.scheduler.kind != "local":  # local jobs write to this machine's disk, where nothing appears late
         patience = RESULT_PATIENCE
     if state.succeeded and state.failed_step:
         run.record.event("warning", f"the job COMPLETED, but {state.failed_step}")
@@ -137,17 +136,17 @@ def finish(run: Run, state: JobState) -> Outcome:
         run.record.event("error", str(problem))
     outcome, delivered = _end(run, error, collected, state)
     if were_collected and delivered:
-        # On a shared file system nobody else ever would, and leftovers of NFS in a workspace block the next checkout.
-        # A run by hand keeps its tree, to be looked at, until `launcher cleanup` (`deliver_and_remove`).
+        # Nobody else removes them from a shared file system, and NFS leftovers in a workspace block the next checkout.
+        # A run by hand keeps its tree for inspection until `launcher cleanup` (`deliver_and_remove`).
         if run.record.fields.results == "workspace":
             remove_directories(run.record, run.kind, run.plan)
-    elif isinstance(error, Cancelled):  # by a person, not by a signal: there is time
+    elif isinstance(error, Cancelled):  # by a person, not by a signal, so there is time
         deliver_and_remove(run)
     return outcome
 
 
 def end_early(run: Run, error: LauncherError) -> Outcome:
-    """End without results: as failed, or as cancelled, with what can be had in the seconds that a workflow leaves."""
+    """End without results, as failed or as cancelled, within the seconds that a workflow leaves."""
     if not isinstance(error, Cancelled):
         run.record.event("error", str(error))
     return _end(run, error, CollectedResults(), None)[0]
@@ -173,7 +172,8 @@ def logs_hint(run: Run) -> str:
 
 
 def _aggregate(run: Run, collected: CollectedResults) -> list[str]:
-    """Write what InferenceX publishes of these results beside them, as a workflow's next step does; what gives none."""
+    """Write what InferenceX publishes of these results beside them, as a workflow's next step does; returns the reasons
+    for results without such a file."""
     from launcher.result.aggregates import aggregate_run
 
     job, expected = run.record.job, run.plan.results
@@ -185,7 +185,7 @@ def _aggregate(run: Run, collected: CollectedResults) -> list[str]:
 def _end(
     run: Run, error: LauncherError | None, collected: CollectedResults, state: JobState | None
 ) -> tuple[Outcome, bool]:
-    """The outcome, written down; and whether logs and evidence are where the workflow looks."""
+    """Record the outcome; returns it, and whether logs and evidence are where the workflow expects them."""
     name = "succeeded" if error is None else "cancelled" if isinstance(error, Cancelled) else "failed"
     final_verdict = judge(run, error, state)
     delivered = deliver(run, soon=isinstance(error, Cancelled))
@@ -213,7 +213,7 @@ def _end(
         problems=[f"{recorded.layer}: {recorded.message}"] if recorded and recorded.layer != "results" else [],
     )
     try:
-        # Before the record says that the run is over: nobody comes back to a run that is.
+        # Before the record says that the run is over: nobody repairs a run that is.
         run.record.write("summary.json", document)
     finally:
         run.record.update(state=name, ended=now, exit_code=code, verdict=final_verdict, error=recorded)
@@ -225,9 +225,9 @@ def _end(
 
 
 def deliver_and_remove(run: Run) -> None:
-    """Deliver the logs that an ended run left where they were, and remove its own directories.
+    """Deliver the logs that an ended run left in its own directories, and remove these.
 
-    Those of a workflow's run that was cancelled, for which its own launcher had no time; and of a run by hand that
+    Does so for a workflow's run that was cancelled, whose launcher had no time for it, and for a run by hand that
     succeeded, once all its results are with its record.
     """
     record, step = run.record, run.record.step("collect")
@@ -243,7 +243,7 @@ def deliver_and_remove(run: Run) -> None:
 
 
 def remove_directories(record: RunRecord, kind: JobKind, plan: Plan) -> None:
-    """Remove what was made for a run alone: its tree, and its copy of the workspace."""
+    """Remove the directories that belong to this run alone: its tree, and its copy of the workspace."""
     shared = plan.workspace.shared
     for path in (*kind.own_directories(plan), *([Path(shared)] if shared else [])):
         if path.exists():
@@ -255,7 +255,7 @@ def remove_directories(record: RunRecord, kind: JobKind, plan: Plan) -> None:
 
 
 def judge(run: Run, error: LauncherError | None, state: JobState | None) -> Verdict:
-    """The verdict on a run's end, with its evidence written down. ``state`` is how the job ended, if it did.
+    """The verdict on a run's end; writes its evidence. ``state`` is how the job ended, if it did.
 
     After a request to stop the logs are not searched: a workflow's cancel leaves little time.
     """
@@ -268,13 +268,13 @@ def judge(run: Run, error: LauncherError | None, state: JobState | None) -> Verd
         failures = first_failures(Path(job.log).parent, seconds=SEARCH_SECONDS, during=during)
     result = verdict(error, state, failures, stage=_stage(run) if job is None else "")
     result = Verdict(result.layer, run.record.without_secrets(result.text))
-    with contextlib.suppress(LauncherError, OSError):  # a full disk, a damaged plan must not change how the run ends
+    with contextlib.suppress(LauncherError, OSError):  # a full disk or a damaged plan must not change the outcome
         _keep(run, result, failures, error)
     return result
 
 
 def _stage(run: Run) -> str:
-    """What a run was at when it was ended before its submission, in words; "" when it was at nothing."""
+    """The step that was under way when a run ended before its submission, in words; "" for none."""
     open_steps = [(step.began, name) for name, step in run.record.fields.steps.items() if step.state != "done"]
     name = max(open_steps, default=(0.0, ""))[1]
     last = run.record.step("images").facts.get("last") if name == "images" else None
@@ -311,34 +311,34 @@ def _keep(run: Run, result: Verdict, failures: Sequence[Failure], error: Launche
 
 
 def _keep_events(run: Run) -> None:
-    """Write events.txt: what happened to the run and its job as we saw it, a line each, with local times; the last
-    LARGEST_KEPT characters. Raises OSError."""
+    """Write events.txt: the events of the run and its job, a line each, with local times; at most the last
+    MAX_EVIDENCE_BYTES characters. Raises OSError."""
     lines = []
     for event in run.record.events():
         if event.get("kind") in ("job", "stage", "warning", "error"):
             when = datetime.fromtimestamp(float(event["time"])).isoformat(sep=" ", timespec="milliseconds")
             lines.append(f"{when}  {one_line(event.get('text', ''))}\n")
     text = "".join(lines)
-    if len(text) > LARGEST_KEPT:
-        text = text[-LARGEST_KEPT:].partition("\n")[2]
+    if len(text) > MAX_EVIDENCE_BYTES:
+        text = text[-MAX_EVIDENCE_BYTES:].partition("\n")[2]
     run.record.keep("events.txt", text)
 
 
 def _beginning(path: Path) -> bytes | None:
-    """A file up to its last whole line within LARGEST_KEPT bytes; None when it cannot be read."""
+    """A file up to its last whole line within MAX_EVIDENCE_BYTES bytes; None when it cannot be read."""
     try:
         with open_regular(path) as file:
-            content = file.read(LARGEST_KEPT + 1)
+            content = file.read(MAX_EVIDENCE_BYTES + 1)
     except OSError:
         return None
-    return content if len(content) <= LARGEST_KEPT else content[: content.rfind(b"\n", 0, LARGEST_KEPT) + 1]
+    return content if len(content) <= MAX_EVIDENCE_BYTES else content[: content.rfind(b"\n", 0, MAX_EVIDENCE_BYTES) + 1]
 
 
 def keep_scheduler_answers(run: Run, state: JobState, *, soon: bool = False) -> None:
-    """Keep what the scheduler says of the job that ended so, by who says it, and the events until now.
+    """Keep the scheduler's answers about the job that ended, by their source, and the events until now.
 
-    Of a job that ended well it has said all: it is asked again about others alone, so that the jobs of a sweep cost no
-    question each. With ``soon`` a scheduler that hangs is left to itself after a while.
+    The scheduler is not asked again about a job that ended well, so that the jobs of a sweep cost no question each.
+    With ``soon`` a scheduler that hangs is not waited for.
     """
     job = run.record.job_key
     if job is None:
@@ -359,10 +359,10 @@ def keep_scheduler_answers(run: Run, state: JobState, *, soon: bool = False) -> 
 
 
 def deliver(run: Run, *, soon: bool = False) -> bool:
-    """Put the tarball of logs and evidence, and a copy of the logs, where results go; whether all of them are there.
+    """Put the tarball of logs and evidence, and a copy of the logs, where results go; returns whether all are there.
 
-    A run that has no job leaves a tarball of its evidence to a workflow, and nothing to a person, who has the record.
-    ``soon`` is for when we were asked to stop: the tarball alone, and of that what can be had in time.
+    For a run without a job a workflow gets a tarball of the evidence; a person has the record and gets nothing.
+    ``soon``, after a request to stop: only the tarball, with what can be packed in time.
     """
     job, into, environ = run.record.job, run.results_directory, run.services.environ
     if job is None and run.record.fields.results != "workspace":

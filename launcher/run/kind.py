@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 
 CHECK_SECONDS = 0.5
-"""Seconds between two looks for a request to end one run, while something is waited for."""
+"""Seconds between two checks for a request to cancel one run, while the run waits."""
 
 
 @dataclass(frozen=True)
 class Tools:
-    """Which programs a run meets: those of the system, or stand-ins (`launcher.services` decides, and nobody else).
+    """Which programs a run uses: those of the system, or stand-ins. Only `launcher.services` decides that.
 
-    ``environment`` is what they need of child processes' environment: PATH, and where the embedded scheduler keeps its
-    jobs. ``stand_ins`` says that checkpoints and results are not real ones, and are marked so. ``registries`` are the
-    hosts whose registries may be asked about images, None for all.
+    ``environment`` is what child processes need for them: PATH, and where the embedded scheduler keeps its jobs. With
+    ``stand_ins`` checkpoints and results are not real, and are marked so. ``registries`` are the hosts whose registries
+    may be queried about images, None for all.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -45,15 +45,15 @@ class Tools:
     registries: frozenset[str] | None = None
 
     def make_inputs(self, plan: Plan) -> None:
-        """Make what stand-ins work on; the tools of the system work on what is there. Raises LauncherError."""
+        """Make the inputs of stand-ins; the tools of the system need none. Raises LauncherError."""
 
 
 @dataclass(frozen=True)
 class Services:
-    """How runs reach the world, the same for all runs of a command.
+    """What runs use of the system, the same for all runs of a command.
 
-    ``environ`` is this process's environment: of it the job gets what `launcher.plan.job_environment` lets through.
-    ``run`` starts programs, and ends them when ``stop`` is requested.
+    ``environ`` is this process's environment; `launcher.plan.job_environment` selects what a job gets of it. ``run``
+    starts programs, and ends them when ``stop`` is requested.
     """
 
     scheduler: Scheduler
@@ -63,23 +63,23 @@ class Services:
     run: CommandRunner = run
 
     def with_stop(self, stop: Stop) -> Services:
-        """The same, whose waits and programs end when ``stop`` is requested."""
+        """The same services with this ``stop``, which ends their waits and programs."""
         return replace(self, stop=stop, run=stoppable(stop.requested))
 
     def for_run(self, record: RunRecord) -> Services:
-        """The same for one run of a command: what it waits for and what it runs ends when the run is to end, too."""
+        """The same services for one run: its waits and programs also end when somebody asks to cancel the run."""
         return self.with_stop(self.stop.or_when(record.cancel_requested, record.cancel_reason, CHECK_SECONDS))
 
     @property
     def environment(self) -> dict[str, str]:
-        """For child processes: the environment without what would leak into a submission, and with the tools."""
+        """For child processes: the environment with the tools, and without variables that change a submission."""
         return {**clean_environment(self.environ), **self.tools.environment}
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run needs beside images and model, ready to be submitted. ``facts`` belong into the record, ``own`` is
-    the kind's own."""
+    """What a kind of job made for a submission, beside images and model. ``facts`` go into the record, ``own`` is for
+    the kind itself."""
 
     root: Path
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -87,8 +87,8 @@ class Prepared:
 
 
 Earlier = frozenset[str] | None
-"""Ids of jobs that carried a run's id before and are over; None where there can be none, because the id was made for
-this run alone: then nobody has to be asked."""
+"""Ids of finished jobs that carry the run's id; None where no such job can exist, because this process made the id: the
+scheduler is not asked then."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class Submitted:
 
     ``submitted`` is its submit time in seconds since the epoch when the scheduler told it, ``output`` its own directory
     and ``log`` its log. With ``held`` it starts once the launcher releases it. ``adopted``: the submitting program
-    failed, and the scheduler had the job nevertheless. ``printed`` is everything the program said. ``left_out`` are the
-    names of this process's environment that the job did not get. ``cluster`` is another one that took the job.
+    failed, and the scheduler had the job nevertheless. ``printed`` is all output of the program. ``left_out`` are the
+    names of this process's environment that the job did not get. ``cluster`` names another cluster that took the job.
     """
 
     job_id: str
@@ -117,8 +117,8 @@ _NOT_COPIED = (".git", OWN, "LOGS", "outputs", "results", "srt-slurm*", "*.sqsh"
 
 
 def copy_workspace(source: str, copy: Path, without: Sequence[str] = ()) -> None:
-    """What jobs need of a workspace: neither what earlier ones left at its top, nor ``without``. Raises OSError,
-    shutil.Error."""
+    """Copy a workspace for jobs, except for what earlier jobs left at its top and the patterns of ``without``. Raises
+    OSError, shutil.Error."""
     unwanted = shutil.ignore_patterns(*_NOT_COPIED, *without)
     ignore = lambda directory, names: unwanted(directory, names) if directory == source else set()  # noqa: E731
     shutil.copytree(source, copy, symlinks=True, dirs_exist_ok=True, ignore=ignore)
@@ -138,32 +138,31 @@ class JobKind(Protocol):
         """
 
     def describe(self, plan: Plan) -> list[tuple[str, str]]:
-        """The kind's part of a plan for a person: a name and a value a line."""
+        """The kind's part of a plan for a person: a name and a value for each line."""
 
     def fingerprint(self, plan: Plan) -> Mapping[str, str]:
-        """What the kind's own part of a plan adds to what makes two results comparable, by name; "" is not known.
-
-        Nothing in it depends on the run, its concurrencies, its nodes or its directories.
+        """The values of the kind's part of a plan that must agree for two results to be comparable, by name; "" for one
+        that is not known. None of them depends on the run, its concurrencies, its nodes or its directories.
         """
 
     def is_complete(self, plan: Plan) -> bool:
-        """Whether the plan can be carried out as it is; else `complete` needs what `prepare` made."""
+        """Whether the plan can be carried out as it is; otherwise `complete` completes it after `prepare`."""
 
     def complete(self, plan: Plan, prepared: Prepared) -> Plan:
-        """The whole plan, by what was prepared. Raises ConfigError."""
+        """The complete plan, made with what was prepared. Raises ConfigError."""
 
     def prepare(self, run: Run) -> Prepared:
-        """Make ready what the job needs beside images and model. Idempotent. Raises LauncherError."""
+        """Prepare what the job needs beside images and model. Idempotent. Raises LauncherError."""
 
     def check_nodes(self, run: Run) -> None:
-        """Have what the job needs looked at from where it will run: that takes minutes, and can be cut off at any time.
-        Raises LauncherError when something is wrong."""
+        """Check what the job needs from the nodes where it will run. That takes minutes, and may be interrupted at any
+        time. Raises LauncherError when something is wrong."""
 
     def submit(self, run: Run, prepared: Prepared, earlier: Earlier, start: CommandRunner) -> Submitted:
         """Submit exactly one job, which carries the run's id as its comment, so that it can be found again.
 
-        ``start`` runs the submitting program, which holds the run's lock as long as it lives. It is not ended when we
-        are asked to stop: a submission takes seconds, and one that is cut off leaves open whether there is a job.
+        ``start`` runs the submitting program, which holds the run's lock while it lives. A request to stop does not
+        end it: a submission takes seconds, and after an interrupted one nobody knows whether there is a job.
         Raises SubmissionError when there is no job, SubmissionUnknown when that cannot be told, JobsExist when there
         are jobs that have to go.
         """
@@ -175,10 +174,10 @@ class JobKind(Protocol):
         """The own directory of a job that `submit` made."""
 
     def output_of_log(self, log: Path) -> Path | None:
-        """The own directory of a job by its log; None when this kind of job has no log there."""
+        """The own directory of the job with this log; None when this kind of job writes no log there."""
 
     def log_in(self, output: Path, job_id: str) -> Path:
-        """The log of the job whose own directory this is."""
+        """The log of the job with this own directory."""
 
     def complete_directory(self, run: Run) -> None:
         """Give the directory of a held job what it needs, before the job is released. Raises LauncherError, OSError."""
@@ -187,27 +186,27 @@ class JobKind(Protocol):
         """How a job ended by the last lines of its own log; None while it does not say."""
 
     def evidence(self, run: Run) -> Mapping[str, Path | str]:
-        """What tells how the job was made, by name: files, or texts. Files that are not there are left out."""
+        """Files or texts, by name, that show how the job was made. Files that do not exist are left out."""
 
     def end_leftovers(self, run: Run) -> None:
-        """End what the run's job, which is over, has left running where its scheduler does not reach: what a daemon
-        began for a job that was killed. What cannot be ended is told in the record."""
+        """End what the run's job, which is over, left running where its scheduler does not reach: containers of a
+        daemon. The record says what could not be ended."""
 
     def collect(self, run: Run, patience: float) -> CollectedResults:
-        """Collect the results of the run's job into `Run.results_directory`, waiting ``patience`` seconds for those
-        that are missing. Raises ResultError when that cannot be done."""
+        """Collect the results of the run's job into `Run.results_directory`; wait up to ``patience`` seconds for
+        missing ones. Raises ResultError when that cannot be done."""
 
     def own_directories(self, plan: Plan) -> Sequence[Path]:
-        """What `prepare` made for this run alone, to be removed once its logs are delivered."""
+        """The directories that `prepare` made for this run alone, which are removed once its logs are delivered."""
 
 
 class Run:
-    """One run. What is done already is in its record, so that any process can go on with it."""
+    """One run. Its record says what is done already, so that any process can continue it."""
 
     def __init__(
         self, record: RunRecord, plan: Plan, kind: JobKind, services: Services, *, fresh: bool = False
     ) -> None:
-        """``fresh``: the record was made by this process, under an id that nobody can have given before."""
+        """``fresh``: this process made the record, under an id that nobody can have used before."""
         self.id = record.id
         self.fresh = fresh
         self.record = record
@@ -217,11 +216,12 @@ class Run:
         record.environ = services.environ
 
     def log(self, text: str) -> None:
-        """Tell whoever follows the run."""
+        """Record a note, which also goes to whoever follows the run."""
         self.record.event("note", text)
 
     def announced_sleep(self, text: str, at_most: float) -> Callable[[float], None]:
-        """A sleep that tells once what is waited for, and for how many seconds at most. No request to stop ends it."""
+        """A sleep that records once what the run waits for, and for how many seconds at most. A request to stop does
+        not interrupt it."""
         announced: list[str] = []
 
         def sleep(seconds: float) -> None:
@@ -233,7 +233,7 @@ class Run:
         return sleep
 
     def change_plan(self, plan: Plan) -> None:
-        """Go on with another plan, from here on also for other processes."""
+        """Continue with another plan, and store it for other processes."""
         self.plan = plan
         self.record.write("plan.json", plan.as_dict())
 

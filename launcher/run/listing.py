@@ -13,7 +13,7 @@ from launcher.core.reading import read_file
 from launcher.core.rights import describe_os_error
 from launcher.plan.plan import check_run_id
 from launcher.run.fields import LARGEST, RecordedJob, RunFields, owner_in, read_fields
-from launcher.run.record import RunRecord, locked, missing_record_error
+from launcher.run.record import RunRecord, missing_record_error, open_locked
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class UnreadableRecord:
     def driven(self) -> bool | None:
         """Whether a launcher drives the run: by its lock, and by what is left of the record; None: cannot be told."""
         with contextlib.suppress(OSError):
-            if (handle := locked(self.directory / "driver.lock", create=0)) is None:
+            if (handle := open_locked(self.directory / "driver.lock", create=0)) is None:
                 return True
             os.close(handle)
         owner = None

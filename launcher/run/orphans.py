@@ -1,5 +1,4 @@
-"""Runs that nobody drives any more, or that a GitHub job began: which they are, ending what they hold, and adopting a
-job begun by hand."""
+"""Runs without a driver, and runs of a GitHub job: find them, end their jobs, and adopt a job started by hand."""
 
 from __future__ import annotations
 
@@ -38,13 +37,13 @@ END_PATIENCE = 60.0
 """Seconds in which a job that is asked to end has to be seen gone."""
 
 SILENCE = 3.5
-"""Seconds that a person waits for a scheduler that says nothing. What was asked of it goes on."""
+"""Seconds that a person waits for a scheduler that does not answer. The request itself continues."""
 
 FIRST_ANSWER_SECONDS = 1.0
-"""Seconds that a scheduler has to say how jobs stand, before they are cancelled without that."""
+"""Seconds that a scheduler has to report the jobs' states, before they are cancelled without knowing them."""
 
 RELEASE_PATIENCE = 8.0
-"""Seconds that another launcher has to let go of a run that has no job."""
+"""Seconds that another launcher has to release a run that has no job."""
 
 _GITHUB_RUN_ID = re.compile(r"[A-Za-z0-9._-]+-[A-Za-z0-9._-]+-[0-9a-f]{12}")
 """The ids of runs that GitHub jobs begin (`launcher.plan.derive.run_key`)."""
@@ -56,10 +55,10 @@ _LOG = re.compile(r"^ *StdOut=(\S+)", re.MULTILINE)
 def find_orphans(
     runs: Path, unreadable: list[UnreadableRecord] | None = None
 ) -> tuple[list[RunRecord], list[RunRecord]]:
-    """Runs that nobody drives and that may hold a job; and those that are left alone: of which that cannot be told from
-    here, and those whose driver is stopped.
+    """Runs without a driver that may have a job; and runs to leave alone, because this host cannot tell whether they
+    are driven, or because their driver is stopped.
 
-    Those whose record cannot be read are added to ``unreadable``.
+    Runs with an unreadable record are added to ``unreadable``.
     """
     abandonment = [(record, record.abandoned) for record in records(runs, unreadable)]
     alone = [
@@ -73,9 +72,9 @@ def find_orphans(
 def orphans_of_job_name(
     runs: Path, job_name: str, unreadable: list[UnreadableRecord] | None = None
 ) -> tuple[list[RunRecord], list[RunRecord]]:
-    """As `find_orphans`, of what earlier GitHub jobs of this runner left. A run by hand is its person's to end.
+    """As `find_orphans`, for runs of earlier GitHub jobs of this runner; runs by hand are left to their users.
 
-    Added to ``unreadable`` are those that are this runner's by their plan, and those whose plan cannot be read either.
+    Unreadable records are added to ``unreadable`` when their plan names this runner, or cannot be read either.
     """
     errors: list[UnreadableRecord] = []
 
@@ -106,8 +105,8 @@ RUN_ID_VARIABLE = "LAUNCHER_RUN_ID"
 def github_job_identity(environ: Mapping[str, str]) -> str:
     """The GitHub job that an environment belongs to. Raises ConfigError.
 
-    A launch step that set RUNNER_TYPE or RESULT_FILENAME for itself has another run key than its clean-up step
-    computes. What both have is the job: GITHUB_RUN_ID, GITHUB_RUN_ATTEMPT, GITHUB_JOB and RUNNER_NAME.
+    The run key does not identify it: a launch step that set RUNNER_TYPE or RESULT_FILENAME has another one than its
+    clean-up step computes. Both have GITHUB_RUN_ID, GITHUB_RUN_ATTEMPT, GITHUB_JOB and RUNNER_NAME.
     """
     job = github_job(environ)
     return "/".join((job.run_id, job.attempt, environ.get("GITHUB_JOB", ""), job.runner_name))
@@ -132,8 +131,7 @@ def runs_of_job(runs: Path, environ: Mapping[str, str]) -> list[RunRecord]:
 
 
 def left_alone_message(record: RunRecord) -> str:
-    """What to say of a run whose driver is stopped, or of which only another machine or container can tell whether it
-    is driven."""
+    """The message about a run whose driver is stopped, or whose driver only another machine or container can see."""
     if (pid := record.stopped_driver_pid) is not None:
         return (
             f"run {record.id}: its launcher (pid {pid}) is stopped and holds the run: `kill -CONT {pid}` has it go on, "
@@ -147,15 +145,15 @@ def left_alone_message(record: RunRecord) -> str:
 
 
 def end_unreadable(lost: UnreadableRecord, schedulers: Sequence[Scheduler], log: Callable[[str], None]) -> None:
-    """End the job of a run whose record or plan cannot be read: it is looked for by its token.
+    """End the job of a run whose record or plan cannot be read; the job is found by its token.
 
-    The directory stays as it is, for a person to look at. Raises JobError when a job is not seen to end in time,
-    SchedulerUnreachable when nobody can say whether there is one, ConfigError when it is another user's.
+    The directory stays as it is, for inspection. Raises JobError when a job is not seen to end in time,
+    SchedulerUnreachable when no scheduler says whether there is one, ConfigError when it is another user's.
     """
     record = lost.record
     check_owner(record, os.getuid())
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # what cannot be locked is looked for all the same
+        with contextlib.suppress(OSError):  # without the lock the job is searched for as well
             stack.enter_context(record.submitting())
         for scheduler in schedulers:
             keys = [record.job_key] if record.job_key is not None else []
@@ -174,10 +172,10 @@ def end_job_without_record(job: JobKey, scheduler: Scheduler, log: Callable[[str
 def _end_jobs(
     run_id: str, jobs: Collection[JobKey], scheduler: Scheduler, log: Callable[[str], None], silence: float
 ) -> tuple[dict[JobKey, JobState], bool]:
-    """End jobs of a run; how they then stand, and whether one had to be ended.
+    """End jobs of a run; returns their states, and whether a job had to be ended.
 
-    A scheduler that does not say how they stand is asked for their end all the same. Raises SchedulerUnreachable when
-    it says nothing for ``silence`` seconds.
+    A scheduler that reports no states is asked to cancel all the same. Raises SchedulerUnreachable when it gives no
+    answer for ``silence`` seconds.
     """
     began, named = time.monotonic(), ", ".join(map(str, jobs))
     silent = dict.fromkeys(jobs, unknown_state("no answer"))
@@ -227,11 +225,11 @@ def _raise_if_left(run_id: str, states: Mapping[JobKey, JobState]) -> None:
 
 
 def end_run(run: Run, reason: str, log: Callable[[str], None], silence: float = END_PATIENCE) -> None:
-    """End what a run holds: its job by id, or by its token when the id was lost, asked again until it is gone.
+    """End a run's job, found by id, or by its token when the id was lost; the request is repeated until it is gone.
 
-    A launcher that drives the run, maybe elsewhere, is asked to let it go and writes the record; without one it is
-    written here. A scheduler that says nothing is left after ``silence`` seconds. Raises JobError when a job is not
-    seen to end in time, SchedulerUnreachable when nobody can say whether there is one.
+    A launcher that drives the run, maybe elsewhere, is asked to release it and writes the record; without one this
+    process writes it. A scheduler that does not answer is given up after ``silence`` seconds. Raises JobError when a
+    job is not seen to end in time, SchedulerUnreachable when no scheduler says whether there is one.
     """
     record, scheduler = run.record, run.services.scheduler
     check_owner(record, os.getuid())
@@ -279,7 +277,7 @@ def end_run(run: Run, reason: str, log: Callable[[str], None], silence: float = 
 
 
 def _await_release(run: Run, log: Callable[[str], None]) -> bool:
-    """Whether the run's driver has ended it before there was a job. Raises JobError when it does neither."""
+    """Whether the run's driver ended it before there was a job. Raises JobError when it neither ends it nor submits."""
     record = run.record
 
     def job_or_end() -> bool:
@@ -304,7 +302,7 @@ def _await_release(run: Run, log: Callable[[str], None]) -> bool:
 
 
 def _write_end(run: Run, states: Mapping[JobKey, JobState], reason: str) -> None:
-    """Write down that nobody goes on with the run, whose jobs stand so. Raises OSError."""
+    """Record that the run is over, and the states of its jobs. Raises OSError."""
     record = run.record
     if record.job is not None:
         for state in states.values():
@@ -330,23 +328,23 @@ def check_owner(record: RunRecord, uid: int) -> None:
 
 
 def _jobs_to_end(run: Run) -> Sequence[JobKey]:
-    """The run's job by its record, else by its token, once no submission of the run goes on any more.
+    """The run's job by its record, else by its token, once no submission of the run is under way.
 
-    Before there is one: the job of an import, whose launcher was killed together with its srun.
+    While images are imported: the job of an import, whose launcher was killed together with its srun.
     """
     record, scheduler = run.record, run.services.scheduler
     importing = record.step("images").state == "running" and record.job is None
     if importing and any(image.import_on == "compute" for image in run.plan.images):
         return jobs_with_token(import_comment(run.id), scheduler)
     if record.fields.submission_in_doubt:
-        done = threading.Event()  # its srtctl may work on for minutes: its job is ended as soon as Slurm shows it
+        done = threading.Event()  # its srtctl may continue for minutes: cancel its job as soon as Slurm shows it
         threading.Thread(target=cancel_unrecorded_job, args=(run, done), daemon=True, name="cancel by token").start()
         try:
             with record.submitting(run.services.stop.sleep):
                 record.reload()
                 if record.job is None:
                     return jobs_with_token(run.id, scheduler)
-        except OSError:  # a full disk: there is no lock to wait for, and its job is looked for all the same
+        except OSError:  # a full disk: without the lock the job is searched for as well
             return jobs_with_token(run.id, scheduler)
         finally:
             done.set()

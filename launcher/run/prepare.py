@@ -1,6 +1,6 @@
 """From a plan to a submitted job: images, model, what the kind of job needs beside them, submission.
 
-Each step is written down before the next one begins, and is idempotent: done again, it finds what is there.
+Each step is recorded before the next one begins, and is idempotent: repeated, it reuses what is there.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from launcher.run.record import RecordedJob
 from launcher.slurm.client import SUBMIT_TIME_TOLERANCE, JobKey, Phase, SchedulerUnreachable, jobs_with_token
 
 Preparation = JobKey | LauncherError
-"""What came of preparing a run: its job, or why there is none."""
+"""The result of preparing a run: its job, or why there is none."""
 
 
 class Gate:
-    """Before the submission of a prepared run: the loop opens it when there is room for a job, or shuts it for good,
-    which ends what is still preparing the run as well. ``reached``: all is prepared, and room is waited for."""
+    """Stands before the submission of a prepared run: the loop opens it when there is room for a job, or shuts it for
+    good, which also ends the run's preparation. ``reached``: the run is prepared and waits for room."""
 
     def __init__(self) -> None:
         self.reached = False
@@ -60,31 +60,31 @@ class Gate:
         self._answered.set()
 
     def shut(self, why: Cancelled) -> None:
-        """Let nobody through, also where it was opened before."""
+        """Let nobody through, even when it was opened before."""
         self._shut = self._shut or why
         self._answered.set()
 
-    def stop_of(self, stop: Stop) -> Stop:
-        """A request to stop that comes by ``stop``, or when the gate is shut."""
+    def combined_stop(self, stop: Stop) -> Stop:
+        """A request to stop that is made by ``stop``, or by shutting the gate."""
         return stop.or_when(
             lambda: self._shut is not None, lambda: self._shut or Cancelled("not submitted"), CHECK_SECONDS
         )
 
     def wait(self, stop: Stop) -> None:
         """Wait until it is open. Raises Cancelled when it is shut, or when a stop is requested."""
-        self.reached, stop = True, self.stop_of(stop)
+        self.reached, stop = True, self.combined_stop(stop)
         while not self._answered.wait(CHECK_SECONDS):
             stop.check()
         stop.check()
 
 
 def prepare_in_thread(run: Run, done: SimpleQueue[tuple[Run, Preparation]], gate: Gate) -> None:
-    """Prepare a run and hand on what came of it, whatever that is: the loop waits for it."""
+    """Prepare a run and put the result into ``done``, whatever it is: the loop waits for it."""
     services = run.services
-    run.services = services.with_stop(gate.stop_of(services.stop))
+    run.services = services.with_stop(gate.combined_stop(services.stop))
     try:
         answer: Preparation = prepare(run, gate)
-    except BaseException as error:  # noqa: BLE001  # a fault of ours in one run must not hang the others
+    except BaseException as error:  # noqa: BLE001  # a fault of the launcher in one run must not block the others
         answer = as_error(error, f"run {run.id}")
     finally:
         run.services = services
@@ -92,20 +92,20 @@ def prepare_in_thread(run: Run, done: SimpleQueue[tuple[Run, Preparation]], gate
 
 
 def prepare(run: Run, gate: Gate | None = None) -> JobKey:
-    """Bring the run to a job, which is submitted once the ``gate`` is open. Raises LauncherError; what went wrong is
-    in the record then."""
+    """Prepare the run, and submit its job once the ``gate`` is open. Raises LauncherError; the record then says what
+    went wrong."""
     if (job := run.record.job_key) is not None:
         return job
     if run.plan.scheduler.kind == "slurm":
         from launcher.slurm.other_jobs import refuse_other_clusters
 
         refuse_other_clusters(run.services.environ, {}, run.services.run)
-    if run.record.fields.state != "new":  # of a new one its first step says so
+    if run.record.fields.state != "new":  # the first step of a new run records it
         run.record.update(state="preparing")
     run.services.tools.make_inputs(run.plan)
     prepared = None
     if not run.kind.is_complete(run.plan):
-        # What is prepared decides about images and model, so it comes before anything that takes long or is shared.
+        # The checkout decides about images and model, so it comes before steps that take long or change shared files.
         prepared = _prepare_workspace(run)
         whole = run.kind.complete(run.plan, prepared)
         require_no_secrets(whole)  # before it is stored
@@ -115,14 +115,16 @@ def prepare(run: Run, gate: Gate | None = None) -> JobKey:
     with run.record.running_step("model") as keep:
         keep(_check_model(run))
     prepared = prepared or _prepare_workspace(run)
-    run.kind.check_nodes(run)  # not in the submission: whoever dies in that leaves open whether there is a job
+    run.kind.check_nodes(
+        run
+    )  # before the submission: a launcher that dies in that leaves unclear whether there is a job
     if gate is not None:
         gate.wait(run.services.stop)
     return _submit(run, prepared)
 
 
 def _have_images(run: Run) -> None:
-    """Have every image of the plan; the plan then says where they are."""
+    """Ensure that every image of the plan is there; the plan then says where."""
     services, plan = run.services, run.plan
     facts: list[dict[str, Any]] = []
     policy = ImportPolicy(
@@ -167,12 +169,12 @@ def _have_images(run: Run) -> None:
             )
         keep({"images": facts})
     used = {str(image["planned"]): str(image["squash"]) for image in facts if image["planned"] != image["squash"]}
-    if used:  # a refreshed image lies elsewhere than planned
+    if used:  # a refreshed image has another path than planned
         run.change_plan(plan.with_squash(used))
 
 
 def _check_model(run: Run) -> dict[str, Any]:
-    """Look at the checkpoint from here, after staging it where the plan says so; or say why that cannot be."""
+    """Check the checkpoint from here, after staging it where the plan says so; or record why that is not possible."""
     planned = run.plan.model
     if planned.path is None:
         run.log(f"model {planned.id}: the benchmark's script has it, from its cache or the Hugging Face hub")
@@ -194,7 +196,7 @@ def _check_model(run: Run) -> dict[str, Any]:
         raise ModelError("the checkpoint is not there", where=planned.path, hint=hint)
     report = examine(path, precision=planned.precision, mounted=planned.mounted)
     unasked = ""
-    if not report.rehearsal:  # a stand-in is of no model
+    if not report.rehearsal:  # a stand-in belongs to no model
         report = report.compared_with(planned.fingerprint, f"the runner file ({run.plan.runner})")
     if (
         report.whole
@@ -216,7 +218,7 @@ def _check_model(run: Run) -> dict[str, Any]:
 
 
 def _compared_with_hub(report: CheckpointReport, pinned: str, run: Run) -> tuple[CheckpointReport, str]:
-    """The report after a look at the hub's files of the pinned commit; and why there was none, if so."""
+    """The report compared with the hub's files of the pinned commit; and why that was not possible, if so."""
     from launcher.model.source import pinned_files
 
     try:
@@ -227,7 +229,7 @@ def _compared_with_hub(report: CheckpointReport, pinned: str, run: Run) -> tuple
 
 
 def _stage_model(run: Run, path: Path) -> dict[str, Any]:
-    """Bring the checkpoint from its source where the plan names one and what is at its path is not whole."""
+    """Stage the checkpoint from the plan's source, if it has one and the checkpoint at the path is not complete."""
     planned = run.plan.model
     if planned.source is None or examine(path, precision=planned.precision).whole:
         return {}
@@ -248,7 +250,7 @@ def _stage_model(run: Run, path: Path) -> dict[str, Any]:
 
 
 def _prepare_workspace(run: Run) -> Prepared:
-    """What the kind of job needs, and a copy of what jobs need of the workspace where compute nodes see it."""
+    """Prepare what the kind of job needs, and copy the workspace to where compute nodes see it."""
     workspace = run.plan.workspace
     with run.record.running_step("workspace") as keep:
         try:
@@ -302,11 +304,11 @@ def _submit(run: Run, prepared: Prepared) -> JobKey:
 
 
 def _jobs_before(run: Run) -> JobKey | frozenset[str] | None:
-    """The job that an earlier launcher of this run submitted and could not write down, or the ids of finished jobs
-    that carry our token, so that a new job can be told from them; None where there can be none of either.
+    """The job that an earlier launcher of this run submitted and could not record; else the ids of finished jobs with
+    this run's token, so that a new job can be told from them; None where neither can exist.
 
-    Raises SubmissionError when a job of another record with the same id is alive, and SchedulerUnreachable when there
-    may be a job of ours and nobody can be asked.
+    Raises SubmissionError when a job of another record with the same id is alive, and SchedulerUnreachable when this
+    run may have a job and no scheduler answers.
     """
     step, interrupted, scheduler = (
         run.record.step("submit"),
@@ -335,7 +337,7 @@ def _jobs_before(run: Run) -> JobKey | frozenset[str] | None:
 
 
 def _record(run: Run, job: RecordedJob, notes: Sequence[str]) -> JobKey:
-    """Write the job's id to disk, before anybody waits for the job."""
+    """Record the job's id on disk, before anything waits for the job."""
     run.record.update(state="submitted", job=job)
     for note in notes:
         run.record.event("warning", note)

@@ -49,12 +49,12 @@ SUBMISSION_PATIENCE = 330.0
 """Seconds to wait for the submission of a launcher that was killed: its srtctl goes on for 300 at most."""
 
 
-LARGEST_KEPT = 512 * 1024
-"""Bytes that are kept of any one file: of a text its beginning, of a log and of the events the end. With the twelve
-names that there are, evidence has at most 6 MiB."""
+MAX_EVIDENCE_BYTES = 512 * 1024
+"""Bytes that are kept of one file: the beginning of a text, the end of a log and of the events. There are twelve names,
+so evidence has at most 6 MiB."""
 
 REQUEST = "cancel.json"
-"""The file in a run's directory by which somebody asks its driver to end it."""
+"""The file in a run's directory by which somebody asks its driver to cancel it."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Event:
 
 
 Listener = Callable[[Event], None]
-"""Sees every event as it is recorded: a terminal, a CI log, a test."""
+"""Receives every event as it is recorded: a terminal, a CI log, a test."""
 
 
 class RunRecord:
@@ -80,19 +80,19 @@ class RunRecord:
         self.fields = fields
         self.listeners: list[Listener] = []
         self.environ: Mapping[str, str] | None = None
-        """The environment whose secrets are taken out of what is recorded; whoever knows it sets it."""
-        self._held: int | None = None
+        """The environment whose secrets are removed from what is recorded; `launcher.run.kind.Run` sets it."""
+        self._driver_lock: int | None = None
 
     @classmethod
     def create(cls, runs: Path, plan: Plan, **fields: Any) -> RunRecord:
         """Make the record of a new run, with these ``fields``.
 
-        Raises ConfigError when a run with this id is there already: the caller resumes that one instead.
+        Raises ConfigError when a run with this id exists already: the caller resumes that one instead.
         """
         directory = runs / check_run_id(plan.run_key)
         if (directory / "run.json").exists():
-            raise _taken(directory)
-        # It is made whole under another name: a run whose launcher was killed here could neither be begun nor resumed.
+            raise _exists_error(directory)
+        # It is completed under another name first: a record that is half made could neither be begun nor resumed.
         try:
             make_private(runs)
             with publishing_directory(directory, whole=lambda there: False) as temporary:
@@ -104,7 +104,7 @@ class RunRecord:
                 record.acquire()
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                raise _taken(directory) from None
+                raise _exists_error(directory) from None
             message = f"the run's record cannot be made: {describe_os_error(error, runs)}"
             raise ConfigError(message, where=str(directory)) from None
         record.directory = directory
@@ -139,7 +139,7 @@ class RunRecord:
 
     @property
     def log_path(self) -> Path | None:
-        """The log of the run's job, where the job writes it or where it was collected to; None without a job."""
+        """The log of the run's job, where the job writes it or the collected copy; None without a job."""
         if self.job is None:
             return None
         path = Path(self.job.log)
@@ -172,20 +172,20 @@ class RunRecord:
         return self.directory / "evidence"
 
     def keep(self, name: str, content: str | bytes | Mapping[str, str]) -> None:
-        """Write a file among the evidence, without secrets: a text or bytes, of at most LARGEST_KEPT, or JSON of such
-        texts. Raises OSError."""
+        """Write an evidence file without secrets: a text or bytes, cut at MAX_EVIDENCE_BYTES, or such texts as
+        JSON. Raises OSError."""
         path = self.evidence / name
         self.evidence.mkdir(mode=0o700, exist_ok=True)
         if isinstance(content, Mapping):
-            write_json(path, {key: self.without_secrets(text)[:LARGEST_KEPT] for key, text in content.items()})
+            write_json(path, {key: self.without_secrets(text)[:MAX_EVIDENCE_BYTES] for key, text in content.items()})
         elif isinstance(content, str):
-            write_text(path, self.without_secrets(content)[:LARGEST_KEPT], durable=False)
+            write_text(path, self.without_secrets(content)[:MAX_EVIDENCE_BYTES], durable=False)
         else:
-            write_bytes(path, redact_bytes(content, self.environ or {})[:LARGEST_KEPT], durable=False)
+            write_bytes(path, redact_bytes(content, self.environ or {})[:MAX_EVIDENCE_BYTES], durable=False)
 
     @property
     def images(self) -> list[Mapping[str, Any]]:
-        """What the step ``images`` wrote down of each image; whatever else stands there is none."""
+        """What the step ``images`` recorded of each image; entries that are no objects are ignored."""
         recorded = self.step("images").facts.get("images")
         return [image for image in recorded if isinstance(image, dict)] if isinstance(recorded, list) else []
 
@@ -194,7 +194,7 @@ class RunRecord:
         return self.fields.steps.get(name, Step())
 
     def set_step(self, name: str, state: str, *, error: str | None = None, **facts: Any) -> None:
-        """Write a step's state, and the facts that later steps and other processes need of it."""
+        """Record a step's state, and the facts that later steps and other processes need."""
         now, before = time.time(), self.step(name)
         began = now if state == "running" or not before.began else before.began
         step = Step(state, began, now, error, {**before.facts, **facts})
@@ -205,8 +205,8 @@ class RunRecord:
     def running_step(
         self, name: str, at_most: float | None = None, **known: Any
     ) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-        """Write a step's beginning with what is ``known``, and its end whatever that is; gives a function that keeps
-        facts of it. It takes ``at_most`` so many seconds, where that is known."""
+        """Record that a step begins, with the facts ``known``, and how it ends; gives a function that adds facts.
+        ``at_most`` is how many seconds the step can take, where that is known."""
         facts: dict[str, Any] = {}
         self.set_step(name, "running", **known)
         self.event("stage", f"{name} …", stage=name, state="running", at_most=at_most)
@@ -220,7 +220,7 @@ class RunRecord:
         self.event("stage", f"{name} done", stage=name, state="done")
 
     def event(self, kind: str, text: str, **data: Any) -> None:
-        """Append an event, and show it to the listeners: that, too, when the file cannot be written (a full disk)."""
+        """Append an event and show it to the listeners, also when the file cannot be written (a full disk)."""
         text = self.without_secrets(text)
         event = Event(time.time(), self.id, kind, text, data)
         line = json_line({"time": event.time, "kind": kind, "text": text, **data})
@@ -232,10 +232,9 @@ class RunRecord:
             listener(event)
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """The recorded events: with ``time``, ``kind`` and ``text``, whatever lies in the file.
+        """The recorded events, each with ``time``, ``kind`` and ``text``.
 
-        What a full disk, a kill or a bad block has cut or changed is passed over, wherever that was; so is a file that
-        cannot be read.
+        Lines that a full disk, a kill or a bad block has cut or changed are skipped, and so is an unreadable file.
         """
         lines: list[bytes] = []
         with contextlib.suppress(OSError):
@@ -246,25 +245,25 @@ class RunRecord:
                     yield event
 
     def request_cancel(self, by: str) -> None:
-        """Ask the run's driver, on whatever host, to end the run, by a file that it looks for. Raises OSError.
+        """Ask the run's driver, on whatever host, to cancel the run, by a file that it checks for. Raises OSError.
 
-        Only the driver knows what it is about to do. A run that waits its turn in a sweep has no job that could be
-        cancelled, and would be submitted later; a job that is gone under its driver looks like somebody else's doing.
+        Cancelling the job alone is not enough: a run that waits in a sweep has no job yet and would be submitted later,
+        and a driver whose job disappears reports that somebody else cancelled it.
         """
         text = f"cancelled by {user_name()} on {socket.gethostname()} ({by})"
         write_json(self.directory / REQUEST, {"time": time.time(), "text": text})
 
     def withdraw_cancel(self) -> None:
-        """Take the request to end the run back: it is to go on after all."""
+        """Withdraw the request to cancel the run, which continues."""
         with contextlib.suppress(OSError):
             (self.directory / REQUEST).unlink()
 
     def cancel_requested(self) -> bool:
-        """Whether somebody asked for the run's end."""
+        """Whether somebody asked to cancel the run."""
         return os.path.lexists(self.directory / REQUEST)
 
     def cancel_reason(self) -> Cancelled:
-        """What a run that was asked to end ends with."""
+        """The error that a run ends with when somebody asked to cancel it: it says who."""
         with contextlib.suppress(OSError, ValueError, RecursionError):
             request = json.loads(read_file(self.directory / REQUEST, 4096))
             if isinstance(request, dict) and isinstance(request.get("text"), str):
@@ -272,43 +271,43 @@ class RunRecord:
         return Cancelled("cancelled on request")
 
     def acquire(self) -> None:
-        """Make this process the one that drives the run, until it ends, and read what the record says by then.
+        """Make this process the run's driver until it ends, and reload the record.
 
-        Of two processes on one machine that try, one succeeds. Raises ConfigError when another one drives it.
+        Of two processes on one machine that try, one succeeds. Raises ConfigError when another one drives the run.
         """
-        if self._held is None:
-            self._held = locked(self.directory / "driver.lock")
-        if self._held is None or self.driven_by_another:
+        if self._driver_lock is None:
+            self._driver_lock = open_locked(self.directory / "driver.lock")
+        if self._driver_lock is None or self.driven_by_another:
             raise self.driven_by_another_error()
         self.reload()
         if self.fields.owner != (me := ProcessIdentity.current()):
             self.update(owner=me)
 
     def driven_by_another_error(self) -> ConfigError:
-        """The error of who wants a run that another launcher drives."""
+        """The error for a process that wants to drive a run of another launcher."""
         pid = self.stopped_driver_pid
         hint = f"launcher logs -f {self.id}" if pid is None else f"it is stopped: kill -CONT {pid}"
         return ConfigError("another launcher drives this run", where=f"run {self.id}", hint=hint)
 
     def release(self) -> None:
-        """Drive the run no more: another process may take it."""
-        if self._held is not None:
-            os.close(self._held)
-            self._held = None
+        """Stop driving the run: another process may take it."""
+        if self._driver_lock is not None:
+            os.close(self._driver_lock)
+            self._driver_lock = None
 
     def reload(self) -> None:
-        """Read the fields again, as another process may have written them. Raises ConfigError, FileNotFoundError."""
+        """Read the fields again, which another process may have changed. Raises ConfigError, FileNotFoundError."""
         self.fields = read_fields(self.directory / "run.json", self.id)
 
     @contextlib.contextmanager
     def submitting(self, sleep: Callable[[float], None] = time.sleep) -> Iterator[int]:
-        """Hold what only one submission of this run may hold; gives its descriptor, for srtctl to hold it too.
+        """Hold the lock of the run's submission; gives its descriptor, which srtctl inherits and so holds, too.
 
-        A srtctl whose launcher was killed goes on, and may submit at any moment: whoever asks Slurm for the run's job
-        before it has ended is told that there is none. Raises SubmissionError when that lasts too long.
+        After a launcher was killed, its srtctl continues and may submit at any moment: until it has ended, Slurm may
+        answer that there is no job. Raises SubmissionError when that lasts too long.
         """
         deadline = time.monotonic() + SUBMISSION_PATIENCE
-        while (handle := locked(self.directory / "submit.lock")) is None:
+        while (handle := open_locked(self.directory / "submit.lock")) is None:
             if time.monotonic() > deadline:
                 raise SubmissionError("an earlier submission of this run still goes on", where=f"run {self.id}")
             sleep(0.2)
@@ -319,13 +318,13 @@ class RunRecord:
 
     @property
     def driven_by_another(self) -> bool:
-        """Whether another launcher process that still lives drives this run, as far as this host can tell."""
+        """Whether another live launcher process drives this run, as far as this host can tell."""
         owner = self.fields.owner
         return owner is not None and owner.alive() is True and owner != ProcessIdentity.current()
 
     @property
     def stopped_driver_pid(self) -> int | None:
-        """The pid of the launcher that drives the run, if it was stopped: until it goes on, nobody can take the run."""
+        """The pid of the launcher that drives the run, if it is stopped: nobody else can take the run then."""
         owner = self.fields.owner
         return owner.pid if owner is not None and self.driven_by_another and owner.stopped() else None
 
@@ -338,12 +337,12 @@ class RunRecord:
         return None if alive is None else not alive
 
 
-def locked(path: Path, create: int = os.O_CREAT) -> int | None:
-    """A descriptor that holds ``path`` for itself; None when another process does. Raises OSError, also for what is no
-    file: a device is shared with everybody, and what a link leads to is somebody else's.
+def open_locked(path: Path, create: int = os.O_CREAT) -> int | None:
+    """A descriptor that holds a lock on ``path``; None when another process holds it. Raises OSError, also for a device
+    or a link, which others may share.
 
-    Where the file system knows no locks, everybody gets one: the record's ``owner`` and the job's comment are what is
-    then left to tell.
+    On a file system without locks every process gets one: only the record's ``owner`` and the job's comment then tell
+    who drives the run.
     """
     handle = os.open(path, os.O_RDWR | create | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
     try:
@@ -360,7 +359,7 @@ def locked(path: Path, create: int = os.O_CREAT) -> int | None:
     return handle
 
 
-def _taken(directory: Path) -> ConfigError:
+def _exists_error(directory: Path) -> ConfigError:
     run = directory.name
     return ConfigError(f"run {run} exists already", where=str(directory), hint=f"launcher resume {run}")
 

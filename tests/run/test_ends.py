@@ -33,7 +33,7 @@ from launcher.run import finish
 from launcher.run.fields import Verdict
 from launcher.run.finish import FOLDER, Outcome
 from launcher.run.kind import Run
-from launcher.run.record import LARGEST_KEPT, RecordedJob, RunRecord
+from launcher.run.record import MAX_EVIDENCE_BYTES, RecordedJob, RunRecord
 from launcher.slurm.client import JobKey, JobState, Phase
 from launcher.srtctl.planned import SrtctlJob
 from tests.benchmarks import a_recipe
@@ -62,7 +62,7 @@ class Slurm:
     name = "slurm"
 
     def describe(self, job: JobKey) -> dict[str, str]:
-        return {"scontrol": f"JobId={job.id} Comment={SPILLED}", "sacct": "x" * (2 * LARGEST_KEPT)}
+        return {"scontrol": f"JobId={job.id} Comment={SPILLED}", "sacct": "x" * (2 * MAX_EVIDENCE_BYTES)}
 
     def __getattr__(self, name: str) -> object:
         raise AssertionError(name)
@@ -206,7 +206,7 @@ def test_the_end_of_a_job(begun_run: BegunRun, name: str, monkeypatch: pytest.Mo
     evidence = begun_run.evidence()
     assert evidence.keys() >= ALWAYS | OF_A_JOB | ({"first-failure.txt"} if end.exit_code else set())
     assert f"job 7: {state.describe()}" in evidence["verdict.txt"] and "RUNNING on node" in evidence["events.txt"]
-    assert all(len(text) <= 2 * LARGEST_KEPT for text in evidence.values())
+    assert all(len(text) <= 2 * MAX_EVIDENCE_BYTES for text in evidence.values())
     assert {n.removeprefix(f"{FOLDER}/") for n in begun_run.packed() if n.startswith(FOLDER)} == evidence.keys()
     if end.layer:
         assert f"::{end.layer}: " in said and end.text in said
@@ -299,7 +299,7 @@ def test_what_lies_in_the_tarball_is_bounded_and_no_result(begun_run: BegunRun) 
         begun_run.record.event("job", f"event {number} " + "x" * 60)
     finish.finish(begun_run.run, JobState(Phase.TERMINAL, "FAILED", exit_code=(1, 0)))
     packed = {name: data for name, data in begun_run.packed().items() if name.startswith(FOLDER)}
-    assert 0 < max(map(len, packed.values())) <= LARGEST_KEPT + 4096, {n: len(d) for n, d in packed.items()}
+    assert 0 < max(map(len, packed.values())) <= MAX_EVIDENCE_BYTES + 4096, {n: len(d) for n, d in packed.items()}
     assert not any(Path(name).suffix == ".json" and "result" in name for name in packed)
     assert b"event 19999 " in packed[f"{FOLDER}/events.txt"] and packed[f"{FOLDER}/config.yaml"].endswith(b"file\n")
 
