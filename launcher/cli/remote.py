@@ -265,8 +265,8 @@ def _make_opener(arguments: argparse.Namespace, login: Login) -> Opener:
     from launcher.remote.by_paramiko import ParamikoOpener
 
     destination = resolve(login.host, ssh=("ssh",), run=run, home=Path.home())
-    say = partial(print_line, file=sys.stderr)
-    return ParamikoOpener(destination, _ask, accept_new=bool(arguments.accept_new), say=say)
+    report = partial(print_line, file=sys.stderr)
+    return ParamikoOpener(destination, _ask, accept_new=bool(arguments.accept_new), report=report)
 
 
 def _ask(text: str, *, echo: bool) -> str:

@@ -1,8 +1,7 @@
-"""The far side of a connection: ``launcher remote-agent``, started by sshd, ended by the end of its input.
+"""The far side of a connection: ``launcher remote-agent``, which sshd starts and which ends with its input.
 
-It holds nothing. What lives longer than the connection (a driver) is a process of its own session, with a record on
-disk; what does not (a command whose output is followed) is ended with it. Its directories and files are for this user
-alone.
+The agent keeps no state. A driver, which lives longer than the connection, is a process in a session of its own with a
+record on disk; a command whose output is followed ends with the connection. The agent's files are private.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from launcher.core.redact import names_a_secret, redact
 from launcher.core.state import state_directory
 from launcher.remote.messages import (
     BEAT,
-    LONGEST,
     MARKER,
     PROTOCOL,
     SILENCE,
@@ -50,8 +48,8 @@ METHODS = {
     "list": "fetching:list_files",
     "send": "fetching:send_files",
 }
-"""What can be asked: functions of this room, of the state directory and of what the request says by name. Their value
-is the result; a generator gives events before it. Each is imported when it is asked for."""
+"""Method of a request → function of this room. It is imported when it is called, with the state directory and the
+request's parameters; its value is the result, and a generator yields events before."""
 
 _MOST_REQUESTS = 32
 _PROGRAMS = ("sbatch", "squeue", "sacct", "enroot", "git", "uv")
@@ -59,8 +57,8 @@ _LONGEST_VALUE = 4096
 
 
 class HostInfo(msgspec.Struct, frozen=True):
-    """What a machine is: which programs are on PATH, where its state is, and the variables that a plan may depend on:
-    none that is a secret."""
+    """A machine: its programs on PATH, its state directory, and the variables that a plan may depend on, without
+    secrets."""
 
     version: str
     programs: dict[str, str | None]
@@ -69,8 +67,8 @@ class HostInfo(msgspec.Struct, frozen=True):
 
 
 class Tidied(msgspec.Struct, frozen=True):
-    """What nobody needs on a login node, removed if ``applied``: versions of the launcher, and bundles of files that
-    were sent there; and the versions that are ``kept``. ``states`` are the state directories whose runs were asked."""
+    """What a login node no longer needs, removed if ``applied``: versions of the launcher and bundles of files that
+    were sent there; and the versions that are ``kept``. ``states`` are the state directories whose runs were read."""
 
     applied: bool
     versions: tuple[str, ...]
@@ -80,83 +78,77 @@ class Tidied(msgspec.Struct, frozen=True):
 
 
 def describe_host(state: Path) -> HostInfo:
-    """What this machine is."""
-    told = {
+    """This machine."""
+    variables = {
         name: value
         for name, value in os.environ.items()
         if not names_a_secret(name) and len(value) < _LONGEST_VALUE and redact(value, os.environ) == value
     }
-    return HostInfo(__version__, {name: shutil.which(name) for name in _PROGRAMS}, str(state), told)
+    return HostInfo(__version__, {name: shutil.which(name) for name in _PROGRAMS}, str(state), variables)
 
 
 class Agent:
-    """Answers requests until its input ends, or nothing is heard for `SILENCE` seconds."""
+    """Answers requests until its input ends, or nothing is received for `SILENCE` seconds."""
 
-    def __init__(self, inp: IO[bytes], out: IO[bytes]) -> None:
-        self._in = inp
-        self._out = out
-        self._writing = threading.Lock()
+    def __init__(self, input_stream: IO[bytes], output_stream: IO[bytes]) -> None:
+        self._input = input_stream
+        self._output = output_stream
+        self._write_lock = threading.Lock()
         self._credits: dict[int, int] = {}
-        self._credited = threading.Condition()
-        self._heard = time.monotonic()
+        self._credit_changed = threading.Condition()
+        self._last_received = time.monotonic()
         self._ended = threading.Event()
 
     def serve(self) -> int:
-        """Greet, then answer; the process's exit code."""
-        lines = Lines("the near side", LONGEST)
+        """Send the greeting, then answer requests; returns the process's exit code."""
+        lines = Lines("the near side")
         greeted = False
-        threading.Thread(target=self._listen, daemon=True).start()
+        threading.Thread(target=self._watch_silence, daemon=True).start()
         try:
-            while data := self._read():
-                self._heard = time.monotonic()
+            while data := os.read(self._input.fileno(), 1 << 16):
+                self._last_received = time.monotonic()
                 for line in lines.add(data):
                     message = decode(line, "the near side")
                     if not greeted:
                         self._greet(message)
                         greeted = True
                     else:
-                        self._take(message)
+                        self._handle(message)
         except (LauncherError, OSError) as error:
             with contextlib.suppress(OSError):
                 print(f"launcher: {error}", file=sys.stderr)
             return 1
         finally:
             self._ended.set()
-            with self._credited:
-                self._credited.notify_all()
+            with self._credit_changed:
+                self._credit_changed.notify_all()
         return 0
-
-    def _read(self) -> bytes:
-        return os.read(self._in.fileno(), 1 << 16)
 
     def _greet(self, message: dict[str, Any]) -> None:
         token = message.get("token")
         if not isinstance(token, str) or not token.isalnum() or len(token) > 64:
             raise RemoteError("the first line has no token")
         greeting = Greeting(PROTOCOL, __version__, socket.gethostname(), platform.python_version(), time.time())
-        line = f"{MARKER} {token} ".encode() + msgspec.json.encode(greeting) + b"\n"
-        with self._writing:
-            self._out.write(line)
-            self._out.flush()
+        self._write(f"{MARKER} {token} ".encode() + msgspec.json.encode(greeting) + b"\n")
 
-    def _take(self, message: dict[str, Any]) -> None:
+    def _handle(self, message: dict[str, Any]) -> None:
         number, method = message.get("id"), message.get("method")
         if not isinstance(number, int):
-            self._send({"beat": 1})  # and the other side's was one
+            self._send({"beat": 1})  # the message was a beat too
             return
         if isinstance(credit := message.get("credit"), int):
-            with self._credited:
+            with self._credit_changed:
                 if number in self._credits:
                     self._credits[number] += credit
-                    self._credited.notify_all()
+                    self._credit_changed.notify_all()
         elif len(self._credits) >= _MOST_REQUESTS or not isinstance(method, str) or method not in METHODS:
-            why = "too many requests at once" if method in METHODS else f"no method {method!r}"
-            self._send({"id": number, "error": error_fields(RemoteError(why))})
+            problem = "too many requests at once" if method in METHODS else f"no method {method!r}"
+            self._send({"id": number, "error": error_fields(RemoteError(problem))})
         else:
             self._credits[number] = WINDOW
             params = message.get("params")
-            asked = (number, METHODS[method], dict(params) if isinstance(params, dict) else {})
-            threading.Thread(target=self._answer, args=asked, daemon=True).start()
+            arguments = (number, METHODS[method], dict(params) if isinstance(params, dict) else {})
+            threading.Thread(target=self._answer, args=arguments, daemon=True).start()
 
     def _answer(self, number: int, method: str, params: dict[str, Any]) -> None:
         module, _, function = method.partition(":")
@@ -165,21 +157,21 @@ class Agent:
             result = call(state_directory(os.environ, params.pop("state", None)), **params)
             if isinstance(result, Generator):
                 with contextlib.closing(result) as events:
-                    result = yield_all(events, lambda event: self._event(number, event))
+                    result = yield_all(events, lambda event: self._send_event(number, event))
             self._send({"id": number, "result": result})
-        except Exception as error:  # noqa: BLE001 - one request's trouble ends no other, and is told to its asker
+        except Exception as error:  # noqa: BLE001 - a failed request must not end others; its sender gets the error
             self._send({"id": number, "error": error_fields(error)})
         finally:
             self._credits.pop(number, None)
 
-    def _event(self, number: int, event: Any) -> None:
-        """Send an event, or bytes of a file, once what was sent before has been taken."""
+    def _send_event(self, number: int, event: Any) -> None:
+        """Send an event, or bytes of a file, once the receiver has taken earlier ones."""
         if isinstance(event, bytes):
             line = encode({"id": number, "body": len(event)}) + event
         else:
             line = encode({"id": number, "event": event})
-        with self._credited:
-            self._credited.wait_for(lambda: self._credits[number] > 0 or self._ended.is_set())
+        with self._credit_changed:
+            self._credit_changed.wait_for(lambda: self._credits[number] > 0 or self._ended.is_set())
             if self._ended.is_set():
                 raise RemoteError("the connection has gone")
             self._credits[number] -= len(line)
@@ -189,12 +181,12 @@ class Agent:
         self._write(encode(message))
 
     def _write(self, line: bytes) -> None:
-        with self._writing, contextlib.suppress(OSError, ValueError):
-            self._out.write(line)
-            self._out.flush()
+        with self._write_lock, contextlib.suppress(OSError, ValueError):
+            self._output.write(line)
+            self._output.flush()
 
-    def _listen(self) -> None:
+    def _watch_silence(self) -> None:
         while not self._ended.wait(BEAT):
-            if time.monotonic() - self._heard > SILENCE:
-                # The reader waits in read(2): closing its descriptor there would not wake it.
+            if time.monotonic() - self._last_received > SILENCE:
+                # The main thread waits in read(2); closing its descriptor would not wake it.
                 os._exit(1)

@@ -1,12 +1,13 @@
-"""What a command needs of this machine's files, on the far side: matrix, recipes, runner files; once, by content.
+"""Sends the files of this machine that a command needs (matrix, recipes, runner files) to the far side, once.
 
-They go as one tar whose name is its hash. There it is unpacked into a directory of that name, whole or not at all; a
-bundle that is there already is not sent again.
+They are sent as one tar whose name is its hash. It is unpacked into a directory of that name, whole or not at all; a
+bundle that the far side already has is not sent again.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import io
@@ -39,50 +40,51 @@ class Bundle:
     content: bytes
 
 
-def pack(places: Mapping[str, Path | bytes]) -> Bundle:
-    """The files of ``places``, a name in the bundle → a file or directory here, or what a file of it holds. Raises
+def pack(sources: Mapping[str, Path | bytes]) -> Bundle:
+    """A bundle of ``sources``: name in the bundle → a file or directory here, or the content of a file. Raises
     ConfigError, OSError."""
-    packed = io.BytesIO()
+    buffer = io.BytesIO()
     size = count = 0
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        for name, place in sorted(places.items()):
-            for path, inner in [(None, "")] if isinstance(place, bytes) else _files(place):
-                member = tarfile.TarInfo(f"{name}/{inner}" if inner else name)
-                content = place if isinstance(place, bytes) else (path or place).read_bytes()
-                runs = path is not None and os.access(path, os.X_OK)
-                member.size, member.mode = len(content), 0o700 if runs else 0o600
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for target, source in sorted(sources.items()):
+            for name, mode, content in [("", 0o600, source)] if isinstance(source, bytes) else _read_files(source):
+                member = tarfile.TarInfo(f"{target}/{name}" if name else target)
+                member.size, member.mode = len(content), mode
                 size, count = size + len(content), count + 1
                 if size > MOST or count > MOST_FILES:
                     message = f"more than {MOST >> 20} MiB or {MOST_FILES} files would be sent to the login node"
-                    raise ConfigError(message, where=name, hint="name a smaller directory")
+                    raise ConfigError(message, where=target, hint="name a smaller directory")
                 tar.addfile(member, io.BytesIO(content))
-    content = gzip.compress(packed.getvalue(), 6, mtime=0)
+    content = gzip.compress(buffer.getvalue(), 6, mtime=0)
     return Bundle(hashlib.sha256(content).hexdigest(), content)
 
 
-def _files(place: Path) -> Iterator[tuple[Path, str]]:
-    """The regular files of a directory with their paths in it, links followed to files alone; or the file itself."""
-    if place.is_file():
-        yield place, ""
-    for directory, below, names in os.walk(place):
+def _read_files(source: Path) -> Iterator[tuple[str, int, bytes]]:
+    """Relative path, mode and content of the files of a directory, or of the file itself (with the path "").
+
+    Links to files are followed, links to directories are not.
+    """
+    paths = [source] if source.is_file() else []
+    for directory, below, names in os.walk(source):
         below[:] = sorted(name for name in below if name not in _LEFT_OUT)
-        for path in (Path(directory, name) for name in sorted(names)):
-            if path.is_file():
-                yield path, path.relative_to(place).as_posix()
+        paths += [Path(directory, name) for name in sorted(names)]
+    for path in filter(Path.is_file, paths):
+        name = "" if path == source else path.relative_to(source).as_posix()
+        yield name, 0o700 if os.access(path, os.X_OK) else 0o600, path.read_bytes()
 
 
 def send_bundle(session: Session, bundle: Bundle) -> str:
-    """Have the bundle there; the path of its directory. Raises RemoteError."""
-    place = session.request("put", str, digest=bundle.digest)
-    for at in range(0, len(bundle.content), PART) if not place else ():
-        data = base64.b64encode(bundle.content[at : at + PART]).decode()
-        last = at + PART >= len(bundle.content)
-        place = session.request("put", str, digest=bundle.digest, offset=at, data=data, last=last)
-    return place
+    """Send a bundle unless the far side has it; returns the path of its directory there. Raises RemoteError."""
+    path = session.request("put", str, digest=bundle.digest)
+    for offset in range(0, len(bundle.content), PART) if not path else ():
+        data = base64.b64encode(bundle.content[offset : offset + PART]).decode()
+        last = offset + PART >= len(bundle.content)
+        path = session.request("put", str, digest=bundle.digest, offset=offset, data=data, last=last)
+    return path
 
 
 def unpack_bundle(directory: Path, bundle: Bundle) -> Path:
-    """The bundle below ``directory``, unpacked there unless it was; its own directory."""
+    """Unpack a bundle below ``directory`` unless it is there; returns its own directory."""
     final = directory / bundle.digest
     if not final.is_dir():
         make_private(directory)
@@ -94,39 +96,38 @@ def unpack_bundle(directory: Path, bundle: Bundle) -> Path:
 
 
 def receive_part(state: Path, digest: str, offset: int = 0, data: str = "", last: bool = False) -> str:
-    """The far side of `send_bundle`, a part or the question: the path of the bundle once it is whole, else "". Raises
-    RemoteError."""
+    """The far side of `send_bundle`: store a part, or without data only look whether the bundle is there.
+
+    Returns the path of the bundle once it is whole, else "". Raises RemoteError.
+    """
     directory = state / "bundles"
     if not _DIGEST.fullmatch(digest):
         raise RemoteError("a bundle's name is its SHA-256")
     final = directory / digest
-    if final.is_dir() or not data:
-        if not final.is_dir():
-            return ""
+    if final.is_dir():
         os.utime(final)  # it is used again: `tidying` counts from here
         return str(final)
+    if not data:
+        return ""
     make_private(directory)
     part = directory / f".{digest}.{os.getpid()}"
     if offset > MOST or (offset and (not part.exists() or part.stat().st_size != offset)):
         raise RemoteError("the parts of a bundle came out of order")
-    kept = False
-    try:
+    with contextlib.ExitStack() as clean_up:
+        clean_up.callback(part.unlink, missing_ok=True)
         with part.open("ab" if offset else "wb") as file:
             file.write(base64.b64decode(data))
         if not last:
-            kept = True
+            clean_up.pop_all()  # keep the part
             return ""
         content = part.read_bytes()
-        if hashlib.sha256(content).hexdigest() != digest:
-            raise RemoteError("the bundle arrived changed", hint="try again")
-        return str(unpack_bundle(directory, Bundle(digest, content)))
-    finally:
-        if not kept:
-            part.unlink(missing_ok=True)
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise RemoteError("the bundle arrived changed", hint="try again")
+    return str(unpack_bundle(directory, Bundle(digest, content)))
 
 
 def _unpack(content: bytes, directory: Path) -> None:
-    """Write a bundle's files. Raises RemoteError for whatever is no plain file below the directory."""
+    """Write a bundle's files. Raises RemoteError for a member that is no plain file below the directory."""
     with tarfile.open(fileobj=io.BytesIO(gzip.decompress(content))) as tar:
         for member in tar:
             path = path_below(directory, member.name)
@@ -138,7 +139,7 @@ def _unpack(content: bytes, directory: Path) -> None:
 
 
 def path_below(directory: Path, name: object) -> Path:
-    """A path below a directory, by a name that another side gives. Raises RemoteError where it would lead elsewhere."""
+    """The path of an untrusted name below a directory. Raises RemoteError when it would lead out of the directory."""
     path = PurePosixPath(str(name))
     plain = str(name) == path.as_posix() and str(name).isprintable() and len(str(name)) < 1000
     if path.is_absolute() or not path.parts or ".." in path.parts or not plain:

@@ -1,7 +1,7 @@
-"""Where a login node is, and how it is reached: what `ssh` itself would do for that name.
+"""The hosts on the way to a login node, with users and keys, as `ssh` itself would choose them for that name.
 
-`ssh -G` tells it, so that ``Include``, ``Match``, tokens and canonical names mean here what they mean there. Without
-OpenSSH on this machine paramiko's reader of ``ssh_config`` is asked; it knows no ``Include``: such a file is refused.
+`ssh -G` prints them, so that ``Include``, ``Match``, tokens and canonical names have ssh's own meaning. Without OpenSSH
+on this machine paramiko reads ``ssh_config``; it does not know ``Include``, so a file that uses it is refused.
 """
 
 from __future__ import annotations
@@ -16,39 +16,35 @@ from launcher.core.errors import ConfigError
 from launcher.core.process import NOT_FOUND, CommandRunner
 from launcher.remote.known_hosts import DEFAULT_PORT
 
-_ASKING = 20.0
+_SSH_SECONDS = 20.0
 _MOST_JUMPS = 5
 _HOST = re.compile(r"(?:(?P<user>[^@\s]+)@)?(?P<host>\[[0-9A-Fa-f:.%]+\]|[^\s@:-][^\s@:]*)(?::(?P<port>\d{1,5}))?")
 
 
 @dataclass(frozen=True)
 class Hop:
-    """One host on the way. ``files`` are private keys in the order in which they are tried; ``known`` are files of
-    known hosts, the user's own first; ``called`` is how those files call the host (``HostKeyAlias``)."""
+    """One host on the way. ``files`` are private keys in the order in which they are tried; ``known_hosts_files`` has
+    the user's own first; ``known_as`` is the host's name in those files (``HostKeyAlias``)."""
 
     host: str
     port: int
     user: str
     files: tuple[Path, ...]
     only_files: bool
-    known: tuple[Path, ...]
-    called: str
+    known_hosts_files: tuple[Path, ...]
+    known_as: str
     agent: bool = True
-    """Whether the agent of SSH_AUTH_SOCK is asked."""
+    """Whether keys of the agent at SSH_AUTH_SOCK are tried."""
 
 
 @dataclass(frozen=True)
 class Destination:
-    """The hops to a login node, itself last. ``name`` is what the user calls it."""
+    """The hops to a login node, the node itself last. ``name`` is the user's name for it."""
 
     name: str
     hops: tuple[Hop, ...]
     ssh: tuple[str, ...] = ("ssh",)
-    """How OpenSSH is called where it is the opener, without the host."""
-
-    @property
-    def login(self) -> Hop:
-        return self.hops[-1]
+    """The ssh command, without the host, where OpenSSH makes the connection."""
 
 
 def resolve(name: str, *, ssh: Sequence[str], run: CommandRunner, home: Path) -> Destination:
@@ -64,7 +60,7 @@ def resolve(name: str, *, ssh: Sequence[str], run: CommandRunner, home: Path) ->
 def _add(
     name: str, hops: list[Hop], ssh: tuple[str, ...], run: CommandRunner, home: Path, jumped: tuple[str, ...] = ()
 ) -> None:
-    """Add the hops to ``name``: those that it jumps over first. ``jumped`` are the hosts that want to jump over it."""
+    """Add the hops to ``name``, its jump hosts first. ``jumped`` are the hosts that use it as a jump host."""
     if name in jumped or len(jumped) + len(hops) > _MOST_JUMPS:
         raise ConfigError(f"it jumps over itself, or over more than {_MOST_JUMPS} hosts", where=(*jumped, name)[0])
     settings = _settings(name, ssh, run, home)
@@ -82,48 +78,50 @@ def _add(
     host, agent = last("hostname", name), last("identityagent", "SSH_AUTH_SOCK")
     if agent not in ("SSH_AUTH_SOCK", "none"):
         raise ConfigError("an IdentityAgent of its own is not asked by paramiko", where=name, hint="--ssh ssh")
+    port = last("port", str(DEFAULT_PORT))
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(f"{port!r} is no port", where=name)
     hops.append(
         Hop(
             host=host.strip("[]"),
-            port=_port(last("port", str(DEFAULT_PORT)), name),
+            port=int(port),
             user=last("user") or getpass.getuser(),
             files=tuple(_path(word, home) for word in settings.get("identityfile", []) if word != "none"),
             only_files=last("identitiesonly") == "yes",
-            known=tuple(
+            known_hosts_files=tuple(
                 _path(word, home)
                 for key in ("userknownhostsfile", "globalknownhostsfile")
                 for word in last(key).split()
                 if word not in ("none", "/dev/null")
             ),
-            called=last("hostkeyalias") or host.strip("[]"),
+            known_as=last("hostkeyalias") or host.strip("[]"),
             agent=agent != "none",
         )
     )
 
 
 def _settings(name: str, ssh: tuple[str, ...], run: CommandRunner, home: Path) -> Mapping[str, list[str]]:
-    """The options that hold for a host: in small letters, with the values in their order."""
+    """The options of a host: names in lower case, values in their order."""
     match = _HOST.fullmatch(name)
     if not match or name.startswith("-"):
-        raise ConfigError(
-            f"{name!r} is no host", where="--on", hint="NAME of a runner file or ssh_config, or user@host"
-        )
+        hint = "NAME of a runner file or ssh_config, or user@host"
+        raise ConfigError(f"{name!r} is no host", where="--on", hint=hint)
     words = [f"-l{match['user']}"] if match["user"] else []
     words += [f"-p{match['port']}"] if match["port"] else []
     host = match["host"].strip("[]")
-    answer = run([*ssh, "-G", *words, "--", host], timeout=_ASKING)
+    answer = run([*ssh, "-G", *words, "--", host], timeout=_SSH_SECONDS)
     if answer.returncode == NOT_FOUND:
-        return _without_openssh(host, match["user"], match["port"], home)
+        return _settings_by_paramiko(host, match["user"], match["port"], home)
     if not answer.ok:
         raise ConfigError(f"ssh does not accept its configuration: {answer.tail()}", where=name)
-    found: dict[str, list[str]] = {}
+    settings: dict[str, list[str]] = {}
     for line in answer.stdout.splitlines():
         key, _, value = line.partition(" ")
-        found.setdefault(key.lower(), []).append(value)
-    return found
+        settings.setdefault(key.lower(), []).append(value)
+    return settings
 
 
-def _without_openssh(host: str, user: str | None, port: str | None, home: Path) -> Mapping[str, list[str]]:
+def _settings_by_paramiko(host: str, user: str | None, port: str | None, home: Path) -> Mapping[str, list[str]]:
     from paramiko import SSHConfig
 
     file = home / ".ssh/config"
@@ -141,15 +139,9 @@ def _without_openssh(host: str, user: str | None, port: str | None, home: Path) 
         "userknownhostsfile": ["~/.ssh/known_hosts"],
         "globalknownhostsfile": ["/etc/ssh/ssh_known_hosts"],
     }
-    given = {"user": [user] if user else [], "port": [port] if port else []}
-    return {**usual, **looked_up, **{key: value for key, value in given.items() if value}}
+    from_name = {key: [value] for key, value in {"user": user, "port": port}.items() if value}
+    return {**usual, **looked_up, **from_name}
 
 
 def _path(word: str, home: Path) -> Path:
     return home / word[2:] if word.startswith("~/") else Path(word)
-
-
-def _port(text: str, where: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) < 65536:
-        raise ConfigError(f"{text!r} is no port", where=where)
-    return int(text)

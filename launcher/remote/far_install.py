@@ -38,8 +38,8 @@ def main() -> None:
         except Refused as error:
             answer = {"error": error.args[0], "hint": error.args[1]}
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            answer = {"error": f"{where}{error.strerror or error}", "hint": ""}
+            file = f"{error.filename}: " if error.filename else ""
+            answer = {"error": f"{file}{error.strerror or error}", "hint": ""}
         sys.stdout.write(f"\n{MARKER} {request['token']} {json.dumps(answer)}\n")
         sys.stdout.flush()
         if "argv" in answer:
@@ -63,8 +63,8 @@ def directory_of(request: Request) -> Path:
 
 def versions(path: Path) -> List[str]:
     """Names of whole versions, the newest last. Whatever begins with a dot is being made, or was left."""
-    found = [place for place in path.iterdir() if not place.name.startswith(".")]
-    return [place.name for place in sorted(found, key=lambda place: place.stat().st_mtime)]
+    places = [place for place in path.iterdir() if not place.name.startswith(".")]
+    return [place.name for place in sorted(places, key=lambda place: place.stat().st_mtime)]
 
 
 def look(request: Request) -> Dict[str, Any]:
@@ -148,27 +148,27 @@ def build(request: Request, made: Path) -> None:
     subprocess.run(argv, timeout=CHECKING, stdin=subprocess.DEVNULL, stdout=sys.stderr)
     argv = [python, "-I", "-m", "launcher", "--version"]
     pipe = subprocess.PIPE
-    tried = subprocess.run(argv, timeout=CHECKING, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
-    said = tried.stdout.decode("utf-8", "replace").split()
-    if tried.returncode != 0 or said[-1:] != [request["version"]]:
-        lines = tried.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise Refused(f"what was installed does not start: {' '.join(lines[-1:] or said)[:500]}", "")
+    result = subprocess.run(argv, timeout=CHECKING, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+    words = result.stdout.decode("utf-8", "replace").split()
+    if result.returncode != 0 or words[-1:] != [request["version"]]:
+        lines = result.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise Refused(f"what was installed does not start: {' '.join(lines[-1:] or words)[:500]}", "")
 
 
 def receive(file: Path, size: int, digest: str) -> None:
     """Write what standard input has next to a file. Raises Refused when it is not what was announced."""
     import hashlib
 
-    hashed, left = hashlib.sha256(), size
+    digest_, remaining = hashlib.sha256(), size
     with file.open("wb") as out:
-        while left:
-            part = sys.stdin.buffer.read(min(left, 1 << 20))
+        while remaining:
+            part = sys.stdin.buffer.read(min(remaining, 1 << 20))
             if not part:
-                raise Refused(f"the wheels ended {left} bytes too early", "try again")
-            hashed.update(part)
+                raise Refused(f"the wheels ended {remaining} bytes too early", "try again")
+            digest_.update(part)
             out.write(part)
-            left -= len(part)
-    if hashed.hexdigest() != digest:
+            remaining -= len(part)
+    if digest_.hexdigest() != digest:
         raise Refused("the wheels arrived changed", "try again")
 
 

@@ -25,7 +25,7 @@ from launcher.remote.session import Session
 
 PART = 256 << 10
 """Bytes of a file in one message."""
-_IN_A_MESSAGE = 200
+_ENTRIES_PER_MESSAGE = 200
 _LEFT_OUT = (".lock", ".flock")
 
 
@@ -42,14 +42,14 @@ def list_files(state: Path, name: str) -> Generator[Any, None, Any]:
     place = next((f"{kind}/{name}" for kind in ("runs", "sweeps") if (state / kind / name).is_dir()), None)
     if place is None or "/" in name or name.startswith("."):
         raise ConfigError(f"there is no run or sweep {name}", where=str(state), hint="launcher status")
-    found: list[list[Any]] = []
+    entries: list[list[Any]] = []
     for path in _files(state / place):
         with contextlib.suppress(OSError):
-            found.append([path.relative_to(state / place).as_posix(), path.stat().st_size])
-        if len(found) == _IN_A_MESSAGE:
-            yield found
-            found = []
-    yield found
+            entries.append([path.relative_to(state / place).as_posix(), path.stat().st_size])
+        if len(entries) == _ENTRIES_PER_MESSAGE:
+            yield entries
+            entries = []
+    yield entries
     return place
 
 
@@ -67,21 +67,21 @@ def send_files(state: Path, place: str, wanted: list[Any]) -> Generator[Any, Non
     ``size`` bytes. Raises RemoteError, OSError."""
     root = path_below(state, place)
     for name, offset, size in wanted:
-        at, digest = 0, hashlib.sha256()
+        position, digest = 0, hashlib.sha256()
         with open_regular(path_below(root, name), follow=False) as file:
-            while at < int(size):
-                part = file.read(min(PART, (int(size) if at >= int(offset) else int(offset)) - at))
+            while position < int(size):
+                part = file.read(min(PART, (int(size) if position >= int(offset) else int(offset)) - position))
                 if not part:
                     raise RemoteError("it became shorter while it was read", where=str(name), hint="try again")
                 digest.update(part)
-                if at >= int(offset):
+                if position >= int(offset):
                     yield part
-                at += len(part)
+                position += len(part)
         yield digest.hexdigest()
 
 
 def fetch(
-    session: Session, name: str, directory: Path, tell: Callable[[int, int], None] = lambda done, all: None
+    session: Session, name: str, directory: Path, progress: Callable[[int, int], None] = lambda done, all: None
 ) -> Path:
     """Bring a run or sweep to ``directory``; where it is then. What is here already is not fetched again.
 
@@ -100,30 +100,30 @@ def fetch(
         if len(entries) > MOST_FILES:
             raise RemoteError(f"it has more than {MOST_FILES} files", where=name)
     make_private(place)
-    here = {entry: _here(path_below(place, entry.path), entry.size) for entry in entries}
+    local = {entry: _local_bytes(path_below(place, entry.path), entry.size) for entry in entries}
     size = sum(entry.size for entry in entries)
-    lacking, free = size - sum(count for _, count in here.values()), shutil.disk_usage(place).free
-    if lacking > free:
-        raise ConfigError(f"{lacking >> 20} MiB do not fit into the {free >> 20} MiB that are free", where=str(place))
-    while here:
-        wanted = [[entry.path, count, entry.size] for entry, (_, count) in here.items()]
+    missing, free = size - sum(count for _, count in local.values()), shutil.disk_usage(place).free
+    if missing > free:
+        raise ConfigError(f"{missing >> 20} MiB do not fit into the {free >> 20} MiB that are free", where=str(place))
+    while local:
+        wanted = [[entry.path, count, entry.size] for entry, (_, count) in local.items()]
         source = session.stream("send", place=place.relative_to(directory).as_posix(), wanted=wanted)
-        again = dict[Entry, tuple[Path, int]]()
-        for entry, (file, count) in here.items():
+        retry = dict[Entry, tuple[Path, int]]()
+        for entry, (file, count) in local.items():
             final, digest = path_below(place, entry.path), hashlib.sha256()
-            for more in _receive(source, file, count, entry, digest):
-                lacking -= more
-                tell(size - lacking, size)
+            for count_received in _receive(source, file, count, entry, digest):
+                missing -= count_received
+                progress(size - missing, size)
             if next(source, None) == digest.hexdigest():
                 file.replace(final)
                 continue
             file.unlink()
             if not count:
                 raise RemoteError("it arrived changed", where=entry.path, hint="try again")
-            again[entry] = (_part(final), 0)
+            retry[entry] = (_part(final), 0)
         if next(source, None) is not None:
             raise RemoteError("it sends more than it announced", where=name)
-        here = again
+        local = retry
     fsync(place)
     return place
 
@@ -133,7 +133,7 @@ def _part(final: Path) -> Path:
     return final.with_name(f".{hashlib.sha256(final.name.encode()).hexdigest()[:32]}.fetched")
 
 
-def _here(final: Path, size: int) -> tuple[Path, int]:
+def _local_bytes(final: Path, size: int) -> tuple[Path, int]:
     """Where the bytes of a file are that are here already, and how many: all of it, a part of it, or none."""
     if final.is_file() and not final.is_symlink() and final.stat().st_size == size:
         return final, size

@@ -21,11 +21,11 @@ from launcher.core.reading import open_regular
 from launcher.result.summary_file import read_document
 from launcher.run.record import RunRecord
 
-EACH = 0.5
+POLL_SECONDS = 0.5
 """Seconds between two looks."""
 PART = 128 << 10
 """Bytes that are read at once."""
-ALONE = 20.0
+DRIVERLESS_SECONDS = 20.0
 """Seconds that a run may have no driver: one that is just being started, or taken over."""
 
 
@@ -50,12 +50,12 @@ class RunEnd(msgspec.Struct, frozen=True):
 
 
 def follow(
-    state: Path, run: str, at: Sequence[int] = (0, 0), *, sleep: Callable[[float], None] = time.sleep
+    state: Path, run: str, offsets_: Sequence[int] = (0, 0), *, sleep: Callable[[float], None] = time.sleep
 ) -> Generator[RunUpdate, None, RunEnd]:
     """Yields a `RunUpdate` whenever a run's files have grown; returns its `RunEnd`, also when nobody drives the run any
     more. Raises ConfigError when there is no such run."""
-    record, (events, log) = RunRecord.load(state / "runs", run), at
-    alone = 0.0
+    record, (events, log) = RunRecord.load(state / "runs", run), offsets_
+    driverless = 0.0
     while True:
         record.reload()
         # What was written before the end is read after the end was seen.
@@ -63,19 +63,19 @@ def follow(
             record.fields.has_ended,
             record.fields.owner is not None and record.fields.owner.alive() is not False,
         )
-        alone = 0.0 if driven else alone + EACH
-        over = ended or alone > ALONE
+        driverless = 0.0 if driven else driverless + POLL_SECONDS
+        is_over = ended or driverless > DRIVERLESS_SECONDS
         while True:
-            new, told = _lines(record.directory / "events.jsonl", events, over)
+            event_lines, events_end = _lines(record.directory / "events.jsonl", events, is_over)
             path = record.log_path
-            shown, logged = _lines(path, log, over) if path is not None else ([], log)
-            if (events, log) == (told, logged):
+            log_lines, log_end = _lines(path, log, is_over) if path is not None else ([], log)
+            if (events, log) == (events_end, log_end):
                 break
-            events, log = told, logged
-            yield RunUpdate(list(_events(new)), shown, (events, log))
-        if over:
+            events, log = events_end, log_end
+            yield RunUpdate(list(_events(event_lines)), log_lines, (events, log))
+        if is_over:
             return _run_end(record)
-        sleep(EACH)
+        sleep(POLL_SECONDS)
 
 
 def _lines(path: Path, offset: int, all_of_it: bool) -> tuple[list[str], int]:
@@ -106,13 +106,19 @@ def _events(lines: list[str]) -> Iterator[dict[str, Any]]:
 def _run_end(record: RunRecord) -> RunEnd:
     fields, error = record.fields, record.fields.error
     code = fields.exit_code if fields.exit_code is not None else 1  # none: its driver was killed at the last moment
-    told = None
+    error_fields = None
     if error is not None:
-        told = {"layer": error.layer, "message": error.message, "where": error.where, "hint": error.hint, "exit": code}
+        error_fields = {
+            "layer": error.layer,
+            "message": error.message,
+            "where": error.where,
+            "hint": error.hint,
+            "exit": code,
+        }
     summary = None
     with contextlib.suppress(ResultError):
         summary = read_document(record.directory)
     verdict = str(fields.verdict) if fields.verdict is not None else ""
     return RunEnd(
-        fields.state if record.fields.has_ended else "left", code, told, verdict, summary, str(record.directory)
+        fields.state if record.fields.has_ended else "left", code, error_fields, verdict, summary, str(record.directory)
     )

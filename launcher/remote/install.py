@@ -32,16 +32,16 @@ from launcher.remote.bundle import Bundle, pack
 from launcher.remote.messages import LONGEST, Lines, decode
 from launcher.remote.opener import Opener, Pipe
 
-_NEEDED = ("cloudpickle", "msgspec", "PyYAML", "rich", "submitit", "tenacity", "typing_extensions", "xxhash",
+_PACKAGES = ("cloudpickle", "msgspec", "PyYAML", "rich", "submitit", "tenacity", "typing_extensions", "xxhash",
            "markdown-it-py", "mdurl", "pygments")  # fmt: skip
 """What the launcher imports on a login node: its dependencies but paramiko, and theirs."""
 
 _OLDEST_GLIBC = 17
-_DOWNLOADING = 600.0
-_ANSWERING, _INSTALLING = 120.0, 1000.0
+_DOWNLOAD_SECONDS = 600.0
+_ANSWER_SECONDS, _INSTALL_SECONDS = 120.0, 1000.0
 """Seconds for an answer: a lock, a slow disk and what is tried out (`far_install`) may take long."""
 _MARKER = "launcher-install"
-_WORD = re.compile(r"[A-Za-z0-9._/~-]+")
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9._/~-]+")
 _WHOLE_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
 
@@ -62,7 +62,7 @@ class Installer:
     def __init__(self, opener: Opener, host: str, *, directory: str = ".launcher", python: str = "python3") -> None:
         for word in (directory, python):
             # The login shell there reads the command: nothing that it would take for more than a word.
-            if not _WORD.fullmatch(word) or word.startswith("-"):
+            if not _PLAIN_PATH.fullmatch(word) or word.startswith("-"):
                 raise ConfigError(f"{word!r} is no plain path", where="login", hint="letters, digits and ./-_")
         self._opener = opener
         self._host = host
@@ -78,16 +78,16 @@ class Installer:
 
     def describe_node(self) -> Node:
         """Raises RemoteError, also where there is no Python."""
-        said = self._ask({"what": "look"})
+        answer = self._request({"what": "look"})
         try:
-            major, minor, patch = said["python"]
-            libc, version = said["libc"]
+            major, minor, patch = answer["python"]
+            libc, version = answer["libc"]
             return Node(
                 (int(major), int(minor), int(patch)),
-                str(said["machine"]),
+                str(answer["machine"]),
                 (str(libc), str(version)),
-                int(said["free"]),
-                tuple(name for name in map(str, said["versions"]) if _WORD.fullmatch(name)),
+                int(answer["free"]),
+                tuple(name for name in map(str, answer["versions"]) if _PLAIN_PATH.fullmatch(name)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RemoteError("it describes itself in another way than ours", where=self._host) from error
@@ -96,11 +96,11 @@ class Installer:
         """Have the version of this name there, whole; whether it had to be installed. Raises RemoteError."""
         request = {"what": "install", "name": name, "version": __version__}
         body = {"size": len(wheels.content), "sha256": wheels.digest}
-        return bool(self._ask({**request, **body}, wheels.content).get("new"))
+        return bool(self._request({**request, **body}, wheels.content).get("new"))
 
     def start_agent(self, version: str) -> Pipe:
         """Have the agent of a version go on where what was asked here ends: nobody is let in a second time."""
-        self._ask({"what": "begin", "name": version})
+        self._request({"what": "begin", "name": version})
         assert self._pipe is not None
         pipe, self._pipe = self._pipe, None
         return pipe
@@ -115,7 +115,7 @@ class Installer:
             self._pipe.close()
             self._pipe = None
 
-    def _ask(self, request: dict[str, Any], body: bytes = b"") -> dict[str, Any]:
+    def _request(self, request: dict[str, Any], body: bytes = b"") -> dict[str, Any]:
         """The answer to a request; all of one installer go to one program there. Raises RemoteError."""
         token = secrets.token_hex(16)
         line = json.dumps({**request, "directory": self.directory, "token": token}).encode() + b"\n"
@@ -123,11 +123,11 @@ class Installer:
             if self._pipe is None:
                 program = Path(__file__).with_name("far_install.py").read_bytes()
                 # Nothing from outside is in this command: the program and the request come by standard input.
-                started = f"{self._python} -ISc 'import sys;exec(sys.stdin.buffer.read({len(program)}))'"
-                self._pipe, self._lines, line = self._opener.open(started), Lines(self._host), program + line
+                command = f"{self._python} -ISc 'import sys;exec(sys.stdin.buffer.read({len(program)}))'"
+                self._pipe, self._lines, line = self._opener.open(command), Lines(self._host), program + line
             with contextlib.suppress(RemoteError) if body else contextlib.nullcontext():
                 self._pipe.send(line + body)  # who refuses wheels answers, and does not read them
-            answer = self._answer(self._pipe, token, _INSTALLING if body else _ANSWERING)
+            answer = self._receive_answer(self._pipe, token, _INSTALL_SECONDS if body else _ANSWER_SECONDS)
             if "error" in answer:
                 hint = one_line(answer.get("hint", ""))
                 raise RemoteError(one_line(answer["error"])[:2000], where=self._host, hint=hint)
@@ -136,22 +136,22 @@ class Installer:
             raise
         return answer
 
-    def _answer(self, pipe: Pipe, token: str, seconds: float) -> dict[str, Any]:
-        late = threading.Timer(seconds, pipe.close)
-        late.daemon = True
-        late.start()
-        came = 0
+    def _receive_answer(self, pipe: Pipe, token: str, seconds: float) -> dict[str, Any]:
+        timer = threading.Timer(seconds, pipe.close)
+        timer.daemon = True
+        timer.start()
+        received = 0
         try:
-            while (part := pipe.receive()) and (came := came + len(part)) < LONGEST:
+            while (part := pipe.receive()) and (received := received + len(part)) < LONGEST:
                 for answer in self._lines.add(part):
                     words = answer.split(b" ", 2)
                     if words[:2] == [_MARKER.encode(), token.encode()]:
                         return decode(words[2], self._host)
-            if not late.is_alive():
+            if not timer.is_alive():
                 raise RemoteError(f"nothing was answered within {seconds:.0f} s", where=self._host)
         finally:
-            late.cancel()
-        if came >= LONGEST:
+            timer.cancel()
+        if received >= LONGEST:
             raise RemoteError("it says much, and does not answer", where=self._host)
         complaint = one_line(pipe.stderr_tail()[-500:])
         if pipe.status() in (126, 127):
@@ -166,18 +166,18 @@ def wheels_for(node: Node, *, cache: Path, run: CommandRunner, wheels: Path | No
     A wheel that is there for another Python, architecture or C library is never taken (PEP 425, PEP 600). Raises
     RemoteError.
     """
-    pins = {name: importlib.metadata.version(name) for name in _NEEDED}
-    directory = wheels or cache / _kind(node)
+    pins = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    directory = wheels or cache / _platform_name(node)
     missing = {name: pin for name, pin in pins.items() if _wheel(directory, name, pin, node) is None}
     if missing and wheels is None:
         _download(missing, directory, node, run)
         missing = {name: pin for name, pin in missing.items() if _wheel(directory, name, pin, node) is None}
     if missing:
         names = ", ".join(f"{name}=={pin}" for name, pin in missing.items())
-        hint = f"wheels for {_kind(node)}; pip download --only-binary=:all:"
+        hint = f"wheels for {_platform_name(node)}; pip download --only-binary=:all:"
         raise RemoteError(f"no wheels of {names}", where=str(directory), hint=hint)
-    found = [_wheel(directory, name, pin, node) for name, pin in pins.items()]
-    files = [file for file in found if file is not None]
+    wheel_files = [_wheel(directory, name, pin, node) for name, pin in pins.items()]
+    files = [file for file in wheel_files if file is not None]
     for other in set(directory.glob("*.whl")).difference(files) if wheels is None else ():
         other.unlink(missing_ok=True)  # of an earlier launcher
     return files
@@ -230,7 +230,7 @@ def _below(directory: Path, name: str) -> Iterable[tuple[Path, str]]:
             yield path, f"{name}/{path.relative_to(directory).as_posix()}"
 
 
-def _kind(node: Node) -> str:
+def _platform_name(node: Node) -> str:
     return f"cp{node.python[0]}{node.python[1]}-{node.machine}-{node.libc[0] or 'libc'}{node.libc[1]}"
 
 
@@ -247,11 +247,11 @@ def _platforms(node: Node) -> list[str]:
 
 def _wheel(directory: Path, name: str, version: str, node: Node) -> Path | None:
     """The wheel of a distribution that this node can use, or None. NAME-VERSION[-BUILD]-PYTHON-ABI-PLATFORM.whl."""
-    own = f"cp{node.python[0]}{node.python[1]}"
-    plain = re.sub(r"[-_.]+", "_", name).lower()
+    python_tag = f"cp{node.python[0]}{node.python[1]}"
+    normalised = re.sub(r"[-_.]+", "_", name).lower()
     for file in sorted(directory.glob("*.whl")) if directory.is_dir() else ():
         words = file.name.removesuffix(".whl").split("-")
-        if len(words) < 5 or (re.sub(r"[-_.]+", "_", words[0]).lower(), words[1]) != (plain, version):
+        if len(words) < 5 or (re.sub(r"[-_.]+", "_", words[0]).lower(), words[1]) != (normalised, version):
             continue
         pythons, abis, platforms = (set(word.split(".")) for word in words[-3:])
         if not platforms & {"any", *_platforms(node)}:
@@ -259,22 +259,22 @@ def _wheel(directory: Path, name: str, version: str, node: Node) -> Path | None:
         stable = "abi3" in abis and any(
             re.fullmatch(r"cp3\d+", tag) and int(tag[3:]) <= node.python[1] for tag in pythons
         )
-        if "py3" in pythons or (own in pythons and abis & {own, "none"}) or stable:
+        if "py3" in pythons or (python_tag in pythons and abis & {python_tag, "none"}) or stable:
             return file
     return None
 
 
 def _download(pins: dict[str, str], directory: Path, node: Node, run: CommandRunner) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    kind = [f"--platform={tag}" for tag in _platforms(node)]
-    if not kind:
+    platforms = [f"--platform={tag}" for tag in _platforms(node)]
+    if not platforms:
         hint = "a directory with wheels for it: --wheels DIR"
-        raise RemoteError(f"no wheels are published for {_kind(node)}", hint=hint)
+        raise RemoteError(f"no wheels are published for {_platform_name(node)}", hint=hint)
     python = [f"--python-version={node.python[0]}.{node.python[1]}", "--implementation=cp"]
     names = [f"{name}=={version}" for name, version in sorted(pins.items())]
     argv = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--quiet", "--no-deps"]
-    argv += ["--only-binary=:all:", f"--dest={directory}", *python, *kind, *names]
-    answer = run(argv, timeout=_DOWNLOADING)
+    argv += ["--only-binary=:all:", f"--dest={directory}", *python, *platforms, *names]
+    answer = run(argv, timeout=_DOWNLOAD_SECONDS)
     if not answer.ok:
         hint = "a directory that has them: --wheels DIR"
-        raise RemoteError(f"wheels for {_kind(node)} cannot be downloaded: {answer.tail()}", hint=hint)
+        raise RemoteError(f"wheels for {_platform_name(node)} cannot be downloaded: {answer.tail()}", hint=hint)

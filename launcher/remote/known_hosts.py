@@ -1,8 +1,8 @@
-"""Which host keys are known, read as OpenSSH reads them (sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT").
+"""The known host keys, read as OpenSSH reads them (sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT").
 
 paramiko's own reader refuses a whole file for one line that it does not know (``@cert-authority``, ``@revoked``, two
-blanks), knows no wildcards, and looks at one key of a type for a host. So the files are read here: a line that cannot
-be read is skipped, and never makes another one count less or more.
+blanks), knows no wildcards, and keeps one key of a type for a host. So the files are read here: a line that cannot be
+parsed is skipped, and does not affect any other.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _MARKERS = ("@revoked", "@cert-authority")
 DEFAULT_PORT = 22
 
 
-class Known(Enum):
-    """What the files say of the key that a host shows."""
+class HostKeyStatus(Enum):
+    """The status of the key that a host presents, by the files of known hosts."""
 
     KNOWN = "known"
     UNKNOWN = "unknown"
@@ -36,7 +36,7 @@ class Known(Enum):
     """Lines are about this host, and none has this key."""
     REVOKED = "revoked"
     AUTHORITY = "authority"
-    """Only certificates of an authority are known for this host, which plain keys are not."""
+    """Only certificates of an authority are accepted for this host, and the key is a plain one."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +49,18 @@ class Line:
     marker: str
     where: str
 
-    def about(self, name: str) -> bool:
-        """Whether the line is about ``name``: a host, or ``[host]:port``, in small letters."""
+    def matches(self, name: str) -> bool:
+        """Whether the line is about ``name``: a host, or ``[host]:port``, in lower case."""
         if self.hosts.startswith("|1|"):
-            return _hashed(self.hosts, name)
-        patterns = self.hosts.lower().split(",")
-        if any(_matches(pattern[1:], name) for pattern in patterns if pattern.startswith("!")):
+            return _matches_hash(self.hosts, name)
+        # Only * and ? are wildcards; brackets are those of [host]:port.
+        patterns = re.sub(r"[][]", r"[\g<0>]", self.hosts.lower()).split(",")
+        if any(fnmatch.fnmatchcase(name, pattern[1:]) for pattern in patterns if pattern.startswith("!")):
             return False
-        return any(_matches(pattern, name) for pattern in patterns if not pattern.startswith("!"))
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns if not pattern.startswith("!"))
 
 
-def _matches(pattern: str, name: str) -> bool:
-    """``*`` and ``?`` alone are special, and brackets are those of ``[host]:port``."""
-    return fnmatch.fnmatchcase(name, re.sub(r"[][]", lambda found: f"[{found[0]}]", pattern))
-
-
-def _hashed(hosts: str, name: str) -> bool:
+def _matches_hash(hosts: str, name: str) -> bool:
     """``|1|salt|hash``: the name's HMAC-SHA1 under the salt."""
     try:
         salt, digest = (base64.b64decode(part, validate=True) for part in hosts[3:].split("|"))
@@ -74,9 +70,9 @@ def _hashed(hosts: str, name: str) -> bool:
 
 
 def read(files: Iterable[Path]) -> list[Line]:
-    """The lines of the files that are there, and that can be understood.
+    """The valid lines of the files that exist.
 
-    Raises RemoteError for a file that is there and cannot be read: what it forbids would not be known.
+    Raises RemoteError for a file that exists and cannot be read, because it might revoke a key.
     """
     lines = []
     for file in files:
@@ -90,12 +86,12 @@ def read(files: Iterable[Path]) -> list[Line]:
         if len(content) > _LONGEST_FILE:
             raise RemoteError(f"more than {_LONGEST_FILE >> 20} MiB of known hosts", where=str(file))
         for number, text in enumerate(content.decode(errors="replace").splitlines(), start=1):
-            if (line := _line(text, f"{file}:{number}")) is not None:
+            if (line := _parse_line(text, f"{file}:{number}")) is not None:
                 lines.append(line)
     return lines
 
 
-def _line(text: str, where: str) -> Line | None:
+def _parse_line(text: str, where: str) -> Line | None:
     words = text.split()
     marker = words.pop(0) if words and words[0].startswith("@") else ""
     if len(words) < 3 or words[0].startswith("#") or (marker and marker not in _MARKERS):
@@ -108,36 +104,36 @@ def _line(text: str, where: str) -> Line | None:
 
 
 def name_of(host: str, port: int) -> str:
-    """How files of known hosts call a host at a port."""
+    """The name of a host at a port in files of known hosts."""
     return host.lower() if port == DEFAULT_PORT else f"[{host.lower()}]:{port}"
 
 
-def judge(lines: Sequence[Line], host: str, port: int, key: bytes) -> tuple[Known, str]:
-    """What is known of the key that ``host`` shows, and the place that says so ("" where none does).
+def check_key(lines: Sequence[Line], host: str, port: int, key: bytes) -> tuple[HostKeyStatus, str]:
+    """The status of the key that ``host`` presents, and the ``file:line`` that decides it ("" for none).
 
-    For another port than 22 a line with the plain name counts when its key is this one, as for ssh (sshconnect.c,
-    "checking without port identifier"), and says nothing when it is another.
+    For a port other than 22 a line with the host name alone counts when its key is this one, as for ssh (sshconnect.c,
+    "checking without port identifier"), and is ignored when it has another key.
     """
-    named = [line for line in lines if line.about(name_of(host, port))]
-    plain = [line for line in lines if line.about(host.lower())] if port != DEFAULT_PORT else []
-    for line in (*named, *plain):
+    lines_of_name = [line for line in lines if line.matches(name_of(host, port))]
+    lines_of_host = [line for line in lines if line.matches(host.lower())] if port != DEFAULT_PORT else []
+    for line in (*lines_of_name, *lines_of_host):
         if line.marker == "@revoked" and line.key == key:
-            return Known.REVOKED, line.where
-    for line in (*named, *plain):
+            return HostKeyStatus.REVOKED, line.where
+    for line in (*lines_of_name, *lines_of_host):
         if not line.marker and line.key == key:
-            return Known.KNOWN, line.where
-    keys = [line for line in named if not line.marker]
+            return HostKeyStatus.KNOWN, line.where
+    keys = [line for line in lines_of_name if not line.marker]
     if keys:
-        return Known.OTHER, keys[0].where
-    authorities = [line for line in (*named, *plain) if line.marker == "@cert-authority"]
-    return (Known.AUTHORITY, authorities[0].where) if authorities else (Known.UNKNOWN, "")
+        return HostKeyStatus.OTHER, keys[0].where
+    authorities = [line for line in (*lines_of_name, *lines_of_host) if line.marker == "@cert-authority"]
+    return (HostKeyStatus.AUTHORITY, authorities[0].where) if authorities else (HostKeyStatus.UNKNOWN, "")
 
 
 def known_types(lines: Sequence[Line], host: str, port: int) -> list[str]:
-    """The types of the keys that are known of a host: it is asked for these first, so that it shows one of them."""
+    """The types of a host's known keys: these are requested first, so that the host presents one of them."""
     names = {name_of(host, port), host.lower()}
-    found = [line for line in lines if not line.marker and any(line.about(name) for name in names)]
-    return list(dict.fromkeys(line.key_type for line in found))
+    own_lines = [line for line in lines if not line.marker and any(line.matches(name) for name in names)]
+    return list(dict.fromkeys(line.key_type for line in own_lines))
 
 
 def fingerprint(key: bytes) -> str:
@@ -146,15 +142,12 @@ def fingerprint(key: bytes) -> str:
 
 
 def line_for(host: str, port: int, key_type: str, key: bytes) -> str:
-    """The line to add for a key."""
+    """The line of a file of known hosts for a key."""
     return f"{name_of(host, port)} {key_type} {base64.b64encode(key).decode()}"
 
 
 def add(file: Path, line: str) -> None:
-    """Add a line at the end of a file; a file that is made is for this user alone. Nothing that is there changes.
-
-    Raises RemoteError.
-    """
+    """Append a line to a file, which is created for this user alone if it does not exist. Raises RemoteError."""
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

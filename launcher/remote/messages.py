@@ -1,9 +1,10 @@
-"""Messages between two launchers: JSON, one in a line, bounded; the same on both sides.
+"""Messages between two launchers: lines of JSON of bounded length.
 
-From here: ``{"id", "method", "params"}``, ``{"credit", "id"}``. From there: ``{"id", "event"}`` any number of times, or
-``{"id", "body": N}`` and N bytes of a file, then ``{"id", "result"}`` or ``{"id", "error": {type, message, where, hint,
-exit}}``. Every `BEAT` seconds we say ``{"beat"}``, which is answered by another one. The far side's first line is
-`MARKER`, the token that it was asked with, and a greeting; whatever a login shell prints before it is skipped.
+Requests: ``{"id", "method", "params"}`` and ``{"credit", "id"}``. Answers: any number of ``{"id", "event"}``, or
+``{"id", "body": N}`` followed by N bytes of a file, then ``{"id", "result"}`` or ``{"id", "error": {type, message,
+where, hint, exit}}``. Every `BEAT` seconds the near side sends ``{"beat"}``, which the far side answers with another.
+The far side's first line is `MARKER`, the token of the first request, and a greeting; whatever a login shell prints
+before it is skipped.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ MARKER = "launcher-agent"
 LONGEST = 1 << 20
 """Bytes of a line."""
 MOST_BEFORE = 64 << 10
-"""Bytes of what a login shell may print before the marker."""
+"""Bytes that a login shell may print before the marker."""
 BEAT = 10.0
 SILENCE = 30.0
-"""Seconds without a line after which a connection is given up."""
+"""Seconds without a line after which a connection counts as lost."""
 WINDOW = 4 << 20
-"""Bytes of one request's events that may be under way: a connection of 50 ms there and back then carries 80 MB/s."""
+"""Bytes of one request's events that may be sent unacknowledged: with a round trip of 50 ms that allows 80 MB/s."""
 
 
 def encode(message: dict[str, Any]) -> bytes:
-    """A message as its line. Raises RemoteError for one that is too long: files go in parts."""
+    """The line of a message. Raises RemoteError for one that is too long, as files are sent in parts."""
     line = json.dumps(message, ensure_ascii=True, separators=(",", ":"), default=_plain).encode() + b"\n"
     if len(line) > LONGEST:
         raise RemoteError(f"a message of {len(line)} bytes is longer than {LONGEST}")
@@ -46,34 +47,33 @@ def _plain(value: Any) -> Any:
 
 
 def decode(line: bytes, where: str) -> dict[str, Any]:
-    """The message of a line. Raises RemoteError for what is none."""
+    """The message of a line. Raises RemoteError for a line that is no JSON object."""
     try:
         message = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise RemoteError("the far side said something that is no message", where=where) from error
+    except (ValueError, RecursionError):
+        message = None
     if not isinstance(message, dict):
         raise RemoteError("the far side said something that is no message", where=where)
     return message
 
 
 class Lines:
-    """Lines out of pieces of bytes, and what `expect` announced between them. One over the bound raises RemoteError."""
+    """Splits received bytes into lines and announced bodies. A line longer than `LONGEST` raises RemoteError."""
 
-    def __init__(self, where: str, longest: int = LONGEST) -> None:
+    def __init__(self, where: str) -> None:
         self._where = where
-        self._longest = longest
         self._rest = bytearray()
         self._searched = 0
         self._body = 0
 
     def expect(self, size: object) -> None:
-        """The next piece that is given are so many bytes, and no line."""
-        if not isinstance(size, int) or not 0 < size <= self._longest:
+        """Take the next ``size`` bytes as a body, not as a line."""
+        if not isinstance(size, int) or not 0 < size <= LONGEST:
             raise RemoteError(f"a part of {str(size)[:40]} bytes is announced", where=self._where)
         self._body = size
 
     def add(self, data: bytes) -> Iterator[bytes]:
-        """The lines, without their ends, and bodies that are complete now."""
+        """Add bytes; yields the lines (without their ends) and bodies that are now complete."""
         self._rest += data
         while True:
             if self._body:
@@ -90,12 +90,12 @@ class Lines:
             self._searched = 0
             yield piece
         self._searched = len(self._rest)
-        if len(self._rest) > self._longest:
-            raise RemoteError(f"a line of more than {self._longest} bytes", where=self._where)
+        if len(self._rest) > LONGEST:
+            raise RemoteError(f"a line of more than {LONGEST} bytes", where=self._where)
 
 
 def yield_all(events: Generator[Any, None, T], each: Callable[[Any], object] = lambda event: None) -> T:
-    """Give each event of a generator to a function; the generator's value."""
+    """Call a function with each event of a generator; returns the generator's value."""
     while True:
         try:
             each(next(events))
@@ -105,7 +105,7 @@ def yield_all(events: Generator[Any, None, T], each: Callable[[Any], object] = l
 
 
 class Greeting(msgspec.Struct, frozen=True):
-    """What the far side says of itself first. ``time`` is in seconds since the epoch, by its clock."""
+    """The far side's first message. ``time`` is in seconds since the epoch, by its clock."""
 
     protocol: int
     version: str = ""
@@ -115,7 +115,7 @@ class Greeting(msgspec.Struct, frozen=True):
 
 
 def typed(value: Any, kind: type[T], where: str) -> T:
-    """What came as a value of this type. Raises RemoteError for any other."""
+    """A received value, converted to its type. Raises RemoteError for any other."""
     try:
         return msgspec.convert(value, prepare_type(kind))
     except (msgspec.MsgspecError, RecursionError) as error:
@@ -123,14 +123,14 @@ def typed(value: Any, kind: type[T], where: str) -> T:
 
 
 def error_fields(error: BaseException) -> dict[str, Any]:
-    """An error as a message carries it."""
+    """An error as the fields of a message."""
     known = as_error(error)
     fields = {"layer": known.layer, "message": known.message, "where": known.where, "hint": known.hint}
     return {"type": type(error).__name__, **fields, "exit": known.exit_code}
 
 
 def received_error(error: Any, host: str) -> LauncherError:
-    """The error of a message, to be raised here: whatever it holds is data."""
+    """The error of a message, to be raised here. Its fields are untrusted, so they are bounded."""
     fields = error if isinstance(error, dict) else {"message": "an error without words"}
 
     def text(name: str) -> str | None:

@@ -1,4 +1,5 @@
-"""What carries messages to a login node: bytes there and back, and how it ended. The protocol knows no more of SSH."""
+"""The interface of a connection to a login node: bytes in both directions, and an exit status. Only its
+implementations know SSH."""
 
 from __future__ import annotations
 
@@ -9,22 +10,22 @@ class Pipe(Protocol):
     """A program on the far side, with its standard input and output."""
 
     def send(self, data: bytes) -> None:
-        """Send all of it. Raises RemoteError when the connection has gone."""
+        """Send all of it. Raises RemoteError when the connection is lost."""
 
     def receive(self) -> bytes:
-        """What came, at least one byte; b"" at the end. Waits for it. Raises RemoteError."""
+        """Wait for output and return it, at least one byte; b"" at the end. Raises RemoteError."""
 
     def finish(self) -> None:
-        """Tell the program that nothing more comes."""
+        """Close the program's standard input."""
 
     def status(self) -> int | None:
-        """The program's exit code once its output has ended; None when that is unknown, which says nothing of it."""
+        """The program's exit code, once its output has ended; None when it is unknown."""
 
     def stderr_tail(self) -> str:
         """The end of what the program wrote to standard error."""
 
     def close(self) -> None:
-        """End the connection's part in it. Raises nothing."""
+        """Close this pipe. Raises nothing."""
 
 
 class Opener(Protocol):
@@ -34,10 +35,10 @@ class Opener(Protocol):
         """Start a command of plain words (the login shell there reads it). Raises RemoteError."""
 
     def close(self) -> None:
-        """End all pipes. Raises nothing."""
+        """Close all pipes. Raises nothing."""
 
 
 class Prompt(Protocol):
-    """Asks the person at the terminal. Raises RemoteError where nobody can answer."""
+    """Prompts the user at the terminal. Raises RemoteError when there is no terminal."""
 
     def __call__(self, text: str, *, echo: bool) -> str: ...

@@ -1,4 +1,4 @@
-"""This side of a connection: requests, their events and results; and noticing that nobody answers any more."""
+"""The near side of a connection: requests, their events and results; and detection of a far side that is silent."""
 
 from __future__ import annotations
 
@@ -33,36 +33,36 @@ from launcher.remote.messages import (
 from launcher.remote.opener import Pipe
 
 _GREETING = 60.0
-"""Seconds for a login shell, and for a Python from a cold shared file system, to start."""
-_NOT_THERE = (126, 127)
+"""Seconds for a login shell to start, and for a Python on a shared file system that is not cached."""
+_NOT_INSTALLED = (126, 127)
 
 Message = dict[str, Any]
 
 
-def _awake_or_not() -> float:
-    """Seconds that go on while a laptop sleeps: after a nap of more than `SILENCE` the far side has gone."""
+def _boot_clock() -> float:
+    """Seconds, also counted while a laptop sleeps: after more than `SILENCE` of sleep the far side has ended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 class Session:
-    """Speaks with the agent at the end of a pipe; ``greeting`` is what it said of itself.
+    """A session with the agent at the end of a pipe, for use as a context manager; ``greeting`` is its first message.
 
-    Use it as a context manager. Raises RemoteError when there is no agent, and whenever the connection goes away: what
-    was asked then may have been done or not.
+    Raises RemoteError when there is no agent, and whenever the connection is lost; a pending request may then have
+    been carried out or not.
     """
 
-    def __init__(self, pipe: Pipe, host: str, *, clock: Callable[[], float] = _awake_or_not) -> None:
+    def __init__(self, pipe: Pipe, host: str, *, clock: Callable[[], float] = _boot_clock) -> None:
         self._pipe = pipe
         self._host = host
         self._clock = clock
-        self._sending = threading.Lock()
-        self._waiting: dict[int, queue.Queue[Message | LauncherError]] = {}
-        self._ahead: dict[int, int] = {}
-        """Bytes that each request was sent, and that nobody has taken."""
-        self._lost: LauncherError | None = None
-        self._said_before = b""
+        self._send_lock = threading.Lock()
+        self._answers: dict[int, queue.Queue[Message | LauncherError]] = {}
+        self._unacknowledged: dict[int, int] = {}
+        """Request → bytes that were received for it and not yet taken."""
+        self._error: LauncherError | None = None
+        self._shell_output = b""
         self._number = 0
-        self._heard = clock()
+        self._last_received = clock()
         self._closed = threading.Event()
         self._greeted: queue.Queue[Greeting | LauncherError] = queue.Queue()
         self._token = secrets.token_hex(16)
@@ -77,7 +77,7 @@ class Session:
             self.close()
             raise answer
         self.greeting = answer
-        threading.Thread(target=self._beat, daemon=True, name="remote heartbeat").start()
+        threading.Thread(target=self._send_beats, daemon=True, name="remote heartbeat").start()
 
     def __enter__(self) -> Session:
         return self
@@ -88,19 +88,19 @@ class Session:
         self.close()
 
     def request(self, method: str, kind: type[T], **params: Any) -> T:
-        """The result of a method that has no events, of this type. Raises LauncherError as the far side raised it."""
+        """The result of a method without events, of this type. Raises LauncherError as the far side raised it."""
         return typed(yield_all(self.stream(method, **params)), kind, self._host)
 
     def stream(self, method: str, **params: Any) -> Generator[Any, None, Any]:
-        """The events of a method as they come; the generator's value is its result."""
-        with self._sending:
+        """Yields the events of a method as they come; the generator's value is the method's result."""
+        with self._send_lock:
             self._number += 1
             number = self._number
-            answers = self._waiting[number] = queue.Queue()
+            answers = self._answers[number] = queue.Queue()
         try:
             self._send({"id": number, "method": method, "params": params})
             while True:
-                message = answers.get() if self._lost is None else self._next(answers)
+                message = answers.get()  # when the connection is lost, `_fail` puts the error behind earlier answers
                 if isinstance(message, LauncherError):
                     raise message
                 if "error" in message:
@@ -108,43 +108,36 @@ class Session:
                 if "result" in message:
                     return message["result"]
                 yield message.get("event")
-                self._ahead[number] -= message["size"]
+                self._unacknowledged[number] -= message["size"]
                 self._send({"id": number, "credit": message["size"]})
         finally:
-            del self._waiting[number]
-            self._ahead.pop(number, None)
-
-    def _next(self, answers: queue.Queue[Message | LauncherError]) -> Message | LauncherError:
-        """What was answered before the connection went away, then that it has."""
-        with contextlib.suppress(queue.Empty):
-            return answers.get_nowait()
-        assert self._lost is not None
-        return self._lost
+            del self._answers[number]
+            self._unacknowledged.pop(number, None)
 
     def close(self) -> None:
-        """End the connection: the agent ends, drivers go on."""
+        """Close the connection: the agent ends, drivers go on."""
         self._closed.set()
         self._pipe.finish()
         self._pipe.close()
 
     def _send(self, message: Message) -> None:
-        if self._lost is not None:
-            raise self._lost
+        if self._error is not None:
+            raise self._error
         line = encode(message)
-        with self._sending:
+        with self._send_lock:
             self._pipe.send(line)
 
     def _read(self) -> None:
         try:
-            lines = Lines(self._host, LONGEST)
-            before = 0
+            lines = Lines(self._host)
+            shell_bytes = 0
             greeted = False
             header: Message | None = None
             while data := self._pipe.receive():
-                self._heard = self._clock()
+                self._last_received = self._clock()
                 for line in lines.add(data):
                     if header is not None:
-                        self._take({"id": header.get("id"), "event": line}, len(line) + header["size"])
+                        self._handle({"id": header.get("id"), "event": line}, len(line) + header["size"])
                         header = None
                     elif greeted:
                         message = decode(line, self._host)
@@ -152,18 +145,18 @@ class Session:
                             lines.expect(message["body"])
                             header = {**message, "size": len(line) + 1}
                         else:
-                            self._take(message, len(line) + 1)
+                            self._handle(message, len(line) + 1)
                     elif (greeting := self._greeting(line)) is not None:
                         greeted = True
                         self._greeted.put(greeting)
                     else:
-                        before += len(line) + 1
-                        self._said_before = line if line.strip() else self._said_before
-                if not greeted and (before > MOST_BEFORE or len(data) > MOST_BEFORE):
+                        shell_bytes += len(line) + 1
+                        self._shell_output = line if line.strip() else self._shell_output
+                if not greeted and (shell_bytes > MOST_BEFORE or len(data) > MOST_BEFORE):
                     raise RemoteError(f"its shell says more than {MOST_BEFORE >> 10} KiB before us", where=self._host)
-            raise self._ended(greeted)
+            raise self._end_error(greeted)
         except LauncherError as error:
-            self._lose(error)
+            self._fail(error)
 
     def _greeting(self, line: bytes) -> Greeting | None:
         words = line.decode(errors="replace").split(" ", 2)
@@ -178,39 +171,39 @@ class Session:
             raise RemoteError(f"launcher {other} there speaks another protocol", where=self._host, hint=hint)
         return greeting
 
-    def _take(self, message: Message, size: int) -> None:
+    def _handle(self, message: Message, size: int) -> None:
         number = message.get("id")
-        waiting = self._waiting.get(number) if isinstance(number, int) else None
-        if waiting is None or not isinstance(number, int):
-            return  # a beat has no id, and somebody may have stopped listening
-        self._ahead[number] = self._ahead.get(number, 0) + size
-        if self._ahead[number] > WINDOW + 2 * LONGEST:
+        answers = self._answers.get(number) if isinstance(number, int) else None
+        if answers is None or not isinstance(number, int):
+            return  # a beat, which has no id, or an answer to a request that was given up
+        self._unacknowledged[number] = self._unacknowledged.get(number, 0) + size
+        if self._unacknowledged[number] > WINDOW + 2 * LONGEST:
             raise RemoteError(f"it sends more than the {WINDOW >> 20} MiB that it may send unasked", where=self._host)
-        waiting.put({**message, "size": size})
+        answers.put({**message, "size": size})
 
-    def _ended(self, greeted: bool) -> RemoteError:
+    def _end_error(self, greeted: bool) -> RemoteError:
         code = self._pipe.status()
-        said = one_line(self._pipe.stderr_tail()[-1000:] or self._said_before[-1000:].decode(errors="replace"))
+        output = one_line(self._pipe.stderr_tail()[-1000:] or self._shell_output[-1000:].decode(errors="replace"))
         if greeted:
             return RemoteError("the connection has gone", where=self._host, hint="what was started there goes on")
-        if code in _NOT_THERE:
+        if code in _NOT_INSTALLED:
             hint = f"launcher remote install {self._host}"
             return RemoteError("launcher is not installed there, or not in this version", where=self._host, hint=hint)
-        how = "the connection went away" if code is None else f"it ended with {code}"
-        return RemoteError(f"no launcher answered: {how}{f': {said}' if said else ''}", where=self._host)
+        end = "the connection went away" if code is None else f"it ended with {code}"
+        return RemoteError(f"no launcher answered: {end}{f': {output}' if output else ''}", where=self._host)
 
-    def _beat(self) -> None:
+    def _send_beats(self) -> None:
         while not self._closed.wait(BEAT):
-            if self._clock() - self._heard > SILENCE:
+            if self._clock() - self._last_received > SILENCE:
                 hint = "what was started there goes on; connect again to see it"
-                self._lose(RemoteError(f"nothing was heard for {SILENCE:.0f} s", where=self._host, hint=hint))
+                self._fail(RemoteError(f"nothing was heard for {SILENCE:.0f} s", where=self._host, hint=hint))
                 self._pipe.close()
                 return
             with contextlib.suppress(LauncherError):
                 self._send({"beat": 1})
 
-    def _lose(self, error: LauncherError) -> None:
-        self._lost = self._lost or error
+    def _fail(self, error: LauncherError) -> None:
+        self._error = self._error or error
         self._greeted.put(error)
-        for waiting in list(self._waiting.values()):
-            waiting.put(error)
+        for answers in list(self._answers.values()):
+            answers.put(error)

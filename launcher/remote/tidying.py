@@ -37,17 +37,17 @@ def tidy(state: Path, directory: str, apply: bool = False) -> Tidied:
     """Versions below ``directory`` and bundles of a state directory that nobody needs, removed with ``apply``; and the
     versions that are kept. Raises RemoteError, OSError."""
     try:
-        there = directory_of({"directory": directory})
+        versions_directory = directory_of({"directory": directory})
     except Refused as error:
         raise RemoteError(str(error.args[0]), hint=str(error.args[1])) from error
     bundles, states = state / "bundles", (state, *other_states(state))
-    keep = {name for one in states for name in needed_names(one)}
-    gone, unasked = unneeded_versions(there, keep), unneeded_bundles(bundles, keep)
+    keep = {name for directory_ in states for name in needed_names(directory_)}
+    old_versions, old_bundles = unneeded_versions(versions_directory, keep), unneeded_bundles(bundles, keep)
     if apply:
-        remove(bundles, unasked)
-        remove(there, gone)
-    kept = tuple(name for name in versions(there) if name not in gone)
-    return Tidied(apply, tuple(gone), tuple(unasked), kept, tuple(map(str, states)))
+        remove(bundles, old_bundles)
+        remove(versions_directory, old_versions)
+    kept = tuple(name for name in versions(versions_directory) if name not in old_versions)
+    return Tidied(apply, tuple(old_versions), tuple(old_bundles), kept, tuple(map(str, states)))
 
 
 def register_state(state: Path, other: Path, argv: Sequence[str]) -> None:
@@ -68,12 +68,12 @@ def other_states(state: Path) -> list[Path]:
 def needed_names(state: Path) -> set[str]:
     """Names of the bundles and versions that a run or sweep names which has not ended, or cannot be read. Raises
     OSError for a file of one that cannot be read: what it names is then not known."""
-    named = set[str]()
+    names = set[str]()
     for place in (*_unfinished(state / "runs", _is_settled), *_unfinished(state / "sweeps", _is_over)):
         for file in place.glob("*.json"):
             with contextlib.suppress(FileNotFoundError):
-                named |= {os.fsdecode(name) for name in _NAMED.findall(read_file(file, _LARGEST))}
-    return named
+                names |= {os.fsdecode(name) for name in _NAMED.findall(read_file(file, _LARGEST))}
+    return names
 
 
 def _unfinished(directory: Path, is_over: Callable[[Path], bool]) -> Iterator[Path]:
@@ -104,10 +104,10 @@ def unneeded_bundles(directory: Path, keep: set[str]) -> list[str]:
 def unneeded_versions(directory: Path, keep: set[str], newest: int = 2) -> list[str]:
     """Versions but for the ``newest``, those in ``keep`` and those that run here; and what broken-off installations
     left a day ago."""
-    there = versions(directory)
-    stay = {*there[max(0, len(there) - newest) :], *keep, *running(directory)}
-    left = [p.name for p in directory.glob(".*") if p.is_dir() and time.time() - p.stat().st_mtime > DAY]
-    return [name for name in there if name not in stay] + left
+    installed = versions(directory)
+    kept = {*installed[max(0, len(installed) - newest) :], *keep, *running(directory)}
+    leftovers = [p.name for p in directory.glob(".*") if p.is_dir() and time.time() - p.stat().st_mtime > DAY]
+    return [name for name in installed if name not in kept] + leftovers
 
 
 def remove(directory: Path, names: list[str]) -> None:
@@ -120,16 +120,16 @@ def remove(directory: Path, names: list[str]) -> None:
 
 def running(directory: Path) -> set[str]:
     """Versions whose Python a process of this machine runs."""
-    found = set()
+    names = set()
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             with (process / "cmdline").open("rb") as file:
                 program = Path(os.fsdecode(file.read(4096).split(b"\0")[0]))
-            found |= {place.name for place in program.parents if place.parent.name == directory.name}
-    return found
+            names |= {place.name for place in program.parents if place.parent.name == directory.name}
+    return names
 
 
 def _places(directory: Path) -> list[Path]:
     """Bundles, whole and in parts."""
-    found = sorted(directory.iterdir()) if directory.is_dir() else []
-    return [place for place in found if _DIGEST.fullmatch(place.name) or place.name.startswith(".")]
+    paths = sorted(directory.iterdir()) if directory.is_dir() else []
+    return [place for place in paths if _DIGEST.fullmatch(place.name) or place.name.startswith(".")]

@@ -159,7 +159,7 @@ def test_a_status_of_a_thousand_points_is_one_question_and_a_small_answer(
 ) -> None:
     make_sweep(tmp_path, "thousand", rows(1000, 200), Policy())
     asked, came = list[str](), list[int]()
-    send, take = Session._send, Session._take
+    send, take = Session._send, Session._handle
 
     def sends(self: Session, message: Any) -> None:
         asked.extend(filter(None, [message.get("method")]))
@@ -170,7 +170,7 @@ def test_a_status_of_a_thousand_points_is_one_question_and_a_small_answer(
         take(self, message, size)
 
     monkeypatch.setattr(Session, "_send", sends)
-    monkeypatch.setattr(Session, "_take", takes)
+    monkeypatch.setattr(Session, "_handle", takes)
     monkeypatch.setattr(on, "connect", one_connection)
     assert main(["--on", "local", "sweep", "status", "thousand", "--state", str(tmp_path / "state")]) == 0
     assert capsys.readouterr().out.count("no attempt yet") == 200
@@ -373,7 +373,7 @@ def test_cut_and_stopped_at_random_a_run_is_followed_without_a_gap(
     chance = random.Random(16)
     news, end, cuts = list[Any](), None, 0
     while end is None or cuts < 10:  # on a slow machine it ends before
-        opener = ParamikoOpener(where, _nobody, say=print)
+        opener = ParamikoOpener(where, _nobody, report=print)
         children, signals = site.server.children(), (signal.SIGKILL, signal.SIGSTOP)
         cut = threading.Timer(chance.random() * 0.4, _end, [children, *chance.choices(signals, (4, 1))])
         try:

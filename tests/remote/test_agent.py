@@ -311,7 +311,7 @@ def test_a_far_side_that_heeds_no_bound_is_left() -> None:
     with Session(pipe, "there") as session:
         stream = session.stream("follow")
         next(stream)
-        lost = _until(lambda: session._lost)
+        lost = _until(lambda: session._error)
         assert "more than the 4 MiB that it may send unasked" in str(lost)
 
 
@@ -323,6 +323,6 @@ def test_what_the_far_side_says_moves_no_cursor(
     def far(arguments: Any, name: str) -> int:
         raise LauncherError("a\x1b[2Jb", where=name, hint="c\x07d")
 
-    monkeypatch.setattr(on, "there", far)
+    monkeypatch.setattr(on, "run_on_node", far)
     assert main(["--on", "x", "status"]) == 1
     assert "\x1b" not in (said := capsys.readouterr().err) and "a\\x1b[2Jb" in said

@@ -35,7 +35,7 @@ def destination(server: Server, name: str = "login") -> Destination:
 
 
 def by_paramiko(where: Destination, prompt: Prompt = nobody, **more: bool) -> ParamikoOpener:
-    return ParamikoOpener(where, prompt, say=print, **more)
+    return ParamikoOpener(where, prompt, report=print, **more)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ class TestConfiguration:
         more.write_text("Host included\n HostName 127.0.0.2\n Port 2022\n User someone\n")
         with server.config.open("a") as config:
             config.write(f"Match all\n  Include {more}\n")
-        hop = destination(server, "included").login
+        hop = destination(server, "included").hops[-1]
         assert (hop.host, hop.port, hop.user) == ("127.0.0.2", 2022, "someone")
 
     @pytest.mark.parametrize("name", ["-oProxyCommand=touch /tmp/x", "a b", "", "host:99999999", "a;b\nc"])

@@ -46,7 +46,7 @@ def repacked(name: str, directory: Path) -> None:
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("wheels")
-    for name in install._NEEDED:
+    for name in install._PACKAGES:
         repacked(name, directory)
     return directory
 
@@ -238,4 +238,4 @@ def test_what_a_login_node_needs_is_what_the_project_depends_on() -> None:
                 needs(found[0], seen)
         return seen
 
-    assert {re.sub(r"[-_.]+", "-", name).lower() for name in install._NEEDED} == needs("launcher", set())
+    assert {re.sub(r"[-_.]+", "-", name).lower() for name in install._PACKAGES} == needs("launcher", set())

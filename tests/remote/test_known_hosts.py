@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from launcher.core.errors import RemoteError
-from launcher.remote.known_hosts import Known, add, fingerprint, judge, known_types, line_for, name_of, read
+from launcher.remote.known_hosts import HostKeyStatus as Status
+from launcher.remote.known_hosts import add, check_key, fingerprint, known_types, line_for, name_of, read
 
 OURS, OTHER = b"\x00\x00\x00\x0bssh-ed25519our-key", b"\x00\x00\x00\x0bssh-ed25519another"
 
@@ -30,36 +31,36 @@ O, X = text(OURS), text(OTHER)  # noqa: E741
 
 TABLE = [
     # name, lines of the file, host, port, what is known of our key
-    ("plain", [f"login.site {O}"], "login.site", 22, Known.KNOWN),
-    ("in large letters", [f"Login.SITE {O}"], "LOGIN.site", 22, Known.KNOWN),
-    ("of several names", [f"a,login.site,b {O}"], "login.site", 22, Known.KNOWN),
-    ("blanks and a comment", [f"  login.site\t {O}   root@somewhere"], "login.site", 22, Known.KNOWN),
-    ("a port", [f"[login.site]:2222 {O}"], "login.site", 2222, Known.KNOWN),
-    ("another port", [f"[login.site]:2222 {O}"], "login.site", 2223, Known.UNKNOWN),
-    ("the plain name at another port", [f"login.site {O}"], "login.site", 2222, Known.KNOWN),
-    ("the plain name's other key at another port", [f"login.site {X}"], "login.site", 2222, Known.UNKNOWN),
-    ("a wildcard", [f"*.site {O}"], "login.site", 22, Known.KNOWN),
-    ("one character", [f"login?.site {O}"], "login1.site", 22, Known.KNOWN),
-    ("one character is not two", [f"login?.site {O}"], "login12.site", 22, Known.UNKNOWN),
-    ("but not this one", [f"*.site,!login.site {O}"], "login.site", 22, Known.UNKNOWN),
-    ("a wildcard with a port", [f"[*.site]:2222 {O}"], "login.site", 2222, Known.KNOWN),
-    ("an address of IPv6", [f"[fe80::1]:2222 {O}"], "fe80::1", 2222, Known.KNOWN),
-    ("hashed", [f"{hashed('login.site')} {O}"], "login.site", 22, Known.KNOWN),
-    ("hashed with a port", [f"{hashed('[login.site]:2222')} {O}"], "login.site", 2222, Known.KNOWN),
-    ("hashed, of another", [f"{hashed('other.site')} {O}"], "login.site", 22, Known.UNKNOWN),
-    ("a hash that is none", [f"|1|%%%|x {O}", f"|1|only {O}"], "login.site", 22, Known.UNKNOWN),
-    ("two keys of one type, ours second", [f"login.site {X}", f"login.site {O}"], "login.site", 22, Known.KNOWN),
-    ("another key", [f"login.site {X}"], "login.site", 22, Known.OTHER),
-    ("nothing", [], "login.site", 22, Known.UNKNOWN),
-    ("revoked", [f"@revoked * {O}", f"login.site {O}"], "login.site", 22, Known.REVOKED),
-    ("revoked for the plain name", [f"@revoked login.site {O}", f"[login.site]:2 {O}"], "login.site", 2, Known.REVOKED),
-    ("another revoked", [f"@revoked * {X}", f"login.site {O}"], "login.site", 22, Known.KNOWN),
-    ("an authority", [f"@cert-authority *.site {X}"], "login.site", 22, Known.AUTHORITY),
-    ("an authority's own key is no host's", [f"@cert-authority *.site {O}"], "login.site", 22, Known.AUTHORITY),
-    ("an authority beside the key", [f"@cert-authority * {X}", f"login.site {O}"], "login.site", 22, Known.KNOWN),
+    ("plain", [f"login.site {O}"], "login.site", 22, Status.KNOWN),
+    ("in large letters", [f"Login.SITE {O}"], "LOGIN.site", 22, Status.KNOWN),
+    ("of several names", [f"a,login.site,b {O}"], "login.site", 22, Status.KNOWN),
+    ("blanks and a comment", [f"  login.site\t {O}   root@somewhere"], "login.site", 22, Status.KNOWN),
+    ("a port", [f"[login.site]:2222 {O}"], "login.site", 2222, Status.KNOWN),
+    ("another port", [f"[login.site]:2222 {O}"], "login.site", 2223, Status.UNKNOWN),
+    ("the plain name at another port", [f"login.site {O}"], "login.site", 2222, Status.KNOWN),
+    ("the plain name's other key at another port", [f"login.site {X}"], "login.site", 2222, Status.UNKNOWN),
+    ("a wildcard", [f"*.site {O}"], "login.site", 22, Status.KNOWN),
+    ("one character", [f"login?.site {O}"], "login1.site", 22, Status.KNOWN),
+    ("one character is not two", [f"login?.site {O}"], "login12.site", 22, Status.UNKNOWN),
+    ("but not this one", [f"*.site,!login.site {O}"], "login.site", 22, Status.UNKNOWN),
+    ("a wildcard with a port", [f"[*.site]:2222 {O}"], "login.site", 2222, Status.KNOWN),
+    ("an address of IPv6", [f"[fe80::1]:2222 {O}"], "fe80::1", 2222, Status.KNOWN),
+    ("hashed", [f"{hashed('login.site')} {O}"], "login.site", 22, Status.KNOWN),
+    ("hashed with a port", [f"{hashed('[login.site]:2222')} {O}"], "login.site", 2222, Status.KNOWN),
+    ("hashed, of another", [f"{hashed('other.site')} {O}"], "login.site", 22, Status.UNKNOWN),
+    ("a hash that is none", [f"|1|%%%|x {O}", f"|1|only {O}"], "login.site", 22, Status.UNKNOWN),
+    ("two keys of one type, ours second", [f"login.site {X}", f"login.site {O}"], "login.site", 22, Status.KNOWN),
+    ("another key", [f"login.site {X}"], "login.site", 22, Status.OTHER),
+    ("nothing", [], "login.site", 22, Status.UNKNOWN),
+    ("revoked", [f"@revoked * {O}", f"login.site {O}"], "login.site", 22, Status.REVOKED),
+    ("revoked by plain name", [f"@revoked login.site {O}", f"[login.site]:2 {O}"], "login.site", 2, Status.REVOKED),
+    ("another revoked", [f"@revoked * {X}", f"login.site {O}"], "login.site", 22, Status.KNOWN),
+    ("an authority", [f"@cert-authority *.site {X}"], "login.site", 22, Status.AUTHORITY),
+    ("an authority's own key is no host's", [f"@cert-authority *.site {O}"], "login.site", 22, Status.AUTHORITY),
+    ("an authority beside the key", [f"@cert-authority * {X}", f"login.site {O}"], "login.site", 22, Status.KNOWN),
     ("odd lines", ["@tomorrow * x y", "three words", "login.site ssh-ed25519 !!!", "\x00", "#", O, f"login.site {O}"],
-     "login.site", 22, Known.KNOWN),
-    ("brackets are no set", [f"login[12].site {O}"], "login1.site", 22, Known.UNKNOWN),
+     "login.site", 22, Status.KNOWN),
+    ("brackets are no set", [f"login[12].site {O}"], "login1.site", 22, Status.UNKNOWN),
 ]  # fmt: skip
 
 
@@ -67,13 +68,13 @@ TABLE = [
     ("lines", "host", "port", "expected"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
 )
 def test_a_key_is_known_as_ssh_knows_it(
-    lines: list[str], host: str, port: int, expected: Known, tmp_path: Path
+    lines: list[str], host: str, port: int, expected: Status, tmp_path: Path
 ) -> None:
     file = tmp_path / "known_hosts"
     file.write_bytes("\n".join(lines).encode() + b"\n\xff\xfe not text\n")
-    found, place = judge(read([tmp_path / "missing", file]), host, port, OURS)
+    found, place = check_key(read([tmp_path / "missing", file]), host, port, OURS)
     assert found is expected
-    assert bool(place) == (found is not Known.UNKNOWN)
+    assert bool(place) == (found is not Status.UNKNOWN)
 
 
 def test_a_host_is_asked_for_the_types_that_are_known(tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_a_key_is_added_at_the_end_and_nothing_else_changes(tmp_path: Path) -> N
     file = tmp_path / "ssh" / "known_hosts"
     add(file, line_for("Login.site", 2222, "ssh-ed25519", OURS))
     assert file.stat().st_mode & 0o777 == 0o600
-    assert judge(read([file]), "login.site", 2222, OURS)[0] is Known.KNOWN
+    assert check_key(read([file]), "login.site", 2222, OURS)[0] is Status.KNOWN
     file.write_text("no line end")
     add(file, f"login.site {X}")
     assert file.read_text() == f"no line end\nlogin.site {X}\n"

@@ -29,7 +29,7 @@ def nobody(text: str, *, echo: bool) -> str:
 
 def reached(server: Server, prompt: Prompt = nobody, name: str = "login") -> ParamikoOpener:
     where = resolve(name, ssh=server.command, run=run, home=server.directory)
-    return ParamikoOpener(where, prompt, say=lambda text: None)
+    return ParamikoOpener(where, prompt, report=lambda text: None)
 
 
 @pytest.fixture(scope="module")
