@@ -2,10 +2,10 @@
 
 A jobs directory holds one directory a job, named by its id:
 
-    job.json      what was asked for, and which process supervises the job (``keeper``); `submit` writes it last, and
+    job.json      what was submitted, and which process supervises the job (``keeper``); `submit` writes it last, and
                   the job exists from then on
-    state.json    how the job stands; only its supervisor writes it; it is missing while the job is pending
-    cancel.json   somebody asked for the job's end
+    state.json    the job's state; only its supervisor writes it; it is missing while the job is pending
+    cancel.json   the job's end was requested
     call.pkl      the function and its arguments
     submitit/     what submitit needs
     keeper.log    messages of the supervisor and of submitit; normally next to nothing
@@ -13,7 +13,7 @@ A jobs directory holds one directory a job, named by its id:
 Every file is published by rename, so any process that sees the directory can find, poll and cancel the jobs. The words
 for states are Slurm's.
 
-The supervisor of a job is a process beside it: it waits for the job's turn, runs it by submitit, and tells its end. It
+The supervisor of a job is a process beside it: it waits for the job's turn, runs it by submitit, and writes its end. It
 leads a session and process group of its own, in which the whole job runs: submitit's controller, the function's
 process, and what they start. (A kill does not reach what the job itself starts in a new session.)
 """
@@ -50,14 +50,14 @@ KILL_GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL."""
 
 LOOK_INTERVAL = 0.1
-"""Seconds between two looks of a supervisor: at its job, and for a free slot."""
+"""Seconds between two checks of a supervisor: of its job, and for a free slot."""
 
 _SUPERVISOR = (sys.executable, "-c", "from launcher.slurm.local import supervise; supervise()")
 _BYTECODE = ("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
 """Variables that workflows set for the benchmark's Python. The job's function has them; the supervisor and submitit's
 two processes do not: each would compile all that it imports, 1.7 s of CPU together."""
 _SUBMITTER_PATIENCE = 30.0
-_TEN_YEARS = 10 * 365 * 24 * 60  # minutes; submitit wants a limit, and does not say when it kills a job for it
+_TEN_YEARS = 10 * 365 * 24 * 60  # minutes; submitit needs a limit, and does not report that it killed a job for it
 
 
 class Job(msgspec.Struct, frozen=True, rename={"supervisor": "keeper"}):
@@ -120,7 +120,7 @@ def submit(
                 start_new_session=True,
                 env={variable: value for variable, value in os.environ.items() if variable not in own},
             )
-        # Nobody here wants to know its exit code, but while this process lives it has to be waited for.
+        # Its exit code is not needed, but while this process lives it has to be reaped.
         threading.Thread(target=supervisor.wait, daemon=True, name=f"supervisor of {job_dir.name}").start()
         job = Job(
             id=job_dir.name,
@@ -139,7 +139,7 @@ def submit(
 
 
 class LocalScheduler:
-    """The Scheduler over a jobs directory. It holds no state; any process that sees the directory may have one."""
+    """The Scheduler over a jobs directory. It holds no state; any process that sees the directory may use one."""
 
     name = SOURCE
 
@@ -172,8 +172,8 @@ class LocalScheduler:
         """Nothing: no job of this scheduler is held."""
 
     def cancel(self, jobs: Sequence[JobKey]) -> None:
-        """Ask each job's supervisor to end it. Returns at once; the supervisor sends SIGTERM to the job's processes,
-        SIGKILL after `KILL_GRACE` seconds, and publishes CANCELLED."""
+        """Request each job's end from its supervisor. Returns at once; the supervisor sends SIGTERM to the job's
+        processes, SIGKILL after `KILL_GRACE` seconds, and publishes CANCELLED."""
         refused = []
         for key in jobs:
             job_dir = self.directory / key.id
@@ -200,8 +200,8 @@ class LocalScheduler:
 
 
 def job_state(job_dir: Path, job: Job) -> JobState:
-    """How a job stands, from its files and from whether its supervisor lives. Raises OSError, ValueError."""
-    alive = job.supervisor.alive()  # asked first: a supervisor that has gone has published what it had to say
+    """The state of a job, by its files and by whether its supervisor is alive. Raises OSError, ValueError."""
+    alive = job.supervisor.alive()  # checked first: a supervisor that has ended has published the last state
     state = _read_state(job_dir, job)
     if state.phase is Phase.TERMINAL or alive:
         return state
@@ -242,17 +242,17 @@ def job_dirs(directory: Path) -> list[Path]:
 
 
 def _read_state(job_dir: Path, job: Job) -> JobState:
-    seen = _read(job_dir / "state.json", _State)
-    said = seen or _State("PENDING", reason="Resources")
+    published = _read(job_dir / "state.json", _State)
+    state = published or _State("PENDING", reason="Resources")
     return JobState(
-        phase_of(said.word),
-        said.word,
-        exit_code=(said.exit_code, said.signal) if said.exit_code is not None else None,
-        reason=said.reason,
-        nodes=job.supervisor.host if seen else "",
+        phase_of(state.word),
+        state.word,
+        exit_code=(state.exit_code, state.signal) if state.exit_code is not None else None,
+        reason=state.reason,
+        nodes=job.supervisor.host if published else "",
         submitted=job.submitted,
-        started=said.started,
-        ended=said.ended,
+        started=state.started,
+        ended=state.ended,
         source=SOURCE,
     )
 
@@ -276,25 +276,23 @@ def supervise() -> None:
     Ends with a SIGKILL to its own process group, so that no process of the job outlives it.
     """
     job_dir = Path(sys.argv[1])
-    asked: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
-    until = time.monotonic() + _SUBMITTER_PATIENCE
+    requests: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: requests.append(number))
+    deadline = time.monotonic() + _SUBMITTER_PATIENCE
     while (job := read_job(job_dir)) is None:
-        if time.monotonic() >= until:
+        if time.monotonic() >= deadline:
             return  # its submitter died before the job existed
         time.sleep(0.02)
-    if _await_turn(job_dir, job, cancelled=lambda: bool(asked)):
-        _run(job_dir, job, cancelled=lambda: bool(asked))
+    if _await_turn(job_dir, job, cancelled=lambda: bool(requests)):
+        _run(job_dir, job, cancelled=lambda: bool(requests))
     else:
         _publish_state(job_dir, "CANCELLED", None, reason="before it started")
     os.killpg(0, signal.SIGKILL)
 
 
 def _await_turn(job_dir: Path, job: Job, *, cancelled: Callable[[], bool]) -> bool:
-    """Wait until fewer than ``slots`` earlier jobs are unfinished; False when the job is cancelled meanwhile.
-
-    It needs no lock: it looks at lower ids only, which were all there before this one, and those only ever end.
-    """
+    """Wait until fewer than ``slots`` earlier jobs are unfinished; False when the job is cancelled meanwhile."""
+    # No lock is needed: all jobs with lower ids existed before this one, and they can only end.
     ahead = [earlier for earlier in job_dirs(job_dir.parent) if int(earlier.name) < int(job.id)]
     while not cancelled():
         ahead = [earlier for earlier in ahead if _is_unfinished(earlier)]
@@ -317,9 +315,9 @@ def _run(job_dir: Path, job: Job, *, cancelled: Callable[[], bool]) -> None:
     while not handle.done():
         if cancelled() or time.monotonic() >= deadline:
             word = "CANCELLED" if cancelled() else "TIMEOUT"
-            os.killpg(0, signal.SIGTERM)  # this process counts it as one more request
-            until = time.monotonic() + KILL_GRACE
-            while not handle.done() and time.monotonic() < until:
+            os.killpg(0, signal.SIGTERM)  # this process receives it too
+            grace_end = time.monotonic() + KILL_GRACE
+            while not handle.done() and time.monotonic() < grace_end:
                 time.sleep(LOOK_INTERVAL)
             _publish_state(job_dir, word, started, exit_code=0, signal=int(signal.SIGTERM))
             return
@@ -377,22 +375,23 @@ def _call(function: Callable[[], object], variables: Mapping[str, str]) -> None:
 
 
 def _exit_on_sigterm(number: int, frame: FrameType | None) -> None:
-    """Let SIGTERM unwind the function, so that it can end its own children. submitit would ignore the signal."""
+    """Have SIGTERM raise SystemExit, so that the function can end its own children. submitit would ignore the
+    signal."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the second one, forwarded by submitit's controller
     raise SystemExit(128 + number)
 
 
 def _kill_when_orphaned(supervisor: ProcessIdentity) -> None:
-    """End this job when its supervisor was killed: nobody would tell its end, nor act on a cancel."""
+    """End this job when its supervisor was killed: nothing would publish its end or act on a cancel."""
     while supervisor.alive():
         time.sleep(0.5)
     os.killpg(0, signal.SIGKILL)
 
 
 def _is_unfinished(job_dir: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError):  # one whose files cannot be read holds up nobody
+    with contextlib.suppress(OSError, ValueError):  # a job whose files cannot be read does not delay others
         job = read_job(job_dir)
-        if job is None:  # being submitted just now, or never was
+        if job is None:  # it is being submitted now, or its submitter died
             return time.time() - job_dir.stat().st_mtime < _SUBMITTER_PATIENCE
         return job_state(job_dir, job).phase is not Phase.TERMINAL
     return False

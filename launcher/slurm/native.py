@@ -1,9 +1,9 @@
-"""Slurm by pyslurm: a child process asks the controller through its library; sacct and scancel do the rest.
+"""Slurm by pyslurm: a child process queries the controller through its library; sacct and scancel do the rest.
 
-pyslurm 22.5.3 is used in a child process because it holds Python's lock while it asks the controller, so that a
+pyslurm 22.5.3 runs in a child process because it holds Python's lock while it queries the controller, so that a
 controller that hangs stops every thread for 10 s, and because its import ends the process where slurm.conf cannot be
-read. Each question has a child of its own: one that hangs holds up no other question, and a changed slurm.conf is read.
-Accounting is asked by sacct: pyslurm keeps one record of each id, so that it cannot tell a requeued job from its
+read. Each query has a child of its own: one that hangs delays no other query, and a changed slurm.conf is read.
+Accounting is queried by sacct: pyslurm keeps one record of each id, so that it cannot tell a requeued job from its
 earlier run, and it takes 176 ms where sacct takes 92. Jobs are cancelled by scancel, which works without the child too.
 """
 
@@ -24,16 +24,16 @@ from launcher.slurm.answers import Answer, make_record
 from launcher.slurm.commands import SlurmCommands
 
 CONTROLLER = "slurmctld"
-"""The name of the controller as a source, where it is asked by its library."""
+"""The name of the controller as a source of answers, where it is queried by its library."""
 
 WORKER = (sys.executable, "-c", "import sys; from launcher.slurm.native_worker import main; sys.exit(main())")
 
 IMPORT_TIMEOUT = 10.0
-"""Seconds that the import of pyslurm may take; it takes 0.03. libslurm looks 60 s for a missing slurm.conf."""
+"""Seconds that the import of pyslurm may take; it takes 0.03. libslurm searches 60 s for a missing slurm.conf."""
 
 
 class _Reply(msgspec.Struct):
-    """What the child process says: `launcher.slurm.native_worker`."""
+    """The answer of the child process (`launcher.slurm.native_worker`)."""
 
     version: str = ""
     error: str = ""
@@ -43,8 +43,8 @@ class _Reply(msgspec.Struct):
 class SlurmNative(SlurmCommands):
     """The Scheduler over pyslurm; its answers are judged as those of the commands.
 
-    Here the controller's answer that a job has ended is enough, since it comes with the exit code, which squeue cannot
-    show. Where the child fails squeue is asked: that says nothing about jobs or the controller.
+    Here the controller's answer that a job has ended is enough, because it has the exit code, which squeue cannot show.
+    Where the child fails squeue is used: the failure says nothing about jobs or the controller.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class SlurmNative(SlurmCommands):
         self._worker = worker
 
     def query_worker(self, question: Mapping[str, Any], timeout: float) -> tuple[Completed, _Reply]:
-        """How the child process ended, and its answer, which is empty when it gave none that can be understood."""
+        """How the child process ended, and its answer; an empty one when it gave none that can be read."""
         done = run(self._worker, timeout=timeout, env=self._plain, input=json.dumps(question))
         try:
             return done, msgspec.json.decode(done.stdout, type=prepare_type(_Reply))
@@ -106,5 +106,5 @@ def choose_backend(
 
 
 def _release(text: str) -> tuple[int, int] | None:
-    found = re.search(r"\b(\d{2})\.(\d{1,2})\b", text)
-    return (int(found[1]), int(found[2])) if found else None
+    match = re.search(r"\b(\d{2})\.(\d{1,2})\b", text)
+    return (int(match[1]), int(match[2])) if match else None

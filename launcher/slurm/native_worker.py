@@ -1,4 +1,4 @@
-"""The child process of `launcher.slurm.native`: it takes one question as JSON, and answers it.
+"""The child process of `launcher.slurm.native`: it reads one query as JSON, and answers it.
 
 Standard input   {"ids": ["1", …]} or {"user": 1000}: which jobs; {}: only whether pyslurm can be used
 Standard output  {"version": "22.5.3", "rows": [[…], …]}, fields in the order of `answers.SACCT_FIELDS`; or, with

@@ -1,4 +1,4 @@
-"""Jobs that were found without a record, and jobs of other clusters."""
+"""Jobs found without a run's record, and jobs of other clusters."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from launcher.core.process import NOT_FOUND, CommandRunner, clean_environment, r
 from launcher.slurm.client import JobKey, JobState, Scheduler, SchedulerUnreachable
 
 CLUSTERS_VARIABLE = "SLURM_CLUSTERS"
-"""By it every client of Slurm asks and ends jobs of another cluster, as by ``--clusters``."""
+"""With it every client of Slurm works on the jobs of another cluster, as with ``--clusters``."""
 
 TIMEOUT = 30.0
 
 _GITHUB_RUN_ID = re.compile(r"(?<!\S)[A-Za-z0-9][A-Za-z0-9._-]*-[A-Za-z0-9._-]+-[0-9a-f]{12}(?!\S)")
-"""The id of a run that a GitHub job began (`launcher.plan.derive.run_key`), among the words of a comment."""
+"""The id of a run that a GitHub job started (`launcher.plan.derive.run_key`), among the words of a comment."""
 
 _NO_SLURM = re.compile(r"Could not establish a configuration source")
 _CLUSTER_NAME = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
 
 
 def find_named_jobs(name: str, environ: Mapping[str, str], runner: CommandRunner = run) -> list[JobKey]:
-    """This user's jobs of a name that wait or run and carry the id of a GitHub job's run, which is their token.
+    """This user's pending and running jobs of a name whose comment has the id of a GitHub job's run: it is their token.
 
-    None on a host that belongs to no cluster: nothing was submitted from it. Raises SchedulerUnreachable.
+    An empty list on a host that belongs to no cluster: nothing was submitted from it. Raises SchedulerUnreachable.
     """
     argv = ["squeue", "-h", "-u", str(os.getuid()), "-n", name, "-o", "%A|%k"]
     done = runner(argv, timeout=TIMEOUT, env=_client_environment(environ))
@@ -42,11 +42,13 @@ def find_named_jobs(name: str, environ: Mapping[str, str], runner: CommandRunner
     return [JobKey(job, None, token[0]) for job, token in tokens if token is not None]
 
 
-def refuse_other_clusters(environ: Mapping[str, str], asked: Mapping[str, object], runner: CommandRunner = run) -> None:
-    """Raise ConfigError when the environment or options of sbatch (``asked``) send the job to another cluster."""
-    said = [(name, environ.get(name), "environment") for name in (CLUSTERS_VARIABLE, "SBATCH_CLUSTERS")]
-    said += [(name, str(asked.get(name) or ""), "sbatch_directives") for name in ("clusters", "cluster", "M")]
-    for name, cluster, where in said:
+def refuse_other_clusters(
+    environ: Mapping[str, str], options: Mapping[str, object], runner: CommandRunner = run
+) -> None:
+    """Raise ConfigError when the environment or the ``options`` of sbatch send the job to another cluster."""
+    values = [(name, environ.get(name), "environment") for name in (CLUSTERS_VARIABLE, "SBATCH_CLUSTERS")]
+    values += [(name, str(options.get(name) or ""), "sbatch_directives") for name in ("clusters", "cluster", "M")]
+    for name, cluster, where in values:
         if cluster and foreign_cluster(cluster, environ, runner):
             raise ConfigError(
                 f"{name} is {cluster}, and jobs are submitted to the cluster of this host, and followed there",
@@ -56,10 +58,8 @@ def refuse_other_clusters(environ: Mapping[str, str], asked: Mapping[str, object
 
 
 def foreign_cluster(cluster: str, environ: Mapping[str, str], runner: CommandRunner = run) -> str:
-    """The cluster of that name, "" when it is this host's own: sites of one cluster name it too."""
-    if not cluster:
-        return ""
-    return "" if _own_cluster(environ, runner) == cluster.lower() else cluster
+    """The cluster of that name, "" when it is this host's own: sites with one cluster may name it too."""
+    return "" if not cluster or _own_cluster(environ, runner) == cluster.lower() else cluster
 
 
 def other_clusters(environ: Mapping[str, str], runner: CommandRunner = run) -> tuple[str, ...] | None:
@@ -75,9 +75,9 @@ def other_clusters(environ: Mapping[str, str], runner: CommandRunner = run) -> t
 
 
 def _own_cluster(environ: Mapping[str, str], runner: CommandRunner) -> str:
-    said = runner(["scontrol", "show", "config"], timeout=TIMEOUT, env=_client_environment(environ))
-    own = _CLUSTER_NAME.search(said.stdout)
-    return own[1].lower() if own is not None else ""
+    config = runner(["scontrol", "show", "config"], timeout=TIMEOUT, env=_client_environment(environ))
+    name = _CLUSTER_NAME.search(config.stdout)
+    return name[1].lower() if name is not None else ""
 
 
 def _client_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -91,65 +91,67 @@ def _open_by_commands(cluster: str) -> Scheduler:
 
 
 class MultiClusterScheduler:
-    """A Scheduler that looks for a job on every cluster, and asks about it and ends it on its own: another one has
-    other jobs under its id. What names no cluster is ``here``'s."""
+    """A Scheduler that searches all clusters for a job, and queries and ends each job on its own cluster: others have
+    other jobs under its id. A job without a cluster is ``own_cluster``'s."""
 
     def __init__(
         self,
-        here: Scheduler,
-        there: Callable[[str], Scheduler] = _open_by_commands,
-        others: Callable[[], Sequence[str] | None] = lambda: other_clusters(os.environ),
+        own_cluster: Scheduler,
+        open_cluster: Callable[[str], Scheduler] = _open_by_commands,
+        list_others: Callable[[], Sequence[str] | None] = lambda: other_clusters(os.environ),
     ) -> None:
-        self.name, self.here = here.name, here
-        self._there, self._others = lru_cache(there), others
-        self._names: Sequence[str] | None = None
+        self.name, self.own_cluster = own_cluster.name, own_cluster
+        self._open_cluster, self._list_others = lru_cache(open_cluster), list_others
+        self._others: Sequence[str] | None = None
 
     def poll(self, jobs: Sequence[JobKey]) -> dict[JobKey, JobState]:
-        return {job: state for of, some in self._by_cluster(jobs) for job, state in of.poll(some).items()}
+        groups = self._by_cluster(jobs)
+        return {job: state for scheduler, group in groups for job, state in scheduler.poll(group).items()}
 
     def find(self, token: str) -> list[JobKey]:
-        """Here, and where there is none, on the others: a submission may have gone there, and its answer been lost."""
-        found: list[JobKey] = []
-        silent: list[SchedulerUnreachable] = []
-        for cluster in self._places():
+        """Search this host's cluster, and the others when it has no such job: a submission whose answer was lost may
+        have gone there."""
+        jobs: list[JobKey] = []
+        errors: list[SchedulerUnreachable] = []
+        for cluster in self._clusters():
             try:
-                found += [replace(job, cluster=cluster) for job in self._of(cluster).find(token)]
+                jobs += [replace(job, cluster=cluster) for job in self._scheduler_of(cluster).find(token)]
             except SchedulerUnreachable as error:
-                silent.append(error)
-            if found and not cluster:
+                errors.append(error)
+            if jobs and not cluster:
                 break
-        if silent and not found:
-            raise silent[0]
-        return found
+        if errors and not jobs:
+            raise errors[0]
+        return jobs
 
-    def _places(self) -> Iterator[str]:
+    def _clusters(self) -> Iterator[str]:
         yield ""
-        if self._names is None:
-            self._names = self._others()
-        yield from self._names or ()
+        if self._others is None:
+            self._others = self._list_others()
+        yield from self._others or ()
 
     def cancel(self, jobs: Sequence[JobKey]) -> None:
-        """As `Scheduler.cancel`; one cluster that does not answer does not keep the jobs of another."""
-        failed: list[LauncherError] = []
-        for of, some in self._by_cluster(jobs):
+        """As `Scheduler.cancel`; a cluster that does not answer does not prevent the cancel on another."""
+        errors: list[LauncherError] = []
+        for scheduler, group in self._by_cluster(jobs):
             try:
-                of.cancel(some)
+                scheduler.cancel(group)
             except LauncherError as error:
-                failed.append(error)
-        if failed:
-            raise failed[0]
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def release(self, job: JobKey) -> None:
-        self._of(job.cluster).release(job)
+        self._scheduler_of(job.cluster).release(job)
 
     def describe(self, job: JobKey) -> dict[str, str]:
-        return self._of(job.cluster).describe(job)
+        return self._scheduler_of(job.cluster).describe(job)
 
     def _by_cluster(self, jobs: Sequence[JobKey]) -> list[tuple[Scheduler, list[JobKey]]]:
         groups = defaultdict(list)
         for job in jobs:
             groups[job.cluster].append(job)
-        return [(self._of(cluster), some) for cluster, some in groups.items()]
+        return [(self._scheduler_of(cluster), group) for cluster, group in groups.items()]
 
-    def _of(self, cluster: str) -> Scheduler:
-        return self._there(cluster) if cluster else self.here
+    def _scheduler_of(self, cluster: str) -> Scheduler:
+        return self._open_cluster(cluster) if cluster else self.own_cluster

@@ -1,8 +1,7 @@
-"""One submission, and the certainty about which job is ours afterwards: what every kind of job needs for that.
+"""Finding out which job a submission made, for every kind of job. Nothing here submits.
 
-A submission that failed or timed out may have reached the scheduler all the same: sbatch can lose the answer after the
-controller took the job. So the scheduler is asked for a job that carries our token before a submission counts as
-failed. Nothing here submits.
+A submission that failed or timed out may have reached the scheduler: sbatch can lose the answer after the controller
+took the job. So the scheduler is queried for a job with our token before a submission counts as failed.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from launcher.core.waiting import retry_until
 from launcher.slurm.client import JobKey, Phase, Scheduler, SchedulerUnreachable, jobs_with_token
 
 LOST_ANSWER_PAUSES = (5.0, 5.0)
-"""Seconds before each further question about a submission whose answer was lost: slurmctld may still be working on the
-request when its client is gone."""
+"""Seconds before each further query about a submission whose answer was lost: slurmctld may still be working on the
+request when its client has ended."""
 
 LOST_ANSWER_MESSAGE = "the submission failed; Slurm is asked whether it has a job all the same"
-"""What is told meanwhile."""
+"""The message while that is queried."""
 
 LOST_ANSWER = re.compile(r"timed out|[Uu]nable to contact|connect failure|Zero Bytes|Unexpected message")
-"""What sbatch says when slurmctld may have taken the job nevertheless."""
+"""Messages of sbatch after which slurmctld may have taken the job nevertheless."""
 
 HINTS = {
     r"[Ii]nvalid (partition|account|qos)|Invalid account or account/partition": "correct partition and account in the "
@@ -33,7 +32,7 @@ HINTS = {
     r"Socket timed out|Unable to contact slurm controller": "slurmctld did not answer; it has no job of ours, so that "
     "trying again is safe",
 }
-"""What sbatch says when it refuses, and what to do about it."""
+"""Messages by which sbatch refuses a job, as patterns, and what to do about each."""
 
 _ID = re.compile(
     r"^(?:Submitted batch job )?(\d+)(?:;([A-Za-z0-9_.-]+)| on cluster ([A-Za-z0-9_.-]+)|;\S+| on cluster \S+)?\s*$",
@@ -43,16 +42,16 @@ _ID = re.compile(
 
 def parse_job_ids(stdout: str) -> list[str]:
     """The job ids that sbatch printed, with or without ``--parsable``, beside a site's banner."""
-    return [found[1] for found in _ID.finditer(stdout)]
+    return [match[1] for match in _ID.finditer(stdout)]
 
 
 def parse_cluster(stdout: str) -> str:
     """The cluster that sbatch named beside the one id that it printed, "" when it named none."""
-    return next((found[2] or found[3] or "" for found in _ID.finditer(stdout)), "")
+    return next((match[2] or match[3] or "" for match in _ID.finditer(stdout)), "")
 
 
 def refusal_hint(words: str, hints: Mapping[str, str] = HINTS) -> str | None:
-    """What to do about a refusal; the first that is found counts."""
+    """What to do about a refusal; the first pattern that matches counts."""
     return next((hint for pattern, hint in hints.items() if re.search(pattern, words)), None)
 
 
@@ -63,19 +62,19 @@ def find_new_jobs(
     pauses: Sequence[float] = (),
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, JobKey]:
-    """The jobs that carry the token and are not among the ``earlier`` ones, by their ids.
+    """The jobs that have the token and are not among the ``earlier`` ones, by their ids.
 
-    The scheduler is asked again after each of the ``pauses`` until there is one. Raises SchedulerUnreachable when it
-    gave no answer the last time.
+    The scheduler is queried again after each of the ``pauses`` until there is one. Raises SchedulerUnreachable when the
+    last query had no answer.
     """
 
-    def look() -> dict[str, JobKey] | SchedulerUnreachable:
+    def query() -> dict[str, JobKey] | SchedulerUnreachable:
         try:
             return {job.id: job for job in jobs_with_token(token, scheduler) if job.id not in earlier}
         except SchedulerUnreachable as error:
             return error
 
-    answer = retry_until(lambda found: isinstance(found, dict) and bool(found), look, pauses, sleep=sleep)
+    answer = retry_until(lambda jobs: isinstance(jobs, dict) and bool(jobs), query, pauses, sleep=sleep)
     if isinstance(answer, SchedulerUnreachable):
         raise answer
     return answer
@@ -111,9 +110,9 @@ def find_job(
     """
     try:
         if earlier is None and not problem:
-            found = _find_named_job(printed[0], token, scheduler)
+            jobs = _find_named_job(printed[0], token, scheduler)
         else:
-            found = find_new_jobs(token, earlier or frozenset(), scheduler, pauses if problem else (), sleep)
+            jobs = find_new_jobs(token, earlier or frozenset(), scheduler, pauses if problem else (), sleep)
     except SchedulerUnreachable as error:
         if problem:
             raise SubmissionUnknown(
@@ -121,18 +120,18 @@ def find_job(
                 where=f"token {token}",
                 hint="not submitted again; resume the run when the scheduler answers: it looks for this token first",
             ) from None
-        found = {}
-    ids = list(dict.fromkeys([*(i for i in printed if i.isdecimal()), *(found if problem else ())]))
+        jobs = {}
+    ids = list(dict.fromkeys([*(i for i in printed if i.isdecimal()), *(jobs if problem else ())]))
     if len(ids) > 1:
         message = f"one job was asked for, and there are {', '.join(ids)}.\n{problem}"
         raise JobsExist(message, job_ids=tuple(ids), hint="cancel them")
     # Of several jobs with the token every launcher goes on with the same one, the earliest. Ids grow, except where they
     # start again after MaxJobId: there the submit time decides.
-    first = min(found, key=lambda job: (found[job].submitted or 0.0, int(job)), default=None)
-    if ids and ids[0] in found and first != ids[0]:
+    first = min(jobs, key=lambda job: (jobs[job].submitted or 0.0, int(job)), default=None)
+    if ids and ids[0] in jobs and first != ids[0]:
         raise JobsExist(
             f"another launcher submitted job {first} under this run's id just before",
             job_ids=tuple(ids),
             hint="that one goes on; choose another --run-id for this one",
         )
-    return (ids[0], found.get(ids[0])) if ids else None
+    return (ids[0], jobs.get(ids[0])) if ids else None

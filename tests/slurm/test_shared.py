@@ -134,7 +134,7 @@ def test_an_answer_about_a_job_with_the_same_id_does_not_count(machine: Machine)
     two.poll([key(1)])
     machine.clock.wait(1)
     one.poll([key(1, "theirs"), key(2)])
-    answer = json.loads((two.place / "answer.json").read_text())
+    answer = json.loads((two.directory / "answer.json").read_text())
     assert {job["token"] for job, _ in answer["states"]} == {"t", "theirs"}
     machine.clock.wait(1)
     assert two.poll([key(1)]) == {key(1): RUNNING}
@@ -188,7 +188,7 @@ def test_ended_jobs_are_asked_for_no_more(machine: Machine) -> None:
     two.poll([key(3)])
     two.poll([key(3)])
     assert machine.news()[-1] == {key(3)}
-    assert len(list((one.place / "wants").iterdir())) == 1
+    assert len(list((one.directory / "wants").iterdir())) == 1
 
 
 def test_after_a_cancel_it_asks_at_once_and_for_itself(machine: Machine) -> None:
@@ -224,8 +224,8 @@ def test_all_else_goes_straight_to_slurm(machine: Machine) -> None:
 def test_what_cannot_be_read_is_asked(machine: Machine, content: bytes) -> None:
     one, two = machine.launcher(), machine.launcher()
     two.poll([key(2)])
-    (one.place / "answer.json").write_bytes(content)
-    (one.place / "wants" / "0-0.json").write_bytes(content)
+    (one.directory / "answer.json").write_bytes(content)
+    (one.directory / "wants" / "0-0.json").write_bytes(content)
     machine.clock.wait(1)
     assert one.poll([key(1)]) == {key(1): RUNNING}
     assert machine.news()[-1] == {key(1), key(2)}
@@ -244,10 +244,10 @@ def test_where_nothing_can_be_written_everybody_asks(machine: Machine) -> None:
 
 def test_a_directory_of_another_user_is_not_used(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     launcher = machine.launcher()
-    launcher.place.mkdir(parents=True)
+    launcher.directory.mkdir(parents=True)
     monkeypatch.setattr(os, "getuid", lambda: 4242)
     assert launcher.poll([key(1)]) == {key(1): RUNNING}
-    assert not (launcher.place / "answer.json").exists()
+    assert not (launcher.directory / "answer.json").exists()
 
 
 def test_clusters_do_not_mix(machine: Machine) -> None:
@@ -265,12 +265,12 @@ def test_an_older_answer_does_not_replace_a_newer_one(machine: Machine) -> None:
 
     def meanwhile() -> None:
         machine.clock.wait(5)
-        shared._write(launcher.place / "answer.json", newer)
+        shared._write(launcher.directory / "answer.json", newer)
 
     machine.clock.wait(1)
     machine.slurm.before = meanwhile
     launcher.poll([key(1)])
-    assert shared._read(launcher.place / "answer.json", shared._Answer) == newer
+    assert shared._read(launcher.directory / "answer.json", shared._Answer) == newer
 
 
 def test_a_wish_that_nobody_renews_is_forgotten(machine: Machine) -> None:
@@ -280,7 +280,7 @@ def test_a_wish_that_nobody_renews_is_forgotten(machine: Machine) -> None:
     machine.news()
     one.poll([key(1)])
     assert machine.news() == [{key(1)}]
-    assert len(list((one.place / "wants").iterdir())) == 1
+    assert len(list((one.directory / "wants").iterdir())) == 1
 
 
 def test_a_launcher_in_another_pid_namespace_is_asked_for_too(machine: Machine) -> None:
@@ -316,7 +316,7 @@ def test_who_waits_too_long_asks_alone(machine: Machine) -> None:
     assert quick.poll([key(2)]) == {key(2): RUNNING}
     assert thread.is_alive(), "nobody waited for the first to be answered"
     assert machine.slurm.asked == [{key(1)}, {key(2)}]
-    assert not (quick.place / "answer.json").exists(), "an answer for one launcher is not published"
+    assert not (quick.directory / "answer.json").exists(), "an answer for one launcher is not published"
     release.set()
     thread.join()
 
@@ -339,7 +339,7 @@ def test_who_waited_takes_the_answer_that_came_meanwhile(machine: Machine) -> No
     threads[0].start()
     assert inside.wait(60)
     threads[1].start()
-    while threads[1].is_alive() and not (two.place / "lease").exists():
+    while threads[1].is_alive() and not (two.directory / "lease").exists():
         time.sleep(0.01)
     time.sleep(0.2)
     assert threads[1].is_alive()
