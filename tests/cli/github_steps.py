@@ -119,7 +119,7 @@ class GitHubJob:
     hurry: float = 1.0
     state: str = "success"
     """Of the job so far: success, failure, cancelled."""
-    said: dict[str, str] = field(default_factory=dict)
+    printed: dict[str, str] = field(default_factory=dict)
     """By the step's name: what it printed."""
     codes: dict[str, int] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
@@ -229,7 +229,7 @@ class GitHubJob:
     def end(self, name: str, process: subprocess.Popen[str], timeout: float = 240) -> int:
         """Wait for a step, and take what it leaves."""
         code = process.wait(timeout)
-        self.said[name] = self.files["log"].read_text()
+        self.printed[name] = self.files["log"].read_text()
         self.codes[name] = code
         self.env |= assignments(self.files["env"].read_text())
         self.outputs |= assignments(self.files["output"].read_text())
@@ -276,7 +276,7 @@ class GitHubJob:
             self.uploads[name] = sorted(found)
         elif self.text(given["if-no-files-found"]) == "error":
             self.state = "failure"
-            self.said[f"upload {name}"] = f"no files were found: {patterns}"
+            self.printed[f"upload {name}"] = f"no files were found: {patterns}"
 
 
 def assignments(text: str) -> dict[str, str]:

@@ -64,7 +64,7 @@ def test_check_prints_a_line_a_finding_and_exits_with_1_on_errors(
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "printed"),
     [
         (["plan"], "no benchmark is selected"),
         (["plan", "-k", "minimaxm3-fp8-gb200-dynamo-vlm"], "near keys: minimaxm3-fp8-gb200-dynamo-vllm"),
@@ -83,14 +83,14 @@ def test_check_prints_a_line_a_finding_and_exits_with_1_on_errors(
     ],
 )
 def test_bad_input_gets_a_clear_error(
-    argv: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    argv: list[str], printed: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LAUNCHER_STATE", str(tmp_path))
     for name in ("RUNNER_NAME", "GITHUB_ACTIONS"):
         monkeypatch.delenv(name, raising=False)
     assert main(argv) == 2
     captured = capsys.readouterr()
-    assert said in captured.err and "Traceback" not in captured.err
+    assert printed in captured.err and "Traceback" not in captured.err
     assert captured.out == ""
 
 

@@ -60,14 +60,14 @@ def test_a_terminal_is_never_silent_for_two_seconds_and_has_one_line_for_the_run
     assert scene.longest_silence() <= 2.0
     drawn = [line for line in scene.text.splitlines() if line and not line.startswith("\x1b[1m")]
     assert all(len(re.sub(r"\x1b\[[0-9;]*[A-Za-z]|\r", "", line)) < 80 for line in drawn)
-    for said in (
+    for printed in (
         "1P1D  waiting for x.sqsh: pid 3 on vm  40 s",
         "1P1D  submitting the job  45 s of 5:00",
         "1P1D  job 7: PENDING (Resources), expected to start Thu 14:05  10:10",
         "1P1D  job 7: RUNNING on n1, 2 of 5 (conc 16)  20 s of 1:00:00",
         "1P1D  collecting results  12 s of 60 s",
     ):
-        assert said in scene.text, said
+        assert printed in scene.text, printed
     assert scene.text.count("\x1b[1A\r\x1b[J") >= 600, "each line replaces the one before"
 
 
@@ -76,8 +76,8 @@ def test_elsewhere_what_is_waited_for_is_said_within_two_seconds_and_then_ever_l
     _run_of(scene, PHASES)
     lines = scene.text.splitlines()
     assert [line for line in lines if "waiting: job 7: PENDING" in line] == [
-        f"{86.5 + at:7.1f}s  waiting: job 7: PENDING (Resources), expected to start Thu 14:05, for {said}"
-        for at, said in (
+        f"{86.5 + at:7.1f}s  waiting: job 7: PENDING (Resources), expected to start Thu 14:05, for {printed}"
+        for at, printed in (
             (2, "2 s"),
             (10, "10 s"),
             (30, "30 s"),

@@ -58,7 +58,7 @@ def test_flags_of_all_commands_stand_before_the_command_or_after_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "printed"),
     [
         ("statsu", "launcher has no command 'statsu'\n  hint: did you mean status?"),
         ("sweep stat m3", "launcher sweep has no command 'stat'\n  hint: did you mean start?"),
@@ -74,10 +74,10 @@ def test_flags_of_all_commands_stand_before_the_command_or_after_it() -> None:
         ("logs", "RUN\n  hint: launcher logs --help tells what there is"),
     ],
 )
-def test_what_was_meant_is_said(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_meant_is_said(line: str, printed: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(line.split())
-    assert ended.value.code == 2 and said in capsys.readouterr().err
+    assert ended.value.code == 2 and printed in capsys.readouterr().err
 
 
 def test_launcher_alone_says_what_to_do_first(capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,8 +77,8 @@ def test_a_named_file_comes_in_the_place_of_the_masters(workspace: Path, capsys:
     other = workspace / "other.yaml"
     other.write_text(MASTER.replace("a-fp8", "c-fp8"))
     assert main(["matrix", "--workspace", str(workspace), "--matrix", str(other)]) == 0
-    said = capsys.readouterr().out
-    assert "c-fp8" in said and "a-fp8" not in said and said.endswith("4 entries of 2 keys\n")
+    printed = capsys.readouterr().out
+    assert "c-fp8" in printed and "a-fp8" not in printed and printed.endswith("4 entries of 2 keys\n")
 
 
 def test_a_selection_of_nothing_names_what_comes_near(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,9 +36,9 @@ def test_stage_verify_list_and_gc(source: Path, tmp_path: Path, capsys: pytest.C
     shard.write_bytes(shard.read_bytes()[:-1] + b"\0")
     assert main(["model", "verify", str(destination)]) == 0
     assert main(["model", "verify", str(destination), "--deep"]) == 4
-    said = capsys.readouterr()
-    assert f"{shard.name} has another content than was staged" in said.out
-    assert "1 of 6 files differ" in said.err
+    printed = capsys.readouterr()
+    assert f"{shard.name} has another content than was staged" in printed.out
+    assert "1 of 6 files differ" in printed.err
 
     dead = destination.with_name("MiniMax-M3.staging.0123456789ab")
     (dead / ".staging").mkdir(parents=True)
@@ -100,8 +100,8 @@ def test_a_signal_ends_a_staging_that_can_go_on(tmp_path: Path) -> None:
     while not list(destination.parent.glob("*/more/1*")):
         time.sleep(0.005)
     child.send_signal(signal.SIGTERM)
-    said = child.communicate(timeout=60)[1]
-    assert (child.returncode, "the same command goes on from here" in said) == (143, True), said
+    printed = child.communicate(timeout=60)[1]
+    assert (child.returncode, "the same command goes on from here" in printed) == (143, True), printed
     assert not destination.exists()
     again = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert again.returncode == 0
@@ -110,19 +110,19 @@ def test_a_signal_ends_a_staging_that_can_go_on(tmp_path: Path) -> None:
 
 
 def test_lines_say_bytes_rate_and_what_remains() -> None:
-    now, said = [0.0], io.StringIO()
-    lines = ProgressLines(said, "staging", clock=lambda: now[0])
+    now, printed = [0.0], io.StringIO()
+    lines = ProgressLines(printed, "staging", clock=lambda: now[0])
     lines.begin(2, 40 * 10**9)
     lines.advance("a", 10 * 10**9, 10 * 10**9, resumed=True)
     now[0] = 29.0
     lines.advance("b", 30 * 10**9, 10**9)
-    assert said.getvalue() == ""
+    assert printed.getvalue() == ""
     now[0] = 30.0
     lines.advance("b", 30 * 10**9, 14 * 10**9)
-    assert said.getvalue() == "staging: 25.0 of 40.0 GB (62 %), 0.50 GB/s, 30 s left, 1 of 2 files\n"
+    assert printed.getvalue() == "staging: 25.0 of 40.0 GB (62 %), 0.50 GB/s, 30 s left, 1 of 2 files\n"
     now[0] = 31.0
     lines.advance("b", 30 * 10**9, 15 * 10**9)
-    assert said.getvalue().endswith("staging: 40.0 of 40.0 GB (100 %), 0.97 GB/s, 2 of 2 files\n")
+    assert printed.getvalue().endswith("staging: 40.0 of 40.0 GB (100 %), 0.97 GB/s, 2 of 2 files\n")
 
 
 def test_bars_in_a_terminal() -> None:

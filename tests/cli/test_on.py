@@ -146,12 +146,12 @@ def test_output_and_code_are_those_of_the_command_typed_there(
 ) -> None:
     monkeypatch.setattr(on, "connect", one_connection)
     code = main([*words, "--state", str(site.far)])
-    there = capsys.readouterr()
+    remote = capsys.readouterr()
     assert main([*words, "--on", "local"]) == code
     here = capsys.readouterr()
     typed = f"{sys.executable} -m launcher"  # a command that is printed can be pasted where it is printed
-    said = [text.replace(f"{typed} --state {site.far}", typed) for text in (there.out, there.err)]
-    assert [text.replace(f"{typed} --on local", typed) for text in (here.out, here.err)] == said
+    printed = [text.replace(f"{typed} --state {site.far}", typed) for text in (remote.out, remote.err)]
+    assert [text.replace(f"{typed} --on local", typed) for text in (here.out, here.err)] == printed
 
 
 def test_a_status_of_a_thousand_points_is_one_question_and_a_small_answer(
@@ -178,7 +178,7 @@ def test_a_status_of_a_thousand_points_is_one_question_and_a_small_answer(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "printed"),
     [
         (("ci",), "is not done on a login node"),
         (("report", "r1"), "-m launcher remote get NAME"),
@@ -189,10 +189,10 @@ def test_a_status_of_a_thousand_points_is_one_question_and_a_small_answer(
     ],
 )
 def test_what_makes_no_sense_there_is_said(
-    words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+    words: tuple[str, ...], printed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*words, "--on", "local"]) == 2
-    assert said in capsys.readouterr().err
+    assert printed in capsys.readouterr().err
 
 
 def test_launcher_on_in_the_environment(
@@ -210,8 +210,8 @@ def test_a_plan_that_differs_there_is_refused_with_what_differs(
     real = on_driving._plan_text
     monkeypatch.setattr(on_driving, "_plan_text", lambda plan, place: real(plan, place).replace('"fp8"', '"fp4"'))
     assert main(["--on", "local", "run", *ONE, "--runner", "local", "--run-id", "differs"]) == 2
-    said = capsys.readouterr().err
-    assert "the plan there is another one than here" in said and '-  "precision": "fp4"' in said
+    printed = capsys.readouterr().err
+    assert "the plan there is another one than here" in printed and '-  "precision": "fp4"' in printed
     assert not (site.far / "runs/differs").exists()
 
 
@@ -230,17 +230,17 @@ def test_what_is_sent_holds_trees_scripts_and_the_commit(tmp_path: Path) -> None
     (tmp_path / "space/.git/packed-refs").write_text(f"{'5' * 40} refs/heads/main")
     words = ["check", "--workspace", str(tmp_path / "space"), "--srt-slurm", str(tmp_path / "trees")]
     packed = bundle.pack(on.local_files(parser().parse_args(words), tmp_path / "space"))
-    there = bundle.unpack_bundle(tmp_path / "there", packed)
-    assert head_commit(there / "workspace") == "5" * 40
-    found = {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()}
+    remote = bundle.unpack_bundle(tmp_path / "there", packed)
+    assert head_commit(remote / "workspace") == "5" * 40
+    found = {path.relative_to(remote).as_posix() for path in remote.rglob("*") if path.is_file()}
     scripts = {f"workspace/{name}" for name in ("configs/a", "benchmarks/run.sh", "utils/serve.py", ".git/HEAD")}
     assert found - {name for name in found if name.startswith("runners/")} == {*scripts, "srt_slurm/v1/recipe"}
 
 
 def test_a_sweep_there_is_watched_brought_here_and_reported(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "start", *ONE, "--conc", "4", "--runner", "local", "--name", "m", "--on", "local"]) == 0
-    said = capsys.readouterr().out
-    assert "sweep m  1/1 ok" in said and said.count("ok           1/1") == 1
+    printed = capsys.readouterr().out
+    assert "sweep m  1/1 ok" in printed and printed.count("ok           1/1") == 1
     assert main(["remote", "get", "local", "m", "-o", str(site.root / "brought")]) == 0
     capsys.readouterr()
     assert main(["report", "m", "--state", str(site.root / "brought"), "--json"]) == 0
@@ -268,8 +268,8 @@ def test_a_row_of_one_node_with_a_workspace_comes_out_as_the_same_run_typed_ther
     assert main([*words, "--state", str(direct)]) == 0
     (sent,) = {place.parent for place in site.far.glob("bundles/*/workspace/benchmarks")}
     here = [(space, "SPACE"), (site.root / "runners", "RUNNERS"), (direct, "STATE")]
-    there = [(sent, "SPACE"), (sent.parent / "runners", "RUNNERS"), (site.far, "STATE")]
-    found = _told(site.far / "runs" / key, there)
+    remote = [(sent, "SPACE"), (sent.parent / "runners", "RUNNERS"), (site.far, "STATE")]
+    found = _told(site.far / "runs" / key, remote)
     assert found == _told(direct / "runs" / key, here)
     assert "conc16" in found["files"] and ("ok", 4) in found["points"] and found["own"]
     assert {place.name for place in sent.iterdir()} - {".launcher"} == {"benchmarks"}, "what was sent is as it was"
@@ -301,7 +301,7 @@ def test_a_signal_before_anything_is_started_there_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(on, "connect", one_connection)
-    monkeypatch.setattr(on.RemoteCommand, step, lambda there, **changes: signal.raise_signal(number))
+    monkeypatch.setattr(on.RemoteCommand, step, lambda remote, **changes: signal.raise_signal(number))
     assert main(["--on", "local", "run", *ONE, "--runner", "local", "--run-id", "never"]) == code
     assert capsys.readouterr().err == f"launcher: cancelled: stopped by {number.name}: nothing was started on local\n"
 
@@ -313,9 +313,9 @@ def test_an_interrupt_while_a_driver_starts_there_cancels_what_it_drives(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def start(there: on.RemoteCommand) -> int:
+    def start(remote: on.RemoteCommand) -> int:
         signal.raise_signal(signal.SIGINT)
-        return real(there)
+        return real(remote)
 
     real = on_driving._start_driver
     monkeypatch.setattr(on_driving, "_start_driver", start)
@@ -337,22 +337,22 @@ def test_a_second_signal_and_a_terminal_that_is_closed_leave_the_run_to_itself(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def follow(there: on.RemoteCommand, run: str, signals: on.ReceivedSignals) -> int:
+    def follow(remote: on.RemoteCommand, run: str, signals: on.ReceivedSignals) -> int:
         for number in numbers:
             signal.raise_signal(number)
         return 0
 
     monkeypatch.setattr(on, "connect", one_connection)
-    monkeypatch.setattr(on.RemoteCommand, "ask", lambda there, **changes: _Nothing())
+    monkeypatch.setattr(on.RemoteCommand, "ask", lambda remote, **changes: _Nothing())
     for name, stand_in in (
-        ("_compare_plans", lambda there: []),
-        ("_start_driver", lambda there: 0),
+        ("_compare_plans", lambda remote: []),
+        ("_start_driver", lambda remote: 0),
         ("_follow", follow),
     ):
         monkeypatch.setattr(on_driving, name, stand_in)
     assert main(["--on", "local", "run", *ONE, "--runner", "local", "--run-id", "alone"]) == code
-    said = capsys.readouterr().err
-    assert f"stopped by {numbers[0].name}: alone goes on on local" in said and "--on local resume alone" in said
+    printed = capsys.readouterr().err
+    assert f"stopped by {numbers[0].name}: alone goes on on local" in printed and "--on local resume alone" in printed
 
 
 class _Nothing:
@@ -423,11 +423,11 @@ def test_an_interrupt_here_cancels_the_run_there(done: str, site: Site, monkeypa
         argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as process:
         assert process.stdout is not None
-        said = ""
+        printed = ""
         for line in process.stdout:
-            if "RUNNING" in line and "RUNNING" not in said:
+            if "RUNNING" in line and "RUNNING" not in printed:
                 os.killpg(process.pid, signal.SIGINT)
-            said += line
-        assert process.wait(60) == 130, said
-    assert said.count("cancelling stopped on local") == 1
+            printed += line
+        assert process.wait(60) == 130, printed
+    assert printed.count("cancelling stopped on local") == 1
     assert RunRecord.load(site.far / "runs", "stopped").fields.state == "cancelled"

@@ -91,7 +91,7 @@ def test_it_ends_in_one_clear_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(on, "MAX_VALUE", 1 << 16)
-    monkeypatch.setattr(on_driving, "resume", lambda there: on_driving._follow(there, "r", on.ReceivedSignals(print)))
+    monkeypatch.setattr(on_driving, "resume", lambda remote: on_driving._follow(remote, "r", on.ReceivedSignals(print)))
     pipe = OpenSSHPipe([sys.executable, "-Ic", HOSTILE_AGENT, json.dumps(answers), __version__], "far")
     with Session(pipe, "far") as session:
 
@@ -102,6 +102,10 @@ def test_it_ends_in_one_clear_error(
 
         monkeypatch.setattr(on, "connect", connect)
         code = main(["--on", "far", *words, "--state", str(tmp_path)])
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     assert code not in (0, None) or "an error" in message
-    assert message in said.out + said.err and "\x1b" not in said.out + said.err and "Traceback" not in said.err
+    assert (
+        message in printed.out + printed.err
+        and "\x1b" not in printed.out + printed.err
+        and "Traceback" not in printed.err
+    )

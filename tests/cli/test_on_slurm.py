@@ -31,8 +31,8 @@ def cluster_variables(cluster: SlurmCluster) -> dict[str, str]:
 def jobs_of(cluster: SlurmCluster, run: str) -> list[str]:
     """The states of the jobs of runs whose ids begin like that, by accounting."""
     argv = ["sacct", "-X", "-n", "-P", "-o", "State,Comment"]
-    said = subprocess.run(argv, env=cluster.env, capture_output=True, text=True, timeout=60).stdout.splitlines()
-    return [state for state, _, comment in (line.partition("|") for line in said) if comment.startswith(run)]
+    printed = subprocess.run(argv, env=cluster.env, capture_output=True, text=True, timeout=60).stdout.splitlines()
+    return [state for state, _, comment in (line.partition("|") for line in printed) if comment.startswith(run)]
 
 
 def until(true: Callable[[], Any]) -> Any:
@@ -56,8 +56,8 @@ def test_connection_and_driver_are_killed_and_another_login_node_takes_the_run_o
         assert main(["--on", "one-machine", "run", *ONE, *words, "--detach"]) == 0
         record = first.far / "runs/taken/run.json"
         until(lambda: json.loads(record.read_text())["state"] == "running")
-        said = json.loads(record.read_text())
-        os.kill(said["owner"]["pid"], signal.SIGKILL)
+        printed = json.loads(record.read_text())
+        os.kill(printed["owner"]["pid"], signal.SIGKILL)
         first.server.process.kill()
         other = Site(first.root, second)
         go_there(other, monkeypatch)
@@ -98,7 +98,7 @@ def test_a_sweep_is_taken_over_once_the_lease_of_a_login_node_that_is_gone_is_ov
         assert "another launcher drives this sweep" in capsys.readouterr().err
         assert main([*resume, "--take-over"]) == 0
         assert "sweep gone  2/2 ok" in capsys.readouterr().out
-        assert "on login-a" in (said := (sweep / "driver.log").read_text()) and "no heartbeat for" in said
+        assert "on login-a" in (printed := (sweep / "driver.log").read_text()) and "no heartbeat for" in printed
         drivers = [json.loads(line).get("driver", "") for line in (sweep / "events.jsonl").read_text().splitlines()]
         assert [driver.split()[3].rstrip(",") for driver in drivers if driver] == ["login-a", "login-b"]
         assert jobs_of(slurm_cluster, "gone-") == ["COMPLETED"] * 2

@@ -126,7 +126,7 @@ def test_a_neighbour_s_sidecar_gives_the_runner_no_command(
     sidecar_path(name).write_text('{"reference": "r\\n::error::x"}')
     main(["image", "list", "--directory", str(tmp_path)])
     main(["image", "verify", "--offline", "--directory", str(tmp_path)])
-    said = capsys.readouterr()
-    lines = [line for line in (said.out + said.err).splitlines() if line.strip().startswith("::")]
+    printed = capsys.readouterr()
+    lines = [line for line in (printed.out + printed.err).splitlines() if line.strip().startswith("::")]
     assert [line for line in lines if "set-output" in line.split("::")[1] or "::error::x" in line] == []
-    assert "\x1b" not in said.out + said.err and "set-output" in said.out + said.err
+    assert "\x1b" not in printed.out + printed.err and "set-output" in printed.out + printed.err

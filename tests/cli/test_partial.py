@@ -76,21 +76,21 @@ def test_a_bad_row_leaves_the_rows_beside_it(user: InProcessUser, bad: str) -> N
     matrix = write(user, family(row(4), bad, row(16)) + family(row(8), key="other"))
     line = 1 + family(row(4)).count("\n")
     for command in (("plan", "-k", "*"), ("matrix",)):
-        said = user.launcher(*command, *matrix, code=2)
-        assert "1 of 4 that were selected cannot be done" in said
-        assert any(f"m.yaml:{number}: " in said for number in range(line, line + 4)), said
-    said = user.launcher("check", *matrix, "--runner", "local", code=1)
-    assert said.count("matrix-invalid error") == 1 and "3 rows" in said
+        printed = user.launcher(*command, *matrix, code=2)
+        assert "1 of 4 that were selected cannot be done" in printed
+        assert any(f"m.yaml:{number}: " in printed for number in range(line, line + 4)), printed
+    printed = user.launcher("check", *matrix, "--runner", "local", code=1)
+    assert printed.count("matrix-invalid error") == 1 and "3 rows" in printed
     assert "2 plans" not in user.launcher("plan", "-k", "other", *matrix), "what is not selected is not judged"
 
 
 def test_the_lines_of_rows_behind_a_bad_one_are_their_own(user: InProcessUser) -> None:
     text = family(row(4), BAD_ROWS["a row that is text"], row(16).replace("num-worker", "x", 1), row(64))
     matrix = write(user, text)
-    said = user.launcher("matrix", *matrix, code=2)
-    assert "2 of 4 that were selected" in said
-    assert f"m.yaml:{1 + text[: text.index('- text')].count(chr(10))}: " in said
-    assert f"m.yaml:{1 + text[: text.index('{x: 1')].count(chr(10))}: unknown key 'x'" in said
+    printed = user.launcher("matrix", *matrix, code=2)
+    assert "2 of 4 that were selected" in printed
+    assert f"m.yaml:{1 + text[: text.index('- text')].count(chr(10))}: " in printed
+    assert f"m.yaml:{1 + text[: text.index('{x: 1')].count(chr(10))}: unknown key 'x'" in printed
 
 
 BAD_KEYS = {
@@ -128,9 +128,9 @@ def test_a_row_that_no_runner_serves_and_one_without_a_lane(user: InProcessUser)
         + family(row(4), key="nowhere", runner="mars")
         + family(row(4), row(8), key="no-lane", prefix="unheard"),
     )
-    said = user.launcher("plan", "-k", "*", *matrix, code=2)
-    assert "3 of 5 that were selected cannot be done" in said and "2 plans" in said
-    assert "no runner file serves the label 'mars'" in said and said.count("has no rule in `models`") == 2
+    printed = user.launcher("plan", "-k", "*", *matrix, code=2)
+    assert "3 of 5 that were selected cannot be done" in printed and "2 plans" in printed
+    assert "no runner file serves the label 'mars'" in printed and printed.count("has no rule in `models`") == 2
     plans = json.loads(user.launcher("plan", "-k", "*", *matrix, "--json", code=2).partition("\nlauncher: ")[0])
     assert [plan["results"]["concurrencies"] for plan in plans] == [[4], [16]]
     assert "no runner file serves" in user.launcher("run", "-k", "nowhere", *matrix, code=2)
@@ -157,21 +157,21 @@ def test_a_sweep_runs_what_can_be_run_and_names_all_others(
         family(row(4), BAD_ROWS["an unknown setting"], row(16), row(32).replace("tp: 4, ep: 4", "tp: 2, ep: 2"))
         + family(row(8), row(2), key="no-lane", prefix="unheard"),
     )
-    said = user.launcher("sweep", "-k", "*", *matrix, code=2)
+    printed = user.launcher("sweep", "-k", "*", *matrix, code=2)
     assert driven.concurrencies == [4, 16]
-    assert "4 of 6 that were selected cannot be done" in said
-    assert said.count("has no rule in `models`") == 2 and "SLURM_PARTITON" in said and "would fail" in said
+    assert "4 of 6 that were selected cannot be done" in printed
+    assert printed.count("has no rule in `models`") == 2 and "SLURM_PARTITON" in printed and "would fail" in printed
     driven.concurrencies.clear()
-    said = user.launcher("sweep", "-k", "no-lane", *matrix, code=2)
-    assert driven.concurrencies == [] and "2 of 2 that were selected" in said
+    printed = user.launcher("sweep", "-k", "no-lane", *matrix, code=2)
+    assert driven.concurrencies == [] and "2 of 2 that were selected" in printed
 
 
 def test_rows_of_another_scheduler_are_named_and_left_out(user: InProcessUser, monkeypatch: pytest.MonkeyPatch) -> None:
     driven = Driven(monkeypatch)
     matrix = write(user, family(row(4)) + family(row(16), row(8), key="other", runner="gb200"))
-    said = user.launcher("sweep", "-k", "*", *matrix)
+    printed = user.launcher("sweep", "-k", "*", *matrix)
     assert driven.concurrencies == [4]
-    assert "runner gb200-nv: 2 jobs are left out" in said and "its jobs need the scheduler slurm" in said
+    assert "runner gb200-nv: 2 jobs are left out" in printed and "its jobs need the scheduler slurm" in printed
 
 
 BAD_RUNNERS = {
@@ -181,7 +181,7 @@ BAD_RUNNERS = {
 
 
 @pytest.mark.parametrize("day,said", BAD_RUNNERS.values(), ids=BAD_RUNNERS)
-def test_a_bad_runner_file_stops_its_own_cluster_alone(user: InProcessUser, day: str, said: str) -> None:
+def test_a_bad_runner_file_stops_its_own_cluster_alone(user: InProcessUser, day: str, printed: str) -> None:
     (user.workspace / "runners").mkdir()
     text = (Path(__file__).parents[2] / "runners/gb300-nv.yaml").read_text()
     (user.workspace / "runners/gb300-nv.yaml").write_text(f"{text}\nexclude-nodes: [{{node: n, reason: x, {day}}}]\n")
@@ -189,17 +189,17 @@ def test_a_bad_runner_file_stops_its_own_cluster_alone(user: InProcessUser, day:
         lines = text.replace("\nexclude-nodes:", f"\nexclude-nodes:\n  - {{node: n, reason: x, {day}}}", 1)
         (user.workspace / "runners/gb300-nv.yaml").write_text(lines)
     listed = user.launcher("runner", "list", code=2)
-    assert said in listed and "gb200-nv" in listed and "runner files cannot be read" in listed
+    assert printed in listed and "gb200-nv" in listed and "runner files cannot be read" in listed
     matrix = write(user, family(row(4), row(16)) + family(row(4), key="other", runner="gb300-nv"))
     assert "2 plans" in user.launcher("plan", "-k", "good", *matrix)
     planned = user.launcher("plan", "-k", "*", *matrix, code=2)
-    assert "1 of 3 that were selected" in planned and said in planned and "2 plans" in planned
+    assert "1 of 3 that were selected" in planned and printed in planned and "2 plans" in planned
     assert "0 errors" in user.launcher("check", "-k", "good", *matrix)
-    assert said in user.launcher("plan", "-k", "other", *matrix, code=2)
+    assert printed in user.launcher("plan", "-k", "other", *matrix, code=2)
     environment = github_environment(user)
     assert json.loads(user.launcher("plan", "--from-env", "--json", **environment))["runner"] == "local"
     wrong = user.launcher("plan", "--from-env", code=2, **{**environment, "RUNNER_NAME": "gb300-nv_0"})
-    assert said in wrong
+    assert printed in wrong
 
 
 def test_a_record_that_cannot_be_made_stops_no_other_run(user: InProcessUser, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,15 +213,15 @@ def test_a_record_that_cannot_be_made_stops_no_other_run(user: InProcessUser, mo
 
     monkeypatch.setattr(RunRecord, "create", create)
     matrix = write(user, family(row(4), row(16)))
-    said = user.launcher("sweep", "-k", "*", *matrix, code=7)
-    assert "No space left on device" in said and "1/2 ok" in said and "1 not started" in said
+    printed = user.launcher("sweep", "-k", "*", *matrix, code=7)
+    assert "No space left on device" in printed and "1/2 ok" in printed and "1 not started" in printed
 
 
 def test_ci_says_what_looks_like_a_setting_and_is_none(user: InProcessUser) -> None:
     slips = {"SLURM_PARTITON": "x", "PREFILL_NODE": "2", "DECODE_UNHEARD_OF": "1", "SLURM_JOB_PARTITION": "gpu"}
     plan = json.loads(user.launcher("plan", "--from-env", "--json", **github_environment(user), **slips))
-    said = [finding["message"] for finding in plan["findings"] if finding["rule"] == "setting-unknown"]
-    assert said == [
+    printed = [finding["message"] for finding in plan["findings"] if finding["rule"] == "setting-unknown"]
+    assert printed == [
         "DECODE_UNHEARD_OF is no known setting, and is passed over",
         "PREFILL_NODE is no known setting, and is passed over: did you mean PREFILL_NODES?",
         "SLURM_PARTITON is no known setting, and is passed over: did you mean SLURM_PARTITION?",

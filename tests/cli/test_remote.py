@@ -83,13 +83,13 @@ def test_a_launcher_of_other_files_or_of_another_version_is_not_spoken_with(laun
     versions = tmp_path / "there/versions"
     installed(tmp_path / "there", {})
     (own,) = versions.iterdir()
-    for name, said in (
+    for name, printed in (
         (f"{__version__}-0123456789ab-01234567", f"launcher {__version__} there is of other files than this one"),
         ("9.9-0123456789ab-01234567", f"launcher {__version__} is not installed there, but 9.9-"),
     ):
         own = own.rename(versions / name)
         answer = launcher("doctor", "here")
-        assert answer.returncode == 8 and said in answer.stderr and "remote install here" in answer.stderr
+        assert answer.returncode == 8 and printed in answer.stderr and "remote install here" in answer.stderr
     own = own.rename(versions / f"{content_name()}-checkout")
     python = own / "python/bin/python"
     other = 'import launcher; launcher.__version__ = "9.9"; from launcher.cli import main; main(["remote-agent"])'

@@ -45,9 +45,9 @@ def test_one_damaged_summary_stops_no_other(tmp_path: Path, capsys: pytest.Captu
     for damaged in ("{", "[" * 100_000, "[]", '{"points": 3}', '{"points": [{}], "rehearsal": false, "benchmark": {}}'):
         (tmp_path / "runs" / first / "summary.json").write_text(damaged)
         assert main(asked) == 7
-        said = capsys.readouterr()
-        assert len([line for line in said.out.splitlines() if line.rstrip().endswith("  ok")]) == 4
-        assert f"{first}: its summary" in said.err
+        printed = capsys.readouterr()
+        assert len([line for line in printed.out.splitlines() if line.rstrip().endswith("  ok")]) == 4
+        assert f"{first}: its summary" in printed.err
 
 
 @pytest.mark.parametrize("form", [[], ["--json"], ["--csv"]])
@@ -57,8 +57,8 @@ def test_a_record_that_cannot_be_read_is_told_in_every_form(
     first, _ = write_runs(tmp_path / "state", 2)
     (tmp_path / "state/runs" / first / "run.json").write_text("{")
     assert main(["results", str(tmp_path / "state"), *form, "--state", str(tmp_path)]) == 7
-    said = capsys.readouterr()
-    assert f"run {first}: " in said.err and said.out
+    printed = capsys.readouterr()
+    assert f"run {first}: " in printed.err and printed.out
 
 
 def test_what_there_is_no_result_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,17 +122,17 @@ def test_artifacts_are_collected_in_two_lists(tmp_path: Path, capsys: pytest.Cap
 def test_a_run_is_aggregated_as_the_workflow_would(tmp_path: Path) -> None:
     """By the variables that the workflow exports for the same benchmark."""
     two = benchmark(multinode=True, disagg=True, prefill=Role(1, 4, 4, True), decode=Role(1, 8, 8))
-    for name, one, said in (
+    for name, one, printed in (
         ("r", benchmark(), {}),
         ("r_conc64_gpus_12_ctx_4_gen_8", two, {"PREFILL_GPUS": "4", "DECODE_GPUS": "8"}),
     ):
         (tmp_path / f"{name}.json").write_text(json.dumps(RAW))
         assert aggregate_run(tmp_path, one, [f"{name}.json", "server.log"]) == []
         row = json.loads((tmp_path / f"agg_{name}.json").read_text())
-        environ = environment_of(one) | said
+        environ = environment_of(one) | printed
         for key, variable in (("hw", "RUNNER_TYPE"), ("image", "IMAGE"), ("precision", "PRECISION")):
             assert row[key] == environ[variable]
-        assert row["tput_per_gpu"] == 800 / (12 if said else 8)
+        assert row["tput_per_gpu"] == 800 / (12 if printed else 8)
     alone = benchmark(multinode=True, prefill=Role(2, 4), decode=None)
     (tmp_path / "s_gpus_8.json").write_text(json.dumps({**RAW, "median_tpot_ms": 0, "rehearsal": True}))
     assert "gives no aggregate" in aggregate_run(tmp_path, alone, ["s_gpus_8.json"])[0]

@@ -77,6 +77,6 @@ sys.exit(launcher.cli.main(["status"]))
     )
     child, directory = int(wait_for(pid)), Path(wait_for(temporary))
     process.send_signal(number)
-    _, said = process.communicate(timeout=HANG)
-    assert process.returncode == code and "Traceback" not in said, said
+    _, printed = process.communicate(timeout=HANG)
+    assert process.returncode == code and "Traceback" not in printed, printed
     assert is_gone(child) and not directory.exists()

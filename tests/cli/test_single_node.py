@@ -102,24 +102,24 @@ def in_terminal(columns: int, *argv: str) -> str:
     command = [sys.executable, "-m", "launcher", *argv]
     with subprocess.Popen(command, stdout=follower, stderr=follower, stdin=follower, env=environ) as process:
         os.close(follower)
-        said = b""
+        printed = b""
         try:
             while part := os.read(leader, 65536):
-                said += part
+                printed += part
         except OSError:  # the other end is closed
             pass
         os.close(leader)
-        assert process.wait(60) == 0, said.decode()
-    return said.decode().replace("\r\n", "\n")
+        assert process.wait(60) == 0, printed.decode()
+    return printed.decode().replace("\r\n", "\n")
 
 
 @pytest.mark.parametrize("columns", [80, 140])
 def test_a_plan_can_be_read_in_a_terminal(workspace: Path, columns: int) -> None:
     """Lines end before the terminal does, but for one word that is longer, which is never broken."""
-    said = in_terminal(columns, "plan", "--from-env")
-    for line in said.splitlines():
+    printed = in_terminal(columns, "plan", "--from-env")
+    for line in printed.splitlines():
         assert len(line) <= columns or " " not in line[13:], line
-    text = " ".join(said.split())
+    text = " ".join(printed.split())
     for words in (
         "dsr1 fp8 sglang 1024/1024 TP4 on tiny",
         "/shared/hf-hub-cache",
@@ -129,7 +129,7 @@ def test_a_plan_can_be_read_in_a_terminal(workspace: Path, columns: int) -> None
         "180",
         "[port-shared]",
     ):
-        assert words in text, said
+        assert words in text, printed
     assert "None" not in text
 
 
@@ -138,8 +138,8 @@ def test_a_plan_without_slurm_says_so(
 ) -> None:
     monkeypatch.setenv("RUNNER_NAME", "host_0")
     assert main(["plan", "--from-env"]) == 0
-    said = capsys.readouterr().out
-    assert "this host" in said and "docker of lmsysorg/sglang" in said and "None" not in said
+    printed = capsys.readouterr().out
+    assert "this host" in printed and "docker of lmsysorg/sglang" in printed and "None" not in printed
 
 
 def test_findings_are_counted_over_rows(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,8 +160,8 @@ def test_a_row_without_a_script_is_an_error_of_check_and_of_plan(
     assert f"there is no {FIXED}/dsr1_fp8_h100.sh" in capsys.readouterr().out
     for command in ("plan", "ci"):
         assert main([command, "--from-env"] if command == "plan" else [command]) == 2
-        said = capsys.readouterr()
-        assert f"there is no {FIXED}/dsr1_fp8_h100.sh" in said.out + said.err
+        printed = capsys.readouterr()
+        assert f"there is no {FIXED}/dsr1_fp8_h100.sh" in printed.out + printed.err
 
 
 @pytest.mark.parametrize("command", [["plan", "--from-env"], ["ci"], ["cleanup", "--from-env"]])
@@ -171,8 +171,8 @@ def test_a_mixture_of_contracts_names_both_sides(
     monkeypatch.setenv("CONC_LIST", "4 16")
     monkeypatch.setenv("PREFILL_TP", "8")
     assert main(command) == 2
-    said = capsys.readouterr()
-    text = " ".join((said.out + said.err).split())
+    printed = capsys.readouterr()
+    text = " ".join((printed.out + printed.err).split())
     assert "CONC_LIST, PREFILL_TP of a multi-node job and TP, EP_SIZE" in text and "of a single-node job" in text
 
 

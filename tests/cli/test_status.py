@@ -31,7 +31,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[RunRecord]:
     return made
 
 
-def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
+def printed(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
     assert main(list(argv)) == code
     captured = capsys.readouterr()
     return captured.out if code == 0 else captured.out + captured.err
@@ -51,37 +51,37 @@ def said(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> str:
 def test_runs_are_chosen(
     runs: list[RunRecord], flags: tuple[str, ...], kept: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = json.loads(said(capsys, "status", "--json", *flags))
+    shown = json.loads(printed(capsys, "status", "--json", *flags))
     assert {one["id"] for one in shown} == {runs[i].directory.name for i in kept}
-    table = said(capsys, "status", *flags)
+    table = printed(capsys, "status", *flags)
     assert [i for i, record in enumerate(runs) if record.directory.name in table] == kept
 
 
 def test_a_state_directory_is_named_by_the_same_flag(
     runs: list[RunRecord], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "no runs below" in said(capsys, "status", "--state", str(tmp_path / "none"), "--state", "failed")
+    assert "no runs below" in printed(capsys, "status", "--state", str(tmp_path / "none"), "--state", "failed")
 
 
 def test_a_run_is_known_by_its_beginning_and_by_its_job(
     runs: list[RunRecord], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    listed = json.loads(said(capsys, "status", "--json"))
+    listed = json.loads(printed(capsys, "status", "--json"))
     for line in listed[:3]:
-        assert json.loads(said(capsys, "status", line["short"], "--json"))["id"] == line["id"]
-    assert json.loads(said(capsys, "status", "4242", "--json"))["id"] == runs[0].id
-    assert json.loads(said(capsys, "results", listed[1]["short"], "--json"))[0]["run_id"]
-    assert said(capsys, "report", listed[1]["short"], "--format", "csv").count("\n") > 4
+        assert json.loads(printed(capsys, "status", line["short"], "--json"))["id"] == line["id"]
+    assert json.loads(printed(capsys, "status", "4242", "--json"))["id"] == runs[0].id
+    assert json.loads(printed(capsys, "results", listed[1]["short"], "--json"))[0]["run_id"]
+    assert printed(capsys, "report", listed[1]["short"], "--format", "csv").count("\n") > 4
     runs[1].update(job=RecordedJob("4242"))
-    wrong = said(capsys, "status", "4242", code=2)
+    wrong = printed(capsys, "status", "4242", code=2)
     assert "may be any of 2 runs" in wrong and runs[0].id in wrong and runs[1].id in wrong
-    assert "may be any of 4 runs" in said(capsys, "status", runs[0].id[:1], code=2)
+    assert "may be any of 4 runs" in printed(capsys, "status", runs[0].id[:1], code=2)
 
 
 def test_one_run_of_several_that_there_is_not_keeps_no_other_back(
     runs: list[RunRecord], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = said(capsys, "status", runs[0].id, "nothing", runs[1].id, code=2)
+    shown = printed(capsys, "status", runs[0].id, "nothing", runs[1].id, code=2)
     assert "1 of 3 runs cannot be shown" in shown and "there is no run nothing" in shown
     assert shown.index(f"{runs[0].id}   failed") < shown.index(f"{runs[1].id}   succeeded")
 
@@ -115,13 +115,13 @@ def test_what_is_printed_agrees_with_its_schema(runs: list[RunRecord], capsys: p
         ["matrix"],
         ["report", *both],
     ):
-        value = json.loads(said(capsys, *argv, "--json"))
-        jsonschema.validate(value, json.loads(said(capsys, "schema", argv[0])))
+        value = json.loads(printed(capsys, *argv, "--json"))
+        jsonschema.validate(value, json.loads(printed(capsys, "schema", argv[0])))
 
 
 def test_every_command_that_gives_a_value_has_a_schema(capsys: pytest.CaptureFixture[str]) -> None:
     found = dict(helping.commands_with_schemas(parser()))
-    assert said(capsys, "schema").split("\n")[:-1] == list(found)
+    assert printed(capsys, "schema").split("\n")[:-1] == list(found)
     for name, command in found.items():
         jsonschema.Draft202012Validator.check_schema(command.schema)
         one = parser()
@@ -131,7 +131,7 @@ def test_every_command_that_gives_a_value_has_a_schema(capsys: pytest.CaptureFix
         one.fill()
         assert "--json" in {flag for action in one.all_flags for flag in action.option_strings}, name
     assert len(found) > 35
-    assert "did you mean 'status'" in said(capsys, "schema", "statsu", code=2)
+    assert "did you mean 'status'" in printed(capsys, "schema", "statsu", code=2)
 
 
 def test_logs_of_several_runs_are_told_apart_and_one_without_a_job_keeps_no_other_back(
@@ -141,14 +141,14 @@ def test_logs_of_several_runs_are_told_apart_and_one_without_a_job_keeps_no_othe
         log = tmp_path / f"log{number}"
         log.write_text(f"line {number}\nlast")
         runs[number].update(job=RecordedJob(f"424{number}", log=str(log)))
-    assert said(capsys, "logs", "4240") == "line 0\nlast\n"
-    assert said(capsys, "logs", "-f", "4240", "4241").splitlines() == [
+    assert printed(capsys, "logs", "4240") == "line 0\nlast\n"
+    assert printed(capsys, "logs", "-f", "4240", "4241").splitlines() == [
         f"{runs[i].id}  | {line}" for i in (0, 1) for line in (f"line {i}", "last")
     ]
-    parts = [json.loads(line) for line in said(capsys, "logs", "4240", "--json").splitlines()]
+    parts = [json.loads(line) for line in printed(capsys, "logs", "4240", "--json").splitlines()]
     assert [line for part in parts for line in part["lines"]] == ["line 0", "last"]
     runs[2].update(job=None)
-    shown = said(capsys, "logs", runs[2].id, "4241", code=2)
+    shown = printed(capsys, "logs", runs[2].id, "4241", code=2)
     assert "has no job yet" in shown and "line 1" in shown
 
 

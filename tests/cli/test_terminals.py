@@ -56,8 +56,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def run(words: tuple[str, ...], place: dict[str, str], stream: Any) -> tuple[int | str | None, str]:
     """Run a command whose standard output is this stream; its exit code, and what it says on standard error."""
-    said = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said):
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(printed):
         patch.setattr(sys, "stdout", stream)
         patch.setenv("LAUNCHER_STATE", place["STATE"])
         patch.setenv("COLUMNS", "80")
@@ -65,7 +65,7 @@ def run(words: tuple[str, ...], place: dict[str, str], stream: Any) -> tuple[int
             code: int | str | None = main([place.get(word, word) for word in words])
         except SystemExit as end:
             code = end.code
-    return code, said.getvalue()
+    return code, printed.getvalue()
 
 
 @contextlib.contextmanager
@@ -93,8 +93,8 @@ def test_any_encoding_and_a_dumb_terminal(
 ) -> None:
     written = io.BytesIO()
     stream = io.TextIOWrapper(written, encoding="ascii", write_through=True)
-    code, said = run(words, place, stream)
-    assert code in (0, 2) and "Traceback" not in said
+    code, printed = run(words, place, stream)
+    assert code in (0, 2) and "Traceback" not in printed
     plain = written.getvalue().decode("ascii")
     assert "\\u2192" not in plain, "our own signs have plain forms"
     monkeypatch.setenv("TERM", "dumb")
@@ -109,10 +109,10 @@ def test_a_reader_that_has_gone_and_a_terminal_that_was_closed(place: dict[str, 
     for reading, writing in (os.pipe(), pty.openpty()):
         os.close(reading)
         with os.fdopen(writing, "w", buffering=1 << 10) as stream:
-            code, said = run(words, place, stream)
+            code, printed = run(words, place, stream)
             with contextlib.suppress(OSError):
                 stream.flush()
-        assert code in (0, 2, 141) and "Traceback" not in said
+        assert code in (0, 2, 141) and "Traceback" not in printed
         assert code != 0 or "logs" not in words, "what writes much, learns of it"
 
 

@@ -150,16 +150,16 @@ LACKS = [
 def test_a_step_is_told_all_that_it_lacks(
     step: Any, capsys: pytest.CaptureFixture[str], changes: dict[str, str], lacks: list[str]
 ) -> None:
-    code, said = step(capsys, **changes)
+    code, printed = step(capsys, **changes)
     assert code == 2
-    assert [word for word in lacks if word not in said] == [], said
-    assert said.count("lacks: ") == said.count("::error title=launcher%3A environment::") >= len(lacks)
-    assert "hf_secretsecret" not in said
+    assert [word for word in lacks if word not in printed] == [], printed
+    assert printed.count("lacks: ") == printed.count("::error title=launcher%3A environment::") >= len(lacks)
+    assert "hf_secretsecret" not in printed
 
 
 def test_a_step_that_lacks_nothing_is_told_so(step: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code, said = step(capsys, LAUNCHER_VERSION=__version__)
-    assert (code, "nothing is missing: " in said) == (0, True), said
+    code, printed = step(capsys, LAUNCHER_VERSION=__version__)
+    assert (code, "nothing is missing: " in printed) == (0, True), printed
     assert not (tmp_path / "state/runs").exists() and list((tmp_path / "workspace").iterdir()) == []
 
 
@@ -195,9 +195,9 @@ def test_settings_of_a_row_are_data(tmp_path: Path) -> None:
 def test_one_runner_after_the_other(tmp_path: Path, names: str, by: str) -> None:
     """The step of the time between: the programs here only say that they were started."""
     (step,) = yaml.safe_load(next(block for block in BLOCKS if "BY_LAUNCHER" in block))
-    for path, said in (("launcher", 'echo "launcher $1"'), ("runners/launch_gb200-nv.sh", "echo bash")):
+    for path, printed in (("launcher", 'echo "launcher $1"'), ("runners/launch_gb200-nv.sh", "echo bash")):
         (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).write_text(f"#!/bin/sh\n{said}\n")
+        (tmp_path / path).write_text(f"#!/bin/sh\n{printed}\n")
         (tmp_path / path).chmod(0o755)
     environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RUNNER_NAME": "gb200-nv_0", "BY_LAUNCHER": names}
     argv = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
@@ -297,12 +297,12 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, slurm_cluster: SlurmCluster)
 @pytest.mark.slurm
 def test_a_good_job_of_several_nodes(fleet: Fleet) -> None:
     job = fleet.several_nodes().go()
-    assert job.state == "success", job.said
-    assert "nothing is missing: " in job.said["Check the environment"]
+    assert job.state == "success", job.printed
+    assert "nothing is missing: " in job.printed["Check the environment"]
     stem = job.env["RESULT_FILENAME"]
     assert job.outputs == {"run-id": job.env["LAUNCHER_RUN_ID"], "state": "succeeded"}
     assert len(job.uploads[f"bmk_{stem}"]) == 4 and job.uploads[f"multinode_server_logs_{stem}"]
-    assert "hf_secret" not in "".join(job.said.values()).replace("::add-mask::hf_secret_hf_token", "")
+    assert "hf_secret" not in "".join(job.printed.values()).replace("::add-mask::hf_secret_hf_token", "")
     assert fleet.states(job) == ["succeeded"] and fleet.jobs() == ""
 
 
@@ -310,7 +310,7 @@ def test_a_good_job_of_several_nodes(fleet: Fleet) -> None:
 def test_a_red_job_leaves_its_evidence_and_is_red(fleet: Fleet) -> None:
     job = fleet.several_nodes(LAUNCHER_REHEARSAL_FAULTS="exit=3").go()
     assert (job.state, job.codes) == ("failure", {"Check the environment": 0, "Launch": 6, "Clean up": 0})
-    assert job.outputs["state"] == "failed" and "::error title=launcher%3A " in job.said["Launch"]
+    assert job.outputs["state"] == "failed" and "::error title=launcher%3A " in job.printed["Launch"]
     assert job.uploads[f"multinode_server_logs_{job.env['RESULT_FILENAME']}"] and fleet.jobs() == ""
 
 
@@ -320,7 +320,7 @@ def test_a_cancelled_job_frees_its_nodes_within_githubs_patience(fleet: Fleet) -
     process = job.begin("Launch")
     wait_until(lambda: fleet.released(job))
     job.cancel(process)
-    assert job.end("Launch", process) == 130, job.said
+    assert job.end("Launch", process) == 130, job.printed
     job.rest(after="Launch")
     assert job.codes["Clean up"] == 0 and fleet.states(job) == ["cancelled"] and fleet.jobs() == ""
     assert job.uploads[f"multinode_server_logs_{job.env['RESULT_FILENAME']}"]
@@ -344,7 +344,7 @@ def test_what_a_killed_launcher_left_is_ended_by_the_next_job_and_by_clean_up(fl
     first = killed(fleet)
     assert len(fleet.jobs().splitlines()) == 1
     second = killed(fleet)
-    assert "was left behind by an earlier job of this runner" in second.said["Launch"]
+    assert "was left behind by an earlier job of this runner" in second.printed["Launch"]
     assert fleet.states(first) == ["cancelled"] and len(fleet.jobs().splitlines()) == 1
     second.rest(after="Launch")
     assert second.codes["Clean up"] == 0 and fleet.states(second) == ["cancelled"] and fleet.jobs() == ""
@@ -353,7 +353,7 @@ def test_what_a_killed_launcher_left_is_ended_by_the_next_job_and_by_clean_up(fl
 @pytest.mark.slurm
 def test_a_good_job_of_one_node_with_an_evaluation(fleet: Fleet) -> None:
     job = fleet.one_node(**{"run-eval": True}).go()
-    assert job.state == "success", job.said
+    assert job.state == "success", job.printed
     stem = job.env["RESULT_FILENAME"]
     assert job.env["GPU_COUNT"] == "4" and job.uploads[f"bmk_{stem}"] == [f"agg_{stem}.json"]
     assert "meta_env.json" in job.uploads[f"eval_minimaxm3_1k1k_{stem}"]
@@ -365,7 +365,7 @@ def test_a_good_job_of_one_node_with_an_evaluation(fleet: Fleet) -> None:
 @pytest.mark.slurm
 def test_a_profile(fleet: Fleet) -> None:
     job = fleet.one_node("profile").go()
-    assert job.state == "success", job.said
+    assert job.state == "success", job.printed
     stem = job.env["RESULT_FILENAME"]
     assert job.uploads[f"profile_{stem}"] == [f"{stem}.json", f"profile_{stem}.trace.json.gz"]
 
@@ -376,6 +376,6 @@ def test_acceptance_lengths(fleet: Fleet) -> None:
     more = {"framework": "vllm", "precision": "fp8", "mtp-list": "1 2", "tp": "4"}
     script = {"script": "benchmarks/single_node/acceptance.sh"}
     job = fleet.job("speedbench", {**row, **more, **script}, runner="one-box_0").go()
-    assert job.state == "success", job.said
+    assert job.state == "success", job.printed
     assert job.uploads == {"speedbench_minimaxm3": ["speedbench-reference-al.yaml"]}
     assert (job.workspace / "speedbench-reference-al.yaml").read_text() == "modes: off on\n"
