@@ -49,7 +49,7 @@ METHODS = {
     "send": "fetching:send_files",
 }
 """Method of a request → function of this room. It is imported when it is called, with the state directory and the
-request's parameters; its value is the result, and a generator yields events before."""
+request's parameters by name; its value is the result, and a generator yields events before."""
 
 _MOST_REQUESTS = 32
 _PROGRAMS = ("sbatch", "squeue", "sacct", "enroot", "git", "uv")

@@ -1,7 +1,6 @@
-"""A run as it goes on, for somebody who looks from elsewhere: its events and its job's log from an offset, then its
-end.
+"""Follows a run from another machine: its events and its job's log from an offset, then its end.
 
-All of it is in files, so that whoever was cut off goes on where they were.
+Everything is read from files, so a client whose connection was lost continues at its last offsets.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ from launcher.result.summary_file import read_document
 from launcher.run.record import RunRecord
 
 POLL_SECONDS = 0.5
-"""Seconds between two looks."""
+"""Seconds between two reads."""
 PART = 128 << 10
 """Bytes that are read at once."""
 DRIVERLESS_SECONDS = 20.0
-"""Seconds that a run may have no driver: one that is just being started, or taken over."""
+"""Seconds that a run may have no driver before it counts as left: a driver may be starting, or taking over."""
 
 
 class RunUpdate(msgspec.Struct, frozen=True):
-    """What is new of a run: its events, its log's lines, and both files' offsets for the next time."""
+    """New events of a run, new lines of its log, and the next offsets in both files."""
 
     events: list[dict[str, Any]]
     log: list[str]
@@ -38,8 +37,8 @@ class RunUpdate(msgspec.Struct, frozen=True):
 
 
 class RunEnd(msgspec.Struct, frozen=True):
-    """How a run ended, as its record has it: ``error`` as a message carries it. A ``state`` of ``left`` is of one that
-    nobody drives and that has not ended."""
+    """The end of a run, from its record; ``error`` has the fields of a message. The ``state`` ``left`` means that the
+    run has not ended and has no driver."""
 
     state: str
     exit: int
@@ -50,21 +49,20 @@ class RunEnd(msgspec.Struct, frozen=True):
 
 
 def follow(
-    state: Path, run: str, offsets_: Sequence[int] = (0, 0), *, sleep: Callable[[float], None] = time.sleep
+    state: Path, run: str, at: Sequence[int] = (0, 0), *, sleep: Callable[[float], None] = time.sleep
 ) -> Generator[RunUpdate, None, RunEnd]:
-    """Yields a `RunUpdate` whenever a run's files have grown; returns its `RunEnd`, also when nobody drives the run any
-    more. Raises ConfigError when there is no such run."""
-    record, (events, log) = RunRecord.load(state / "runs", run), offsets_
+    """Yields a `RunUpdate` whenever a run's files have grown; returns its `RunEnd`, also when the run is left.
+
+    ``at`` are the offsets in its events and its log. Raises ConfigError when there is no such run.
+    """
+    record, (events, log) = RunRecord.load(state / "runs", run), at
     driverless = 0.0
     while True:
         record.reload()
-        # What was written before the end is read after the end was seen.
-        ended, driven = (
-            record.fields.has_ended,
-            record.fields.owner is not None and record.fields.owner.alive() is not False,
-        )
-        driverless = 0.0 if driven else driverless + POLL_SECONDS
-        is_over = ended or driverless > DRIVERLESS_SECONDS
+        # The end is looked for before the files are read, so that everything written before the end is read.
+        owner = record.fields.owner
+        driverless = 0.0 if owner is not None and owner.alive() is not False else driverless + POLL_SECONDS
+        is_over = record.fields.has_ended or driverless > DRIVERLESS_SECONDS
         while True:
             event_lines, events_end = _lines(record.directory / "events.jsonl", events, is_over)
             path = record.log_path
@@ -79,7 +77,7 @@ def follow(
 
 
 def _lines(path: Path, offset: int, all_of_it: bool) -> tuple[list[str], int]:
-    """Whole lines from an offset, and the offset after them. A file that is shorter now is read from its start."""
+    """Whole lines from an offset, and the offset after them. A file that became shorter is read from its start."""
     try:
         with open_regular(path, buffered=False) as file:
             size = os.fstat(file.fileno()).st_size
@@ -106,19 +104,14 @@ def _events(lines: list[str]) -> Iterator[dict[str, Any]]:
 def _run_end(record: RunRecord) -> RunEnd:
     fields, error = record.fields, record.fields.error
     code = fields.exit_code if fields.exit_code is not None else 1  # none: its driver was killed at the last moment
-    error_fields = None
-    if error is not None:
-        error_fields = {
-            "layer": error.layer,
-            "message": error.message,
-            "where": error.where,
-            "hint": error.hint,
-            "exit": code,
-        }
     summary = None
     with contextlib.suppress(ResultError):
         summary = read_document(record.directory)
-    verdict = str(fields.verdict) if fields.verdict is not None else ""
     return RunEnd(
-        fields.state if record.fields.has_ended else "left", code, error_fields, verdict, summary, str(record.directory)
+        state=fields.state if fields.has_ended else "left",
+        exit=code,
+        error=None if error is None else {**msgspec.to_builtins(error), "exit": code},
+        verdict=str(fields.verdict) if fields.verdict is not None else "",
+        summary=summary,
+        directory=str(record.directory),
     )

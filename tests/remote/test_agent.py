@@ -24,7 +24,7 @@ import pytest
 from launcher.cli.arguments import parser
 from launcher.core.errors import ConfigError, LauncherError, RemoteError
 from launcher.remote import bundle, fetching
-from launcher.remote.agent import HostInfo
+from launcher.remote.agent import HostInfo, Tidied
 from launcher.remote.by_openssh import OpenSSHPipe
 from launcher.remote.messages import LONGEST, Lines
 from launcher.remote.session import Session
@@ -65,6 +65,17 @@ def test_a_machine_describes_itself_without_its_secrets(session: Session, there:
     seen = session.request("look", HostInfo)
     assert seen.state == str(there) and seen.environment["HOME"] == str(there)
     assert "do-not-tell-it" not in str(seen)
+
+
+def test_requests_that_name_nothing_reach_their_methods_by_the_names_of_parameters(session: Session) -> None:
+    """Parameters are part of the protocol: a renamed one would be refused as unexpected."""
+    parts = {"digest": "0" * 64, "offset": 1, "data": "", "last": True}
+    assert session.request("put", str, **parts) == "" and session.request("tidy", Tidied, directory="d", apply=False)
+    with pytest.raises(LauncherError, match="no run"):
+        finished(session.stream("follow", run="none", at=(0, 0)))
+    with pytest.raises(LauncherError, match="no run or sweep none"):
+        finished(session.stream("list", name="none"))
+    assert finished(session.stream("send", place="runs/none", wanted=[])) == ([], None)
 
 
 def test_a_command_gives_its_value_errors_and_code(session: Session, there: Path) -> None:
