@@ -1,5 +1,5 @@
-"""The command line as commands.txt beside this file has it, which says how it is written. Nothing but argparse: this is
-what ``launcher --help`` pays for."""
+"""The command line, built from commands.txt beside this file, which explains its own format. Only argparse is imported,
+so that ``launcher --help`` is quick."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _add_commands(above: LazyParser) -> None:
     below = {full: text for full, text in texts().items() if full.rpartition(" ")[0] == name and full[0] != "@"}
     if not below:
         return
-    # Before a verb, flags of a command that is one itself would be lost.
+    # Flags before a verb would be lost where the command above it runs by itself.
     more: dict[str, Any] = {"action": Verbs} if above.text.function else {"required": bool(name)}
     commands = above.add_subparsers(metavar="VERB" if name else "COMMAND", parser_class=LazyParser, **more)
     for full, text in below.items():
@@ -47,17 +47,17 @@ def _add_commands(above: LazyParser) -> None:
 
 def _fill(command: LazyParser) -> None:
     _add(command, command, command.text.arguments)
-    if command.text.listed:  # what help does not list, people do not type
+    if command.text.listed:  # people do not type the others
         known = {name for action in command.all_flags for name in action.option_strings}
-        # Help describes them once, of `launcher` itself; a command that has a flag of such a name keeps its own.
+        # Help of `launcher` describes these flags once. A command keeps its own flag of such a name.
         _add(command, command, ["@everywhere"], known, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     _add_commands(command)
 
 
 def _add(command: LazyParser, group: Any, lines: Iterable[str], known: Iterable[str] = (), **changes: Any) -> None:
-    """Add what lines of commands.txt say to a group of a command's arguments, but for flags that are ``known``; with
-    these options of argparse changed."""
-    of_one: dict[str, Any] = {}
+    """Add the arguments of ``lines`` of commands.txt to a group, except flags that are ``known``. ``changes`` replace
+    options of argparse."""
+    exclusive_groups: dict[str, Any] = {}
     for line in lines:
         if line.startswith("@"):
             _add(command, group, texts()[line].arguments, known, **changes)
@@ -66,19 +66,19 @@ def _add(command: LazyParser, group: Any, lines: Iterable[str], known: Iterable[
             group = command.add_argument_group(*title) if line[2:] else command
         else:
             names, options = _argument(line)
-            to = group
-            if options.get("action") == "store_const":  # what sets one value excludes what else sets it
-                to = of_one.get(options["dest"]) or group.add_mutually_exclusive_group()
-                of_one[options["dest"]] = to
+            target = group
+            if options.get("action") == "store_const":  # flags that set the same value exclude each other
+                target = exclusive_groups.get(options["dest"]) or group.add_mutually_exclusive_group()
+                exclusive_groups[options["dest"]] = target
             if not set(known) & set(names):
-                to.add_argument(*names, **{**options, **changes})
+                target.add_argument(*names, **{**options, **changes})
 
 
 def _argument(line: str) -> tuple[list[str], dict[str, Any]]:
-    """The names and options with which argparse adds what a line says."""
-    form, _, said = line.partition("  ")
+    """The names and options of argparse for the argument of a line."""
+    form, _, help_text = line.partition("  ")
     words, names = form.split(" "), []
-    options: dict[str, Any] = {"help": said.strip().replace("{states}", ", ".join(STATES))} if said else {}
+    options: dict[str, Any] = {"help": help_text.strip().replace("{states}", ", ".join(STATES))} if help_text else {}
     while re.match(r"\w+=", words[-1]):
         key, _, text = words.pop().partition("=")
         options[key] = text
@@ -101,23 +101,23 @@ def _argument(line: str) -> tuple[list[str], dict[str, Any]]:
 
 
 def _value(text: str, *, flag: bool) -> dict[str, Any]:
-    """How many values there are, what stands for them in help, and which there may be; several have [] as default."""
+    """argparse's options for an argument's values: nargs, metavar, choices, and [] as the default of several."""
     optional = text.startswith("[") and text.endswith("]")
     text = text[1:-1] if optional else text
     several = text.endswith(" …")
     metavar, _, choices = text.removesuffix(" …").partition("{")
-    found: dict[str, Any] = {"metavar": metavar} if metavar else {}
+    options: dict[str, Any] = {"metavar": metavar} if metavar else {}
     if choices:
-        found["choices"] = choices.rstrip("}").split("|")
+        options["choices"] = choices.rstrip("}").split("|")
     if optional or several:
-        found["nargs"] = ("*" if optional else "+") if several else "?"
+        options["nargs"] = ("*" if optional else "+") if several else "?"
     if several and flag:
-        found["default"] = []
-    return found
+        options["default"] = []
+    return options
 
 
 class _StateOrDirectory(argparse.Action):
-    """``--state`` of `status`: a word for how runs stand chooses runs, anything else is the directory as everywhere."""
+    """``--state`` of `status`: the name of a state selects runs; anything else is the state directory as everywhere."""
 
     def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
         if values in STATES:
@@ -127,7 +127,7 @@ class _StateOrDirectory(argparse.Action):
 
 
 class _Workflow(argparse.Action):
-    """Another command, about the workflow of this name."""
+    """Run another command instead, for the workflow of this name."""
 
     def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
         namespace.command, namespace.print_workflow = "workflow:print_workflow", values
@@ -138,14 +138,14 @@ _ACTIONS: dict[Any, dict[str, Any]] = {
     "state": {"action": _StateOrDirectory, "default": argparse.SUPPRESS},
     "workflow": {"action": _Workflow},
 }
-"""What an action means beside its name, or in its place."""
+"""Further options of an action, by its name in commands.txt."""
 
 
-def _number(text: str, least: float, most: float, what: str) -> float:
+def _number(text: str, least: float, most: float, unit: str) -> float:
     with contextlib.suppress(ValueError):
         if least <= float(text) <= most:
             return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of {what}")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of {unit}")
 
 
 def _count(text: str, least: int = 0) -> int:
@@ -155,7 +155,7 @@ def _count(text: str, least: int = 0) -> int:
 
 
 def _ago(text: str) -> float:
-    """Seconds, of ``30d``, ``12h`` or ``2w``."""
+    """The seconds of ``30d``, ``12h`` or ``2w``."""
     unit = {"h": 3600, "d": 86400, "w": 7 * 86400}.get(text[-1:])
     if unit is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no time: 30d, 12h, 2w")
@@ -166,13 +166,13 @@ TYPES: dict[str, Callable[[str], float]] = {
     "N": partial(_count, least=1),
     "count": _count,
     "30d": _ago,
-    "SECONDS": partial(_number, least=1, most=86400, what="seconds from 1 to 86400"),
-    "lease": partial(_number, least=5, most=3600, what="seconds from 5 to 3600"),
-    "H": partial(_number, least=1e-6, most=1e9, what="GPU-hours, more than 0"),
-    "FACTOR": partial(_number, least=1, most=10, what="times, from 1 to 10"),
-    "DAYS": partial(_number, least=0, most=1e6, what="days"),
+    "SECONDS": partial(_number, least=1, most=86400, unit="seconds from 1 to 86400"),
+    "lease": partial(_number, least=5, most=3600, unit="seconds from 5 to 3600"),
+    "H": partial(_number, least=1e-6, most=1e9, unit="GPU-hours, more than 0"),
+    "FACTOR": partial(_number, least=1, most=10, unit="times, from 1 to 10"),
+    "DAYS": partial(_number, least=0, most=1e6, unit="days"),
 }
-"""What a value is read by, by what stands for it in help."""
+"""The function that parses a value, by its metavar, or by its type in commands.txt."""
 
 
 def load_command(name: str) -> Any:

@@ -1,8 +1,8 @@
-"""What the launcher says of itself: the manual page, made of the parsers, pages of the documentation, `version`, what
-`launcher` alone says, and `launcher schema`, the form of what commands print with ``--json``.
+"""Help beside ``--help``: the manual page, pages of the documentation, `version`, the text of `launcher` alone, and
+`launcher schema`, the JSON Schema of what commands print with ``--json``.
 
-Completion for bash, zsh and fish too: the shells' scripts ask `launcher complete-words` at each tab, which answers out
-of the parsers, the records and the runner files; where a file is wanted it answers nothing, and the shell does.
+Also completion for bash, zsh and fish. The shells' scripts call `launcher complete-words` at each tab, which prints
+words of the parsers, the records and the runner files; for a file it prints nothing, and the shell completes its name.
 """
 
 from __future__ import annotations
@@ -50,27 +50,27 @@ def version(arguments: argparse.Namespace) -> int:
 
 
 def topic(arguments: argparse.Namespace) -> int:
-    """Show a page of docs/, or list those that there are: the text of the site, of this version."""
+    """Show a page of docs/ as of this version, or list all pages."""
     from launcher.core.errors import ConfigError, suggest
     from launcher.core.shipped import shipped
 
     docs = shipped("docs")
     pages = {str(path.relative_to(docs).with_suffix("")): path for path in sorted(docs.rglob("*.md"))}
-    asked = arguments.topic
-    if not asked:
+    topic_name = arguments.topic
+    if not topic_name:
         for name, path in pages.items():
             if not name.startswith("rules/"):
                 print(f"{name:28} {path.read_text(encoding='utf-8').partition(chr(10))[0].lstrip('# ')}")
         print("\nA rule of `launcher check` is a topic too.")
         return 0
-    found = [path for name, path in pages.items() if asked in (name, path.stem)]
-    if not found:
+    matches = [path for name, path in pages.items() if topic_name in (name, path.stem)]
+    if not matches:
         raise ConfigError(
-            f"there is no page {asked!r}",
+            f"there is no page {topic_name!r}",
             where="TOPIC",
-            hint=suggest(asked, {p.stem for p in pages.values()}, "launcher help lists them"),
+            hint=suggest(topic_name, {p.stem for p in pages.values()}, "launcher help lists them"),
         )
-    text = found[0].read_text(encoding="utf-8")
+    text = matches[0].read_text(encoding="utf-8")
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.markdown import Markdown
@@ -119,13 +119,13 @@ def manual(top: LazyParser) -> str:
 
 
 def _roff(text: str) -> str:
-    """A text as roff takes it: nothing in it is a request or an escape."""
+    """A text escaped for roff, without requests and escapes."""
     text = text.replace("\\", "\\e").replace("-", "\\-")
     return f"\\&{text}" if text.startswith((".", "'")) else text
 
 
 def schema(arguments: argparse.Namespace) -> int:
-    """Print the JSON Schema of one command's value, or which commands have one."""
+    """Print the JSON Schema of one command's value, or a list of the commands that have one."""
     from launcher.cli.command import json_text
     from launcher.core.errors import ConfigError, suggest
 
@@ -142,7 +142,7 @@ def schema(arguments: argparse.Namespace) -> int:
 
 
 def commands_with_schemas(top: LazyParser) -> Iterator[tuple[str, Command | StreamingCommand]]:
-    """Every command that gives a value, or JSON lines, by its words."""
+    """Every command that answers with a value or with JSON lines, with its name."""
     from launcher.cli.command import Command
     from launcher.cli.streaming import StreamingCommand
 
@@ -159,7 +159,7 @@ SCRIPTS = {
 }
 
 MOST = 500
-"""Words that a shell is given at most."""
+"""The largest number of words for a shell."""
 
 
 def script(arguments: argparse.Namespace) -> int:
@@ -169,66 +169,68 @@ def script(arguments: argparse.Namespace) -> int:
 
 
 def complete(arguments: argparse.Namespace) -> int:
-    """Print what the last of the words may be: a line each, a word and after a tab what it is."""
+    """Print the candidates for the last word: one a line, with a tab and a description behind it."""
     words = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
-    for word, what in sorted(candidates(parser(), words or [""]))[:MOST]:
-        print(f"{word}\t{what}")
+    for word, description in sorted(candidates(parser(), words or [""]))[:MOST]:
+        print(f"{word}\t{description}")
     return 0
 
 
 def candidates(top: LazyParser, words: list[str]) -> list[tuple[str, str]]:
-    """What the last of the words (those behind ``launcher``) may be, each with what it is."""
-    parser, flag, left, places = top, None, 0, 0
+    """The candidates for the last of the words behind ``launcher``, each with a description."""
+    parser, flag, values_left, positionals_given = top, None, 0, 0
     state = runners = None
     parser.fill()
     for word in words[:-1]:
         flags = {name: action for action in parser.all_flags for name in action.option_strings}
         if word in flags:
             flag = flags[word]
-            left = {0: 0, "+": -1, "*": -1}.get(flag.nargs if flag.nargs is not None else 1, 1)
-        elif left:
-            left -= 1
+            values_left = {0: 0, "+": -1, "*": -1}.get(flag.nargs if flag.nargs is not None else 1, 1)
+        elif values_left:
+            values_left -= 1
             state = word if flag is not None and flag.dest == "state" else state
             runners = word if flag is not None and flag.dest == "runners" else runners
         elif word in parser.commands:
-            parser, places = parser.commands[word], 0
+            parser, positionals_given = parser.commands[word], 0
             parser.fill()
         else:
-            places += 1
+            positionals_given += 1
     last = words[-1]
     if last.startswith("-"):
-        found = [(name, a.help or "") for a in parser.all_flags for name in a.option_strings if name.startswith("--")]
-    elif left and flag is not None:
-        found = _values(flag, state, runners)
+        pairs = [(name, a.help or "") for a in parser.all_flags for name in a.option_strings if name.startswith("--")]
+    elif values_left and flag is not None:
+        pairs = _values(flag, state, runners)
     else:
-        found = list(parser.listed.items())
-        rest = [a for a in parser.positionals if not isinstance(a, argparse._SubParsersAction)][places:]
-        everyone = [a for a in parser.positionals if a.nargs in ("*", "+")]
-        for action in (rest or everyone)[:1]:
-            found += _values(action, state, runners, parser.prog)
-    shown = {word: "" if what == argparse.SUPPRESS else what for word, what in found}
-    return [(word, what.replace("%%", "%")) for word, what in shown.items() if word.startswith(last)]
+        pairs = list(parser.listed.items())
+        rest = [a for a in parser.positionals if not isinstance(a, argparse._SubParsersAction)][positionals_given:]
+        repeated = [a for a in parser.positionals if a.nargs in ("*", "+")]
+        for action in (rest or repeated)[:1]:
+            pairs += _values(action, state, runners, parser.prog)
+    descriptions = {word: "" if description == argparse.SUPPRESS else description for word, description in pairs}
+    return [
+        (word, description.replace("%%", "%")) for word, description in descriptions.items() if word.startswith(last)
+    ]
 
 
 def _values(
     action: argparse.Action, state: str | None, runners: str | None, program: str = ""
 ) -> list[tuple[str, str]]:
-    """What a flag or a positional argument may be: by its choices, else by what stands for its value in help."""
+    """The values that a flag or a positional argument may have: its choices, else by its metavar."""
     if action.choices:
         return [(str(choice), "") for choice in action.choices]
     names = set(re.split(r"[^A-Z]+", str(action.metavar)))
-    found: list[tuple[str, str]] = []
+    pairs: list[tuple[str, str]] = []
     if "RUN" in names:
-        found += [(name, "run") for name in _newest(_state(state) / "runs")]
+        pairs += [(name, "run") for name in _newest(_state(state) / "runs")]
     if "SWEEP" in names:
-        found += [(name, "sweep") for name in _newest(_state(state) / "sweeps")]
+        pairs += [(name, "sweep") for name in _newest(_state(state) / "sweeps")]
     if action.dest in ("runner", "of_runner") or program.startswith(("launcher runner", "launcher remote")):
-        found += [(name, "runner") for name in _runner_names(runners)]
+        pairs += [(name, "runner") for name in _runner_names(runners)]
     if "RULE" in names:
         from launcher.core.shipped import shipped
 
-        found += [(path.stem, "rule") for path in shipped("docs/rules").glob("*.md")]
-    return found
+        pairs += [(path.stem, "rule") for path in shipped("docs/rules").glob("*.md")]
+    return pairs
 
 
 def _state(given: str | None) -> Path:

@@ -1,5 +1,5 @@
-"""The parsers of commands: they are filled when they are used, say what may have been meant, and lay out help with the
-sentences and examples of commands.txt beside this file. Nothing but argparse is imported until help is asked for."""
+"""The parsers of commands. They get their arguments when they are used, and suggest the nearest word for an unknown
+one. Help has the sentences and examples of commands.txt; nothing but argparse is imported until it is printed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, NoReturn
 
 from launcher.core import deprecated
 
-# argparse looks for translations of its words at each use, in four directories: half of what `launcher --help` costs.
-# There are none of ours.
+# argparse looks for translations of its messages in four directories at each use, which takes half of the time of
+# `launcher --help`; it has no translations.
 vars(argparse)["_"] = str
 
 SUMMARY = "Puts LLM-inference benchmarks onto Slurm clusters, and says truthfully how they ended."
@@ -30,13 +30,13 @@ exit codes
 
 
 class LazyParser(argparse.ArgumentParser):
-    """A parser whose shared arguments are added when it is used: most commands of a command line never are.
+    """A parser whose arguments are added when it is used, since a command line uses few of all commands.
 
-    A word that it does not know is an error with what may have been meant; flags have no abbreviations.
+    An unknown word is an error that suggests the nearest known one. Flags have no abbreviations.
     """
 
     later: Callable[[LazyParser], None] | None = None
-    """Adds what is still to be added; `launcher.cli.arguments` sets it."""
+    """Adds the arguments; `launcher.cli.arguments` sets it."""
     text: Text
 
     def __init__(self, **options: Any) -> None:
@@ -44,11 +44,11 @@ class LazyParser(argparse.ArgumentParser):
         self.text = Text(sentence=SUMMARY)
 
     def fill(self) -> None:
-        """Add what is still to be added."""
+        """Add the arguments, unless that was done."""
         if self.usage is None:
             if self.later is not None:
                 self.later(self)
-            self.usage = " ".join([self.prog, "[FLAG …]", *map(_place, self.positionals)])
+            self.usage = " ".join([self.prog, "[FLAG …]", *map(_usage_name, self.positionals)])
 
     @property
     def flags(self) -> list[argparse.Action]:
@@ -57,7 +57,7 @@ class LazyParser(argparse.ArgumentParser):
 
     @property
     def all_flags(self) -> list[argparse.Action]:
-        """All that it takes."""
+        """All flags that this command takes."""
         return [a for a in self._actions if a.option_strings]
 
     @property
@@ -67,34 +67,34 @@ class LazyParser(argparse.ArgumentParser):
     @property
     def commands(self) -> dict[str, LazyParser]:
         """The commands or verbs below this one."""
-        found = [a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)]
-        return dict(found[0]) if found else {}
+        choices = [a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        return dict(choices[0]) if choices else {}
 
     @property
     def listed(self) -> dict[str, str]:
-        """Those of them that help lists, each with what it says of it."""
-        found = [a._choices_actions for a in self._actions if isinstance(a, argparse._SubParsersAction)]
-        return {choice.dest: choice.help or "" for choice in found[0]} if found else {}
+        """The commands that help lists, each with its description."""
+        choices = [a._choices_actions for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        return {choice.dest: choice.help or "" for choice in choices[0]} if choices else {}
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         self.fill()
-        args = [self._as_named_now(word) for word in (sys.argv[1:] if args is None else args)]
-        found, unknown = super().parse_known_args(args, namespace)
+        args = [self._current_flag(word) for word in (sys.argv[1:] if args is None else args)]
+        parsed, unknown = super().parse_known_args(args, namespace)
         for word in unknown:
             flag = word.partition("=")[0]
             known = [name for action in self.all_flags for name in action.option_strings]
             if flag.startswith("-"):
                 self._refuse(f"{self.prog} has no flag {flag}", flag, known)
             self._refuse(f"{self.prog} has no use for {word!r} here", word, self.commands)
-        return found, unknown
+        return parsed, unknown
 
-    def _as_named_now(self, word: str) -> str:
-        """A flag of an old name by the one that it has now, and the warning; any other word as it is."""
+    def _current_flag(self, word: str) -> str:
+        """The current name of a renamed flag, with a warning; any other word as it is."""
         flag, equals, value = word.partition("=")
-        for one in deprecated.FLAGS:
-            if one.old in (flag, f"{name_of(self)} {flag}"):
-                deprecated.warn_renamed(self.prog, one)
-                return f"{one.new}{equals}{value}"
+        for renamed in deprecated.FLAGS:
+            if renamed.old in (flag, f"{name_of(self)} {flag}"):
+                deprecated.warn_renamed(self.prog, renamed)
+                return f"{renamed.new}{equals}{value}"
         return word
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -112,7 +112,7 @@ class LazyParser(argparse.ArgumentParser):
         self.error(message, f"did you mean {near}?" if near else "")
 
     def error(self, message: str, hint: str = "") -> NoReturn:
-        """Say what is wrong with the command line, and end with 2."""
+        """Print the error of the command line, and exit with 2."""
         hint = hint or f"{self.prog} --help tells what there is"
         self.exit(2, f"launcher: configuration: {message}\n  hint: {hint}\n")
 
@@ -123,7 +123,7 @@ class LazyParser(argparse.ArgumentParser):
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """As argparse lays help out, for terminals from 60 to 100 columns."""
+    """argparse's format of help, in 60 to 100 columns."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28, width=max(60, min(100, _columns())) - 2)
@@ -133,7 +133,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _columns() -> int:
-    """The terminal's width; shutil, which knows it too, takes as long to import as the rest of help."""
+    """The terminal's width, without shutil, whose import takes as long as the rest of help."""
     with contextlib.suppress(OSError, ValueError):
         return int(os.environ.get("COLUMNS") or os.get_terminal_size().columns)
     return 80
@@ -149,7 +149,7 @@ def invocation(action: argparse.Action) -> str:
 
 
 class Verbs(argparse._SubParsersAction):  # type: ignore[type-arg]
-    """Verbs of a command that has flags of its own: before the verb these would be lost, and are refused."""
+    """Verbs of a command that has flags of its own. argparse would lose flags before the verb, so they are refused."""
 
     def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
         given = vars(namespace)
@@ -159,8 +159,8 @@ class Verbs(argparse._SubParsersAction):  # type: ignore[type-arg]
         super().__call__(parser, namespace, values, option_string)
 
 
-def _place(action: argparse.Action) -> str:
-    """A positional argument as usage shows it."""
+def _usage_name(action: argparse.Action) -> str:
+    """A positional argument in the usage line."""
     name = str(action.metavar or action.dest)
     if isinstance(action, argparse._SubParsersAction):
         return name if action.required else f"[{name}]"
@@ -168,8 +168,8 @@ def _place(action: argparse.Action) -> str:
 
 
 class Text(NamedTuple):
-    """What commands.txt says of a command: its group, what runs it (``given`` these attributes), the line of the list
-    above it, its sentence and examples, and lines about its arguments."""
+    """The text of a command in commands.txt: its group, the function that runs it (with the attributes ``given``), its
+    description in lists (``listed``), its sentence and examples, and the lines of its arguments."""
 
     group: str = ""
     function: str = ""
@@ -182,24 +182,24 @@ class Text(NamedTuple):
 
 @lru_cache(maxsize=1)
 def texts() -> dict[str, Text]:
-    """What commands.txt says, by command: ``sweep plan``; and of arguments that several share: ``@json``."""
-    found: dict[str, Text] = {}
+    """The texts of commands.txt by command (``sweep plan``), and of shared arguments by their name (``@json``)."""
+    by_command: dict[str, Text] = {}
     group = name = ""
     for line in Path(__file__).with_name("commands.txt").read_text(encoding="utf-8").splitlines():
         if line.startswith("# "):
             group = line[2:]
         elif line.startswith("    "):
-            found[name] = _with(found[name], line.strip())
+            by_command[name] = _add_line(by_command[name], line.strip())
         elif line and not line.startswith(";"):
             name, function, listed = (*re.split("  +", line), "", "")[:3]
             function, *given = function.split(" ")
             pairs = (word.partition("=")[::2] for word in given)
-            found[name] = Text(group, function.removeprefix("-"), tuple(pairs), listed)
-    return found
+            by_command[name] = Text(group, function.removeprefix("-"), tuple(pairs), listed)
+    return by_command
 
 
-def _with(text: Text, line: str) -> Text:
-    """What is said of a command, and a line more."""
+def _add_line(text: Text, line: str) -> Text:
+    """The text of a command with one more line of commands.txt."""
     if line.startswith("$ "):
         return text._replace(examples=(*text.examples, line[2:]))
     if re.match(r"[-=@]|\w+: ", line):
@@ -230,18 +230,18 @@ def _listed(name: str, text: str) -> str:
 
 
 def _example(text: str) -> str:
-    """An example that can be pasted: a long one goes on in a second line."""
-    at = text.rfind(" -", 0, 74) if len(text) > 76 else -1
-    return f"  {text}" if at < 0 else f"  {text[:at]} \\\n      {text[at + 1 :]}"
+    """An example that can be pasted: a long one continues in a second line."""
+    end = text.rfind(" -", 0, 74) if len(text) > 76 else -1
+    return f"  {text}" if end < 0 else f"  {text[:end]} \\\n      {text[end + 1 :]}"
 
 
 def name_of(parser: LazyParser) -> str:
-    """``sweep plan`` of the parser whose program is ``launcher sweep plan``."""
+    """The name of a command: ``sweep plan`` for the parser of ``launcher sweep plan``."""
     return parser.prog.partition(" ")[2]
 
 
 def _grouped(parser: LazyParser) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """The commands below a parser as help lists them, in their groups: name, and what is said of it."""
-    listed = [(command.text.group, name, command.text.listed) for name, command in parser.commands.items()]
-    for group, several in groupby([one for one in listed if one[2]], key=lambda one: one[0]):
-        yield "verbs" if name_of(parser) else group, [(name, text) for _, name, text in several]
+    """The commands below a parser that help lists, by group: pairs of name and description."""
+    listed = [(name, command.text) for name, command in parser.commands.items() if command.text.listed]
+    for group, commands in groupby(listed, key=lambda command: command[1].group):
+        yield "verbs" if name_of(parser) else group, [(name, text.listed) for name, text in commands]
