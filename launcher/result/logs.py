@@ -1,9 +1,9 @@
-"""A job's logs, kept in the workspace twice: as one tarball within seconds, and as a plain copy in ``LOGS/``.
+"""Keeps a job's logs in the workspace: as a tarball within seconds, and as a plain copy in ``LOGS/``.
 
-Neither holds the secrets of our environment, nor what looks like anybody's token (`launcher.core.redact`): a workflow
-uploads them. Both can be made while the job still writes: a file that grows is cut at the size it had, one that shrinks
-is filled with zeros, one that vanishes is left out. Sockets, pipes and links that lead out of the directory are never
-followed. How much is kept is bounded; what is left out is listed, and stays where the job wrote it.
+A workflow uploads both, so neither contains secrets of our environment or texts that look like a token
+(`launcher.core.redact`). Both can be written while the job runs: a file that grows is cut at its earlier size, one that
+shrinks is filled with zeros, one that vanishes is left out. Sockets and pipes are not read, links out of the directory
+are not followed. The total size is bounded; files that are left out are listed and stay where the job wrote them.
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ from launcher.core.terminal import one_line
 TARBALL = "multinode_server_logs.tar.gz"
 LOGS = "LOGS"
 EXPORTER_STAMP, PRODUCER_STAMP = STAMPS = ("exporter-image.sha256", "power-producer-sha.txt")
-"""Left in the workspace by the power lane; they travel with the logs, for the audit of power measurements."""
+"""Files that the power lane writes into the workspace. They are kept with the logs for the audit of power."""
 
 LEFT_OUT = "launcher-left-out.txt"
-"""The member that lists what is not, or only in part, in a tarball."""
+"""The member of a tarball that lists the files that it contains only in part or not at all."""
 
 MAX_BYTES_OF_FILE = 64 << 20
-"""Bytes of a longer file that are kept, its end. Taking secrets out of a gigabyte takes twenty seconds of a core."""
+"""Bytes from the end of a longer file that are kept. Removing secrets from a gigabyte takes 20 s of CPU time."""
 
 MAX_BYTES_OF_ALL = 256 << 20
-"""Bytes that are kept of all files together, the small ones first."""
+"""Bytes of all files together that are kept, the smallest files first."""
 
 MAX_DEPTH = 32
-"""Levels of directories below that of the logs that are looked into."""
+"""Levels of directories below the logs that are searched."""
 
 MAX_FILES = 20_000
-"""Files that are looked at: 72 nodes leave some hundreds."""
+"""Files that are considered: a job of 72 nodes writes some hundreds."""
 
 MAX_REPORTED_LINES = 20
-"""Lines on what was left out that are told; the tarball lists more of them."""
+"""Lines about files that were left out in a run's doubts; the tarball lists more of them."""
 
-_MADE_BY_LAUNCHER = ".launcher-job"
-"""A file in ``LOGS/`` that names the job: only a directory that has it may be replaced."""
+_OWNER_FILE = ".launcher-job"
+"""A file in ``LOGS/`` that contains the job id: only a directory with this file may be replaced."""
 
 _CHUNK = 1 << 20
 _LONGEST_LINE = 1 << 16
-_FIRST_GUESS = 20e6
-"""Bytes a second that are assumed until the first measurement."""
+_ASSUMED_RATE = 20e6
+"""Bytes a second that packing is assumed to take until it is measured."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A tarball of logs: how many files and bytes of theirs it holds, and what is left out of it, and why.
+    """A tarball of logs: the numbers of its files and of their bytes, and a line for each file that is left out.
 
-    ``cut`` says that something was left out for its size: it is only where the job wrote it.
+    ``cut``: something was left out because of its size, so that only the job's own directory has it.
     """
 
     path: Path
@@ -80,11 +80,11 @@ def keep_logs(
     evidence: Sequence[tuple[str, Path]] = (),
     environ: Mapping[str, str] | None = None,
 ) -> tuple[Bundle | None, list[str]]:
-    """Put the tarball of a job's logs and a copy of them (``LOGS/``) into the workspace; return what went wrong too.
+    """Write the tarball of a job's logs and a copy of them (``LOGS/``) into the workspace; returns the problems too.
 
-    ``evidence`` (name in the tarball, file) goes into the tarball alone. The power lane's stamps go into both, unless
-    they are older than ``started`` (Unix seconds), when this run began. Secrets of ``environ`` are in neither. Logs are
-    evidence, not results: nothing that goes wrong here is raised.
+    ``evidence`` (name in the tarball, file) goes into the tarball only. The power lane's stamps go into both, unless
+    they are older than ``started`` (Unix seconds), when this run began. Neither contains secrets of ``environ``. Logs
+    are evidence, not results: failures here are not raised.
     """
     stamps = [(f"power/{name}", workspace / name) for name in STAMPS]
     fresh = [(name, path) for name, path in stamps if path.is_file() and path.stat().st_mtime >= started]
@@ -96,7 +96,7 @@ def keep_logs(
     doubts = [f"{TARBALL}: {line}" for line in bundle.left_out[:MAX_REPORTED_LINES]] if bundle is not None else []
     if bundle is None or not logs_dir.is_dir():
         return bundle, doubts
-    if final.exists() and not (final / _MADE_BY_LAUNCHER).is_file():
+    if final.exists() and not (final / _OWNER_FILE).is_file():
         return bundle, [*doubts, f"{LOGS}/ exists and was not made by a launcher, so it was not replaced"]
     try:
         _unpack(bundle.path, copy, {LEFT_OUT, *(name for name, _ in evidence)})
@@ -109,7 +109,7 @@ def keep_logs(
 
 
 def _unpack(tarball: Path, directory: Path, without: Collection[str]) -> None:
-    """What a tarball of ours holds, but for some: its secrets are out, and what is too much is cut already."""
+    """Unpack a tarball of ours, in which secrets are removed and sizes limited already."""
     directory.mkdir()
     with tarfile.open(tarball) as tar:
         for member in tar:
@@ -122,8 +122,8 @@ def _unpack(tarball: Path, directory: Path, without: Collection[str]) -> None:
 
 
 def _replace(copy: Path, final: Path, job_id: str) -> None:
-    """Put the copy at ``final``, in place of nothing or of a launcher's earlier copy."""
-    (copy / _MADE_BY_LAUNCHER).write_text(f"{job_id}\n", encoding="utf-8")
+    """Rename ``copy`` to ``final``, which is a launcher's earlier copy or does not exist."""
+    (copy / _OWNER_FILE).write_text(f"{job_id}\n", encoding="utf-8")
     old = temporary_name(final)
     try:
         if final.exists():
@@ -134,17 +134,17 @@ def _replace(copy: Path, final: Path, job_id: str) -> None:
 
 
 class _LeftOut:
-    """What is left out, a line each, as many as a person may read; and whether anything was for its size."""
+    """A line for each file that is left out, at most 1000; and whether any was left out because of its size."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._more = 0
         self.cut = False
 
-    def add(self, name: object, why: str, *, cut: bool = False) -> None:
+    def add(self, name: object, reason: str, *, cut: bool = False) -> None:
         self.cut = self.cut or cut
         if len(self._lines) < 1000:
-            self._lines.append(f"{one_line(name)}: {why}")
+            self._lines.append(f"{one_line(name)}: {reason}")
         else:
             self._more += 1
 
@@ -154,19 +154,19 @@ class _LeftOut:
 
 
 def log_files(directory: Path, left_out: _LeftOut | None = None) -> Iterator[tuple[Path, os.stat_result]]:
-    """The regular files below a directory, with their status; and links to files that lie below it too.
+    """The regular files below a directory, and links to such files, with their status.
 
-    What is too deep, or too much, is not looked at: a job may leave what it likes. ``left_out`` learns of it.
+    A job may write anything, so MAX_DEPTH and MAX_FILES limit the search; ``left_out`` gets a line about each limit.
     """
     root = directory.resolve()
     left_out = left_out or _LeftOut()
     folders = [(directory, 0)]
-    found = 0
+    count = 0
     while folders:
         folder, depth = folders.pop()
         try:
-            with os.scandir(folder) as listed:
-                entries = sorted(listed, key=lambda entry: entry.name)
+            with os.scandir(folder) as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
         except OSError:
             continue
         below = [Path(entry) for entry in entries if entry.is_dir(follow_symlinks=False)]
@@ -178,15 +178,15 @@ def log_files(directory: Path, left_out: _LeftOut | None = None) -> Iterator[tup
             status = _status_of_file(entry, root)
             if status is None:
                 continue
-            found += 1
-            if found > MAX_FILES:
+            count += 1
+            if count > MAX_FILES:
                 left_out.add(Path(entry).relative_to(directory), f"more than {MAX_FILES} files", cut=True)
                 return
             yield Path(entry), status
 
 
 def _status_of_file(entry: os.DirEntry[str], root: Path) -> os.stat_result | None:
-    """The status of a regular file, or of one below ``root`` that is linked to; None for anything else."""
+    """The status of a regular file, or of a link to one below ``root``; None for anything else."""
     try:
         if entry.is_symlink() and not Path(entry).resolve().is_relative_to(root):
             return None
@@ -205,90 +205,90 @@ def bundle_logs(
     environ: Mapping[str, str] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Bundle | None:
-    """Pack ``logs_dir`` into ``tarball`` (gzip), published whole; None when there is nothing to pack.
+    """Pack ``logs_dir`` into ``tarball`` (gzip) atomically; None if there is nothing to pack.
 
     Small files come first. At most the last MAX_BYTES_OF_FILE bytes of a file are packed, and at most MAX_BYTES_OF_ALL
     bytes of all files; fewer when packing would take longer than ``seconds``. The member `launcher-left-out.txt` lists
     what is left out. ``extra`` (name in the tarball, file) comes before the logs. Secrets of ``environ`` are
     overwritten by asterisks. A file that cannot be read is left out. Raises OSError when the tarball cannot be written.
     """
-    pace, left_out = _Pace(seconds, clock), _LeftOut()
-    logs = _smallest_first(logs_dir, pace, left_out)
-    given = [(name, path) for name, path in extra if path.is_file()]
-    if not given and not logs:
+    limits, left_out = _Limits(seconds, clock), _LeftOut()
+    files = [(name, path) for name, path in extra if path.is_file()]
+    files += _smallest_first(logs_dir, limits, left_out)
+    if not files:
         return None
-    files = 0
+    count = 0
     with publishing(tarball) as temporary, tarfile.open(temporary, "w:gz", compresslevel=1) as tar:
-        for name, file, status, take in _opened([*given, *logs], pace, left_out):
+        for name, file, status, size in _opened(files, limits, left_out):
             member = tarfile.TarInfo(name)
-            member.size, member.mtime, member.mode = take, int(status.st_mtime), status.st_mode & 0o777
-            tar.addfile(member, _Exactly(RedactingReader(file, environ or {}), take))
-            files += 1
+            member.size, member.mtime, member.mode = size, int(status.st_mtime), status.st_mode & 0o777
+            tar.addfile(member, _FixedSizeReader(RedactingReader(file, environ or {}), size))
+            count += 1
         if left_out.lines:
             note = "".join(f"{line}\n" for line in left_out.lines).encode()
             member = tarfile.TarInfo(LEFT_OUT)
             member.size = len(note)
             tar.addfile(member, BytesIO(note))
-    return Bundle(tarball, files, pace.taken, left_out.lines, left_out.cut)
+    return Bundle(tarball, count, limits.used, left_out.lines, left_out.cut)
 
 
-class _Pace:
+class _Limits:
     """Computes how many bytes may still be packed, given the two size limits and the time limit ``seconds``, if any."""
 
     def __init__(self, seconds: float | None, clock: Callable[[], float]) -> None:
-        self.taken = 0
+        self.used = 0
         self._seconds = seconds
         self._clock = clock
         self._began = clock()
 
-    def is_half_over(self) -> bool:
+    def half_time_over(self) -> bool:
         return self._seconds is not None and self._clock() - self._began > self._seconds / 2
 
-    def bytes_to_take(self, file: IO[bytes], name: str, size: int, left_out: _LeftOut) -> int:
-        """How much of the end of a file of ``size`` is to be taken; the file is left at the beginning of that.
+    def seek_to_kept_end(self, file: IO[bytes], name: str, size: int, left_out: _LeftOut) -> int:
+        """Seek to where the kept end of a file of ``size`` begins; returns the length of that end.
 
-        A cut falls on the beginning of a line: half a line could be half a secret, which is not recognised.
+        It begins with a whole line: redaction would not recognise half a secret in half a line.
         """
-        most = max(0, min(size, MAX_BYTES_OF_FILE, MAX_BYTES_OF_ALL - self.taken))
+        allowed = max(0, min(size, MAX_BYTES_OF_FILE, MAX_BYTES_OF_ALL - self.used))
         in_time = self._bytes_in_time()
-        take = min(most, in_time)
-        if take < size:
-            file.seek(max(0, size - take - 1))
-            take -= max(0, len(file.readline(min(take, _LONGEST_LINE) + 1)) - 1)
-            why = "for want of time" if in_time < most else "for its size"
-            left_out.add(name, f"{size - take} of {size} bytes, {why}", cut=True)
-        file.seek(size - take)
-        self.taken += take
-        return take
+        kept = min(allowed, in_time)
+        if kept < size:
+            file.seek(max(0, size - kept - 1))
+            kept -= max(0, len(file.readline(min(kept, _LONGEST_LINE) + 1)) - 1)
+            reason = "for want of time" if in_time < allowed else "for its size"
+            left_out.add(name, f"{size - kept} of {size} bytes, {reason}", cut=True)
+        file.seek(size - kept)
+        self.used += kept
+        return kept
 
     def _bytes_in_time(self) -> int:
-        """What there is time for, by the speed so far."""
+        """The bytes that can be packed in the remaining time, at the speed so far."""
         if self._seconds is None:
             return sys.maxsize
         spent = self._clock() - self._began
-        # The speed of the first few files says little: what they cost is opening and compressing the first block.
-        rate = self.taken / spent if self.taken > _CHUNK and spent > 0.05 else _FIRST_GUESS
+        # The first few files take longer: they are opened and the first block is compressed.
+        rate = self.used / spent if self.used > _CHUNK and spent > 0.05 else _ASSUMED_RATE
         return max(0, int((self._seconds - spent) * rate))
 
 
-def _smallest_first(logs_dir: Path, pace: _Pace, left_out: _LeftOut) -> list[tuple[str, Path]]:
-    """The files to take by their names below ``logs_dir``; a line says so when reading it took too long."""
-    found: list[tuple[int, Path]] = []
+def _smallest_first(logs_dir: Path, limits: _Limits, left_out: _LeftOut) -> list[tuple[str, Path]]:
+    """The files and their names below ``logs_dir``. The search ends when half of the time is over."""
+    files: list[tuple[int, Path]] = []
     for path, status in log_files(logs_dir, left_out):
-        found.append((status.st_size, path))
-        if pace.is_half_over():
+        files.append((status.st_size, path))
+        if limits.half_time_over():
             left_out.add(
                 "and what lies behind that", "for want of time the directory was not read to its end", cut=True
             )
             break
-    found.sort(key=lambda entry: entry[0])
-    return [(str(path.relative_to(logs_dir)), path) for _, path in found]
+    files.sort(key=lambda entry: entry[0])
+    return [(str(path.relative_to(logs_dir)), path) for _, path in files]
 
 
 def _opened(
-    files: Sequence[tuple[str, Path]], pace: _Pace, left_out: _LeftOut
+    files: Sequence[tuple[str, Path]], limits: _Limits, left_out: _LeftOut
 ) -> Iterator[tuple[str, IO[bytes], os.stat_result, int]]:
-    """The files that can be read and of which something is taken: name, file at where that begins, status, bytes."""
+    """The name, open file, status and kept size of each file to pack. The file is positioned at its kept end."""
     for name, path in files:
         try:
             file = open_regular(path)
@@ -297,23 +297,23 @@ def _opened(
             continue
         with file:
             status = os.fstat(file.fileno())
-            take = pace.bytes_to_take(file, name, status.st_size, left_out)
-            if take or not status.st_size:
-                yield name, file, status, take
+            size = limits.seek_to_kept_end(file, name, status.st_size, left_out)
+            if size or not status.st_size:
+                yield name, file, status, size
 
 
-class _Exactly:
-    """Reads exactly ``size`` bytes of a file, zeros where it has become shorter: the tar header is written already."""
+class _FixedSizeReader:
+    """Reads exactly ``size`` bytes of a file, and zeros if it has shrunk: the tar header is written already."""
 
     def __init__(self, file: RedactingReader, size: int) -> None:
         self._file = file
         self._left = size
 
     def read(self, size: int = -1) -> bytes:
-        wanted = self._left if size < 0 else min(size, self._left)
+        length = self._left if size < 0 else min(size, self._left)
         try:
-            data = self._file.read(wanted)
+            data = self._file.read(length)
         except OSError:
             data = b""
-        self._left -= wanted
-        return data.ljust(wanted, b"\0")
+        self._left -= length
+        return data.ljust(length, b"\0")

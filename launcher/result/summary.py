@@ -1,4 +1,4 @@
-"""`summary.json`: what ran, how it ended, and every number, in one document that stands alone."""
+"""Builds `summary.json`: a run's inputs, its end and all its numbers, in one self-contained document."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the job really ran with; None or empty where a run ended before that was known.
+    """What the job really used; None or empty if the run ended before that was known.
 
     ``srt_slurm_sha`` is the checkout's commit. ``images`` are mappings with ``reference``, ``digest``, ``squash`` and
     ``bytes``. ``model`` is `launcher.model.checkpoint.CheckpointReport.as_dict()`. ``stand_ins``: no real engine ran.
@@ -38,12 +38,12 @@ def summary(
     times: Mapping[str, float | None],
     problems: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The summary of the plan's run, ready for JSON; what is not known is null, never left out.
+    """The summary of the plan's run as a JSON document; unknown values are null, never left out.
 
-    ``state`` is the last one of the job or of the run (``COMPLETED``, ``TIMEOUT``, ``CANCELLED``, ``unknown``).
-    ``times`` are Unix seconds by name (``started``, ``submitted``, ``ended``). Every concurrency that was asked for has
-    an entry in ``points``, with ``state`` ok, missing or invalid. ``problems`` are those that do not come from the
-    results. A single rehearsed point makes the whole a rehearsal.
+    ``state`` is the last state of the job or of the run (``COMPLETED``, ``TIMEOUT``, ``CANCELLED``, ``unknown``).
+    ``times`` are Unix seconds by name (``started``, ``submitted``, ``ended``). Every requested concurrency has an entry
+    in ``points``, with ``state`` ok, missing or invalid. ``problems`` are those that do not come from the results. One
+    rehearsed point makes the whole summary a rehearsal.
     """
     return {
         "schema_version": SCHEMA_VERSION,
@@ -82,11 +82,11 @@ def _benchmark(benchmark: Benchmark) -> dict[str, Any]:
 
 def _points(benchmark: Benchmark, collected: CollectedResults) -> list[dict[str, Any]]:
     measured = {point.concurrency: point for point in collected.points}
-    bad = {problem.concurrency: problem for problem in collected.problems if problem.concurrency is not None}
-    asked = () if benchmark.eval_only else benchmark.concurrencies
+    problems = {problem.concurrency: problem for problem in collected.problems if problem.concurrency is not None}
+    requested = () if benchmark.eval_only else benchmark.concurrencies
     points = []
-    for concurrency in sorted({*asked, *measured}):
-        problem, point = bad.get(concurrency), measured.get(concurrency)
+    for concurrency in sorted({*requested, *measured}):
+        problem, point = problems.get(concurrency), measured.get(concurrency)
         if problem is not None or point is None:
             kind = problem.kind if problem else "missing"
             points.append({"concurrency": concurrency, "state": kind, "reason": problem.text if problem else None})

@@ -1,5 +1,5 @@
-"""`summary.json` read again, by reports and sweeps: of this version or an older one, whole or damaged; and such
-documents of many runs as a table for a terminal."""
+"""Reads `summary.json` for reports and sweeps, also an older or damaged one; and formats the summaries of many runs as
+a table for a terminal."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _LARGEST = 64 << 20
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One task at one concurrency (None: not told), as ``summary.json`` has it. ``task`` is "" where there is no result
-    that names one. Scores are shares from 0 to 1, ``n_eff`` the samples, ``threshold`` the least score."""
+    """One task at one concurrency (None: not stated), as in ``summary.json``. ``task`` is "" if no result names one.
+    Scores are shares from 0 to 1, ``n_eff`` is the number of samples, ``threshold`` the minimum score."""
 
     concurrency: int | None
     task: str = ""
@@ -65,14 +65,14 @@ class SummaryPoint(msgspec.Struct, frozen=True):
 
 
 class Image(msgspec.Struct, frozen=True):
-    """An image that was used."""
+    """A container image that the job used."""
 
     reference: str | None = None
     digest: str | None = None
 
 
 class Summary(msgspec.Struct, frozen=True):
-    """What is read again of a summary. ``evaluations`` is None where nobody wrote them down yet."""
+    """The part of a summary that is read again. ``evaluations`` is None in summaries of versions without them."""
 
     points: tuple[SummaryPoint, ...] = ()
     evaluations: tuple[Evaluation, ...] | None = None
@@ -85,12 +85,12 @@ class Summary(msgspec.Struct, frozen=True):
 
 
 def read_document(directory: Path | str) -> dict[str, Any] | None:
-    """The summary of a run's directory as it stands; None where there is none. Raises ResultError."""
+    """The summary of a run's directory as a JSON object; None if it does not exist. Raises ResultError."""
     return _read(directory, dict[str, Any])
 
 
 def read_summary(directory: Path | str) -> Summary | None:
-    """The same by its parts. Raises ResultError where they are of another form."""
+    """The summary of a run's directory; None if it does not exist. Raises ResultError if it has another form."""
     return _read(directory, Summary)
 
 
@@ -114,7 +114,7 @@ _MISSING = "-"
 
 @dataclass(frozen=True)
 class Row:
-    """One point: its cells as text, whether it is a good one, and whether it is a rehearsal."""
+    """One point: its cells as text, whether it is ok, and whether it is a rehearsal."""
 
     cells: tuple[str, ...]
     good: bool
@@ -122,11 +122,11 @@ class Row:
 
 
 def rows(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """One row for each concurrency asked for, in the order given; a run that asked for none has one row for its state.
+    """One row for each point, in the order of the summaries; a run without points has one row with its state.
 
-    Latencies are medians. ``state`` is ``ok``, or what is wrong with the point or with the job.
+    Latencies are medians. ``state`` is ``ok``, or the state of the point and of the job.
     """
-    found = []
+    result = []
     for summary in summaries:
         benchmark, job = summary["benchmark"], summary["job"]
         lengths = f"{benchmark['isl']}/{benchmark['osl']}" if benchmark["isl"] else str(benchmark["scenario"])
@@ -134,42 +134,42 @@ def rows(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
         for point in summary["points"] or [{"state": "ok" if not summary["problems"] else "failed"}]:
             numbers = (_number(point.get(key), digits) for key, digits in _NUMBERS)
             cells = (lengths, str(point.get("concurrency", _MISSING)), *numbers)
-            found.append(_row(summary, cells, f"{point['state']}{ended}", good=point["state"] == "ok" and not ended))
-    return found
+            result.append(_row(summary, cells, f"{point['state']}{ended}", good=point["state"] == "ok" and not ended))
+    return result
 
 
 def score_rows(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """One row for each task that was evaluated, or was to be; a score below the least one is not good."""
-    found = []
+    """One row for each task that was to be evaluated; one with a score below its threshold is not good."""
+    result = []
     for summary in summaries:
-        for one in summary.get("evaluations") or ():
-            score, least = one.get("score"), one.get("threshold")
-            low = score is not None and least is not None and score < least
-            state = "too low" if low and not one.get("reason") else str(one["state"])
-            state = f"{state}: {one['reason']}" if one.get("reason") else state
-            at = _MISSING if one.get("concurrency") is None else str(one["concurrency"])
-            numbers = (_number(score, 4), _number(least, 2), _number(one.get("n_eff"), 0))
-            cells = (str(one.get("task") or _MISSING), at, *numbers)
-            found.append(_row(summary, cells, state, good=one["state"] == "ok" and not low))
-    return found
+        for evaluation in summary.get("evaluations") or ():
+            score, threshold, reason = (evaluation.get(key) for key in ("score", "threshold", "reason"))
+            low = score is not None and threshold is not None and score < threshold
+            state = f"{evaluation['state']}: {reason}" if reason else "too low" if low else str(evaluation["state"])
+            concurrency = _MISSING if evaluation.get("concurrency") is None else str(evaluation["concurrency"])
+            numbers = (_number(score, 4), _number(threshold, 2), _number(evaluation.get("n_eff"), 0))
+            cells = (str(evaluation.get("task") or _MISSING), concurrency, *numbers)
+            result.append(_row(summary, cells, state, good=evaluation["state"] == "ok" and not low))
+    return result
 
 
 def _row(summary: Mapping[str, Any], cells: Sequence[str], state: str, *, good: bool) -> Row:
-    of = summary["benchmark"]
-    method = [of["spec_decoding"]] if of["spec_decoding"] != "none" else []
-    head = (summary["runner"], of["exp_name"], " ".join([of["framework"], of["precision"], *method]), of["topology"])
+    benchmark = summary["benchmark"]
+    method = [benchmark["spec_decoding"]] if benchmark["spec_decoding"] != "none" else []
+    configuration = " ".join([benchmark["framework"], benchmark["precision"], *method])
+    head = (summary["runner"], benchmark["exp_name"], configuration, benchmark["topology"])
     rehearsal = bool(summary["rehearsal"])
     return Row((*map(str, head), *cells, f"REHEARSAL, {state}" if rehearsal else state), good, rehearsal)
 
 
 def table_lines(summaries: Sequence[Mapping[str, Any]], width: int | None) -> list[Line]:
-    """The tables of points and of scores for a terminal of so many columns; in one line a row where it is none."""
+    """The tables of points and of scores for a terminal of ``width`` columns. Without a width each row is one line."""
     points, scores = rows(summaries), score_rows(summaries)
     lines = [Line(REHEARSAL, "yellow")] if any(row.rehearsal for row in points) else []
-    for columns, found in ((_COLUMNS, points), (_SCORES, scores)):
-        styles = ["yellow" if row.rehearsal and row.good else "green" if row.good else "red" for row in found]
-        lines += [Line("")] if found is scores and scores else []
-        lines += table(columns, [row.cells for row in found], width, styles) if found else []
+    for columns, table_rows in ((_COLUMNS, points), (_SCORES, scores)):
+        styles = ["yellow" if row.rehearsal and row.good else "green" if row.good else "red" for row in table_rows]
+        lines += [Line("")] if table_rows is scores and scores else []
+        lines += table(columns, [row.cells for row in table_rows], width, styles) if table_rows else []
     return lines
 
 
