@@ -1,4 +1,4 @@
-"""From points to the report: attempts at one point belong together, curves get their frontiers."""
+"""Builds the report from points: groups the attempts at each point, and computes the curves and their frontiers."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from launcher.report.points import EVALUATION, Identity, Point, frontier, metric
 from launcher.result.contradictions import rule_of
 
 _DRAWN = ("ok", "reused", "rehearsal")
-"""States of points that are in a picture; on a frontier are those that are ok."""
+"""States of points that are drawn in a chart. Only points that are ok can be on a frontier."""
 
 _LEAST, _MOST = 1e-9, 1e15
-"""Coordinates that a picture can have: others are nobody's throughput."""
+"""The range of drawn coordinates; no throughput or latency is outside it."""
 
-_SAME = [name for name in Entry.__struct_fields__ if name in {*Identity.__dataclass_fields__, *vars(Identity)}]
-"""What an entry has of its identity."""
+_IDENTITY_FIELDS = [
+    name for name in Entry.__struct_fields__ if name in {*Identity.__dataclass_fields__, *vars(Identity)}
+]
+"""The fields that an entry copies from its identity."""
 
 Group = tuple[Identity, list[Point]]
 
 
 def build_report(gathered: ReportInput, *, title: str, made: str) -> Document:
-    """The report of what was gathered; ``made`` is the time, ISO 8601."""
+    """The report of the points and runs that were read; ``made`` is the time, ISO 8601."""
     groups: dict[Identity, list[Point]] = {}
     for point in gathered.attempts():
         groups.setdefault(point.identity, []).append(point)
@@ -35,9 +37,9 @@ def build_report(gathered: ReportInput, *, title: str, made: str) -> Document:
     for _, members in groupby(drawable, key=lambda group: group[0].panel):
         panel = _panel(list(members), ids)
         panels += [panel] if panel.curves else []
-        best |= {one for curve in panel.curves for one in curve.frontier}
-    drawn = {one for panel in panels for curve in panel.curves for one in curve.points}
-    entries = tuple(_entry(ids[identity], tries, best, drawn) for identity, tries in ordered)
+        best |= {key for curve in panel.curves for key in curve.frontier}
+    drawn = {key for panel in panels for curve in panel.curves for key in curve.points}
+    entries = tuple(_entry(ids[identity], attempts, best, drawn) for identity, attempts in ordered)
     counts = Counter(entry.state for entry in entries)
     return Document(
         title=title,
@@ -51,75 +53,75 @@ def build_report(gathered: ReportInput, *, title: str, made: str) -> Document:
     )
 
 
-def counted(tries: Sequence[Point]) -> Point:
-    """The attempt that counts: the last one that is ok, else the last that is reused, else the last."""
+def _decisive_attempt(attempts: Sequence[Point]) -> Point:
+    """The last attempt that is ok, otherwise the last one that is reused, otherwise the last one."""
     for state in ("ok", "reused"):
-        if good := [point for point in tries if point.state == state]:
+        if good := [point for point in attempts if point.state == state]:
             return good[-1]
-    return tries[-1]
+    return attempts[-1]
 
 
 def _order(group: Group) -> tuple[object, ...]:
-    one = group[0]
-    drawn = (one.model, one.scenario, one.isl or 0, one.osl or 0, one.curve)
-    return (*drawn, one.topology, one.concurrency, one.kv_offload, one.task, str(one))
+    point = group[0]
+    drawn = (point.model, point.scenario, point.isl or 0, point.osl or 0, point.curve)
+    return (*drawn, point.topology, point.concurrency, point.kv_offload, point.task, str(point))
 
 
-def axes(scenario: str) -> tuple[Axis, Axis]:
-    """Across and up, as InferenceX's site has them: interactivity, agentic over the whole request; throughput."""
-    across = metric("p90_e2e_norm_intvty" if scenario == AGENTIC else "median_intvty")
-    up = metric("tput_per_gpu")
-    x, y = (Axis(metric=m.name, title=m.title, unit=m.unit, better=m.better or "more") for m in (across, up))
+def _axes(scenario: str) -> tuple[Axis, Axis]:
+    """The axes of InferenceX's site. x is interactivity, for agentic runs over the whole request; y is throughput."""
+    horizontal = metric("p90_e2e_norm_intvty" if scenario == AGENTIC else "median_intvty")
+    vertical = metric("tput_per_gpu")
+    x, y = (Axis(metric=m.name, title=m.title, unit=m.unit, better=m.better or "more") for m in (horizontal, vertical))
     return x, y
 
 
 def _panel(members: Sequence[Group], ids: dict[Identity, str]) -> Panel:
     first = members[0][0]
-    x, y = axes(first.scenario)
+    x, y = _axes(first.scenario)
     curves = []
     for name, group in groupby(members, key=lambda member: member[0].configuration):
-        tries = [(ids[identity], counted(points)) for identity, points in group]
-        known = [
-            (key, at, height, point.state)
-            for key, point in tries
+        attempts = [(ids[identity], _decisive_attempt(points)) for identity, points in group]
+        drawn = [
+            (key, across, height, point.state)
+            for key, point in attempts
             if point.state in _DRAWN
-            and _LEAST <= (at := point.value(x.metric) or 0.0) <= _MOST
+            and _LEAST <= (across := point.value(x.metric) or 0.0) <= _MOST
             and _LEAST <= (height := point.value(y.metric) or 0.0) <= _MOST
         ]
-        good = [one for one in known if one[3] == "ok"]
-        best = frontier(good, "upper_left", x=lambda one: one[1], y=lambda one: one[2])
-        if known:
-            shown = sorted(known, key=lambda one: one[1])
-            curve = Curve(name=name, points=tuple(one[0] for one in shown), frontier=tuple(one[0] for one in best))
-            curves.append(curve)
+        good = [mark for mark in drawn if mark[3] == "ok"]
+        best = frontier(good, "upper_left", x=lambda mark: mark[1], y=lambda mark: mark[2])
+        if drawn:
+            points = tuple(mark[0] for mark in sorted(drawn, key=lambda mark: mark[1]))
+            curves.append(Curve(name=name, points=points, frontier=tuple(mark[0] for mark in best)))
     title = f"{first.model} {first.lengths}"
     return Panel(title=title, x=x, y=y, curves=tuple(curves))
 
 
-def _entry(key: str, tries: Sequence[Point], best: set[str], drawn: set[str]) -> Entry:
-    one, point = tries[0].identity, counted(tries)
+def _entry(key: str, points: Sequence[Point], best: set[str], drawn: set[str]) -> Entry:
+    identity, decisive = points[0].identity, _decisive_attempt(points)
     attempts = tuple(
         Attempt(
-            state=each.state,
-            run=each.run,
-            reason=each.reason,
-            layer=each.layer,
-            metrics=_values(each) if each.state == "ok" and each is not point else {},
+            state=point.state,
+            run=point.run,
+            reason=point.reason,
+            layer=point.layer,
+            metrics=_values(point) if point.state == "ok" and point is not decisive else {},
         )
-        for each in tries
+        for point in points
     )
-    notes = point.notes
-    if point.state in _DRAWN and key not in drawn and one.scenario != EVALUATION:
-        notes += (f"in no picture: {' or '.join(axis.metric for axis in axes(one.scenario))} is unknown or none",)
+    notes = decisive.notes
+    if decisive.state in _DRAWN and key not in drawn and identity.scenario != EVALUATION:
+        names = " or ".join(axis.metric for axis in _axes(identity.scenario))
+        notes += (f"in no picture: {names} is unknown or none",)
     return Entry(
         id=key,
-        state=point.state,
-        **{name: getattr(one, name) for name in _SAME},
-        run=point.run,
-        reason=point.reason,
-        layer=point.layer,
-        rule=rule_of(point.reason) if point.state in ("refused", "stale") else "",
-        metrics=_values(point) if point.state in (*_DRAWN, "stale") or one.scenario == EVALUATION else {},
+        state=decisive.state,
+        **{name: getattr(identity, name) for name in _IDENTITY_FIELDS},
+        run=decisive.run,
+        reason=decisive.reason,
+        layer=decisive.layer,
+        rule=rule_of(decisive.reason) if decisive.state in ("refused", "stale") else "",
+        metrics=_values(decisive) if decisive.state in (*_DRAWN, "stale") or identity.scenario == EVALUATION else {},
         frontier=key in best,
         attempts=attempts,
         notes=notes,
@@ -127,6 +129,6 @@ def _entry(key: str, tries: Sequence[Point], best: set[str], drawn: set[str]) ->
 
 
 def _values(point: Point) -> dict[str, float]:
-    """Every metric that is known. Of a fixed row only its own keys are looked at: there may be thousands of points."""
+    """All known metrics. A fixed row's own keys suffice, which is faster: there may be thousands of points."""
     names = metrics() if point.identity.scenario == AGENTIC else [name for name in point.row if name in metrics()]
     return {name: value for name in names if (value := point.value(name)) is not None}

@@ -1,6 +1,6 @@
-"""The report as a value: ``report.json`` is this, and page, tables, JUnit and Markdown are made of nothing else.
+"""The report as a value. ``report.json`` is its JSON; page, tables, JUnit and Markdown are made from it alone.
 
-And `ReportInput`, what it is made of: all that the readers of a report bring together.
+`ReportInput` is the data from which a report is built: everything that the readers of its sources return.
 """
 
 from __future__ import annotations
@@ -35,23 +35,22 @@ MEANING: dict[State, str] = {
 
 
 class Struct(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A part of the document; what is not known is left out."""
+    """A part of the document; default values are left out of its JSON."""
 
 
 class Image(Struct, frozen=True, kw_only=True):
-    """A container image: as it was asked for, and what it really was."""
+    """A container image: the requested reference, and the digest of the image that ran."""
 
     reference: str
     digest: str = ""
 
 
 class Run(Struct, frozen=True, kw_only=True):
-    """One run, or one artifact: how a point came about. Times in Unix seconds.
+    """The run or artifact that points come from. Times are in Unix seconds.
 
-    ``measured`` has a concurrency with the beginning and the end of its measurement each. ``notes`` are problems and
-    doubts of no point. ``model`` is the checkpoint's
-    place, ``commit`` that of the workspace, ``srt_slurm`` that of the srt-slurm tree, ``key`` that of the
-    matrix, or one like it.
+    ``measured`` has each concurrency with the begin and end of its measurement. ``notes`` are problems and doubts that
+    belong to no point. ``model`` is the checkpoint's path, ``commit`` that of the workspace, ``srt_slurm`` that of the
+    srt-slurm tree, ``key`` that of the matrix, or a similar one.
     """
 
     id: str
@@ -77,8 +76,8 @@ class Run(Struct, frozen=True, kw_only=True):
     source: str = ""
 
     @property
-    def known(self) -> dict[str, str]:
-        """How a point of this run came about, by names."""
+    def facts(self) -> dict[str, str]:
+        """The inputs of this run, by name."""
         return {
             "run": self.id,
             "job": self.job,
@@ -91,7 +90,7 @@ class Run(Struct, frozen=True, kw_only=True):
 
     @property
     def provenance(self) -> tuple[tuple[str, str], ...]:
-        """What many runs share, by its name for people."""
+        """The inputs that many runs share, with their titles."""
         images = ", ".join(f"{image.reference} {image.digest}".strip() for image in self.images)
         parts = {
             "image": images,
@@ -105,23 +104,23 @@ class Run(Struct, frozen=True, kw_only=True):
 
 @dataclass
 class ReportInput:
-    """What was read: points, each attempt one, in the order of time; the runs that they name; what cannot be read."""
+    """The points (each attempt is one, in the order of time), their runs, and the problems of reading them."""
 
     points: list[Point] = field(default_factory=list)
     runs: dict[str, Run] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     artifacts: dict[Run, str] = field(default_factory=dict)
-    """What is known of a job by an artifact, under the artifact's name, and the id that it has among the runs."""
+    """Runs that come from artifacts, with the artifact's name as their id; and their unique ids in ``runs``."""
 
     def add(self, run: Run, points: Iterable[Point]) -> None:
-        """Take a run with its points; a run that is there already is passed over."""
+        """Add a run with its points, unless it was added before."""
         if run.id not in self.runs:
             self.runs[run.id] = run
             self.points += points
 
     def attempts(self) -> list[Point]:
-        """The points. An evaluation that failed before anything named its task was a try at each of its tasks that
+        """The points. An evaluation that failed before its tasks were known counts as an attempt at each task that
         another attempt has."""
         tasks: dict[Identity, dict[Identity, None]] = {}
         for point in self.points:
@@ -136,7 +135,7 @@ class ReportInput:
 
 
 class Attempt(Struct, frozen=True, kw_only=True):
-    """One try at a point: its run, and how it ended."""
+    """One attempt at a point: its run, and its result."""
 
     state: State
     run: str = ""
@@ -146,7 +145,7 @@ class Attempt(Struct, frozen=True, kw_only=True):
 
 
 class Entry(Struct, frozen=True, kw_only=True):
-    """One point: what it is, how it stands, what was measured.
+    """One point: its identity, its state and its metrics.
 
     ``metrics`` are by the names of metrics.yaml, in its units. ``rule`` is the check that refused it. ``attempts`` are
     all tries, oldest first: the last good one counts, else the last one. ``frontier``: no other ok point of its curve
@@ -181,7 +180,7 @@ class Entry(Struct, frozen=True, kw_only=True):
 
     @property
     def short(self) -> str:
-        """What tells it from the other points of its configuration: topology, concurrency, an evaluation's task."""
+        """The point's name within its configuration: topology, concurrency, an evaluation's task."""
         return f"{self.topology} c{self.concurrency} {self.task}".rstrip()
 
     @property
@@ -189,11 +188,11 @@ class Entry(Struct, frozen=True, kw_only=True):
         return self.scenario if self.isl is None else f"{self.isl}/{self.osl}"
 
 
-def point_name(one: Entry | Identity) -> str:
-    """A point in words: model, lengths, configuration, topology, concurrency, task."""
-    offload = "" if one.kv_offload == "none" else f" {one.kv_offload}"
-    short = f"{one.topology} c{one.concurrency} {one.task}".rstrip()
-    return f"{one.model} {one.lengths} {one.configuration}{offload} {short}"
+def point_name(point: Entry | Identity) -> str:
+    """A point's full name: model, lengths, configuration, topology, concurrency, task."""
+    offload = "" if point.kv_offload == "none" else f" {point.kv_offload}"
+    short = f"{point.topology} c{point.concurrency} {point.task}".rstrip()
+    return f"{point.model} {point.lengths} {point.configuration}{offload} {short}"
 
 
 class Axis(Struct, frozen=True, kw_only=True):
@@ -257,18 +256,18 @@ class Comparison(Struct, frozen=True, kw_only=True):
     exit_code: int = 0
 
     @property
-    def told(self) -> tuple[str, ...]:
-        """The metrics that tables show: the main ones, and others that a threshold is on or that became worse."""
+    def shown_metrics(self) -> tuple[str, ...]:
+        """The metrics that tables show: the main ones, and others that became worse."""
         main = ("tput_per_gpu", "median_intvty", "p90_e2e_norm_intvty", "median_ttft", "median_e2el")
-        there = {change.metric for one in self.points for change in one.changes}
-        worse = {change.metric for one in self.points for change in one.changes if change.answer == "worse"}
-        return tuple(name for name in (*main, *sorted(worse - {*main})) if name in there)
+        changes = [change for point in self.points for change in point.changes]
+        compared, worse = {c.metric for c in changes}, {c.metric for c in changes if c.answer == "worse"}
+        return tuple(name for name in (*main, *sorted(worse - {*main})) if name in compared)
 
     @property
     def summary(self) -> str:
         """How many points are better, same, worse, not comparable."""
         answers: tuple[Answer, ...] = ("worse", "better", "same", "not comparable")
-        counts = ((answer, sum(one.answer == answer for one in self.points)) for answer in answers)
+        counts = ((answer, sum(point.answer == answer for point in self.points)) for answer in answers)
         return ", ".join(f"{count} {answer}" for answer, count in counts if count) or "no points"
 
 
@@ -288,9 +287,11 @@ class Document(Struct, frozen=True, kw_only=True):
 
     @property
     def rehearsed(self) -> str:
-        """What is to be said where points are made up; "" where none is."""
-        made = self.counts.get("rehearsal")
-        return f"REHEARSAL: the numbers of {made} of {len(self.points)} points are made up by stand-ins" if made else ""
+        """A warning about rehearsed points; "" if there are none."""
+        count = self.counts.get("rehearsal")
+        return (
+            f"REHEARSAL: the numbers of {count} of {len(self.points)} points are made up by stand-ins" if count else ""
+        )
 
     @property
     def measured(self) -> list[Entry]:
@@ -304,19 +305,19 @@ class Document(Struct, frozen=True, kw_only=True):
 
 
 def points_not_ok(document: Document) -> Iterator[tuple[Entry, list[Entry]]]:
-    """Points that are not ok, together where state, layer and reason are the same: the first of them, and all."""
+    """Points that are not ok, grouped by state, layer and reason: the first of each group, and the group."""
 
-    def why(entry: Entry) -> tuple[str, ...]:
+    def cause(entry: Entry) -> tuple[str, ...]:
         return entry.state, entry.layer, entry.rule, entry.reason
 
-    others = sorted((entry for entry in document.points if entry.state != "ok"), key=why)
-    for _, group in groupby(others, key=why):
+    others = sorted((entry for entry in document.points if entry.state != "ok"), key=cause)
+    for _, group in groupby(others, key=cause):
         members = list(group)
         yield members[0], members
 
 
 def all_notes(document: Document) -> Iterator[tuple[str, str]]:
-    """What a person should see of points and runs: whose each note is, and the note; once where points share it."""
+    """The notes of points and runs: the name of the point or run, and the note. Points with one note share a line."""
     points: dict[str, list[Entry]] = {}
     for entry in document.points:
         for note in entry.notes:

@@ -1,4 +1,4 @@
-"""The report as files: CSV, JUnit, Markdown; and all of them, with page and JSON, in one directory."""
+"""The report as CSV, JUnit and Markdown; and all its forms as files in one directory."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from launcher.report.points import SCORES, metrics
 from launcher.report.text import change_text, escaped, metric_text, samples_text, shorten_digests, shown
 
 LONGEST_MARKDOWN = 1 << 20
-"""Bytes that GitHub takes of a step's summary."""
+"""Bytes of a step's summary that GitHub accepts."""
 
-_ABOUT = ("id", "state", "reason", "layer", "rule", "model", "hardware", "framework", "precision", "spec_decoding",
-          "disagg", "scenario", "isl", "osl", "topology", "kv_offload", "concurrency", "task", "frontier")  # fmt: skip
-_OF_RUN = ("id", "job", "nodes", "srt_slurm", "commit", "model", "recipe", "fingerprint")
+_ENTRY_FIELDS = ("id", "state", "reason", "layer", "rule", "model", "hardware", "framework", "precision",
+                 "spec_decoding", "disagg", "scenario", "isl", "osl", "topology", "kv_offload", "concurrency", "task",
+                 "frontier")  # fmt: skip
+_RUN_FIELDS = ("id", "job", "nodes", "srt_slurm", "commit", "model", "recipe", "fingerprint")
 
 
 def write_report(document: Document, directory: Path) -> list[Path]:
-    """Write every form of the report, each whole or not at all. Raises OSError."""
+    """Write every form of the report, each file atomically. Raises OSError."""
     directory.mkdir(parents=True, exist_ok=True)
     content = {
         "report.html": render_page(document).encode(errors="backslashreplace"),
@@ -49,21 +50,21 @@ def write_report(document: Document, directory: Path) -> list[Path]:
 
 
 def points_csv(document: Document) -> str:
-    """A line for each point: what it is, every metric that any point has, and what it ran with."""
-    there = {name for entry in document.points for name in entry.metrics}
-    names = [name for name in metrics() if name in there]
+    """A line for each point: its identity, every metric that any point has, and the run's inputs."""
+    present = {name for entry in document.points for name in entry.metrics}
+    names = [name for name in metrics() if name in present]
     runs = {run.id: run for run in document.runs}
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*_ABOUT, *names, *(f"run_{name}" for name in _OF_RUN), "images", "attempts"])
+    writer.writerow([*_ENTRY_FIELDS, *names, *(f"run_{name}" for name in _RUN_FIELDS), "images", "attempts"])
     for entry in document.points:
         run = runs.get(entry.run, Run(id=entry.run))
         images = " ".join(f"{image.reference} {image.digest}".strip() for image in run.images)
         writer.writerow(
             [
-                *(_csv_cell(getattr(entry, name)) for name in _ABOUT),
+                *(_csv_cell(getattr(entry, name)) for name in _ENTRY_FIELDS),
                 *(entry.metrics.get(name, "") for name in names),
-                *(_csv_cell(getattr(run, name)) for name in _OF_RUN),
+                *(_csv_cell(getattr(run, name)) for name in _RUN_FIELDS),
                 _csv_cell(images),
                 len(entry.attempts),
             ]
@@ -71,16 +72,16 @@ def points_csv(document: Document) -> str:
     return out.getvalue()
 
 
-def _csv_cell(of: object) -> object:
-    """A text that no spreadsheet takes for a formula; what is no text as it is."""
-    if not isinstance(of, str):
-        return "" if of is None else of
-    text = shown(of)
+def _csv_cell(value: object) -> object:
+    """The value; a text that a spreadsheet would take for a formula begins with an apostrophe."""
+    if not isinstance(value, str):
+        return "" if value is None else value
+    text = shown(value)
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
 
 
 def junit(document: Document) -> bytes:
-    """A suite for the first attempts, and one for each round of later ones; a case for each point."""
+    """A suite for the first attempts, and one for each round of retries; a case for each point."""
     title, suites = _xml(document.title), []
     rounds = max((len(entry.attempts) for entry in document.points), default=0)
     for number in range(rounds):
@@ -94,18 +95,18 @@ def junit(document: Document) -> bytes:
 
 
 def _case(entry: Entry, attempt: Attempt) -> tuple[str, str]:
-    """How a case counts, ``failure``, ``skipped`` or "", and its element."""
+    """The kind of a case (``failure``, ``skipped`` or "") and its element."""
     group = f"{entry.model} {entry.lengths} {entry.configuration}"
     head = f'<testcase classname="{_xml(group)}" name="{_xml(entry.short)}">'
     measured = attempt.metrics or (entry.metrics if attempt.state == entry.state else {})
-    said = {"state": attempt.state, "run": attempt.run, "rule": entry.rule, **measured}
-    properties = "".join(f'<property name="{key}" value="{_xml(text)}"/>' for key, text in said.items() if text)
+    values = {"state": attempt.state, "run": attempt.run, "rule": entry.rule, **measured}
+    properties = "".join(f'<property name="{key}" value="{_xml(value)}"/>' for key, value in values.items() if value)
     kind = ""
     if attempt.state not in ("ok", "reused"):
         unmeasured = attempt.state == "rehearsal" or (attempt.state == "missing" and not attempt.layer)
         kind = "skipped" if unmeasured else "failure"
-    about = "" if kind != "failure" else f' type="{_xml(attempt.layer or attempt.state)}"'
-    child = f'<{kind} message="{_xml(attempt.reason or attempt.state)}"{about}/>' if kind else ""
+    layer = "" if kind != "failure" else f' type="{_xml(attempt.layer or attempt.state)}"'
+    child = f'<{kind} message="{_xml(attempt.reason or attempt.state)}"{layer}/>' if kind else ""
     return kind, f"{head}<properties>{properties}</properties>{child}</testcase>\n"
 
 
@@ -126,30 +127,29 @@ COLUMNS = (
 
 
 def known_metrics(entries: Sequence[Entry]) -> list[str]:
-    """The metrics of `COLUMNS`, or of scores, that any of these points has, agentic points' own among them."""
+    """The metrics of `COLUMNS`, of agentic points and of scores that any of these points has."""
     names = (*COLUMNS[:2], "p90_e2e_norm_intvty", *COLUMNS[2:], *SCORES)
     return [name for name in names if any(name in entry.metrics for entry in entries)]
 
 
 def markdown(document: Document) -> str:
-    """The report in GitHub's Markdown, at most 1 MiB: what is too much is left out at the end, and said."""
+    """The report in GitHub's Markdown, at most 1 MiB; its last line says how many lines are left out."""
     counts = ", ".join(f"**{count}** {state}" for state, count in document.counts.items())
     points = count_of(len(document.points), "point")
     lines = [f"## {_markdown(document.title)}", "", f"{points}: {counts or 'none'}.", ""]
-    if made := document.rehearsed:
-        lines += ["> [!WARNING]", f"> **{made}**", ""]
+    if warning := document.rehearsed:
+        lines += ["> [!WARNING]", f"> **{warning}**", ""]
     for first, members in points_not_ok(document):
-        points = ", ".join(one.short for one in members[:20])
+        points = ", ".join(entry.short for entry in members[:20])
         more = f" and {len(members) - 20} more" if len(members) > 20 else ""
         layer = f", {first.layer}" if first.layer else ""
-        text = f"- **{first.state}**{layer}: {_markdown(first.reason)} ({_markdown(points)}{more})"
-        lines.append(text)
+        lines.append(f"- **{first.state}**{layer}: {_markdown(first.reason)} ({_markdown(points)}{more})")
     lines += [f"- could not be read: {_markdown(problem)}" for problem in document.problems]
-    lines += [f"- {_markdown(whose)}: {_markdown(note)}" for whose, note in all_notes(document)]
+    lines += [f"- {_markdown(name)}: {_markdown(note)}" for name, note in all_notes(document)]
     for entry in document.points:
         if len(entry.attempts) > 1:
-            tries = "; ".join(f"{one.state} {one.reason}".rstrip() for one in entry.attempts)
-            lines.append(f"- {_markdown(point_name(entry))}, {len(entry.attempts)} attempts: {_markdown(tries)}")
+            attempts = "; ".join(f"{one.state} {one.reason}".rstrip() for one in entry.attempts)
+            lines.append(f"- {_markdown(point_name(entry))}, {len(entry.attempts)} attempts: {_markdown(attempts)}")
     lines += _comparison(document.comparison) if document.comparison is not None else []
     return _bounded([*lines, *_table(document.measured, "frontier"), *_table(document.evaluations, "task")])
 
@@ -161,31 +161,43 @@ def _table(entries: Sequence[Entry], last: str) -> list[str]:
     heads = ["state", "model", "ISL/OSL", "configuration", "topology", "conc", *units, last]
     lines = ["", "| " + " | ".join(heads) + " |", "|" + " --- |" * 5 + " ---: |" * (len(heads) - 6) + " --- |"]
     for entry in entries:
-        about = (entry.state, entry.model, entry.lengths, entry.configuration, entry.topology)
-        cells = [*map(_markdown, about), str(entry.concurrency), *(metric_text(name, entry.metrics) for name in names)]
+        identity = (entry.state, entry.model, entry.lengths, entry.configuration, entry.topology)
+        cells = [
+            *map(_markdown, identity),
+            str(entry.concurrency),
+            *(metric_text(name, entry.metrics) for name in names),
+        ]
         end = _markdown(entry.task) if last == "task" else "yes" if entry.frontier else ""
         lines.append("| " + " | ".join([*cells, end]) + " |")
     return lines if entries else []
 
 
-def _comparison(found: Comparison) -> list[str]:
-    """The thresholds that are passed, and a row for each point that is not the same."""
-    lines = ["", f"### Compared with {_markdown(found.against)}", "", f"{found.summary}.", ""]
-    lines += [f"- **{_markdown(text)}**" for text in found.failed]
-    heads = ["answer", "point", *(f"{metrics()[name].title}, {metrics()[name].unit}" for name in found.told)]
+def _comparison(comparison: Comparison) -> list[str]:
+    """The failed thresholds, and a row for each point that is not the same on the other side."""
+    lines = ["", f"### Compared with {_markdown(comparison.against)}", "", f"{comparison.summary}.", ""]
+    lines += [f"- **{_markdown(text)}**" for text in comparison.failed]
+    heads = [
+        "answer",
+        "point",
+        *(f"{metrics()[name].title}, {metrics()[name].unit}" for name in comparison.shown_metrics),
+    ]
     heads += ["measurements", "what else differs"]
     lines += ["", "| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    for one in found.points:
-        if one.answer != "same":
-            by_metric = {change.metric: change for change in one.changes}
-            cells = [one.answer, _markdown(one.point), *(change_text(by_metric.get(name)) for name in found.told)]
-            why = _markdown(one.reason or shorten_digests("; ".join(one.differs)))
-            lines.append("| " + " | ".join([*cells, samples_text(one) if one.changes else "", why]) + " |")
+    for point in comparison.points:
+        if point.answer != "same":
+            by_metric = {change.metric: change for change in point.changes}
+            cells = [
+                point.answer,
+                _markdown(point.point),
+                *(change_text(by_metric.get(name)) for name in comparison.shown_metrics),
+            ]
+            reason = _markdown(point.reason or shorten_digests("; ".join(point.differs)))
+            lines.append("| " + " | ".join([*cells, samples_text(point) if point.changes else "", reason]) + " |")
     return lines
 
 
 def _markdown(text: object) -> str:
-    """Text from outside that Markdown shows as it is: no link, image, mention or markup."""
+    """A text from outside, escaped so that Markdown shows it unchanged, without links, images, mentions or markup."""
     escaped = re.sub(r"([\\`*_{}\[\]()#!|~@])", r"\\\1", shown(text))
     return escaped.replace("&", "&amp;").replace("<", "&lt;")
 

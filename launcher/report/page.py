@@ -1,7 +1,7 @@
-"""``report.html``: one file that loads nothing, and that is complete without its script.
+"""``report.html``: a single file that loads nothing and is complete without its script.
 
-All that it shows comes from the document, escaped. Its style and script stand in it, and its policy allows these two by
-their hashes and nothing else (docs/design.md says why it is drawn here and not by a library).
+All its text comes from the document and is escaped. It contains its style and its script; its content security policy
+allows only these two, by their hashes. docs/design.md explains why no library draws the charts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from launcher.report.text import (
 )
 
 COLUMNS = ("tput_per_gpu", "{x}", "median_ttft", "median_tpot", "median_e2el")
-"""Metrics of the table of points; ``{x}`` is what the panel of a point has across."""
+"""Metrics of the table of points; ``{x}`` is the metric of the x axis of the point's panel."""
 
 _SHORT = {
     "tput_per_gpu": "throughput",
@@ -51,7 +51,7 @@ _SHORT = {
 
 
 def render_page(document: Document) -> str:
-    """The page."""
+    """The page as HTML."""
     style, script = (_compact(name) for name in ("page.css", "page.js"))
     policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     numbers = {run.id: number for number, run in enumerate(document.runs, 1)}
@@ -77,7 +77,7 @@ def render_page(document: Document) -> str:
 
 
 def _compact(name: str) -> str:
-    """A file of the page without indentation, comments of whole lines, and the spaces that a style does not need."""
+    """A file of the page without indentation, comment lines, and the spaces that CSS does not need."""
     text = re.sub(r"^\s+|^//.*\n", "", Path(__file__).with_name(name).read_text(), flags=re.MULTILINE)
     return re.sub(r"\s*([{};,]|:(?= ))\s*", r"\1", text) if name.endswith(".css") else text
 
@@ -102,62 +102,65 @@ def _head(document: Document) -> str:
 
 
 def _not_ok(document: Document, links: dict[str, str]) -> Iterator[str]:
-    """What is not on a frontier because it is not ok, by state and reason; then what could not be read."""
+    """The points that are not ok by state and reason, those with several attempts, and problems and notes."""
     others = list(points_not_ok(document))
     if others:
         yield "<h2>Not ok, and why</h2><div class=scroll><table class=wide><thead>"
         yield "<tr><th>state<th>layer<th>why<th>points<tbody>"
-    for one, group in others:
-        points = ", ".join(f"<a href=#{each.id}>{escaped(each.short)}</a>" for each in group)
-        check = f" <small>launcher report --explain {escaped(one.rule)}</small>" if one.rule else ""
-        why = f"<td>{escaped(one.layer)}<td>{escaped(one.reason)}{check}"
-        yield f"<tr><td class={one.state}>{one.state}{why}<td>{points}"
+    for first, group in others:
+        points = ", ".join(f"<a href=#{entry.id}>{escaped(entry.short)}</a>" for entry in group)
+        rule = f" <small>launcher report --explain {escaped(first.rule)}</small>" if first.rule else ""
+        reason = f"<td>{escaped(first.layer)}<td>{escaped(first.reason)}{rule}"
+        yield f"<tr><td class={first.state}>{first.state}{reason}<td>{points}"
     yield "</table></div>" if others else ""
-    again = [entry for entry in document.points if len(entry.attempts) > 1]
-    if again:
+    repeated = [entry for entry in document.points if len(entry.attempts) > 1]
+    if repeated:
         yield "<h2>More than one attempt</h2><div class=scroll><table class=wide>"
         yield "<thead><tr><th>point<th>attempts, the oldest first<tbody>"
-        for entry in again:
+        for entry in repeated:
             name = escaped(f"{entry.configuration} {entry.lengths} {entry.short}")
-            tries = "; ".join(_attempt(one, links.get(one.run, "")) for one in entry.attempts)
-            yield f"<tr><td><a href=#{entry.id}>{name}</a><td>{tries}"
+            attempts = "; ".join(_attempt(attempt, links.get(attempt.run, "")) for attempt in entry.attempts)
+            yield f"<tr><td><a href=#{entry.id}>{name}</a><td>{attempts}"
         yield "</table></div>"
-    notes = (f"{whose}: {note}" for whose, note in all_notes(document))
-    for title, said in (("What could not be read", document.problems), ("Notes", tuple(notes))):
-        if said:
-            yield f"<h2>{title}</h2><ul class=notes>{''.join(f'<li>{escaped(text)}' for text in said)}</ul>"
+    notes = tuple(f"{name}: {note}" for name, note in all_notes(document))
+    for title, texts in (("What could not be read", document.problems), ("Notes", notes)):
+        if texts:
+            yield f"<h2>{title}</h2><ul class=notes>{''.join(f'<li>{escaped(text)}' for text in texts)}</ul>"
 
 
-def _attempt(one: Attempt, link: str) -> str:
-    layer = f"{one.layer}: " if one.layer and one.reason else ""
-    return f"{link} <span class={one.state}>{one.state}</span> {escaped(layer + one.reason)}".strip()
+def _attempt(attempt: Attempt, link: str) -> str:
+    layer = f"{attempt.layer}: " if attempt.layer and attempt.reason else ""
+    return f"{link} <span class={attempt.state}>{attempt.state}</span> {escaped(layer + attempt.reason)}".strip()
 
 
-def _comparison(found: Comparison) -> Iterator[str]:
-    """What fails, and each point that is not the same as on the other side, with what else differs."""
-    yield f"<h2>Compared with {escaped(found.against)}</h2><p>{found.summary}; what is the same is not listed.</p>"
-    if found.failed:
-        opened = " open" if len(found.failed) <= 20 else ""
-        yield f"<details{opened}><summary class=worse>{len(found.failed)} past the thresholds</summary><ul>"
-        yield "".join(f"<li>{escaped(text)}" for text in found.failed) + "</ul></details>"
+def _comparison(comparison: Comparison) -> Iterator[str]:
+    """The failed thresholds, and a row for each point that is not the same on the other side."""
+    yield f"<h2>Compared with {escaped(comparison.against)}</h2>"
+    yield f"<p>{comparison.summary}; what is the same is not listed.</p>"
+    if comparison.failed:
+        opened = " open" if len(comparison.failed) <= 20 else ""
+        yield f"<details{opened}><summary class=worse>{len(comparison.failed)} past the thresholds</summary><ul>"
+        yield "".join(f"<li>{escaped(text)}" for text in comparison.failed) + "</ul></details>"
     yield "<div class=scroll><table class=beside><thead><tr><th>answer<th>point"
-    yield from (f"<th>{_SHORT.get(name, name)} <small>{metrics()[name].unit}</small>" for name in found.told)
+    yield from (
+        f"<th>{_SHORT.get(name, name)} <small>{metrics()[name].unit}</small>" for name in comparison.shown_metrics
+    )
     yield "<th>what else differs<tbody>"
-    for one in found.points:
-        if one.answer == "same":
+    for point in comparison.points:
+        if point.answer == "same":
             continue
-        link = f"<a href=#{one.id}>{escaped(one.point)}</a>" if one.id else escaped(one.point)
-        how = f"<small>{samples_text(one)}</small>" if one.changes else ""
-        yield f"<tr><td class='{one.answer}'>{one.answer}{how}<td class=why>{link}"
-        if one.reason:
-            yield f"<td class=why colspan={len(found.told) + 1}>{escaped(one.reason)}"
+        link = f"<a href=#{point.id}>{escaped(point.point)}</a>" if point.id else escaped(point.point)
+        samples = f"<small>{samples_text(point)}</small>" if point.changes else ""
+        yield f"<tr><td class='{point.answer}'>{point.answer}{samples}<td class=why>{link}"
+        if point.reason:
+            yield f"<td class=why colspan={len(comparison.shown_metrics) + 1}>{escaped(point.reason)}"
             continue
-        by_metric = {change.metric: change for change in one.changes}
-        for name in found.told:
+        by_metric = {change.metric: change for change in point.changes}
+        for name in comparison.shown_metrics:
             change = by_metric.get(name)
             kind = f" class='{change.answer}'" if change and change.answer in ("better", "worse") else ""
             yield f"<td{kind}>{change_text(change)}"
-        yield f"<td class=why>{escaped(shorten_digests('; '.join(one.differs)))}"
+        yield f"<td class=why>{escaped(shorten_digests('; '.join(point.differs)))}"
     yield "</table></div>"
 
 
@@ -185,8 +188,8 @@ def _legend(panel: Panel) -> str:
 
 
 def _points(document: Document, links: dict[str, str]) -> Iterator[str]:
-    """The tables of points and of evaluations. What follows each other and is of one configuration says so once: the
-    page's script, which sorts, gives each row its own."""
+    """The tables of points and of evaluations. Consecutive rows of one configuration share its cell; the page's script
+    gives each row its own, so that it can sort them."""
     several = len({entry.model for entry in document.points}) > 1
     across = {key: panel.x.metric for panel in document.panels for curve in panel.curves for key in curve.points}
     tools = "<div class=tools id=tools></div>"
@@ -202,25 +205,25 @@ def _points(document: Document, links: dict[str, str]) -> Iterator[str]:
         for shared, group in groupby(entries, key=lambda entry: _shared(entry, several)):
             members = list(group)
             span = f" rowspan={len(members)}" if len(members) > 1 else ""
-            once = "".join(f"<td{span}>{escaped(text)}" for text in shared)
+            shared_cells = "".join(f"<td{span}>{escaped(text)}" for text in shared)
             for entry in members:
                 x = across.get(entry.id, "median_intvty")
                 cells = [metric_text(x if name == "{x}" else name, entry.metrics) for name in columns if name != "task"]
                 cells = [escaped(entry.task), *cells] if "task" in columns else cells
                 kind = "" if entry.state == "ok" else f" class={entry.state}"
-                yield f"<tr id={entry.id}><td{kind}>{entry.state}{once}<td>{escaped(entry.topology)}"
+                yield f"<tr id={entry.id}><td{kind}>{entry.state}{shared_cells}<td>{escaped(entry.topology)}"
                 yield f"<td>{entry.concurrency}<td>{'<td>'.join(cells)}<td>{links.get(entry.run, '')}"
-                once = ""
+                shared_cells = ""
         yield "</table></div>"
 
 
 def _scroll(rows: Sequence[object]) -> str:
-    """The classes of a table's frame: one of many rows is laid out when somebody looks at it."""
+    """The classes of a table's frame. The browser lays out a long table only when it becomes visible."""
     return "'scroll long'" if len(rows) > 200 else "scroll"
 
 
 def _shared(entry: Entry, several: bool) -> tuple[str, str]:
-    """What many rows share: the model, where there are several, with the lengths; the configuration."""
+    """The cells that rows can share: the lengths, with the model if there are several; and the configuration."""
     offload = f" {entry.kv_offload}" if entry.kv_offload != "none" else ""
     return f"{entry.model} {entry.lengths}" if several else entry.lengths, entry.configuration + offload
 
@@ -228,13 +231,13 @@ def _shared(entry: Entry, several: bool) -> tuple[str, str]:
 def _heading(name: str) -> str:
     if name == "task":
         return "<th>task"
-    one = metrics()["median_intvty" if name == "{x}" else name]
-    arrow = {"more": "↑", "less": "↓", None: ""}[one.better]
-    return f"<th>{_SHORT.get(name, one.short or one.title)} <small>{escaped(one.unit)} {arrow}</small>"
+    metric = metrics()["median_intvty" if name == "{x}" else name]
+    arrow = {"more": "↑", "less": "↓", None: ""}[metric.better]
+    return f"<th>{_SHORT.get(name, metric.short or metric.title)} <small>{escaped(metric.unit)} {arrow}</small>"
 
 
 def _runs(document: Document, numbers: dict[str, int]) -> Iterator[str]:
-    """The time line, then the runs below what they share: images, checkpoint, srt-slurm, commit, runner."""
+    """The time line, then the runs, grouped by the inputs that they share (`Run.provenance`)."""
     if picture := timeline_svg(document.runs, numbers):
         lines = "".join(
             f'<li><svg class=time viewBox="0 0 34 14" aria-hidden=true><path class={name} d="M2 7H32"/></svg>{text}'
@@ -254,17 +257,19 @@ def _runs(document: Document, numbers: dict[str, int]) -> Iterator[str]:
 
 
 def _run(run: Run, number: int) -> str:
-    spent: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for name, begin, end in phases(run):
-        spent[name] = spent.get(name, 0.0) + end - begin
+        seconds[name] = seconds.get(name, 0.0) + end - begin
     ended = escaped(run.layer or ("" if run.state == "succeeded" else run.state))
     cells: Sequence[str] = (
         escaped(run.job),
         escaped(run.nodes),
-        *(duration_text(spent.get(name)) for name in ("queue", "start", "measure")),
+        *(duration_text(seconds.get(name)) for name in ("queue", "start", "measure")),
         local_time(run.created)[5:16],
     )
     ended += f": {escaped(run.verdict)}" if run.layer and run.verdict else ""
-    why = f"<td class=why>{ended}" if ended else "<td>"
-    known = f"<td>{'<td>'.join(cells)}{why}" if any(cells) or ended else ""  # of an artifact only its name is known
-    return f"<tr id=r{number}><td>{escaped(run.id)}{known}"
+    last_cell = f"<td class=why>{ended}" if ended else "<td>"
+    facts = (
+        f"<td>{'<td>'.join(cells)}{last_cell}" if any(cells) or ended else ""
+    )  # only the name of an artifact is known
+    return f"<tr id=r{number}><td>{escaped(run.id)}{facts}"

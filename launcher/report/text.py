@@ -1,4 +1,4 @@
-"""Text and numbers as a page, a table or a file shows them: whatever they hold, they show as text."""
+"""Formats texts and numbers for pages, tables and files. Texts from outside are escaped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def shown(text: object) -> str:
 
 
 def escaped(text: object) -> str:
-    """The same in HTML or XML, within an element or between double quotes."""
+    """`shown`, escaped for HTML or XML, in an element or between double quotes."""
     return _escaped(str(text))
 
 
@@ -38,13 +38,13 @@ def _escaped(text: str) -> str:
 
 
 def metric_text(name: str, metrics_of: dict[str, float]) -> str:
-    """A metric with its decimals, "" where it is not known."""
-    return "" if (found := metrics_of.get(name)) is None else f"{found:.{metrics()[name].digits}f}"
+    """A metric's value with its decimals; "" if it is not known."""
+    return "" if (value := metrics_of.get(name)) is None else f"{value:.{metrics()[name].digits}f}"
 
 
 def change_text(change: Change | None) -> str:
-    """A metric on this side with its change, ``1234.5 (-3.2 %)``; "" where it is not there. Where a side has several
-    measurements their spreads follow, the base's first: ``1234.5 (-3.2 %, spread 10.0 → 0.0)``."""
+    """A metric's value on this side with its change, ``1234.5 (-3.2 %)``; "" if no side has it. If a side has several
+    measurements, the spreads of the base and of this side follow: ``1234.5 (-3.2 %, spread 10.0 → 0.0)``."""
     if change is None or (change.now is None and change.base is None):
         return ""
     digits = metrics()[change.metric].digits
@@ -56,25 +56,23 @@ def change_text(change: Change | None) -> str:
 
 
 def shorten_digests(text: str) -> str:
-    """A text with its digests and commits cut to twelve digits."""
+    """The text with digests and commits shortened to twelve digits."""
     return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28,}\b", r"\1…", text)
 
 
-def samples_text(one: Compared) -> str:
-    """How many measurements both sides have: ``n = 1``, where there is no significance, or ``n = 3, 2``."""
-    base, now = one.samples
+def samples_text(point: Compared) -> str:
+    """The numbers of measurements: ``n = 1``, or ``n = 3, of the base 2`` if the sides differ."""
+    base, now = point.samples
     return f"n = {now}" if now == base else f"n = {now}, of the base {base}"
 
 
-def axis_number(of: float) -> str:
+def axis_number(value: float) -> str:
     """A number of an axis: ``0``, ``0.25``, ``1500``, ``20k``."""
-    if of >= 10_000:
-        return f"{of / 1000:g}k"
-    return f"{of:.6g}"
+    return f"{value / 1000:g}k" if value >= 10_000 else f"{value:.6g}"
 
 
 def local_time(seconds: float | None) -> str:
-    """A time for a person, local; "" for none."""
+    """``2026-11-26 12:00:00`` in local time; "" for None."""
     if seconds is None:
         return ""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
