@@ -1,7 +1,7 @@
-"""What the records of a sweep's runs say: how each attempt stands, which concurrencies have a valid result, its cost.
+"""What the records of a sweep's runs say: the state of each attempt, which concurrencies have a valid result, its cost.
 
-Nothing is remembered between two looks but the digests of images: the first attempt that ended well decides which image
-a tag means in this sweep, and a result measured with another one is none of this sweep.
+Only digests of images are remembered between two reads: the first attempt that ended well decides which image a tag
+means in this sweep, and a result that was measured with another image does not count.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Records:
         self._digests: dict[str, str] = {}
 
     def facts(self, run: str) -> Facts:
-        """How an attempt, or a run that is reused, stands by its record."""
+        """The state of an attempt, or of a reused run, by its record."""
         attempt = self._state.by_run.get(run)
         key = attempt.event.job if attempt is not None else self._state.reused_runs.get(run)
         if key is None or (job := self._state.jobs.get(key)) is None:
@@ -83,7 +83,7 @@ class Records:
         return self._with_results(facts, job, concurrencies, directory)
 
     def _with_results(self, facts: Facts, job: Job, concurrencies: tuple[int, ...], directory: str) -> Facts:
-        """The facts with what the summary of the run says of its points."""
+        """The facts, completed by the points in the run's summary."""
         summary = Summary()
         with contextlib.suppress(ResultError):
             summary = read_summary(directory) or summary
@@ -96,7 +96,7 @@ class Records:
                 continue
             if point.state != "ok":
                 bad[point.concurrency] = point.reason or point.state
-            elif point.path and not (os.path.lexists(point.path) or _kept(point.path, directory)):
+            elif point.path and not (os.path.lexists(point.path) or _has_copy(point.path, directory)):
                 bad[point.concurrency] = f"its result was removed: {point.path}"
             else:
                 ok.add(point.concurrency)
@@ -109,7 +109,7 @@ class Records:
         return replace(facts, ok=frozenset(ok), bad=bad)
 
     def _other_image(self, job: Job, digest: str) -> str:
-        """What is wrong with results of an image of this digest; "" when nothing is."""
+        """Why results of an image with this digest do not count; "" when they do."""
         if not digest:
             return ""
         image = f"{job.runner} {job.kind} {job.fingerprint['image']}"  # of a squash file, or as docker has it
@@ -118,7 +118,7 @@ class Records:
 
 
 def facts_of_record(fields: RunFields) -> Facts:
-    """How a run stands by its record, without its results."""
+    """The state of a run by its record, without its results."""
     job = fields.job
     word, says = (job.state, job.says) if job is not None else ("", fields.state)
     phase: Phase
@@ -149,7 +149,7 @@ def facts_of_record(fields: RunFields) -> Facts:
 
 
 def is_over(runs: Path, run: str) -> bool:
-    """Whether no job of a run can live. Of a record that cannot be read now one may."""
+    """Whether no job of a run can live. When its record cannot be read, one may."""
     directory = f"{runs}/{run}"
     try:
         return facts_of_record(read_fields(f"{directory}/run.json", run, facts=False)).phase == "over"
@@ -164,9 +164,9 @@ def with_first_cause(facts: Facts, first: Facts) -> Facts:
     return replace(facts, layer=first.layer, text=first.text, state=first.state, exit_code=first.exit_code)
 
 
-def _kept(path: str, directory: str) -> bool:
-    """Whether a result whose job's tree `launcher cleanup` removed is with its run's record, under its other name there
-    (`launcher.benchmark.benchmark`)."""
+def _has_copy(path: str, directory: str) -> bool:
+    """Whether a result whose job's tree `launcher cleanup` removed has a copy in the run's record, under the name that
+    `launcher.benchmark.benchmark` gives it there."""
     end = Path(path).name.replace("results_concurrency_", "_conc")
     try:
         names = [path_there.name for path_there in Path(directory, "results").iterdir()]
@@ -176,8 +176,8 @@ def _kept(path: str, directory: str) -> bool:
 
 
 def facts_of_outcome(outcome: Outcome, job: RecordedJob | None) -> Facts:
-    """What is known of an attempt whose record somebody removed while it ran. Of a job that was given up (the only
-    JobError of a run with a job) nobody can say whether it lives."""
+    """The facts about an attempt whose record was removed while it ran. A JobError of a run with a job means that the
+    job was given up, and may live."""
     verdict = outcome.verdict or Verdict("", "its record was removed")
     return Facts(
         "unknown" if isinstance(outcome.error, JobError) and job is not None else "over",

@@ -1,5 +1,6 @@
-"""What begins next, and what follows from an end: canary, fail fast, breaker, retries, exclusion, budget. All of it is
-pure: it reads the state and what is known of results, and answers with starts and with events to be written.
+"""What begins next, and what follows from an end: canary, fail fast, breaker, retries, exclusion, budget.
+
+All functions are pure: they read the state and facts about results, and return starts and events to be written.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from launcher.sweep.schema import Ended, Event, Excluded, Held, Job, Retried, Sk
 from launcher.sweep.state import Attempt, Facts, State, gpu_hours, held_jobs
 
 BREAKER_JOBS, BREAKER_TOPOLOGIES = 3, 2
-"""So many jobs, of so many topologies, that failed with one signature hold their class."""
+"""The breaker holds a class of jobs when so many of them, of so many topologies, failed with one signature."""
 
 HELD_LAYERS = frozenset({"configuration", "image", "model", "checkout", "server", "benchmark", "results"})
-"""Layers whose failures are a matter of image and model. Of nodes the one that is named is excluded instead."""
+"""Layers whose failures depend on image and model. A node that failed is excluded instead."""
 
 
 NOT_YET = "its canary has not passed yet"
@@ -28,7 +29,7 @@ NOT_YET = "its canary has not passed yet"
 
 @dataclass(frozen=True)
 class Start:
-    """An attempt that may begin: which concurrencies of the job, and without which nodes."""
+    """An attempt that may begin: of which concurrencies of the job, and without which nodes."""
 
     job: Job
     concurrencies: tuple[int, ...]
@@ -37,28 +38,29 @@ class Start:
 
 
 class Decisions:
-    """What a driver decides. ``nodes`` is how many nodes each runner has, ``limits`` are those of the runners'
-    files, where that is known."""
+    """What a driver decides. ``nodes`` is how many nodes each runner has, ``limits`` are those of the runners' files,
+    where they are known."""
 
     def __init__(self, state: State, nodes: Mapping[str, int | None] = {}, limits: Mapping[str, Limits] = {}) -> None:
         self.state = state
         self._nodes, self._limits = nodes, limits
         self.ok: dict[str, set[int]] = defaultdict(set)
         self.waiting: dict[str, float] = {}
-        """Jobs that lack a result and have no attempt, in order; from when on one may begin (by the driver's clock)."""
+        """Jobs that lack a result and have no attempt under way, in order, with the time (of the driver's clock) from
+        which one may begin."""
         self.failures: list[Ended] = []
-        """Of jobs that are not tried again."""
+        """Ends of failed jobs that are not retried."""
         self._again: dict[str, str] = {}
-        """Jobs of which an attempt was made before: why there may be another one."""
+        """By job with an earlier attempt: why there may be another one."""
         self._canaries: dict[str, str] = {}
         self._guards: dict[str, str] = {}
-        """By runner and image, while a canary speaks for them: why its other jobs are not started."""
+        """By runner and image, while they wait for a canary: why their other jobs are not started."""
 
     def begin(
         self, attempts: Mapping[str, list[tuple[Attempt, Facts]]], now: float, reused: Mapping[str, set[int]] = {}
     ) -> list[Event]:
-        """Take what earlier drivers left, by job; what is to be written down of it. Attempts that are not over are the
-        driver's to go on with: their jobs wait for nothing. ``reused`` are concurrencies with a result elsewhere."""
+        """Take over the attempts of earlier drivers, by job; returns the events to write. The driver itself continues
+        attempts that are not over. ``reused`` are concurrencies with a result elsewhere."""
         events: list[Event] = []
         state = self.state
         for key, attempts_of_job in attempts.items():
@@ -72,7 +74,7 @@ class Decisions:
                 self._guards[guarded] = NOT_YET
         for job in ordered(list(state.jobs.values()), state.policy.order):
             attempts_of_job = attempts.get(job.key, [])
-            if any(attempt.open for attempt, _ in attempts_of_job) or not self._lacks(job):
+            if any(attempt.open for attempt, _ in attempts_of_job) or not self._missing_concurrencies(job):
                 continue
             last_facts = attempts_of_job[-1][1] if attempts_of_job else None
             if last_facts is not None and last_facts.phase == "unknown":
@@ -89,7 +91,7 @@ class Decisions:
             elif state.began is not None and state.began.retry_failed:
                 self._again[job.key] = "failed"
                 self.waiting[job.key] = now
-            elif (retry := self._further(attempts_of_job[-1][0], last_facts)) is not None:
+            elif (retry := self._allowed_retry(attempts_of_job[-1][0], last_facts)) is not None:
                 events += self._retry(attempts_of_job[-1][0], last_facts, retry, now)
         for key, guarded in self._canaries.items():
             attempts_of_job = attempts.get(key, [])
@@ -102,12 +104,12 @@ class Decisions:
         return events
 
     def add(self, jobs: list[Job], now: float) -> None:
-        """Points were appended."""
+        """Take jobs whose points were appended."""
         for job in jobs:
-            if self._lacks(job):
+            if self._missing_concurrencies(job):
                 self.waiting[job.key] = now
 
-    def _lacks(self, job: Job) -> list[int]:
+    def _missing_concurrencies(self, job: Job) -> list[int]:
         return [c for c in job.concurrencies if c not in self.ok[job.key]]
 
     def next(self, now: float) -> Start | None:
@@ -121,7 +123,7 @@ class Decisions:
         return None
 
     def _start(self, job: Job) -> Start:
-        lacks, granted = tuple(self._lacks(job)), self.state.granted.get(job.key)
+        lacks, granted = tuple(self._missing_concurrencies(job)), self.state.granted.get(job.key)
         reason = self._again.get(job.key, "first")
         if job.key in self._canaries and not self.ok[job.key]:
             lacks = (min(lacks),)
@@ -135,7 +137,7 @@ class Decisions:
         del self.waiting[key]
 
     def blocking_reason(self, job: Job) -> str:
-        """Why no attempt of this job may begin, apart from time and room; "" when one may."""
+        """Why no attempt of this job may begin, apart from its waiting time and room; "" when one may."""
         state = self.state
         if paused := state.pause_state(job):
             return {"pause": "paused", "drain": "drained"}[paused]
@@ -153,11 +155,11 @@ class Decisions:
 
     @property
     def fail_fast_reason(self) -> str:
-        """Why nothing more begins after failures; "" as long as it may."""
+        """Why no further attempt begins after failures; "" while fail fast allows more."""
         return f"fail fast: {self._counted[-1].signature}" if self._counted and self.reaches_fail_fast(0) else ""
 
     def reaches_fail_fast(self, failures: int) -> bool:
-        """Whether nothing more begins after ``failures`` more, whatever their layer is."""
+        """Whether no attempt begins any more after ``failures`` further ones, assuming that their layer counts."""
         policy = self.state.policy.fail_fast
         return policy is not None and len(self._counted) + failures >= (int(policy) if policy.isdigit() else 1)
 
@@ -168,14 +170,14 @@ class Decisions:
         return [failure for failure in self.failures if policy.isdigit() or failure.layer == policy]
 
     def due(self, now: float) -> bool:
-        """Whether an attempt waits for its time alone, or for somebody to let the sweep go on."""
+        """Whether an attempt waits only for its time, or for somebody to unpause the sweep."""
         if self.state.ending or self.fail_fast_reason:
             return False
         jobs = [(self.state.jobs[key], due) for key, due in self.waiting.items()]
         return any(self.blocking_reason(job) in (("",) if due > now else ()) + ("paused",) for job, due in jobs)
 
     def left(self) -> list[Event]:
-        """The jobs that are not started by this driver, and why."""
+        """The events for jobs that this driver does not start, with the reason."""
         skipped: list[Event] = []
         for key in self.waiting:
             reason = self.fail_fast_reason or self.blocking_reason(self.state.jobs[key]) or "the driver left"
@@ -183,12 +185,12 @@ class Decisions:
         return skipped
 
     def after(self, attempt: Attempt, facts: Facts, now: float) -> list[Event]:
-        """What follows from the end of an attempt, to be written before anything is done of it."""
+        """The events that follow from the end of an attempt, to be written before any effect."""
         job = self.state.jobs[attempt.event.job]
         concurrencies = attempt.event.concurrencies
         self.ok[job.key] |= facts.ok
         lacking = [c for c in concurrencies if c not in self.ok[job.key]]
-        if lacking and facts.state == "succeeded":  # the run is good, and its results are none of this sweep
+        if lacking and facts.state == "succeeded":  # the run is good, but its results do not count for this sweep
             text = next((facts.bad[c] for c in lacking if c in facts.bad), "it has no result of them")
             facts = replace(facts, layer="results", text=text)
         cause = signature(facts.layer, facts.text) if lacking else ""
@@ -206,13 +208,13 @@ class Decisions:
         )
         if not lacking:
             self._canary_passed(job)
-            if self._lacks(job):  # of a canary the other concurrencies follow
+            if self._missing_concurrencies(job):  # a canary measured one concurrency; the others follow
                 self._again.pop(job.key, None)
                 self.waiting[job.key] = now
             return [ended]
         if facts.state == "cancelled":
             return [ended]
-        if (retry := self._further(attempt, facts)) is not None and self.state.retries_left > 0:
+        if (retry := self._allowed_retry(attempt, facts)) is not None and self.state.retries_left > 0:
             return [ended, *self._retry(attempt, facts, retry, now)]
         self.failures.append(ended)
         if job.key in self._canaries and not self.ok[job.key]:
@@ -225,7 +227,7 @@ class Decisions:
         if (guarded := self._canaries.get(job.key)) is not None:
             self._guards.pop(guarded, None)
 
-    def _further(self, attempt: Attempt, facts: Facts) -> AllowedRetry | None:
+    def _allowed_retry(self, attempt: Attempt, facts: Facts) -> AllowedRetry | None:
         key = attempt.event.job
         failure_class = class_of(facts)
         before = self.state.retry_counts[key, failure_class.name] if failure_class is not None else 0
@@ -254,7 +256,7 @@ class Decisions:
         return events
 
     def _breaker(self, job: Job, ended: Ended) -> list[Event]:
-        """The hold of jobs that fail alike, once they are so many."""
+        """The event that holds jobs of one class, once enough of them failed alike."""
         image, model = job.benchmark.image, job.benchmark.model
         hold = Held(time=0.0, runner=job.runner, image=image, model=model, signature=ended.signature, runs=())
         alike = [(self.state.jobs[f.job], f.run) for f in self.failures if f.signature == ended.signature]

@@ -1,7 +1,7 @@
-"""The driver: brings a sweep to its end, on top of the loop of runs (`launcher.run.loop`), of which it is the feed.
+"""The driver: brings a sweep to its end, as the feed of the loop of runs (`launcher.run.loop`).
 
-Every decision is an event on the disk before its effect. What an earlier driver left is gone on with first: jobs that
-live are followed, jobs that ended are collected, and a start without a record is void.
+Every decision is an event on the disk before its effect. A driver first continues what an earlier one left: it follows
+jobs that live, collects jobs that ended, and voids a start without a record.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from launcher.sweep.slots import Slots
 from launcher.sweep.state import Attempt, Facts, State
 
 AHEAD = 4
-"""Runs that are prepared at once, also ahead of the room for their jobs."""
+"""Runs that are prepared at once, also before there is room for their jobs."""
 
 CHECK_SECONDS = 0.5
-"""Seconds between two looks for requests of people, and between two attempts to write what a full disk refused."""
+"""Seconds between two checks for requests of people, and between two attempts to write events after a full disk."""
 
 ASK_AGAIN = 30.0
-"""Seconds after which a run is gone on with of whose job nobody could say how it stands; twice as long each time."""
+"""Seconds after which a run is continued whose job's state was unknown; twice as long each time."""
 
 RECORD_TRIES = 3
-"""How often a record is tried to be made, every ASK_AGAIN seconds, before its job is left to a later driver."""
+"""Attempts to make a record, every ASK_AGAIN seconds, before its job is left to a later driver."""
 
 COLLECT_AGAIN = (10.0, 20.0, 40.0)
-"""Seconds before results that are not there yet are looked for again, without a new job."""
+"""Seconds before missing results are collected again, without a new job."""
 
 Say = Callable[[str, str], None]
-"""Takes a kind (start, end, note, error) and a line."""
+"""Called with a kind (start, end, note, error) and a line for people."""
 
 
 @dataclass
@@ -69,8 +69,8 @@ class OpenAttempt:
 
 @dataclass(frozen=True)
 class DriverSetting:
-    """What a driver meets: records, `limits:` of the runners' files, how many nodes runners have, and whether a job
-    with this run's id may live."""
+    """What a driver needs beside its sweep: records, `limits:` of the runners' files, how many nodes runners have, and
+    whether a job with a run's id may live."""
 
     runs: Path
     limits: Mapping[str, Limits] = field(default_factory=dict)
@@ -108,10 +108,10 @@ class Driver(Feed):
         self.on_end: Callable[[Ended], None] = lambda ended: None
 
     def begin(self, driver: str, policy: Any, *, anyway: bool = False, retry_failed: bool = False) -> None:
-        """Begin to drive: write that down, and take what earlier drivers left. Raises LauncherError."""
+        """Begin to drive: record that, and take over what earlier drivers left. Raises LauncherError."""
         for note in self.ledger.unread:
             self._say("error", note)
-        for path in self._stale:  # asked of a driver that is gone: this one was begun after it
+        for path in self._stale:  # it was meant for an earlier driver
             path.unlink(missing_ok=True)
             self._say("note", f"a request that no earlier driver took is dropped: {path.name}")
         self._write(Began(time=0.0, driver=driver, policy=policy, anyway=anyway, retry_failed=retry_failed), must=True)
@@ -123,7 +123,7 @@ class Driver(Feed):
                     if not self._setting.may_live(attempt.run):
                         self._write(Voided(time=0.0, run=attempt.run, why="it has no record"))
                         continue
-                    facts = replace(facts, phase="unknown")  # its job is not begun again beside one that may live
+                    facts = replace(facts, phase="unknown")  # no second job beside one that may live
                 attempts.setdefault(key, []).append((attempt, facts))
         for attempt, facts in chain.from_iterable(attempts.values()):
             if not (attempt.open and facts.phase == "over"):
@@ -144,7 +144,7 @@ class Driver(Feed):
                 self._adopt(attempt, facts)
 
     def _adopt(self, attempt: Attempt, facts: Facts) -> None:
-        """Go on with an attempt of an earlier driver; a job that was to be cancelled is ended first."""
+        """Continue an attempt of an earlier driver; a job that was to be cancelled is ended first."""
         try:
             run = self._maker.adopt(attempt.run)
             if facts.state == "cancelled":
@@ -192,7 +192,7 @@ class Driver(Feed):
         return None
 
     def _begin(self, start: Any) -> Run | None:
-        """Begin an attempt: planned, then written down, then recorded."""
+        """Begin an attempt: make its plan, then the event, then the run's record."""
         job = start.job
         run_id = self._maker.new_id(self.ledger.id, job, len(self.state.attempts[job.key]) + 1)
         try:
@@ -232,7 +232,7 @@ class Driver(Feed):
         return run
 
     def may_submit(self, run: Run, ready: bool) -> bool | Cancelled:
-        """Whether there is room for the job; or why it is not to be submitted at all any more."""
+        """Whether there is room for the job; Cancelled says why it is never submitted."""
         opened = self.open[run.id]
         if opened.admitted:
             return True
@@ -257,8 +257,8 @@ class Driver(Feed):
 
     @property
     def _awaits_failure(self) -> bool:
-        """Whether nothing begins until it is known what failed in these runs: they may be the last that fail fast
-        allows. That depends on the layer, and on whether the same is tried again."""
+        """Whether no run begins until the causes of these failures are known: they may reach the limit of fail fast,
+        which depends on their layer and on whether they are retried."""
         return bool(self._failed) and self.decisions.reaches_fail_fast(len(self._failed))
 
     def failed(self, run: Run) -> None:
@@ -283,7 +283,7 @@ class Driver(Feed):
                 return
         del self.open[run.id]
         run.record.release()
-        if facts.phase == "unknown":  # its end was asked for, and is asked for again when the sweep is resumed
+        if facts.phase == "unknown":  # its cancel was requested, and is again when the sweep is resumed
             return
         if facts.phase in ("alive", "preparing"):  # its end could not be written: a later driver collects
             self._say("error", f"run {run.id} is left as it is, for `sweep resume`: {outcome.error}")
@@ -299,7 +299,7 @@ class Driver(Feed):
         self._settle(opened.attempt, facts)
 
     def _collects_again(self, opened: OpenAttempt, facts: Facts) -> bool:
-        """Whether results of a job that ended well are looked for again: a file system may show them late."""
+        """Whether missing results of a job that COMPLETED are collected again: a file system may show them late."""
         completed = facts.layer == "results" and facts.word == "COMPLETED"
         late = completed and any("missing" in reason for reason in facts.bad.values())
         tries = opened.collected_again
@@ -310,7 +310,7 @@ class Driver(Feed):
         return True
 
     def _settle(self, attempt: Attempt, facts: Facts) -> None:
-        """Write down that an attempt is over, and what follows from it."""
+        """Record that an attempt is over, and what follows from it."""
         for event in self.decisions.after(attempt, facts, self._clock()):
             self._write(event)
             if isinstance(event, Ended):
@@ -333,12 +333,12 @@ class Driver(Feed):
         return self._adopted + [run for _, run in self._again]
 
     def skip_rest(self) -> None:
-        """Write down which points this driver leaves, and why."""
+        """Record which points this driver leaves, and why."""
         for event in self.decisions.left():
             self._write(event)
 
     def leave(self, why: str, exit_code: int) -> None:
-        """Write down that this driver leaves."""
+        """Record that this driver leaves."""
         self._write(Left(time=0.0, why=why, exit_code=exit_code))
         for opened in self.open.values():
             opened.run.record.release()
@@ -346,13 +346,13 @@ class Driver(Feed):
     # Requests, and the ledger.
 
     def _take_requests(self) -> None:
-        """Now and then: take what people asked for, and write what a full disk refused."""
+        """Every CHECK_SECONDS: take the requests of people, and write the events that a full disk refused."""
         now = self._clock()
         if now - self._requests_checked < CHECK_SECONDS:
             return
         self._requests_checked = now
         with contextlib.suppress(LauncherError):
-            while self._unwritten:  # they count already
+            while self._unwritten:  # the state has them already
                 self.ledger.append(self._unwritten[0])
                 del self._unwritten[0]
                 self._disk_problem = ""
@@ -373,8 +373,8 @@ class Driver(Feed):
             self._say("note", f"{request.verb}{f' of {request.runner}' if request.runner else ''}, by {request.by}")
 
     def _write(self, event: Event, *, must: bool = False) -> bool:
-        """Write an event down and take it. False when the disk does not take it: it is written later, and until then
-        nothing begins."""
+        """Write an event and apply it to the state. False when the disk refuses it: it is written later, and nothing
+        begins until then."""
         event = msgspec.structs.replace(event, time=time.time())
         try:
             if self._unwritten and not must:

@@ -1,8 +1,7 @@
-"""What follows from a failed attempt: whether the same may be tried again, how often, after how long, on which nodes.
+"""Whether a failed attempt may be retried: how often, after how long, and on which nodes.
 
-The classes (retry_classes.yaml) are those of the layers of verdicts (`launcher.run.verdict`), told apart by the
-verdict's own words. What is the benchmark's, the server's or the configuration's own doing is never tried again by
-itself.
+A class of failures (retry_classes.yaml) is recognised by the layer of the verdict (`launcher.run.verdict`) and by words
+of its text. Failures of the benchmark, the server or the configuration are not retried by default.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from launcher.sweep.state import Facts
 
 
 class RetryClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Failures that are alike; retry_classes.yaml says what its keys mean."""
+    """A class of failures; retry_classes.yaml explains the keys."""
 
     name: str
     layers: frozenset[str]
@@ -41,7 +40,7 @@ _HOST = re.compile(r"\bon [\w.-]+|\b(?=[\w-]*[0-9])[a-zA-Z][\w]*-[\w.-]*[0-9]+\b
 
 
 def signature(layer: str, text: str) -> str:
-    """What failures with one cause have in common: the layer, and the verdict without paths, numbers and hosts."""
+    """The text that failures with one cause share: the layer, and the verdict without paths, numbers and hosts."""
     first = text.splitlines()[0] if text else ""
     for pattern, instead in ((_PATH, "PATH"), (_HOST, "HOST"), (_NUMBER, "N")):
         first = pattern.sub(instead, first)
@@ -50,8 +49,8 @@ def signature(layer: str, text: str) -> str:
 
 @dataclass(frozen=True)
 class AllowedRetry:
-    """A further attempt: of which class, after how many seconds, without which nodes; ``excluded`` is the one node that
-    the sweep uses no more."""
+    """A retry: its class, the seconds to wait, the nodes to avoid; ``excluded`` is the node that the sweep stops
+    using."""
 
     kind: str
     wait: float
@@ -60,14 +59,14 @@ class AllowedRetry:
 
 
 def class_of(facts: Facts) -> RetryClass | None:
-    """The class of a failed attempt; None for one that is never tried again."""
+    """The class of a failed attempt; None for one that is never retried."""
     text = f"{facts.word} {facts.text}"
     of_layer = (c for c in CLASSES if facts.layer in c.layers)
     return next((c for c in of_layer if any(re.search(word, text) for word in c.words)), None)
 
 
 def named_node(facts: Facts) -> str:
-    """The one node that a verdict names, or the only one that the job had; "" for none or several."""
+    """The only node of the job, or the one node that the verdict names; "" for none or several."""
     nodes = node_names(facts.nodes) if facts.nodes else []
     if len(nodes) == 1:
         return nodes[0]
@@ -76,9 +75,9 @@ def named_node(facts: Facts) -> str:
 
 
 def allowed_retry(facts: Facts, earlier: int, policy: Policy) -> AllowedRetry | None:
-    """The further attempt that a failure allows, when ``earlier`` such attempts of its class were made; None for none.
+    """The retry that a failure allows after ``earlier`` retries of its class; None for none.
 
-    Its wait is longer or shorter by up to a fifth, at random.
+    The wait varies at random by up to a fifth.
     """
     failure_class = class_of(facts)
     if failure_class is None:

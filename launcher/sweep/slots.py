@@ -1,10 +1,10 @@
-"""Room for jobs on a runner whose file has `limits:`, among all drivers of one user: each job that may live has a
-file, and these are counted. Of a runner without limits only jobs that a driver took over have one.
+"""Slots for jobs on a runner whose file has `limits:`, shared by all drivers of one user: each job that may live has a
+file, and the files are counted. On a runner without limits only jobs that a driver took over have a file.
 
     <state>/sweeps/.slots/<runner>/<run id>.json   the nodes of one job
 
-A file is made before the job is submitted and removed when the scheduler has said that the job is over, so that what a
-killed driver left counts until somebody looks after it. Of two drivers that see too many, both step back.
+A file is made before the job is submitted and removed when the scheduler has said that the job is over, so that files
+of a killed driver count until another one takes its jobs over. When two drivers see too many files, both withdraw.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from launcher.core.reading import read_file
 from launcher.runner.cluster_schema import Limits
 
 ROOM_AGAIN = 2.0
-"""Seconds before room on a runner that was full is looked for again, unless a job of this driver has ended there."""
+"""Seconds before a full runner is checked again, unless a job of this driver has ended there."""
 
 
 class Slots:
-    """Room on the runners of one sweep, as its driver takes it among all drivers of this user, by files in
-    ``directory``; ``limits`` are those of the runners' files. ``over`` says whether a run is over for good: its file is
-    then a left one. ``say`` is told once what a disk refuses."""
+    """The slots of one driver, as files in ``directory``, which all drivers of this user share; ``limits`` are those of
+    the runners' files. ``over`` says whether a run is over, so that its file is stale. ``say`` reports once that a
+    disk refuses a file."""
 
     def __init__(
         self,
@@ -43,8 +43,8 @@ class Slots:
         self._reported = ""
 
     def take(self, runner: str, run: str, nodes: int, *, always: bool = False) -> bool:
-        """Take room for a job; False when there is none. With ``always`` it is taken, as the job may live already. A
-        disk that takes no file of it keeps a job from beginning."""
+        """Take a slot for a job; False when none is free, or when its file cannot be written. With ``always`` take it
+        in any case, for a job that may live already."""
         if not always and self._full.get(runner, -1e9) > self._clock() - ROOM_AGAIN:
             return False
         try:
@@ -77,7 +77,11 @@ class Slots:
                 os.close(handle)
         if always:
             return True
-        used = [_nodes_of(other) for other in path.parent.glob("*.json") if other != path and not self._left(other)]
+        used = [
+            _nodes_of(other)
+            for other in path.parent.glob("*.json")
+            if other != path and not self._remove_if_stale(other)
+        ]
         jobs_fit = limits.max_jobs is None or len(used) + 1 <= limits.max_jobs
         if jobs_fit and (limits.max_nodes is None or sum(used) + nodes <= limits.max_nodes):
             return True
@@ -93,7 +97,7 @@ class Slots:
     def _file(self, runner: str, run: str) -> Path:
         return self._directory / runner / f"{run}.json"
 
-    def _left(self, path: Path) -> bool:
+    def _remove_if_stale(self, path: Path) -> bool:
         if self._over(path.stem):
             with contextlib.suppress(OSError):
                 path.unlink()

@@ -1,7 +1,7 @@
-"""How a sweep stands: what its events say, and how each point stands by the records of its attempts. All of it is pure.
+"""The state of a sweep by its events, and of each point by the records of its attempts. All functions are pure.
 
-Events read again give the same state, whoever reads them and whenever: the driver applies each event that it writes to
-the state that it already has.
+Reading the same events always gives the same state. The driver applies each event that it writes to the state that it
+already has.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from launcher.sweep.schema import (
 )
 
 Phase = Literal["none", "preparing", "alive", "unknown", "over"]
-"""How an attempt stands: it has no record; its job is not submitted yet; its job lives; nobody can say; it is over."""
+"""The phase of an attempt: no record yet; its job is not submitted yet; its job lives; that is unknown; it is over."""
 
 PointWord = Literal[
     "planned", "preparing", "queued", "running", "unknown", "ok", "failed", "missing", "not started", "cancelled"
@@ -41,7 +41,7 @@ PointWord = Literal[
 @dataclass(frozen=True)
 class Facts:
     """What the record of an attempt says now. ``ok`` are the concurrencies with a valid result of the sweep's own
-    fingerprint, ``bad`` says of others why they have none. ``word`` is Slurm's; ``gpu_hours`` what it has cost."""
+    fingerprint; ``bad`` says why others have none. ``word`` is the job's state as Slurm names it."""
 
     phase: Phase
     word: str = ""
@@ -65,13 +65,13 @@ NONE = Facts("none")
 
 @dataclass
 class Attempt:
-    """One attempt of a job, as events have it."""
+    """One attempt of a job, by its events."""
 
     event: Started
     ended: Ended | None = None
     void: str = ""
     granted: Retried | None = None
-    """What allowed it, where it is a further one: an attempt that is void uses nothing up."""
+    """The event that allowed it, for a retry; when the attempt is voided, that event allows another one."""
 
     @property
     def run(self) -> str:
@@ -85,7 +85,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class PointState:
-    """How one point stands, why, and by which run; ``attempts`` are the runs of its job that were to measure it."""
+    """The state of one point, the reason, and the run; ``attempts`` are the runs that were to measure it."""
 
     job: str
     concurrency: int
@@ -122,11 +122,11 @@ class State:
         self.skipped: dict[str, str] = {}
         self.reused: dict[str, dict[int, str]] = defaultdict(dict)
         self.reused_runs: dict[str, str] = {}
-        """A job of this sweep of which each run that is reused has results."""
+        """By reused run: a job of this sweep that it has results of."""
         self.requested: dict[str, str] = {}
         """By runner ("" for all): pause or drain."""
         self.ending = ""
-        """stop or cancel, once that was asked."""
+        """stop or cancel, once requested."""
         self.reserved = self.spent = 0.0
         self.used: dict[str, float] = defaultdict(float)
         """By runner: GPU-hours that are spent or reserved."""
@@ -203,7 +203,7 @@ class State:
         return next((hold for hold in self.held if held_jobs(hold, job)), None)
 
     def counted_attempts(self, job: str) -> list[Attempt]:
-        """The attempts of a job that count: all but those that never had a job."""
+        """The attempts of a job that count: all but voided ones."""
         return [attempt for attempt in self.attempts.get(job, ()) if not attempt.void]
 
     @property
@@ -220,15 +220,15 @@ def held_jobs(hold: Held, job: Job) -> bool:
 
 
 def point_states(state: State, facts: Callable[[str], Facts]) -> list[PointState]:
-    """How every point stands, in the order of the sweep. ``facts`` gives what a run's record says now."""
+    """The state of every point, in the order of the sweep. ``facts`` gives what a run's record says now."""
     points = []
     for job in state.jobs.values():
         attempts = [(attempt, facts(attempt.run)) for attempt in state.counted_attempts(job.key)]
-        points += [_point(state, job, concurrency, attempts, facts) for concurrency in job.concurrencies]
+        points += [_point_state(state, job, concurrency, attempts, facts) for concurrency in job.concurrencies]
     return points
 
 
-def _point(
+def _point_state(
     state: State, job: Job, concurrency: int, attempts: list[tuple[Attempt, Facts]], facts: Callable[[str], Facts]
 ) -> PointState:
     measuring = [(attempt, facts_now) for attempt, facts_now in attempts if concurrency in attempt.event.concurrencies]
@@ -250,13 +250,13 @@ def _point(
         if concurrency in facts_now.ok:
             reason = f"a valid result of run {attempt.run}, of the same fingerprint"
             return PointState(job.key, concurrency, "ok", reason, attempt.run, attempts=runs)
-    word, reason, layer, code = _otherwise(state, job, concurrency, measuring)
+    word, reason, layer, code = _state_without_result(state, job, concurrency, measuring)
     if word == "failed" and layer == "results" and any(facts_now.ok for _, facts_now in attempts):
         word = "missing"
     return PointState(job.key, concurrency, word, reason, runs[-1] if runs else "", layer, code, runs)
 
 
-def _otherwise(
+def _state_without_result(
     state: State, job: Job, concurrency: int, attempts: list[tuple[Attempt, Facts]]
 ) -> tuple[PointWord, str, str, int]:
     """State, reason, layer and exit code of a point without a valid result."""
@@ -287,7 +287,7 @@ def _otherwise(
 
 
 FOLLOWS = ("fail fast", "canary failed", "breaker")
-"""How reasons begin why a point was not started for what became of others: their failure decides the exit code."""
+"""Beginnings of reasons why a point was not started because others failed: their failure decides the exit code."""
 
 
 def exit_code(points: Iterable[PointState]) -> int:
