@@ -278,8 +278,8 @@ def setting(name: str, environ: Mapping[str, str]) -> str | None:
     """
     if environ.get(name):
         return environ[name]
-    place = configuration_directory(environ)
-    for path in (place / "enroot.conf", *sorted(place.glob("enroot.conf.d/*.conf"))):
+    directory = configuration_directory(environ)
+    for path in (directory / "enroot.conf", *sorted(directory.glob("enroot.conf.d/*.conf"))):
         with contextlib.suppress(OSError, UnicodeDecodeError):
             for text in re.findall(rf"^[ \t]*{name}[ \t=]+(.+?)[ \t]*$", path.read_text(), re.MULTILINE):
                 value = text

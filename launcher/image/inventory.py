@@ -34,7 +34,7 @@ TEMPORARY_GRACE = 2 * 86400.0
 _SUFFIX = ".sqsh"
 _OWNER = ".owner"
 _PROCESS_DEAD = "its process is dead"
-_IN_USE = "in use, or its lock is not to be had"
+_IN_USE = "in use, or its lock cannot be acquired"
 
 
 @dataclass(frozen=True)

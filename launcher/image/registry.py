@@ -46,7 +46,7 @@ class Unreachable(ImageError):
 
 
 class _RetryableError(ImageError):
-    """Another request may succeed: after ``pause`` seconds, if the registry said so, and ``attempts`` times at most."""
+    """Another request may succeed: after ``pause`` seconds if the registry stated them, ``attempts`` times at most."""
 
     pause: float | None = None
     attempts = MAX_ATTEMPTS
@@ -152,11 +152,11 @@ class Registry:
             self._require_architecture(wanted, [self._architecture(body) or wanted])
             return self._manifest(body, digest, None, wanted)
         seen: dict[str, None] = {}
-        found = self._find_in_index(body.manifests, wanted, seen)
-        if found is None:
+        match = self._find_in_index(body.manifests, wanted, seen)
+        if match is None:
             self._require_architecture(wanted, seen)
             raise self._no_manifest()
-        return self._manifest(*found, digest, wanted)
+        return self._manifest(*match, digest, wanted)
 
     def _find_in_index(self, entries: list[Any], wanted: str, seen: dict[str, None]) -> tuple[_Document, str] | None:
         """The manifest for an architecture within an index, and its digest; ``seen`` gets the index's architectures.
@@ -174,8 +174,8 @@ class Registry:
                 return None
             body, _ = self._fetch(_Document, f"manifests/{image.digest}")
             if body.manifests is not None:
-                if found := self._find_in_index(body.manifests, wanted, seen):
-                    return found
+                if match := self._find_in_index(body.manifests, wanted, seen):
+                    return match
             elif named or (body.config and self._architecture(body) == wanted):
                 return body, image.digest
         return None
@@ -216,7 +216,7 @@ class Registry:
         except ImageError as error:
             return f"whether the tag names another image now is not known: {error.message}", None
         if known.digest is None:
-            return f"of which digest {squash.name} is was never recorded; the tag names {manifest.digest} now", None
+            return f"the digest of {squash.name} was never recorded; the tag names {manifest.digest} now", None
         if known.digest in (manifest.digest, manifest.index):
             return "", None
         return f"{squash.name} is of {known.digest}, and the tag names {manifest.digest} now", manifest.digest
@@ -291,7 +291,8 @@ class Registry:
             if not isinstance(error, http.client.HTTPException):
                 failure.attempts = 2  # many hosts have no route to the internet
             raise failure from None
-        for stated in (url.rpartition("/")[2], headers.get("Docker-Content-Digest", "")) if method == "GET" else ():
+        digests = (url.rpartition("/")[2], headers.get("Docker-Content-Digest", ""))
+        for stated in digests if method == "GET" else ():
             if stated.startswith("sha256:") and stated != (actual := _digest(content)):  # perhaps by a broken proxy
                 message = f"{registry} answered with {actual[:19]}… where it says {stated[:19]}…"
                 raise _RetryableError(message, hint="try again later; look at a proxy in between")

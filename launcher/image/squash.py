@@ -271,8 +271,8 @@ def check_recorded_hash(squash: Path, sidecar: Sidecar, block: Superblock) -> tu
     ImageError when the content is not what was recorded, OSError.
     """
     if sidecar.hash is None:
-        unsaid = f"{squash.name} is {sidecar.digest} by a record without a hash: nobody can verify that"
-        return sidecar, unsaid if sidecar.digest is not None else ""
+        unverified = f"{squash.name} is {sidecar.digest} by a record without a hash: nobody can verify that"
+        return sidecar, unverified if sidecar.digest is not None else ""
     if sidecar.is_untouched(block):
         return sidecar, ""
     if (actual := file_hash(squash)) != sidecar.hash:

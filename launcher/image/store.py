@@ -201,7 +201,7 @@ class Placement:
             if result.owner:
                 self._note(f"no lock in {image.lock_wait:g} s, going on without it: {result.owner}")
             elif not result.acquired:
-                self._note("no lock can be had, going on without it")
+                self._note("no lock can be acquired, going on without it")
             yield lock
 
     @property
@@ -250,7 +250,7 @@ class Placement:
             )
         if digest and recorded.digest and digest not in (recorded.digest, recorded.index):
             raise ImageError(
-                f"this squash file is of {recorded.digest} by its record, and {digest} is asked for",
+                f"this squash file is of {recorded.digest} by its record, and {digest} is requested",
                 where=str(squash),
                 hint="move the file away: it is imported again then, and running jobs keep what they have",
             )

@@ -79,7 +79,7 @@ def _difference(manifest: Manifest, source: Source) -> str | None:
     """A difference between the source and the checkpoint of the manifest; None when they are the same."""
     present, wanted = {e.path: e for e in manifest.files}, {f.path: f for f in source.files}
     if manifest.revision and source.revision and manifest.revision != source.revision:
-        return f"revision {manifest.revision}, and {source.revision} is asked for"
+        return f"revision {manifest.revision}, and {source.revision} is requested"
     if unmatched := sorted(present.keys() ^ wanted.keys()):
         return f"{unmatched[0]} is only {'there' if unmatched[0] in present else 'in the source'}"
     for path, file in wanted.items():

@@ -593,7 +593,7 @@ def test_a_lock_that_cannot_be_had_at_all_is_said(image_root: Path, final: Path,
     record = Store(lock=Broken, log=log.append).ensure(request(image_root))
     assert record.how == "imported"
     assert record.facts[0].startswith("no lock file can be made")
-    assert record.facts[1] == "no lock can be had, going on without it"
+    assert record.facts[1] == "no lock can be acquired, going on without it"
     assert log[:2] == list(record.facts)
 
 

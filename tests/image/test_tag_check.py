@@ -159,7 +159,7 @@ def test_of_a_file_that_bash_made_no_digest_is_known(served: FakeRegistry, wante
     small_image(wanted.squash_path)
     record = AskingStore(served, ScriptedCommands()).ensure(replace(wanted, moved_tag="refresh"))
     assert record.how == "adopted"
-    assert record.facts == (f"of which digest a_b_1.sqsh is was never recorded; the tag names {named} now",)
+    assert record.facts == (f"the digest of a_b_1.sqsh was never recorded; the tag names {named} now",)
 
 
 def test_a_refreshed_name_does_not_grow() -> None:

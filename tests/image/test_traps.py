@@ -164,7 +164,7 @@ def a_line_for_the_tokens_alone(site: Site) -> None:
 
 TRAPS: list[tuple[Callable[[Site], None], str]] = [
     (swapped, "swapped or damaged since it was recorded as sha256:"),
-    (another_digest_by_the_record, "is asked for"),
+    (another_digest_by_the_record, "is requested"),
     (a_record_made_by_hand, "swapped or damaged since it was recorded"),
     (of_another_reference, "this squash file is of c/d:1"),
     (adopted_over_another_digest, "and is another file"),
