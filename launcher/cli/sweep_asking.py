@@ -81,7 +81,7 @@ def ask(arguments: argparse.Namespace, log: Log) -> Iterator[Message]:
         return
     # The driver ended before it read the request.
     if not (yield from _cancel_undriven(project, ledger, request)):
-        text = "its lock is held, and by whom is not known; the request stays, and its jobs live"
+        text = "an unknown process holds its lock; the request stays, and its jobs live"
         raise LauncherError(text, where=f"sweep {ledger.id}")
 
 

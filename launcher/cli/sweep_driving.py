@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import Future, wait
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from launcher.core.lines import count_of
 from launcher.core.process import run as run_program
 from launcher.core.stop import Stop, stop_on_signals
 from launcher.core.terminal import one_line
+from launcher.core.waiting import start_in_thread
 from launcher.project import Project
 from launcher.run.loop import run_feed
 from launcher.run.record import Event as RunEvent
@@ -99,7 +101,7 @@ class _DrivenSweep:
         self._labels: dict[str, str] = {}
         self._names = short_names({job.key: job for job in ledger.sweep.jobs})
         self._view: LiveView | None = None
-        self._notify_threads: list[threading.Thread] = []
+        self._notify_runs: list[Future[None]] = []
         self._notify_slots = threading.Semaphore(NOTIFY_AT_ONCE)
         self._detaches = bool(getattr(arguments, "detach_on_interrupt", False))
         runs_stop = Stop.never() if self._detaches else stop  # detaching must not end a wait for late results
@@ -204,11 +206,9 @@ class _DrivenSweep:
 
     def _wait_for_notify(self) -> None:
         """Wait for the programs of --notify; one second when a signal stopped us."""
-        deadline = time.monotonic() + (1.0 if self._stop.requested() else NOTIFY_TIMEOUT)
-        for thread in self._notify_threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-        if running := sum(thread.is_alive() for thread in self._notify_threads):
-            programs = count_of(running, "program has not ended, and is", "programs have not ended, and are")
+        timeout = 1.0 if self._stop.requested() else NOTIFY_TIMEOUT
+        if running := wait(self._notify_runs, timeout).not_done:
+            programs = count_of(len(running), "program has not ended, and is", "programs have not ended, and are")
             self._print("error", f"--notify: {programs} left")
 
     def _notify(self, ended: Ended) -> None:
@@ -231,9 +231,7 @@ class _DrivenSweep:
                 if not done.ok:
                     self._print("error", f"--notify: {done}")
 
-        thread = threading.Thread(target=call, daemon=True, name="notify")
-        self._notify_threads = [*(one for one in self._notify_threads if one.is_alive()), thread]
-        thread.start()
+        self._notify_runs = [*(run for run in self._notify_runs if not run.done()), start_in_thread(call, "notify")]
 
     def _show_event(self, event: RunEvent) -> None:
         job = event.run.removeprefix(f"{self._ledger.id}-").rsplit("-", 2)[0]  # SWEEP-JOB-NUMBER-HEX

@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -99,17 +98,13 @@ def show_live_view(
     """Show a sweep in a live view until the values end or a person closes it. ``ask_driver`` sends a verb to the driver
     of a named sweep; by default this is done through the ledger on this machine."""
     from launcher.cli.sweep_view import LiveView
+    from launcher.core.waiting import start_in_thread
 
-    latest, over = [next(values)], threading.Event()
-    errors: list[Exception] = []
+    latest = [next(values)]
 
     def read() -> None:
-        try:
-            for value in values:
-                latest[0] = value
-        except Exception as error:  # noqa: BLE001 - raised once the view is closed
-            errors.append(error)
-        over.set()
+        for value in values:
+            latest[0] = value
 
     def send(verb: str) -> None:
         if ask_driver is not None:
@@ -117,15 +112,14 @@ def show_live_view(
         else:
             send_verb(Ledger.load(state_directory(os.environ, arguments.state) / "sweeps", latest[0].id), verb)
 
-    threading.Thread(target=read, daemon=True, name="sweep").start()
+    reading = start_in_thread(read, "sweep")
     view = LiveView(lambda: latest[0], send, unguarded(sys.stdout))
     view.start()
-    while not view.closed.wait(0.2) and not over.is_set():
+    while not view.closed.wait(0.2) and not reading.done():
         pass
     view.close()
-    if errors:
-        raise errors[0]
-    if over.is_set():
+    if reading.done():
+        reading.result()
         terminal = Terminal.of(sys.stdout)
         print_lines(show_overview(latest[0], terminal), terminal)
 

@@ -34,41 +34,41 @@ class Expression:
         self.names = names
 
     def value(self) -> Any:
-        found = self.either()
+        value = self.parse_or()
         assert not self.tokens, self.tokens
-        return found
+        return value
 
     def take(self, *wanted: str) -> str | None:
         return self.tokens.pop(0) if self.tokens and self.tokens[0] in wanted else None
 
-    def either(self) -> Any:
-        found = self.both()
+    def parse_or(self) -> Any:
+        value = self.parse_and()
         while self.take("||"):
-            other = self.both()
-            found = found or other
-        return found
+            other = self.parse_and()
+            value = value or other
+        return value
 
-    def both(self) -> Any:
-        found = self.compared()
+    def parse_and(self) -> Any:
+        value = self.parse_comparison()
         while self.take("&&"):
-            other = self.compared()
-            found = other if found else found
-        return found
+            other = self.parse_comparison()
+            value = other if value else value
+        return value
 
-    def compared(self) -> Any:
-        found = self.single()
+    def parse_comparison(self) -> Any:
+        value = self.parse_operand()
         while operator := self.take("==", "!="):
-            same = shown(found).lower() == shown(self.single()).lower()
-            found = same if operator == "==" else not same
-        return found
+            same = shown(value).lower() == shown(self.parse_operand()).lower()
+            value = same if operator == "==" else not same
+        return value
 
-    def single(self) -> Any:
+    def parse_operand(self) -> Any:
         if self.take("!"):
-            return not self.single()
+            return not self.parse_operand()
         if self.take("("):
-            found = self.either()
+            value = self.parse_or()
             assert self.take(")")
-            return found
+            return value
         token = self.tokens.pop(0)
         if token[0] == "'":
             return token[1:-1].replace("''", "'")
@@ -77,16 +77,16 @@ class Expression:
         if self.take("("):
             given = []
             while not self.take(")"):
-                given.append(self.either())
+                given.append(self.parse_or())
                 self.take(",")
-            found = self.names[f"{token}()"](*given)
+            value = self.names[f"{token}()"](*given)
         else:
-            found = self.names[token]
+            value = self.names[token]
         while step := self.take(".", "["):
-            key = self.tokens.pop(0) if step == "." else self.either()
+            key = self.tokens.pop(0) if step == "." else self.parse_or()
             assert step == "." or self.take("]")
-            found = found.get(key) if isinstance(found, dict) else found[key] if isinstance(found, list) else None
-        return found
+            value = value.get(key) if isinstance(value, dict) else value[key] if isinstance(value, list) else None
+        return value
 
 
 def shown(value: Any) -> str:
@@ -264,7 +264,7 @@ class GitHubJob:
     def _upload(self, given: Mapping[str, Any]) -> None:
         patterns = self.text(given["path"]).split()
         unwanted = [pattern[1:] for pattern in patterns if pattern[0] == "!"]
-        found = {
+        files = {
             str(path.relative_to(self.workspace))
             for pattern in patterns
             if pattern[0] != "!"
@@ -272,8 +272,8 @@ class GitHubJob:
             if path.is_file() and not any(fnmatch.fnmatch(str(path), one) for one in unwanted)
         }
         name = self.text(given["name"])
-        if found:
-            self.uploads[name] = sorted(found)
+        if files:
+            self.uploads[name] = sorted(files)
         elif self.text(given["if-no-files-found"]) == "error":
             self.state = "failure"
             self.printed[f"upload {name}"] = f"no files were found: {patterns}"
@@ -281,15 +281,15 @@ class GitHubJob:
 
 def assignments(text: str) -> dict[str, str]:
     """What a file of commands sets: ``NAME=VALUE``, or over several lines with a delimiter."""
-    found = {}
+    values = {}
     lines = iter(text.splitlines())
     for line in lines:
         if heredoc := re.fullmatch(r"([^=<]+)<<(\S+)", line):
-            found[heredoc[1]] = "\n".join(iter(lambda: next(lines), heredoc[2]))
+            values[heredoc[1]] = "\n".join(iter(lambda: next(lines), heredoc[2]))
         elif line:
             name, _, value = line.partition("=")
-            found[name] = value
-    return found
+            values[name] = value
+    return values
 
 
 def descendants(pid: int) -> list[int]:

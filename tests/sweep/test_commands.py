@@ -338,7 +338,7 @@ def test_a_cancel_beside_a_lock_whose_holder_nobody_sees_says_so_and_writes_noth
     (user.state / "runs/m-1").mkdir(parents=True)
     with (made.directory / "driver.flock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert "its lock is held, and by whom is not known" in user.launcher("sweep", "cancel", "m", code=1)
+        assert "an unknown process holds its lock" in user.launcher("sweep", "cancel", "m", code=1)
     assert len(made.events()) == 1
 
 
