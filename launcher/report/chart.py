@@ -1,8 +1,8 @@
-"""Pictures as SVG, complete without a script: points and frontiers of one panel, and the time line, which shows when
-runs waited, started up and measured.
+"""SVG charts that are complete without a script: the points and frontiers of one panel; and the time line, which shows
+when runs waited, started up and measured.
 
-A picture holds no style of its own: classes, symbols and colours are the page's (page.css), so that they follow its
-light and dark. Each mark is a link to its row of the table; what its tooltip says is read from there.
+Charts contain no style: classes, symbols and colours are defined by the page (page.css), also for its dark mode. Each
+mark links to its row of the table, from which the script makes its tooltip.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ SYMBOLS = (
     "M0 5.5 5.5-4.5h-11Z",
     "M-2-6h4v4h4v4h-4v4h-4v-4h-4v-4h4Z",
 )
-"""Paths of marks, which tell curves apart beside their colours."""
+"""Paths of marks. Curves differ by their symbol as well as by their colour."""
 
 COLOURS, DASHES = 8, 4
-"""How many of each page.css has."""
+"""The numbers of colours and dash patterns in page.css."""
 
 _LOGARITHMIC_FROM = 50.0
-"""An axis whose values differ by more than this is a logarithmic one."""
+"""An axis is logarithmic if its values differ by more than this factor."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Scale:
 
     @classmethod
     def over(cls, values: Sequence[float], begin: float, end: float) -> Scale:
-        """The scale that shows all values, which are above 0: from 0, or logarithmic where they differ much."""
+        """A scale for values above 0: linear from 0, or logarithmic if the values differ much."""
         least, most = min(values), max(values)
         if most / least > _LOGARITHMIC_FROM:
             low, high = 10.0 ** math.floor(math.log10(least)), 10.0 ** math.ceil(math.log10(most))
@@ -79,7 +79,7 @@ def _round(pixel: float) -> str:
 
 
 def panel_svg(panel: Panel, entries: Mapping[str, Entry]) -> str:
-    """One panel. Its axes' data (low, high, pixels) are in attributes, so that a test can read values back."""
+    """One panel's chart. Attributes have the data of its axes, so that a test can compute values from pixels."""
     shown = [entries[key].metrics for curve in panel.curves for key in curve.points]
     x = Scale.over([metrics[panel.x.metric] for metrics in shown], _LEFT, WIDTH - _RIGHT)
     y = Scale.over([metrics[panel.y.metric] for metrics in shown], HEIGHT - _BOTTOM, _TOP)
@@ -138,17 +138,17 @@ def _curve(
 
 
 def symbol(index: int) -> int:
-    """Which symbol a curve has."""
+    """The number of a curve's symbol."""
     return index % len(SYMBOLS)
 
 
 def classes(index: int) -> str:
-    """Colour and dashes of a curve: together with the symbol they repeat after 24 curves."""
+    """The classes of a curve's colour and dashes. Together with the symbol they repeat after 24 curves."""
     return f"c{index % COLOURS} d{index % DASHES}"
 
 
 LINE_WIDTH, ROW, _NAMES, _ABOVE = 1000, 15, 150, 24
-"""Pixels of the time line: all across, a line, room for the names of jobs, room for the times."""
+"""Pixels of the time line: its width, a row, the space for the names of jobs, the space for the times."""
 
 PHASES = {
     "prepare": "prepared",
@@ -157,7 +157,7 @@ PHASES = {
     "measure": "measuring",
     "rest": "ending, or no result",
 }
-"""Classes of the page, and what each is called."""
+"""Classes of page.css, and their titles."""
 
 _STEPS = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -166,28 +166,28 @@ Phase = tuple[str, float, float]
 
 
 def phases(run: Run) -> Iterator[Phase]:
-    """What a run did, from when until when. What is not known is left out; nothing overlaps."""
-    marks = (run.created, run.submitted, run.started)
-    for name, begin, end in (("prepare", marks[0], marks[1]), ("queue", marks[1], marks[2] or run.ended)):
+    """A run's phases with begin and end. Unknown phases are left out; phases do not overlap."""
+    waits = (("prepare", run.created, run.submitted), ("queue", run.submitted, run.started or run.ended))
+    for name, begin, end in waits:
         if begin is not None and end is not None and end > begin:
             yield name, begin, end
     if run.started is None or run.ended is None:
         return
-    at, name = run.started, "start"
-    for _, begin, end in sorted(run.measured, key=lambda one: one[1]):
-        begin, end = min(max(begin, at), run.ended), min(end, run.ended)
+    now = run.started
+    for _, begin, end in sorted(run.measured, key=lambda measurement: measurement[1]):
+        begin, end = min(max(begin, now), run.ended), min(end, run.ended)
         if end <= begin:
             continue
-        if begin > at:
-            yield name, at, begin
+        if begin > now:
+            yield "start", now, begin
         yield "measure", begin, end
-        at, name = end, "start"
-    if run.ended > at:
-        yield "rest", at, run.ended
+        now = end
+    if run.ended > now:
+        yield "rest", now, run.ended
 
 
 def timeline_svg(runs: Sequence[Run], numbers: dict[str, int]) -> str:
-    """The time line of the runs whose times are known, "" when there are none. ``numbers`` are those of their rows."""
+    """The time line of runs with known times, "" if there are none. ``numbers`` are their row numbers in the page."""
     lines = [(run, list(phases(run))) for run in sorted(runs, key=lambda run: run.submitted or run.created or 0.0)]
     lines = [(run, parts) for run, parts in lines if parts]
     if not lines:
@@ -201,14 +201,14 @@ def timeline_svg(runs: Sequence[Run], numbers: dict[str, int]) -> str:
     for row, (run, parts) in enumerate(lines):
         y = _ABOVE + ROW * row + ROW // 2
         for name, since, until in parts:
-            left, right = (round((at - begin) * scale) for at in (since, until))
+            left, right = (round((time - begin) * scale) for time in (since, until))
             if right > left or name == "measure":
                 paths.setdefault(name, []).append(f"M{left} {y}h{max(right - left, 1)}")
         label = escaped(f"{run.job or run.id[:18]} {run.nodes}".strip()[:22])
         labels.append(f"<a href=#r{numbers[run.id]}><text y={y + 4}>{label}</text></a>")
     drawn = "".join(f'<path class={name} d="{"".join(paths[name])}"/>' for name in PHASES if name in paths)
-    about = escaped(f"time line of {count_of(len(lines), 'job')} from {local_time(begin)}")
-    head = f'<svg class=time viewBox="0 0 {LINE_WIDTH} {height}" role=group aria-label="{about}">'
+    label = escaped(f"time line of {count_of(len(lines), 'job')} from {local_time(begin)}")
+    head = f'<svg class=time viewBox="0 0 {LINE_WIDTH} {height}" role=group aria-label="{label}">'
     shifted = (
         f'<g transform="translate({_NAMES})">{drawn}</g><g transform="translate({_NAMES - 6})">{"".join(labels)}</g>'
     )

@@ -1,9 +1,8 @@
-"""What was asked for, as a report takes it in: run ids, sweeps, directories; each read by its own reader.
+"""Reads a report's sources: run ids, sweeps and directories, each with its own reader.
 
-Points of directories of aggregates, and of what a workflow uploaded and somebody downloaded, are read here, of any tree
-of files. Every ``*.json`` is looked at, and what holds rows of aggregates is taken: ``agg_*.json``, agentic results,
-evaluations with their ``meta_env.json``, the lists that the workflow collects. One row that is there twice, alone and
-in a list, counts once.
+This module reads rows of aggregates from any directory tree, such as downloaded artifacts of a workflow. It reads every
+``*.json`` and uses those that contain rows: ``agg_*.json``, agentic results, evaluations with their ``meta_env.json``,
+and the lists that the workflow collects. A row that several files contain counts once.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from msgspec.structs import replace as change
+from msgspec.structs import replace
 
 from launcher.core.errors import ConfigError, ResultError, suggest
 from launcher.core.reading import load_json
@@ -28,14 +27,14 @@ from launcher.result.evaluations import Thresholds
 from launcher.result.row_fields import is_row
 
 LARGEST = 64 << 20
-"""Bytes of one file: a collected list of 10,000 rows has some 20 MB."""
+"""Bytes of a file that is read: a collected list of 10,000 rows has some 20 MB."""
 
 MOST = 100_000
-"""Files of a tree that are looked at."""
+"""Files of a tree that are read."""
 
 
 def gather(names: Sequence[str], state: Path) -> ReportInput:
-    """Everything that the names stand for. Raises ConfigError for a name that stands for nothing."""
+    """Read all sources. Raises ConfigError for a name that is no run, sweep or directory."""
     gathered = ReportInput()
     for name in names:
         _add(gathered, name, state)
@@ -61,7 +60,7 @@ def _add(gathered: ReportInput, name: str, state: Path) -> None:
         known: list[str] = []
         for directory in (state / "runs", state / "sweeps"):
             with contextlib.suppress(OSError):
-                known += [one.name for one in directory.iterdir()]
+                known += [path.name for path in directory.iterdir()]
         hint = suggest(name, known, "a run, a sweep or a directory; launcher status lists the runs")
         raise ConfigError(f"there is no run, sweep or directory {name}", where=str(state), hint=hint)
 
@@ -73,17 +72,17 @@ def _add_sweep(gathered: ReportInput, directory: Path) -> None:
 
 
 def add_tree(gathered: ReportInput, root: Path) -> None:
-    """Every row below a directory, or of one file. What claims to be an aggregate and is none is a problem."""
+    """Add every row below a directory, or in one file. An ``agg_*.json`` without rows is a problem."""
     seen = {_text(point.row) for point in gathered.points}
     thresholds = Thresholds.below(root)
     for path in _files(gathered, root):
-        named = path.name.startswith("agg_")
+        is_aggregate = path.name.startswith("agg_")
         try:
             value = load_json(path, LARGEST)
         except (OSError, ValueError) as error:
-            if named:
-                why = error.strerror if isinstance(error, OSError) else error
-                gathered.problems.append(f"{_shown(path, root)}: it cannot be read: {why}")
+            if is_aggregate:
+                reason = error.strerror if isinstance(error, OSError) else error
+                gathered.problems.append(f"{_shown(path, root)}: it cannot be read: {reason}")
             continue
         try:
             rows = requested_rows(path.parent, value) if path.name == META else _rows(value)
@@ -92,10 +91,10 @@ def add_tree(gathered: ReportInput, root: Path) -> None:
             continue
         for row in rows:
             if is_evaluation(row):
-                least, _ = thresholds.minimum(str(row["model_prefix"]), str(row["task"]))
-                row = {**row, "threshold": least if row["task"] else None}
+                threshold, _ = thresholds.minimum(str(row["model_prefix"]), str(row["task"]))
+                row = {**row, "threshold": threshold if row["task"] else None}
             elif not is_row(row):
-                if named:
+                if is_aggregate:
                     gathered.problems.append(f"{_shown(path, root)}: no row of an aggregate")
                 continue
             if (text := _text(row)) not in seen:
@@ -104,7 +103,7 @@ def add_tree(gathered: ReportInput, root: Path) -> None:
 
 
 def _text(row: Mapping[str, Any]) -> str:
-    """The row without what its collector, or we, put to it."""
+    """The row as text, without the keys that its collector or this module added."""
     return json.dumps({key: row[key] for key in row if key not in ("source", "threshold")}, sort_keys=True)
 
 
@@ -125,9 +124,9 @@ def _files(gathered: ReportInput, root: Path) -> Iterator[Path]:
 
 
 def _rows(value: Any) -> Iterator[Any]:
-    """The rows of a file: it is one, or a list, in which the workflow's collector leaves lists as they are."""
-    for one in value if isinstance(value, list) else [value]:
-        yield from one if isinstance(one, list) else [one]
+    """The rows of a file, which contains a row or a list. The workflow's collector leaves nested lists in it."""
+    for item in value if isinstance(value, list) else [value]:
+        yield from item if isinstance(item, list) else [item]
 
 
 def _shown(path: Path, root: Path) -> str:
@@ -150,19 +149,19 @@ def _add_row(gathered: ReportInput, row: dict[str, Any], artifact: str, path: Pa
         fingerprint=fingerprint,
         source=str(path.parent),
     )
-    if (known := gathered.artifacts.get(run)) is None:
-        known, number = artifact, len(gathered.artifacts)
-        while known in gathered.runs:  # a list has rows of many jobs
+    if (run_id := gathered.artifacts.get(run)) is None:
+        run_id, number = artifact, len(gathered.artifacts)
+        while run_id in gathered.runs:  # a list has rows of many jobs
             number += 1
-            known = f"{artifact} {number}"
-        gathered.artifacts[run] = known
-    gathered.runs[known] = change(run, id=known)
-    state, reason = judge(row) if is_row(row) else evaluation_state(row)
-    gathered.points.append(Point(identity, row, state, reason, "results" if reason else "", known))
+            run_id = f"{artifact} {number}"
+        gathered.artifacts[run] = run_id
+    gathered.runs[run_id] = replace(run, id=run_id)
+    state, reason = _row_state(row) if is_row(row) else evaluation_state(row)
+    gathered.points.append(Point(identity, row, state, reason, "results" if reason else "", run_id))
 
 
-def judge(row: dict[str, Any]) -> tuple[State, str]:
-    """How a row stands that nobody has judged here: what InferenceX lets through and nothing can be made of."""
+def _row_state(row: dict[str, Any]) -> tuple[State, str]:
+    """The state of an aggregate's row, and the reason. InferenceX itself accepts rows that are refused here."""
     if row.get("rehearsal"):
         return "rehearsal", "stand-ins ran, and nothing was measured"
     if "num_requests_successful" in row and not row["num_requests_successful"]:

@@ -1,6 +1,6 @@
-"""Points: one row of the aggregates, or one that should be there, with what makes it the same point in another run.
+"""Points: rows of aggregates, or requested rows that are missing, and the identity of a point across runs.
 
-Also the frontier of points. All of it is pure.
+Also the frontier of points. Pure.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from launcher.core.reading import prepare_type
 from launcher.result.row_fields import finite
 
 EVALUATION = "evaluation"
-"""The scenario of points that are scores: they are in no picture, and on no frontier."""
+"""The scenario of points that are scores: they are in no chart and on no frontier."""
 
 SCORES = ("score", "score_se", "em_strict", "em_flexible", "n_eff", "threshold")
 """Metrics of an evaluation, by the keys of its row."""
 
 State = Literal["ok", "missing", "refused", "stale", "reused", "rehearsal"]
 Shape = Literal["upper_left", "upper_right", "lower_left", "lower_right"]
-"""What is better, named for the curve's form as the site's functions are: ``upper`` is more y; ``left`` is more x with
-``upper`` and less x with ``lower``, ``right`` the other way round."""
+"""Which direction is better, named like the site's functions by the form of the curve. ``upper`` means more y.
+``left`` means more x with ``upper`` and less x with ``lower``; ``right`` is the opposite."""
 
 _HARDWARE_SUFFIXES = ("-multinode", "-trt", "-disagg")
-"""What InferenceX's comparison cuts from a name of hardware: it says how, not on what (utils/compare_results.py)."""
+"""Suffixes that InferenceX's comparison removes from hardware names (utils/compare_results.py)."""
 
 
 class Metric(msgspec.Struct, frozen=True):
-    """One number of a point: its unit, whether more or less of it is better, how many decimals are shown. ``of`` is the
-    scenario of evaluations, if it is theirs; ``short`` its title where there is little room."""
+    """One number of a point: its unit, whether more or less is better, the decimals that are shown. ``of`` is
+    ``evaluation`` for a metric of evaluations; ``short`` is a short title."""
 
     title: str
     unit: str
@@ -68,39 +68,39 @@ def _table() -> _Table:
 def metrics() -> Mapping[str, Metric]:
     """All metrics by name, as metrics.yaml has them."""
     table = _table()
-    found = {name: msgspec.structs.replace(metric, name=name) for name, metric in table.metrics.items()}
+    by_name = {name: msgspec.structs.replace(metric, name=name) for name, metric in table.metrics.items()}
     for family, metric in table.families.items():
         for statistic in table.statistics:
-            own = "p50" if statistic == "median" else statistic
-            found[f"{statistic}_{family}"] = msgspec.structs.replace(
+            agentic = "p50" if statistic == "median" else statistic
+            by_name[f"{statistic}_{family}"] = msgspec.structs.replace(
                 metric,
                 name=f"{statistic}_{family}",
                 title=f"{statistic} {metric.title}",
                 better=None if statistic == "std" else metric.better,
-                agentic=f"latency.{family}.{own}",
+                agentic=f"latency.{family}.{agentic}",
             )
-    return found
+    return by_name
 
 
 def metric(name: str) -> Metric:
-    """The metric of a name. Raises ConfigError, with what is near, when there is none."""
-    if (found := metrics().get(name)) is None:
+    """The metric of a name. Raises ConfigError that suggests similar names."""
+    if (metric := metrics().get(name)) is None:
         raise ConfigError(f"there is no metric {name!r}", hint=suggest(name, metrics()))
-    return found
+    return metric
 
 
 def compared(scenario: str) -> tuple[Metric, ...]:
-    """What points of a scenario are compared by, the most important first."""
+    """The metrics by which points of a scenario are compared, the most important first."""
     names = _table().compared.get(scenario, _table().compared[FIXED])
     return tuple(metric(name) for name in names)
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes a point the same one in another run, and nothing else: neither image, recipe nor nodes.
+    """The values by which a point is recognised in another run. Image, recipe and nodes are not among them.
 
-    ``prefill`` is the only side where there is one kind of worker. ``isl`` and ``osl`` are None where a scenario fixes
-    no lengths. ``kv_offload`` is ``none``, or what offloads: ``dram lmcache``. ``task`` is an evaluation's, "" where no
+    ``prefill`` is the only side if there is one kind of worker. ``isl`` and ``osl`` are None if the scenario fixes no
+    lengths. ``kv_offload`` is ``none``, or target and backend: ``dram lmcache``. ``task`` is an evaluation's, "" if no
     result names one.
     """
 
@@ -121,12 +121,12 @@ class Identity:
 
     @property
     def panel(self) -> tuple[str, str, int | None, int | None]:
-        """Points of one panel are drawn in one picture: model, scenario and lengths."""
+        """Points with the same model, scenario and lengths are drawn in one chart."""
         return self.model, self.scenario, self.isl, self.osl
 
     @property
     def curve(self) -> tuple[str, str, str, str, bool]:
-        """Points of one curve, within a panel, share a frontier: hardware, framework, method, precision, disagg."""
+        """Points of a panel with the same hardware, framework, method, precision and disagg share a frontier."""
         return self.hardware, self.framework, self.spec_decoding, self.precision, self.disagg
 
     @property
@@ -136,7 +136,7 @@ class Identity:
 
     @property
     def configuration(self) -> str:
-        """``gb200 dynamo-vllm fp8 mtp disagg``: what has a curve of its own."""
+        """The name of the point's curve: ``gb200 dynamo-vllm fp8 mtp disagg``."""
         method = [self.spec_decoding] if self.spec_decoding != "none" else []
         disagg = ["disagg"] if self.disagg else []
         return " ".join([self.hardware, self.framework, self.precision, *method, *disagg])
@@ -149,11 +149,10 @@ class Identity:
 
 @dataclass(frozen=True)
 class Point:
-    """One point. ``row`` is the aggregate as it stands in its file, empty where there is none.
+    """One point. ``row`` is its aggregate, empty if there is none.
 
-    ``reason`` says in a sentence why a point is not ok, ``layer`` which layer of a verdict, or which check.
-    ``run`` is the id of the run or artifact by which it came about, "" where there was none yet; ``notes`` are for a
-    person to look at.
+    ``reason`` is a sentence about why a point is not ok, ``layer`` the layer of a verdict, or the check. ``run`` is the
+    id of the run or artifact that it comes from, "" if there is none yet; ``notes`` need a person's attention.
     """
 
     identity: Identity
@@ -165,31 +164,29 @@ class Point:
     notes: tuple[str, ...] = ()
 
     def value(self, name: str) -> float | None:
-        """A metric's value in its unit; None where it is not known, or no finite number. Raises ConfigError for a
-        metric that there is not."""
-        found: Any = self.row
+        """A metric's value in its unit; None if it is not known or not finite. Raises ConfigError for an unknown
+        metric."""
+        value: Any = self.row
         path = metric(name).agentic
-        if self.identity.scenario == AGENTIC and path is not None and "request_metrics" in found:
+        if self.identity.scenario == AGENTIC and path is not None and "request_metrics" in value:
             for key in ("request_metrics", *_keys(path)):
-                found = found.get(key) if isinstance(found, Mapping) else None
+                value = value.get(key) if isinstance(value, Mapping) else None
         else:
-            found = found.get(metric(name).name)
-        return float(found) if finite(found) else None
+            value = value.get(name)
+        return float(value) if finite(value) else None
 
 
 def _keys(path: str) -> list[str]:
     head, _, statistic = path.rpartition(".")
-    if statistic.isdigit():  # p99.9 has a dot of its own
-        head, _, first = head.rpartition(".")
-        statistic = f"{first}.{statistic}"
+    if statistic.isdigit():  # p99.9 contains a dot
+        head, _, percentile = head.rpartition(".")
+        statistic = f"{percentile}.{statistic}"
     return [*head.split("."), statistic]
 
 
 def identity_of(benchmark: Benchmark, concurrency: int) -> Identity:
-    """The identity of a point that a benchmark asks for."""
-    prefill, decode = benchmark.prefill, benchmark.decode
-    if decode is not None and not decode.workers:
-        decode = None
+    """The identity of a benchmark's point."""
+    decode = benchmark.decode
     return Identity(
         model=benchmark.model_prefix.lower(),
         hardware=_hardware(benchmark.runner),
@@ -201,23 +198,22 @@ def identity_of(benchmark: Benchmark, concurrency: int) -> Identity:
         isl=None if benchmark.agentic else benchmark.isl,
         osl=None if benchmark.agentic else benchmark.osl,
         concurrency=concurrency,
-        prefill=prefill,
-        decode=decode,
+        prefill=benchmark.prefill,
+        decode=decode if decode is not None and decode.workers else None,
         kv_offload=_offload(benchmark.kv_offloading, benchmark.kv_offload_backend),
     )
 
 
 def identity_of_evaluation(benchmark: Benchmark, concurrency: int, task: str = "") -> Identity:
-    """The identity of an evaluation that a benchmark asks for."""
-    one = identity_of(benchmark, concurrency)
-    return replace(one, scenario=EVALUATION, disagg=one.decode is not None, task=task)
+    """The identity of a benchmark's evaluation."""
+    identity = identity_of(benchmark, concurrency)
+    return replace(identity, scenario=EVALUATION, disagg=identity.decode is not None, task=task)
 
 
 def identity_of_row(row: Mapping[str, Any]) -> Identity:
-    """The identity of an aggregate's row, or of an evaluation's. Raises ConfigError when it lacks what makes one, or
-    has another type there.
+    """The identity of an aggregate's or an evaluation's row. Raises ConfigError for a missing key or a wrong type.
 
-    Rows of older versions lack pp, dcp and pcp: they are 1 then, and so they are in rows of evaluations.
+    Rows of older versions and of evaluations lack pp, dcp and pcp, which are 1 then.
     """
     try:
         agentic = row.get("scenario_type") == AGENTIC
@@ -251,7 +247,7 @@ def _role_of(row: Mapping[str, Any], side: str) -> Role:
     tp, ep = int(row[f"{side}tp"]), int(row[f"{side}ep"])
     pp, dcp, pcp = (int(row.get(f"{side}{name}", 1)) for name in ("pp", "dcp_size", "pcp_size"))
     attention, hardware = _flag(row.get(f"{side}dp_attention", False)), (side and row.get(f"{side}hw")) or None
-    # Rows of older versions tell GPUs, and no workers.
+    # Rows of older versions state GPUs, but no workers.
     gpus = row.get(f"num_{side}gpu", tp * pp * pcp)
     workers = int(row.get(f"{side}num_workers", gpus // max(tp * pp * pcp, 1))) if side else 1
     return Role(workers, tp, ep, attention, pp, dcp, pcp, hardware)
@@ -269,10 +265,10 @@ def _flag(value: Any) -> bool:
     return value if isinstance(value, bool) else str(value).lower() == "true"
 
 
-def _offload(where: str | None, backend: Component | None) -> str:
-    if where in (None, "", "none"):
+def _offload(target: str | None, backend: Component | None) -> str:
+    if target in (None, "", "none"):
         return "none"
-    return f"{where} {backend.name}" if backend else str(where)
+    return f"{target} {backend.name}" if backend else str(target)
 
 
 T = TypeVar("T")
@@ -280,24 +276,25 @@ Coordinate = Callable[[T], float | None]
 
 
 def frontier(items: Sequence[T], shape: Shape, x: Coordinate[T], y: Coordinate[T]) -> list[T]:
-    """The items that no other one beats in both coordinates, as the site draws them: by x up (``lower_right``: down).
+    """The items that no other item beats in both coordinates, as the site draws them: by ascending x, for
+    ``lower_right`` by descending x.
 
-    Those whose x or y is not known (None, NaN, an infinity) are left out: the site makes them 0, which is best where
-    less is better. Of equal ones the first counts. ``upper_right`` also keeps later ones of equal y, though an item of
-    less x beats them: so the site does (InferenceX-app, chart-utils.ts).
+    Items without a finite x and y are left out. (The site takes them for 0, which is best where less is better.) The
+    first of equal items counts. ``upper_right`` also keeps later items of equal y, although an item of less x beats
+    them: so does the site (InferenceX-app, chart-utils.ts).
     """
-    up, down_x = shape.startswith("upper"), shape in ("upper_left", "lower_right")
-    known = []
+    negate_x, negate_y = shape in ("upper_left", "lower_right"), shape.startswith("upper")
+    coordinates = []
     for item in items:
-        at, height = x(item), y(item)
-        if at is not None and height is not None and math.isfinite(at) and math.isfinite(height):
-            known.append((-at if down_x else at, -height if up else height, item))
+        across, height = x(item), y(item)
+        if across is not None and height is not None and math.isfinite(across) and math.isfinite(height):
+            coordinates.append((-across if negate_x else across, -height if negate_y else height, item))
     best: tuple[float, float] | None = None
     kept: list[T] = []
-    # The best x first: whoever comes later has to be better in y.
-    for at, height, item in sorted(known, key=lambda one: one[:2]):
-        equal = shape == "upper_right" and best is not None and height == best[1] and at > best[0]
+    # The best x comes first, so each later item must have a better y.
+    for across, height, item in sorted(coordinates, key=lambda entry: entry[:2]):
+        equal = shape == "upper_right" and best is not None and height == best[1] and across > best[0]
         if best is None or height < best[1] or equal:
             kept.append(item)
-            best = at, height
+            best = across, height
     return kept[::-1] if shape == "upper_left" else kept

@@ -1,4 +1,4 @@
-"""Points of run records: what each run was to measure, what it measured, and why the rest is not there."""
+"""Points of run records: the points that each run was to measure, their results, and why results are missing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _METRICS = {
     },
     "p90_e2e_norm_intvty": ("e2e_norm_intvty_p90", 1.0),
 }
-"""An aggregate's key, the key of ``summary.json`` that has the same, and by what it is divided."""
+"""A key of an aggregate, the key of ``summary.json`` with the same metric, and the divisor between the two."""
 
 
 class _Plan(msgspec.Struct, frozen=True):
@@ -40,7 +40,7 @@ _PLAN = msgspec.json.Decoder(_Plan)
 
 
 def add_runs(gathered: ReportInput, runs: Path) -> None:
-    """All runs of a directory of records, oldest first; what cannot be read is a problem."""
+    """Add all runs of a directory of records, the oldest first; unreadable records become problems."""
     from launcher.run.listing import UnreadableRecord, each_record
 
     unreadable: list[UnreadableRecord] = []
@@ -51,12 +51,12 @@ def add_runs(gathered: ReportInput, runs: Path) -> None:
 
 
 def add_run(gathered: ReportInput, directory: Path) -> None:
-    """One run. Raises ConfigError when its record cannot be read."""
+    """Add one run. Raises ConfigError if its record cannot be read."""
     _add(gathered, directory, fields_of(directory))
 
 
 def fields_of(directory: Path) -> RunFields:
-    """What the record of a run says. Raises ConfigError, also where there is none."""
+    """The fields of a run's record. Raises ConfigError if it is missing or unreadable."""
     try:
         return read_fields(directory / "run.json", directory.name, facts=False)
     except (FileNotFoundError, NotADirectoryError):
@@ -73,70 +73,73 @@ def _add(gathered: ReportInput, directory: Path, fields: RunFields) -> None:
 
 
 def read_run(directory: Path, fields: RunFields) -> tuple[Run, list[Point]]:
-    """A run and its points, one for each concurrency that was asked for or measured, and for each task evaluated.
+    """A run and its points: one for each requested or measured concurrency, and for each evaluated task.
 
-    Raises ConfigError when its plan cannot be read: then nobody knows what was asked for.
+    Raises ConfigError if its plan cannot be read, since the requested points are unknown then.
     """
     try:
         benchmark = _PLAN.decode(read_file(directory / "plan.json", LARGEST)).benchmark
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"its plan cannot be read: {error}") from None
-    said, wrong = None, ""
+    written, problem = None, ""
     try:
-        said = read_summary(directory)
+        written = read_summary(directory)
     except ResultError as error:
-        wrong = error.message
-    summary = said or Summary()
-    measured = {one.concurrency: one for one in summary.points if one.concurrency is not None}
+        problem = error.message
+    summary = written or Summary()
+    measured = {point.concurrency: point for point in summary.points if point.concurrency is not None}
     run = _run(directory, fields, benchmark, summary)
     rows = _rows(directory / "results") if benchmark.agentic or fields.results == "run" else {}
     points = []
-    asked = () if benchmark.eval_only else benchmark.concurrencies
-    for concurrency in sorted({*asked, *measured}):
-        one = measured.get(concurrency)
-        state, reason, layer = _state(one, fields, rehearsal=summary.rehearsal, wrong=wrong)
-        row = {**_row(one), **rows.get(concurrency, {})} if one and state in ("ok", "rehearsal") else {}
-        notes = one.doubts if one else ()
+    requested = () if benchmark.eval_only else benchmark.concurrencies
+    for concurrency in sorted({*requested, *measured}):
+        point = measured.get(concurrency)
+        state, reason, layer = _state(point, fields, rehearsal=summary.rehearsal, problem=problem)
+        row = {**_row(point), **rows.get(concurrency, {})} if point and state in ("ok", "rehearsal") else {}
+        notes = point.doubts if point else ()
         points.append(Point(identity_of(benchmark, concurrency), row, state, reason, layer, run.id, notes))
-    evaluated = summary.evaluations or ()
-    if said is None and (benchmark.eval_only or benchmark.run_eval):
-        evaluated = tuple(Evaluation(one, state="missing") for one in benchmark.eval_concurrencies or (None,))
-    for score in evaluated:
-        points.append(_evaluation(score, benchmark, fields, rehearsal=summary.rehearsal, wrong=wrong))
+    evaluations = summary.evaluations or ()
+    if written is None and (benchmark.eval_only or benchmark.run_eval):
+        evaluations = tuple(Evaluation(c, state="missing") for c in benchmark.eval_concurrencies or (None,))
+    for evaluation in evaluations:
+        points.append(_evaluation(evaluation, benchmark, fields, rehearsal=summary.rehearsal, problem=problem))
     return run, points
 
 
-def _evaluation(one: Evaluation, benchmark: Benchmark, fields: RunFields, *, rehearsal: bool, wrong: str) -> Point:
-    """The point of one task. Where nobody says at which concurrency it was evaluated, that is the job's largest."""
-    told = one if one.reason or one.state != "missing" else None
-    state, reason, layer = _state(told, fields, rehearsal=rehearsal, wrong=wrong)
-    row = {name: number for name in SCORES if (number := getattr(one, name)) is not None}
+def _evaluation(
+    evaluation: Evaluation, benchmark: Benchmark, fields: RunFields, *, rehearsal: bool, problem: str
+) -> Point:
+    """The point of one task. An evaluation without a concurrency ran at the largest one of the job."""
+    has_result = evaluation.reason or evaluation.state != "missing"
+    state, reason, layer = _state(evaluation if has_result else None, fields, rehearsal=rehearsal, problem=problem)
+    row = {name: number for name in SCORES if (number := getattr(evaluation, name)) is not None}
     if state == "ok":
-        state, reason = evaluation_state({**row, "task": one.task})
+        state, reason = evaluation_state({**row, "task": evaluation.task})
         layer = "results" if reason else ""
-    concurrency = one.concurrency or max((*benchmark.eval_concurrencies, *benchmark.concurrencies), default=0)
-    return Point(identity_of_evaluation(benchmark, concurrency, one.task), row, state, reason, layer, fields.id)
+    largest = max((*benchmark.eval_concurrencies, *benchmark.concurrencies), default=0)
+    identity = identity_of_evaluation(benchmark, evaluation.concurrency or largest, evaluation.task)
+    return Point(identity, row, state, reason, layer, fields.id)
 
 
 def _state(
-    one: SummaryPoint | Evaluation | None, fields: RunFields, *, rehearsal: bool, wrong: str
+    result: SummaryPoint | Evaluation | None, fields: RunFields, *, rehearsal: bool, problem: str
 ) -> tuple[State, str, str]:
-    """How a point stands, why, and whose fault that is."""
+    """The state of a point, the reason, and the layer at fault. ``problem`` is why the summary is unreadable."""
     verdict = fields.verdict
     layer = verdict.layer if verdict is not None else ""
-    if one is not None and one.state == "ok":
-        if one.rehearsal or rehearsal:
+    if result is not None and result.state == "ok":
+        if result.rehearsal or rehearsal:
             return "rehearsal", "stand-ins ran, and nothing was measured", ""
         if layer not in WHOLE:
             return "refused", f"its job failed, so that none of its results is believed; {fields.verdict}", layer
         return "ok", "", ""
-    if one is not None and one.state == "invalid":
-        reason = one.reason or "its result cannot be believed"
+    if result is not None and result.state == "invalid":
+        reason = result.reason or "its result cannot be believed"
         return ("stale" if rule_of(reason) == "result-stale" else "refused"), reason, layer or "results"
-    if verdict is not None and verdict.layer and (one is None or verdict.layer != "results"):
+    if verdict is not None and verdict.layer and (result is None or verdict.layer != "results"):
         return "missing", verdict.text, layer
-    if one is not None or wrong:
-        return "missing", (one.reason if one else wrong) or "there is no result", layer or "results"
+    if result is not None or problem:
+        return "missing", (result.reason if result else problem) or "there is no result", layer or "results"
     if fields.state in ENDED:
         return "missing", "there is no result", "results"
     if fields.job is not None and not fields.job.over:
@@ -144,21 +147,21 @@ def _state(
     return "missing", f"not measured yet: the run is {fields.state}", ""
 
 
-def _row(said: SummaryPoint) -> dict[str, Any]:
-    """A point of a summary under the names of an aggregate of fixed lengths."""
+def _row(point: SummaryPoint) -> dict[str, Any]:
+    """A summary's point with the keys of an aggregate of fixed lengths."""
     row: dict[str, Any] = {}
     value: Any
     for name, (key, scale) in _METRICS.items():
-        if finite(value := getattr(said, key)):
+        if finite(value := getattr(point, key)):
             row[name] = value / scale
     for statistic in ("median", "p99"):
-        if finite(value := getattr(said, f"tpot_{statistic}_ms")) and value:
+        if finite(value := getattr(point, f"tpot_{statistic}_ms")) and value:
             row[f"{statistic}_intvty"] = 1000.0 / value
     return row
 
 
 def _rows(results: Path) -> dict[int, dict[str, Any]]:
-    """The aggregates beside a run's results, by concurrency: of agentic runs the results themselves."""
+    """The aggregates beside a run's results, by concurrency; those of agentic runs are the results themselves."""
     rows = {}
     for path in sorted(results.glob("agg_*.json")) or sorted(results.glob("*_conc*.json")):
         try:
@@ -204,7 +207,7 @@ def _run(directory: Path, fields: RunFields, benchmark: Benchmark, summary: Summ
 
 
 def _notes(summary: Summary) -> tuple[str, ...]:
-    """Problems and doubts that are of no concurrency, and not why an evaluation is not good."""
-    told = {f"eval: {one.reason}" for one in summary.evaluations or ()}
-    said = (*summary.problems, *summary.doubts)
-    return tuple(text for text in said if text not in told and not re.match(r"concurrency \d+: ", text))
+    """Problems and doubts that belong to no concurrency and are no evaluation's reason."""
+    reasons = {f"eval: {evaluation.reason}" for evaluation in summary.evaluations or ()}
+    texts = (*summary.problems, *summary.doubts)
+    return tuple(text for text in texts if text not in reasons and not re.match(r"concurrency \d+: ", text))

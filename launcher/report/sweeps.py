@@ -1,4 +1,4 @@
-"""Points of a sweep: all that its ledger wants, with every attempt, whatever became of it."""
+"""Points of a sweep: all points of its ledger, with every attempt at them."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from launcher.sweep.schema import Reused, Started
 
 
 def add_sweep(gathered: ReportInput, directory: Path) -> None:
-    """A sweep of a state directory. Raises ConfigError when its ledger cannot be read."""
+    """Add a sweep of a state directory. Raises ConfigError if its ledger cannot be read."""
     ledger, runs = Ledger.load(directory.parent, directory.name), directory.parent.parent / "runs"
     lines = ledger.events()
-    gathered.problems += [f"sweep {ledger.id}: {why}" for why in ledger.unread]
-    stands = sweeps.State(ledger.sweep, lines)
-    records = Records(runs, stands)
+    gathered.problems += [f"sweep {ledger.id}: {problem}" for problem in ledger.unread]
+    state = sweeps.State(ledger.sweep, lines)
+    records = Records(runs, state)
     seen: set[Identity] = set()
     for line in lines:
-        if isinstance(line, Started) and not stands.by_run[line.run].void:
+        if isinstance(line, Started) and not state.by_run[line.run].void:
             facts = records.facts(line.run)
             seen |= _attempt(gathered, runs / line.run, line, None if facts is sweeps.NONE else facts)
         elif isinstance(line, Reused):
             seen |= _attempt(gathered, runs / line.run, line, None)
-    for one in sweeps.point_states(stands, records.facts):
-        benchmark = stands.jobs[one.job].benchmark
-        of = identity_of_evaluation if benchmark.eval_only else identity_of
-        if _asked(identity := of(benchmark, one.concurrency)) not in seen:
-            reason = f"{one.state}: {one.reason}" if one.reason else one.state
-            gathered.points.append(Point(identity, state="missing", reason=reason, layer=one.layer))
+    for point in sweeps.point_states(state, records.facts):
+        benchmark = state.jobs[point.job].benchmark
+        identify = identity_of_evaluation if benchmark.eval_only else identity_of
+        if _without_task(identity := identify(benchmark, point.concurrency)) not in seen:
+            reason = f"{point.state}: {point.reason}" if point.reason else point.state
+            gathered.points.append(Point(identity, state="missing", reason=reason, layer=point.layer))
 
 
 def _attempt(
     gathered: ReportInput, directory: Path, line: Started | Reused, facts: sweeps.Facts | None
 ) -> set[Identity]:
-    """Take what a run measured for a job; the points that it was to measure."""
+    """Add a run's points for a job; returns the identities of the points."""
     try:
         run, points = read_run(directory, fields_of(directory))
     except ConfigError as error:
@@ -51,22 +51,22 @@ def _attempt(
         reason = f"measured by run {line.run}"
         points = [dataclasses.replace(p, state="reused", reason=reason) if p.state == "ok" else p for p in points]
     elif facts is not None:
-        points = [_judged(point, facts) for point in points]
+        points = [_with_sweep_verdict(point, facts) for point in points]
     gathered.add(run, points)
-    return {_asked(point.identity) for point in points}
+    return {_without_task(point.identity) for point in points}
 
 
-def _asked(identity: Identity) -> Identity:
-    """What a job was asked for: of an evaluation neither the task, nor always the concurrency."""
+def _without_task(identity: Identity) -> Identity:
+    """The identity as a job requests it: that of an evaluation has no task, and not always a concurrency."""
     return identity if identity.scenario != EVALUATION else dataclasses.replace(identity, task="", concurrency=0)
 
 
-def _judged(point: Point, facts: sweeps.Facts) -> Point:
-    """A point as its sweep sees it: a result of another image than the sweep's is none of it."""
+def _with_sweep_verdict(point: Point, facts: sweeps.Facts) -> Point:
+    """The point with its sweep's verdict: a result of another image than the sweep's is stale."""
     reason = facts.bad.get(point.identity.concurrency)
     if point.state != "ok" or reason is None:
         return point
-    state: State = "stale" if reason.startswith("image digest") else "refused"
-    if point.identity.scenario == EVALUATION and state != "stale":  # that is about its throughput
+    verdict: State = "stale" if reason.startswith("image digest") else "refused"
+    if point.identity.scenario == EVALUATION and verdict != "stale":  # the reason is about its throughput
         return point
-    return dataclasses.replace(point, state=state, reason=reason, layer="results", row={})
+    return dataclasses.replace(point, state=verdict, reason=reason, layer="results", row={})
