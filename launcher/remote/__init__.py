@@ -1,8 +1,8 @@
-"""A login node, reached from elsewhere: the same launcher there, one connection, messages in lines of JSON.
+"""A login node, reached from another machine: the same launcher there, one connection, messages in lines of JSON.
 
-In: the name of a login node. Out: a `Session` that asks and follows, which knows nothing of SSH; a connection that goes
-away ends nothing there. Open `session` first, then `messages` (what is said) and `agent` (the far side); `opener` is
-what carries them, `by_paramiko` and `by_openssh` do, `destination` says where to, `known_hosts` to whom. `bundle`,
-`commands`, `following`, `fetching` and `tidying` are what is asked for: both sides of each are in one file. `install`
-sends `far_install` before there is a launcher.
+In: the name of a login node. Out: a `Session` that sends requests and knows nothing of SSH; a lost connection ends no
+driver. Open `session` first, then `messages` (the protocol) and `agent` (the far side). `opener` is the interface of a
+connection, `by_paramiko` and `by_openssh` implement it; `destination` finds the hosts, `known_hosts` their keys.
+`bundle`, `commands`, `following`, `fetching` and `tidying` are the requests, both sides of each in one file. `install`
+sends `far_install` when there is no launcher yet.
 """

@@ -1,9 +1,9 @@
-"""Installs a launcher on a login node, looks what is there, and starts one: run there, by the Python there.
+"""Describes a login node, installs a launcher there and starts it. This program runs there, with the Python there.
 
-This file is sent as text before there is a launcher: the standard library alone, and nothing newer than Python 3.6, so
-that an old one can say that it is too old; what an installation alone needs is imported there. Standard input has lines
-of JSON (requests), each followed by the bytes that it announces; an answer is one line: ``launcher-install TOKEN {…}``.
-After one that says no more than what is wrong nothing is read any more.
+It is sent as text before there is a launcher, so it uses only the standard library and nothing newer than Python 3.6:
+an old Python must be able to report that it is too old. What only an installation needs is imported in its functions.
+Standard input has lines of JSON (requests), each followed by the bytes that it announces; an answer is one line:
+``launcher-install TOKEN {…}``. After an error the program ends.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ Request = Dict[str, Any]
 
 
 class Refused(Exception):
-    """What cannot be done, for a person: message and hint."""
+    """A request that cannot be carried out: message and hint."""
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def directory_of(request: Request) -> Path:
-    """The directory of versions; it is made, and refused where others could change what we run."""
+    """The directory of versions. It is created, and refused when others could change the programs in it."""
     path = Path.home() / str(request["directory"]) / "versions"
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     for place in (path.parent, path):
@@ -62,7 +62,7 @@ def directory_of(request: Request) -> Path:
 
 
 def versions(path: Path) -> List[str]:
-    """Names of whole versions, the newest last. Whatever begins with a dot is being made, or was left."""
+    """Names of whole versions, the newest last. A name with a leading dot is incomplete."""
     places = [place for place in path.iterdir() if not place.name.startswith(".")]
     return [place.name for place in sorted(places, key=lambda place: place.stat().st_mtime)]
 
@@ -102,7 +102,7 @@ def install(request: Request) -> Dict[str, Any]:
 
 
 def begin(request: Request) -> Dict[str, Any]:
-    """The agent of a version, which goes on in this process's place, at the same input and output."""
+    """The argv of the agent of a version, which replaces this process and takes over its input and output."""
     python = directory_of(request) / Path(request["name"]).name / "python/bin/python"
     if not os.access(str(python), os.X_OK):
         raise Refused(f"{python} cannot be started", "launcher remote install")
@@ -111,7 +111,7 @@ def begin(request: Request) -> Dict[str, Any]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One installs at a time, which saves work; where flock does nothing, the rename still publishes one of them."""
+    """One installation at a time, which saves work; where flock does nothing, the rename still publishes only one."""
     import fcntl
 
     with (path / ".lock").open("w") as lock:
@@ -128,7 +128,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def build(request: Request, made: Path) -> None:
-    """A virtual environment with the wheels that have come, tried out."""
+    """Make a virtual environment with the received wheels, and start its launcher once."""
     import subprocess
     import tarfile
 
@@ -156,24 +156,24 @@ def build(request: Request, made: Path) -> None:
 
 
 def receive(file: Path, size: int, digest: str) -> None:
-    """Write what standard input has next to a file. Raises Refused when it is not what was announced."""
+    """Write the next ``size`` bytes of standard input to a file. Raises Refused when their hash is another."""
     import hashlib
 
-    digest_, remaining = hashlib.sha256(), size
+    received_digest, remaining = hashlib.sha256(), size
     with file.open("wb") as out:
         while remaining:
             part = sys.stdin.buffer.read(min(remaining, 1 << 20))
             if not part:
                 raise Refused(f"the wheels ended {remaining} bytes too early", "try again")
-            digest_.update(part)
+            received_digest.update(part)
             out.write(part)
             remaining -= len(part)
-    if digest_.hexdigest() != digest:
+    if received_digest.hexdigest() != digest:
         raise Refused("the wheels arrived changed", "try again")
 
 
 def unpack(wheel: IO[bytes], site: Path) -> None:
-    """A wheel is an archive of what lies in site-packages; its scripts are not used here."""
+    """Unpack a wheel into site-packages; its scripts are not used."""
     import shutil
     import zipfile
 

@@ -1,7 +1,7 @@
-"""Runs and sweeps of a login node, brought here: each file whole, by size and hash, under its name or not at all.
+"""Copies runs and sweeps from a login node: each file is checked by size and hash, and gets its name when it is whole.
 
-What a cut connection left is gone on with. Each brought run or sweep lies as in a state directory, so that `report` and
-`results` read it.
+An interrupted copy is continued. A copied run or sweep lies as in a state directory, so that `report` and `results`
+can read it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,41 +31,36 @@ _LEFT_OUT = (".lock", ".flock")
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """A file of a run: its path in the run's directory, and bytes."""
+    """A file of a run: its path in the run's directory, and its size in bytes."""
 
     path: str
     size: Annotated[int, msgspec.Meta(ge=0)]
 
 
 def list_files(state: Path, name: str) -> Generator[Any, None, Any]:
-    """The far side: the files of a run or sweep, as events of some entries each; the value is its place in the state
-    directory. Raises ConfigError when there is none of that name."""
+    """The far side: yields the files of a run or sweep, some entries at a time; returns its path below the state
+    directory. Raises ConfigError when there is no such run or sweep."""
     place = next((f"{kind}/{name}" for kind in ("runs", "sweeps") if (state / kind / name).is_dir()), None)
     if place is None or "/" in name or name.startswith("."):
         raise ConfigError(f"there is no run or sweep {name}", where=str(state), hint="launcher status")
     entries: list[list[Any]] = []
-    for path in _files(state / place):
-        with contextlib.suppress(OSError):
-            entries.append([path.relative_to(state / place).as_posix(), path.stat().st_size])
-        if len(entries) == _ENTRIES_PER_MESSAGE:
-            yield entries
-            entries = []
+    for top, below, names in os.walk(state / place):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        for path in (Path(top, name) for name in sorted(names) if not name.startswith(".")):
+            with contextlib.suppress(OSError):
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode) and path.suffix not in _LEFT_OUT:
+                    entries.append([path.relative_to(state / place).as_posix(), status.st_size])
+            if len(entries) == _ENTRIES_PER_MESSAGE:
+                yield entries
+                entries = []
     yield entries
     return place
 
 
-def _files(directory: Path) -> Iterator[Path]:
-    for top, below, names in os.walk(directory):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(top, name)
-            if path.is_file() and not path.is_symlink() and not name.startswith(".") and path.suffix not in _LEFT_OUT:
-                yield path
-
-
 def send_files(state: Path, place: str, wanted: list[Any]) -> Generator[Any, None, Any]:
-    """The far side: of files, ``[path, offset, size]`` each, the bytes from there on, and then the SHA-256 of all
-    ``size`` bytes. Raises RemoteError, OSError."""
+    """The far side: for each ``[path, offset, size]`` yields the file's bytes from the offset, then the SHA-256 of its
+    first ``size`` bytes. Raises RemoteError, OSError."""
     root = path_below(state, place)
     for name, offset, size in wanted:
         position, digest = 0, hashlib.sha256()
@@ -83,9 +79,10 @@ def send_files(state: Path, place: str, wanted: list[Any]) -> Generator[Any, Non
 def fetch(
     session: Session, name: str, directory: Path, progress: Callable[[int, int], None] = lambda done, all: None
 ) -> Path:
-    """Bring a run or sweep to ``directory``; where it is then. What is here already is not fetched again.
+    """Copy a run or sweep to the state directory ``directory``; returns its path. Files that are here are kept.
 
-    ``tell`` is told bytes that are here, of all. Raises LauncherError; then what came so far stays for the next time.
+    ``progress`` is called with the bytes that are here and the bytes of all files. Raises LauncherError; what arrived
+    until then is kept, and the next attempt continues there.
     """
     entries: list[Entry] = []
     stream = session.stream("list", name=name)
@@ -111,8 +108,8 @@ def fetch(
         retry = dict[Entry, tuple[Path, int]]()
         for entry, (file, count) in local.items():
             final, digest = path_below(place, entry.path), hashlib.sha256()
-            for count_received in _receive(source, file, count, entry, digest):
-                missing -= count_received
+            for received in _receive(source, file, count, entry, digest):
+                missing -= received
                 progress(size - missing, size)
             if next(source, None) == digest.hexdigest():
                 file.replace(final)
@@ -129,12 +126,12 @@ def fetch(
 
 
 def _part(final: Path) -> Path:
-    """Where a file is written until it is whole: a name that the next attempt finds again."""
+    """The path of a file until it is whole; the next attempt finds it by this name."""
     return final.with_name(f".{hashlib.sha256(final.name.encode()).hexdigest()[:32]}.fetched")
 
 
 def _local_bytes(final: Path, size: int) -> tuple[Path, int]:
-    """Where the bytes of a file are that are here already, and how many: all of it, a part of it, or none."""
+    """The path that has a file's bytes here, and how many: the whole file, a part of it, or none."""
     if final.is_file() and not final.is_symlink() and final.stat().st_size == size:
         return final, size
     part = _part(final)
@@ -142,8 +139,8 @@ def _local_bytes(final: Path, size: int) -> tuple[Path, int]:
 
 
 def _receive(source: Iterator[Any], file: Path, offset: int, entry: Entry, digest: hashlib._Hash) -> Iterator[int]:
-    """Write a file's bytes as they come; how many came each time. ``digest`` gets all of them, also those that were
-    here. Raises RemoteError for what was not announced."""
+    """Write a file's bytes as they arrive; yields the number of each piece. ``digest`` is updated with all bytes, also
+    those that were here. Raises RemoteError for bytes that were not announced."""
     make_private(file.parent)
     with open(file, "r+b" if offset else "wb", opener=private_opener) as out:
         for start in range(0, offset, PART):
