@@ -11,7 +11,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -218,25 +218,20 @@ def _values(
     """The values that a flag or a positional argument may have: its choices, else by its metavar."""
     if action.choices:
         return [(str(choice), "") for choice in action.choices]
-    names = set(re.split(r"[^A-Z]+", str(action.metavar)))
-    pairs: list[tuple[str, str]] = []
-    if "RUN" in names:
-        pairs += [(name, "run") for name in _newest(_state(state) / "runs")]
-    if "SWEEP" in names:
-        pairs += [(name, "sweep") for name in _newest(_state(state) / "sweeps")]
-    if action.dest in ("runner", "of_runner") or program.startswith(("launcher runner", "launcher remote")):
-        pairs += [(name, "runner") for name in _runner_names(runners)]
-    if "RULE" in names:
-        from launcher.core.shipped import shipped
-
-        pairs += [(path.stem, "rule") for path in shipped("docs/rules").glob("*.md")]
-    return pairs
-
-
-def _state(given: str | None) -> Path:
+    from launcher.core.shipped import shipped
     from launcher.core.state import state_directory
 
-    return state_directory(os.environ, given)
+    names = set(re.split(r"[^A-Z]+", str(action.metavar)))
+    pairs: list[tuple[str, str]] = []
+    for noun in ("run", "sweep"):
+        if noun.upper() in names:
+            pairs += [(name, noun) for name in _newest(state_directory(os.environ, state) / f"{noun}s")]
+    if action.dest in ("runner", "of_runner") or program.startswith(("launcher runner", "launcher remote")):
+        directories = [shipped("runners"), *([Path(runners)] if runners else [])]
+        pairs += {(path.stem, "runner") for directory in directories for path in directory.glob("*.yaml")}
+    if "RULE" in names:
+        pairs += [(path.stem, "rule") for path in shipped("docs/rules").glob("*.md")]
+    return pairs
 
 
 def _newest(directory: Path) -> list[str]:
@@ -246,10 +241,3 @@ def _newest(directory: Path) -> list[str]:
     except OSError:
         return []
     return [name for _, name in sorted(entries, reverse=True)[:MOST] if name.isprintable() and " " not in name]
-
-
-def _runner_names(given: str | None) -> Iterable[str]:
-    from launcher.core.shipped import shipped
-
-    places = [shipped("runners"), *([Path(given)] if given else [])]
-    return {path.stem for place in places for path in place.glob("*.yaml")}

@@ -276,8 +276,11 @@ def _compare_checkpoints(setting: Setting, facts: ClusterFacts) -> str | None:
     return _compare_node_check(setting, check, "stage it whole, or correct the path")
 
 
-_CLOCK = "have chrony or ntpd set the clocks of both"
-_LOCK = "images may be imported twice at once, and every job of such a node ends; not with `locks: local` in `storage`"
+_compare_clock = partial(_compare_node_check, hint="have chrony or ntpd set the clocks of both")
+_NO_LOCKS = (
+    "images may be imported twice at once, and every job of such a node ends; not with `locks: local` in `storage`"
+)
+_compare_node_locks = partial(_compare_node_check, hint=_NO_LOCKS)
 
 
 def _compare_repository(setting: Setting, facts: ClusterFacts) -> str:
@@ -298,10 +301,6 @@ def _compare_ref(setting: Setting, facts: ClusterFacts) -> str | None:
     if tag is None and sha not in (None, branch):
         return f"the branch has moved on to {branch}; the lane stays at its sha"
     return f"{'tag' if tag else 'branch'} at {tag or branch}"
-
-
-def _node_check(name: str) -> Callable[[ClusterFacts], Any]:
-    return lambda facts: facts.node_check(name)
 
 
 _STAND_INS = Unknown("enroot, srtctl and the engine are stand-ins: nothing to ask about")
@@ -332,13 +331,8 @@ _ROWS: Sequence[Row] = (
     Row("images.import-on", _compare_importer),
     Row("images.import-on", _compare_import, lambda facts: facts.imports, "enroot imports there ({})".format),
     Row("images.lock", _compare_locks, lambda facts: facts.locks, lambda setting: "holds between two processes"),
-    Row("images.lock", partial(_compare_node_check, hint=_LOCK), _node_check("locks"), lambda _: "holds with a node"),
-    Row(
-        "node",
-        partial(_compare_node_check, hint=_CLOCK),
-        _node_check("clock"),
-        lambda setting: "a clock within 5 s of this host's",
-    ),
+    Row("images.lock", _compare_node_locks, lambda facts: facts.node_check("locks"), lambda _: "holds with a node"),
+    Row("node", _compare_clock, lambda facts: facts.node_check("clock"), lambda _: "a clock within 5 s of this host's"),
     Row("models.[].path", _compare_checkpoints, says="{} is whole on a node".format),
     Row("repositories.*", _compare_repository),
     Row("lanes.[].ref", _compare_ref),

@@ -145,7 +145,7 @@ def _storage(paths: Iterable[str], facts: ClusterFacts) -> str:
     for disk in node.disks if node else ():
         rows.setdefault(disk.target, ("node-local, seen-by: [compute]", f"{disk.type} on {disk.source} of a node"))
     for path in paths:
-        login_view, node_view = facts.login.directory(path), facts.on_node(path)
+        login_view, node_view = facts.login.directory(path), node.directory(path) if node else Unknown("no node")
         has_row = any(PurePath(path).is_relative_to(target) for target in rows)
         if has_row or isinstance(login_view, Unknown) or isinstance(node_view, Unknown) or not node_view.shared:
             continue

@@ -321,9 +321,6 @@ class ClusterFacts:
         """The outcome of a check on the node; None where it was not tried."""
         return None if self.node is None else self.node.checks.get(name)
 
-    def on_node(self, path: str) -> Fact[DirectoryView]:
-        return self.compute if isinstance(self.compute, Unknown) else self.compute.directory(path)
-
     @property
     def partition(self) -> Fact[Partition]:
         return self.slurm.partition(self.partition_name)

@@ -42,17 +42,16 @@ class Fleet:
         path = self.paths[name]
         if path not in self._read:
             try:
-                self._read[path] = _read(path, name)
+                self._read[path] = file = RunnerFile.read(path)
+                if file.runner.name != name:
+                    problem = f"name {file.runner.name!r} is not the file's own"
+                    raise ConfigError(problem, where=file.location("name"), hint=f"name: {name}")
             except ConfigError as error:
                 self._read[path] = error
-        file = self._read[path]
-        if isinstance(file, ConfigError):
-            raise file
-        return file
-
-    def all(self) -> list[RunnerFile]:
-        """Every runner file. Raises ConfigError for the first that cannot be read."""
-        return [self.get(name) for name in self.paths]
+        outcome = self._read[path]
+        if isinstance(outcome, ConfigError):
+            raise outcome
+        return outcome
 
     def readable(self, broken: list[ConfigError] | None = None) -> list[RunnerFile]:
         """The runner files that can be read. The errors of the others are added to ``broken``."""
@@ -127,12 +126,3 @@ class Fleet:
             for label in file.runner.labels:
                 files.setdefault(label, []).append(file)
         return files
-
-
-def _read(path: Path, name: str) -> RunnerFile:
-    file = RunnerFile.read(path)
-    if file.runner.name != name:
-        raise ConfigError(
-            f"name {file.runner.name!r} is not the file's own", where=file.location("name"), hint=f"name: {name}"
-        )
-    return file

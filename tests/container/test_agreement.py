@@ -218,7 +218,7 @@ def landings(project: Project, tree: Path) -> list[Landing]:
 def _landings(project: Project, tree: Path, evals: Any) -> Iterator[Landing]:
     matrix = project.matrix([str(tree / "configs" / f"{name}-master.yaml") for name in ("nvidia", "amd")])
     for entry in matrix.entries(Selection(nodes="single", evals=evals)):
-        for file in project.fleet.all():
+        for file in project.fleet.readable():
             if entry.benchmark.runner in file.runner.labels and file.runner.name in LAUNCHERS.values():
                 try:
                     plan = project.plan_by_hand(entry.benchmark, file.runner.name)
