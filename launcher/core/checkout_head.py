@@ -1,4 +1,4 @@
-"""At which commit a checkout of git stands, by its files alone: a run's record says it, and nothing waits for git."""
+"""The commit of a git checkout, read from its files: a run's record has it, and nothing waits for git."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _COMMIT = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def head_commit(directory: Path) -> str:
-    """The commit, "" where that cannot be learnt: there is no checkout, or its HEAD is not born yet."""
+    """The commit; "" where there is no checkout, or its branch has no commit yet."""
     git = directory / ".git"
-    if pointed := re.match(r"gitdir: (.+)", _text(git)):  # a work tree beside its repository
-        git = directory / pointed[1].rstrip()
+    if pointer := re.match(r"gitdir: (.+)", _text(git)):  # a work tree beside its repository
+        git = directory / pointer[1].rstrip()
     head = _text(git / "HEAD").strip()
     if head.startswith("ref: "):
         name = head.removeprefix("ref: ")

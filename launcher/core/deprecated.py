@@ -1,6 +1,6 @@
-"""Names that have another one now: they work for one more minor version, and it is said what to write in their place.
+"""Renamed flags and keys: an old name works for one more minor version, with a warning that has the new one.
 
-`FLAGS` and `RUNNER_KEYS` are all that there are; launcher/cli/parsers.py and launcher/runner/file.py go by them.
+`FLAGS` and `RUNNER_KEYS` list all of them; launcher/cli/parsers.py and launcher/runner/file.py use them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 
 class Renamed(NamedTuple):
-    """``old`` is written ``new`` now, and goes in version ``gone``.
+    """``old`` is called ``new`` now, and is removed in version ``gone``.
 
-    A flag of one command stands behind it (``sweep start --parallel``), one of all commands alone. A key has the keys
-    above it before it, ``*`` for each item of a list (``lanes.*.revision``); ``new`` is a flag or key alone.
+    A flag of one command stands behind its name (``sweep start --parallel``), a flag of all commands alone. A key
+    stands behind the keys above it, with ``*`` for each item of a list (``lanes.*.revision``); ``new`` is a flag or key
+    alone.
     """
 
     old: str
@@ -23,7 +24,7 @@ class Renamed(NamedTuple):
 
     @property
     def text(self) -> str:
-        """What is to be written in its place, and until when the old name works."""
+        """The warning: the new name, and the version that removes the old one."""
         old = self.old.rpartition(".")[2].rpartition(" ")[2]
         return f"{old} is called {self.new} now: write that, since launcher {self.gone} knows {old} no more"
 
@@ -33,7 +34,7 @@ RUNNER_KEYS: tuple[Renamed, ...] = ()
 
 
 class DeprecatedName(FutureWarning):
-    """An old name was used. The command line shows each of them once."""
+    """An old name was used. The command line shows each warning once."""
 
 
 def warn_renamed(where: str, name: Renamed) -> None:
@@ -42,18 +43,18 @@ def warn_renamed(where: str, name: Renamed) -> None:
 
 
 def rename_keys(data: Any, names: Sequence[Renamed]) -> Iterator[tuple[Renamed, tuple[str | int, ...]]]:
-    """Give keys of a document the names that they have now, in place and at their place: each, and the path to it.
+    """Rename old keys of a document in place, each at its position. Yields each renaming with the path to its key.
 
-    A mapping that has both names keeps both, and is refused for the old one.
+    A mapping that has both names keeps both; its reader then refuses the old one.
     """
-    for one in names:
-        *above, old = one.old.split(".")
-        for path, mapping in _mappings(data, above):
-            if old in mapping and one.new not in mapping:
-                held = [(one.new if key == old else key, value) for key, value in mapping.items()]
+    for renamed in names:
+        *parents, old = renamed.old.split(".")
+        for path, mapping in _mappings(data, parents):
+            if old in mapping and renamed.new not in mapping:
+                items = [(renamed.new if key == old else key, value) for key, value in mapping.items()]
                 mapping.clear()
-                mapping.update(held)
-                yield one, (*path, one.new)
+                mapping.update(items)
+                yield renamed, (*path, renamed.new)
 
 
 def _mappings(value: Any, path: Sequence[str]) -> Iterator[tuple[tuple[str | int, ...], dict[Any, Any]]]:
@@ -61,6 +62,6 @@ def _mappings(value: Any, path: Sequence[str]) -> Iterator[tuple[tuple[str | int
         yield from [((), value)] if isinstance(value, dict) else []
     elif path[0] == "*" and isinstance(value, list):
         for i, item in enumerate(value):
-            yield from (((i, *below), found) for below, found in _mappings(item, path[1:]))
+            yield from (((i, *keys), mapping) for keys, mapping in _mappings(item, path[1:]))
     elif isinstance(value, dict) and path[0] in value:
-        yield from (((path[0], *below), found) for below, found in _mappings(value[path[0]], path[1:]))
+        yield from (((path[0], *keys), mapping) for keys, mapping in _mappings(value[path[0]], path[1:]))

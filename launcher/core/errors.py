@@ -61,18 +61,18 @@ class SubmissionError(LauncherError):
 
 
 class CheckoutError(SubmissionError):
-    """What the job needs beside images and model could not be made: the srt-slurm tree, its set-up, the job's script,
-    the compute nodes' copy of the workspace. Neither srtctl nor Slurm was asked for anything yet."""
+    """Something that the job needs beside images and model could not be made: the srt-slurm tree, its set-up, the job's
+    script, the compute nodes' copy of the workspace. Neither srtctl nor Slurm was called yet."""
 
     layer = "checkout"
 
 
 class SubmissionUnknown(SubmissionError):
-    """Whether a job exists could not be learnt. Somebody has to look before it is submitted again."""
+    """It is not known whether a job exists. A person has to look before it is submitted again."""
 
 
 class JobsExist(SubmissionError):
-    """Jobs were submitted that are not what was asked for; ``job_ids`` names them so that they can be cancelled, on the
+    """Other jobs were submitted than requested. ``job_ids`` names them so that they can be cancelled, on the
     ``cluster`` that has them ("" for this host's)."""
 
     def __init__(self, message: str, *, job_ids: tuple[str, ...], hint: str | None = None, cluster: str = "") -> None:
@@ -82,7 +82,7 @@ class JobsExist(SubmissionError):
 
 
 class JobError(LauncherError):
-    """The job reached a terminal state other than COMPLETED 0:0, or its state could not be learnt."""
+    """The job reached a terminal state other than COMPLETED 0:0, or its state is not known."""
 
     exit_code = 6
     layer = "job"
@@ -109,7 +109,7 @@ class RemoteError(LauncherError):
 
 
 class Cancelled(LauncherError):
-    """Somebody asked us to stop: SIGINT (130), SIGTERM (143), or `launcher cancel`."""
+    """A stop was requested: SIGINT (130), SIGTERM (143), or `launcher cancel`."""
 
     exit_code = 130
     layer = "cancelled"
@@ -120,8 +120,8 @@ class Cancelled(LauncherError):
 
 
 def as_error(fault: BaseException, where: str | None = None) -> LauncherError:
-    """A fault as an error: one of ours as it is, one of the system with its file, and whose that is where it is
-    closed to us; any other as unexpected."""
+    """Any exception as a LauncherError: ours unchanged, an OSError with its file (and the file's owner, when permission
+    is missing), another one as unexpected."""
     if isinstance(fault, LauncherError):
         return fault
     if isinstance(fault, OSError):
@@ -148,29 +148,29 @@ class ErrorInfo:
 
 
 def closest(word: str, known: Iterable[str], cutoff: float | None = None) -> str | None:
-    """The known word that is most like ``word``, or None when none is like it (by difflib's ratio, at least 0.6).
+    """The known word that is most similar to ``word``; None when none is similar (by difflib's ratio, at least 0.6).
 
-    Of four or five letters three are soon found elsewhere (nope in nodes, 0.67): one that is wrong leaves 0.75.
+    For words of four or five letters the bound is 0.7: three of them are soon in another word (nope in nodes, 0.67),
+    and one wrong letter leaves 0.75.
     """
     import difflib  # every command would pay for it, and few words are wrong
 
     if cutoff is None:
         cutoff = 0.7 if len(word) in (4, 5) else 0.6
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return found[0] if found else None
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)
 
 
 def suggest(word: str, known: Iterable[str], otherwise: str = "") -> str:
     """A hint for an error: ``did you mean '…'?`` with the closest known word, or ``otherwise`` when none is close."""
-    near = closest(word, known)
-    return otherwise if near is None else f"did you mean {near!r}?"
+    match = closest(word, known)
+    return otherwise if match is None else f"did you mean {match!r}?"
 
 
-def resolve_prefix(given: str, known: Iterable[str], what: str, also: Iterable[str] = ()) -> str:
-    """The one known name that begins with what was given; that itself where none does. Raises ConfigError for several,
-    of which those of ``also`` are meant otherwise than by their names."""
-    found = sorted({*also, *(name for name in known if given and name.startswith(given))})
-    if len(found) > 1 and given not in found:
-        more = f" and {len(found) - 8} more" if len(found) > 8 else ""
-        raise ConfigError(f"{given!r} may be any of {len(found)} {what}", hint=f"{', '.join(found[:8])}{more}")
-    return given if given in found or not found else found[0]
+def resolve_prefix(prefix: str, known: Iterable[str], plural: str, also: Iterable[str] = ()) -> str:
+    """The only known name that begins with ``prefix``; ``prefix`` itself where there is none. Raises ConfigError for
+    several, which counts the names of ``also`` as matches too. ``plural`` is what the names are."""
+    matches = sorted({*also, *(name for name in known if prefix and name.startswith(prefix))})
+    if len(matches) > 1 and prefix not in matches:
+        more = f" and {len(matches) - 8} more" if len(matches) > 8 else ""
+        raise ConfigError(f"{prefix!r} may be any of {len(matches)} {plural}", hint=f"{', '.join(matches[:8])}{more}")
+    return prefix if prefix in matches or not matches else matches[0]

@@ -1,12 +1,12 @@
-"""A lock that saves work: who holds it is written down, and it is broken only on proof.
+"""A lock that saves work: a file names its owner, and the lock is broken only on proof that the owner is gone.
 
 `flock` is a silent no-op on some shared file systems (an NFS mount of a real cluster let every rank in), so the lock is
-an *owner file*, whose name is taken atomically (`take_name`). Its owner touches it every few seconds. Whoever finds it
-takes it away when its owner is provably dead, or when it was not touched for `lease` seconds of the finder's own clock.
+an *owner file*, whose name is taken atomically (`take_name`). Its owner touches it every few seconds. Another process
+removes it when the owner is provably dead, or when it was not touched for `lease` seconds of that process's own clock.
 We also take the `flock` that the bash launchers take, so that they and this program do not work at the same time.
 
-The lock does not make an artifact correct; publishing does (launcher/core/publish.py). When a lock cannot be had, the
-caller says so and goes on: at worst the work is done twice.
+The lock does not make an artifact correct; publishing does (launcher/core/publish.py). When the lock cannot be
+acquired, the caller logs that and goes on: at worst the work is done twice.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ LEASE = 120.0
 
 @dataclass(frozen=True)
 class LockPace:
-    """How often a lock is touched and looked at, in seconds.
+    """How often a lock is touched and checked, in seconds.
 
-    An owner that did not touch its file for ``lease`` is taken for gone; it touches it every ``beat``. Whoever waits
-    looks at the file every ``poll``. With ``for_proof`` only the proof that an owner is gone is waited for: one that is
-    seen to live is not.
+    The owner touches its file every ``beat``; after ``lease`` without a touch it counts as gone. A process that waits
+    checks the file every ``poll``. With ``for_proof`` it waits only until it is known whether the owner is alive, and
+    gives up on a living one.
     """
 
     lease: float = LEASE
@@ -50,10 +50,11 @@ class LockPace:
 
 
 class LockOwner(msgspec.Struct, frozen=True, rename={"boot": "boot_id"}):
-    """Who holds a lock: what its owner file says, for other processes and for people. Older launchers lack some keys.
+    """The owner of a lock: the content of its owner file, for other processes and for people. Older launchers lack some
+    keys.
 
-    ``job`` is the Slurm job in which it runs, if any; ``started`` is when the lock was asked for (ISO 8601, by the
-    owner's clock); ``token`` tells two locks of one process apart. ``host`` is "" when the owner file cannot be read.
+    ``job`` is the Slurm job in which it runs, if any; ``started`` is when the lock was requested (ISO 8601, by the
+    owner's clock); ``token`` distinguishes two locks of one process. ``host`` is "" when the owner file cannot be read.
     """
 
     host: str = ""
@@ -69,13 +70,13 @@ class LockOwner(msgspec.Struct, frozen=True, rename={"boot": "boot_id"}):
     @classmethod
     def here(cls, what: str) -> LockOwner:
         """The calling process as an owner, now."""
-        me = ProcessIdentity.current()
+        process = ProcessIdentity.current()
         return cls(
-            me.host,
-            me.boot,
-            me.pid_namespace,
-            me.pid,
-            int(me.started) if me.started else None,
+            process.host,
+            process.boot,
+            process.pid_namespace,
+            process.pid,
+            int(process.started) if process.started else None,
             os.environ.get("SLURM_JOB_ID"),
             utc_timestamp(),
             what,
@@ -104,21 +105,21 @@ class LockOwner(msgspec.Struct, frozen=True, rename={"boot": "boot_id"}):
     def is_dead(self) -> bool:
         """Whether it is proven that the process does not run any more.
 
-        A lock asks for more proof than a record does: machines that share a host name have different boots, a damaged
-        owner file may lack its pid, and the lease breaks what is left soon enough.
+        A lock requires more proof than a record does: machines that share a host name have different boots, and a
+        damaged owner file may lack its pid. The lease ends the other cases soon enough.
         """
-        mine, began = ProcessIdentity.current(), "" if self.pid_started is None else str(self.pid_started)
-        process = ProcessIdentity(self.host, self.boot, self.pid, began, self.pid_namespace)
-        same_machine = self.boot != "" and (self.boot, self.pid_namespace) == (mine.boot, mine.pid_namespace)
+        ours, started = ProcessIdentity.current(), "" if self.pid_started is None else str(self.pid_started)
+        process = ProcessIdentity(self.host, self.boot, self.pid, started, self.pid_namespace)
+        same_machine = self.boot != "" and (self.boot, self.pid_namespace) == (ours.boot, ours.pid_namespace)
         return self.pid > 0 and same_machine and process.alive() is False
 
 
 @dataclass(frozen=True)
 class LockResult:
-    """What came of asking for a lock.
+    """The result of acquiring a lock.
 
-    ``owner`` says in words who holds the lock (who, where, since when, what) when somebody else does. ``facts`` are
-    one-line statements for the log: what could not be locked, which lock was broken and why.
+    ``owner`` describes the process that holds the lock (pid, host, since when, for what) when it is another one.
+    ``facts`` are lines for the log: what could not be locked, which lock was broken and why.
     """
 
     acquired: bool
@@ -127,11 +128,11 @@ class LockResult:
 
 
 class Lock:
-    """``with Lock(path, what=…, wait=…) as held:`` the lock is held in the block if ``held.acquired``. For one use.
+    """``with Lock(path, what=…, wait=…) as result:`` the lock is held in the block if ``result.acquired``. For one use.
 
     ``path`` is the owner file; ``flock_path`` the file that others flock, if any. ``wait`` (seconds) bounds the waiting
-    for both together. ``on_wait`` is told who holds the lock, at first and when that changes. Raises no OSError: what a
-    file system refuses is in ``held.facts``; one of the two locks is enough to have acquired it.
+    for both together. ``on_wait`` is called with the owner's description, at first and when that changes. Raises no
+    OSError: what a file system refuses is in ``result.facts``; one of the two locks is enough to have acquired it.
     """
 
     def __init__(
@@ -149,28 +150,28 @@ class Lock:
         self.flock_path = flock_path
         self._what, self._wait, self._pace, self._on_wait, self._sleep = what, wait, pace, on_wait, sleep
         self._facts: list[str] = []
-        self._told: str | None = None
-        self._mine = b""
+        self._reported_owner: str | None = None
+        self._content = b""
         self._handle: int | None = None
         self._flocked = False
-        self._taken = contextlib.ExitStack()
-        self._outlived = False  # we broke the lock of an owner that may be stopped, and have its flock still
+        self._releases = contextlib.ExitStack()
+        self._broke_silent_owner = False  # the owner whose lock we broke may be stopped, and hold its flock still
 
     def __enter__(self) -> LockResult:
         deadline = monotonic() + self._wait
-        with contextlib.ExitStack() as taken:
-            owner = self._take_owner_file(taken, deadline) or self._take_flock(taken, deadline)
+        with contextlib.ExitStack() as releases:
+            owner = self._take_owner_file(releases, deadline) or self._take_flock(releases, deadline)
             acquired = owner is None and (self._handle is not None or self._flocked)
             if acquired:
-                self._taken = taken.pop_all()
+                self._releases = releases.pop_all()
         return LockResult(acquired, owner, tuple(self._facts))
 
     def __exit__(self, *exception: object) -> None:
-        self._taken.close()
+        self._releases.close()
 
     @property
     def lost(self) -> bool:
-        """Whether somebody took our lock away in good faith, because we were stopped for longer than the lease."""
+        """Whether another process broke our lock, because we were stopped for longer than the lease."""
         if self._handle is None:
             return False
         try:
@@ -178,19 +179,20 @@ class Lock:
         except OSError:
             return True
 
-    def _take_owner_file(self, taken: contextlib.ExitStack, deadline: float) -> str | None:
-        """Take the owner file, or return who still has it at the deadline. That no file can be made is a fact.
+    def _take_owner_file(self, releases: contextlib.ExitStack, deadline: float) -> str | None:
+        """Take the owner file, or return the owner that still has it at the deadline. That no file can be made is a
+        fact.
 
-        ``taken`` gives back what was taken, here and in `_take_flock`.
+        ``releases`` undoes what was taken, here and in `_take_flock`.
         """
-        self._mine = LockOwner.here(self._what).to_json()
+        self._content = LockOwner.here(self._what).to_json()
         temporary = temporary_name(self.path)
         try:
             handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            taken.callback(os.close, handle)
+            releases.callback(os.close, handle)
             inherit_rights(temporary)  # others must be able to read who holds it
-            os.write(handle, self._mine)
-            if owner := self._compete(temporary, deadline):
+            os.write(handle, self._content)
+            if owner := self._take_name(temporary, deadline):
                 return owner
         except OSError as error:
             self._facts.append(f"no lock file can be made at {self.path}: {describe_os_error(error, self.path.parent)}")
@@ -199,63 +201,65 @@ class Lock:
             with contextlib.suppress(OSError):
                 temporary.unlink()
         self._handle = handle
-        taken.callback(self._remove_own_file)
+        releases.callback(self._remove_own_file)
         ended = threading.Event()
-        heart = threading.Thread(target=self._beat_on, args=(handle, ended), daemon=True, name=f"lock {self.path.name}")
-        heart.start()
-        taken.callback(heart.join)
-        taken.callback(ended.set)
+        thread = threading.Thread(
+            target=self._heartbeat, args=(handle, ended), daemon=True, name=f"lock {self.path.name}"
+        )
+        thread.start()
+        releases.callback(thread.join)
+        releases.callback(ended.set)
         return None
 
-    def _compete(self, temporary: Path, deadline: float) -> str | None:
+    def _take_name(self, temporary: Path, deadline: float) -> str | None:
         """Link our file to the lock's name: wait for its owner, and break the lock if it is stale.
 
-        Returns None, or who still has the lock at the deadline.
+        Returns None, or the owner that still has the lock at the deadline.
         """
-        seen: tuple[bytes, int] | None = None
-        unmoved, looked = 0.0, monotonic()
+        previous: tuple[bytes, int] | None = None
+        unchanged, checked_at = 0.0, monotonic()
         while not take_name(temporary, self.path):
-            found = read_owner(self.path)
+            current = read_owner(self.path)
             now = monotonic()
-            # A look counts for two polls at most: while this process was stopped itself, it has not seen anything.
-            beats = seen is not None and found is not None and found[1] != seen[1]
-            unmoved = unmoved + min(now - looked, 2 * self._pace.poll) if found == seen else 0.0
-            seen, looked = found, now
-            if found is not None:
-                owner = LockOwner.from_json(found[0])
+            # A check counts for two polls at most: while this process was stopped, it saw nothing.
+            is_alive = previous is not None and current is not None and current[1] != previous[1]
+            unchanged = unchanged + min(now - checked_at, 2 * self._pace.poll) if current == previous else 0.0
+            previous, checked_at = current, now
+            if current is not None:
+                owner = LockOwner.from_json(current[0])
                 holder = str(owner) if owner.host else f"an unknown process; {owner_and_mode(self.path)}"
                 why = "its process is dead" if owner.is_dead else None
                 if self.path.is_symlink():
                     why = "it is a link, which no lock is"
-                if why is None and unmoved >= self._pace.lease:
-                    why, self._outlived = f"no heartbeat for {unmoved:.0f} s", True
-                if why and remove_if_unchanged(self.path, found):
+                if why is None and unchanged >= self._pace.lease:
+                    why, self._broke_silent_owner = f"no heartbeat for {unchanged:.0f} s", True
+                if why and remove_if_unchanged(self.path, current):
                     self._facts.append(f"broke the lock of {holder}: {why}")
                     continue
                 if why and (kept := cannot_remove(self.path)):
                     raise FileExistsError(errno.EEXIST, f"a stale lock is in the way, of {holder}: {why}; it is {kept}")
             else:
                 holder = f"whoever comes and goes at {self.path}"
-            if now >= deadline or (self._pace.for_proof and beats):
+            if now >= deadline or (self._pace.for_proof and is_alive):
                 return holder
-            self._wait_for(holder if found is not None else None, deadline - now)
+            self._wait_for(holder if current is not None else None, deadline - now)
         return None
 
-    def _take_flock(self, taken: contextlib.ExitStack, deadline: float) -> str | None:
-        """Take flock on the bash launchers' path, or return that somebody has it. That flock fails is a fact."""
+    def _take_flock(self, releases: contextlib.ExitStack, deadline: float) -> str | None:
+        """Take flock on the bash launchers' path, or return that another process has it. That flock fails is a fact."""
         if self.flock_path is None:
             return None
         somebody = f"an unnamed process with flock on {self.flock_path}"
         try:
             handle = _open_lock(self.flock_path)
-            taken.callback(os.close, handle)
+            releases.callback(os.close, handle)
             while not self._flocked:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     self._flocked = True
                 except BlockingIOError:
                     now = monotonic()
-                    if self._outlived:
+                    if self._broke_silent_owner:
                         self._facts.append(f"{somebody} is not waited for: it may be the owner whose lock was broken")
                         return None
                     if now >= deadline:
@@ -266,23 +270,23 @@ class Lock:
         return None
 
     def _wait_for(self, owner: str | None, left: float) -> None:
-        """Say who has the lock, if that is news, and wait until the next look, or as long as is ``left``."""
-        if self._on_wait and owner not in (None, self._told):
-            self._told = owner
+        """Report the lock's owner when it is another one, and wait until the next check, ``left`` seconds at most."""
+        if self._on_wait and owner not in (None, self._reported_owner):
+            self._reported_owner = owner
             self._on_wait(str(owner))
         self._sleep(min(self._pace.poll, left))
 
-    def _beat_on(self, handle: int, ended: threading.Event) -> None:
-        # A signal that the kernel gives to this thread would not wake the main one, where its handler has to run.
+    def _heartbeat(self, handle: int, ended: threading.Event) -> None:
+        # A signal that the kernel delivers to this thread would not wake the main one, where its handler has to run.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while not ended.wait(self._pace.beat):
             with contextlib.suppress(OSError):
-                os.utime(handle)  # by handle: the name may be somebody else's by now
+                os.utime(handle)  # by handle: the name may be another owner's by now
 
     def _remove_own_file(self) -> None:
         with contextlib.suppress(OSError):
-            if not self.lost and (found := read_owner(self.path)) and found[0] == self._mine:
-                remove_if_unchanged(self.path, found)
+            if not self.lost and (current := read_owner(self.path)) and current[0] == self._content:
+                remove_if_unchanged(self.path, current)
         self._handle = None
 
 
@@ -310,11 +314,11 @@ def _open_lock(path: Path) -> int:
 
 
 def read_owner(path: Path) -> tuple[bytes, int] | None:
-    """Content and heartbeat of an owner file; None when it is gone.
+    """The content and heartbeat (mtime in ns) of an owner file; None when it is gone.
 
-    It is opened anew each time: NFS clients ask the server for a file's times when they open it (nfs(5),
-    close-to-open), and may answer a mere stat from their cache. A file that may not be read still has its times. A link
-    is not followed: owner files are none.
+    It is opened anew each time: NFS clients get a file's times from the server when they open it (nfs(5),
+    close-to-open), and may answer a stat alone from their cache. A file that may not be read still has its times. Links
+    are not followed: owner files are no links.
     """
     with contextlib.suppress(OSError):
         try:
@@ -327,10 +331,10 @@ def read_owner(path: Path) -> tuple[bytes, int] | None:
     return None
 
 
-def remove_if_unchanged(path: Path, judged: tuple[bytes, int]) -> bool:
-    """Remove the owner file that was ``judged`` (see `read_owner`). False when it stays, perhaps as another one."""
-    # Another process may have broken the lock and taken it since the file was judged. So the file gets a name of our
-    # own and is read again; it is put back when it is another one, or was touched after all.
+def remove_if_unchanged(path: Path, expected: tuple[bytes, int]) -> bool:
+    """Remove the owner file if it is still as `read_owner` read it (``expected``). False when a file stays."""
+    # Another process may have broken the lock and taken it meanwhile. So the file gets a name of our own and is read
+    # again; it is put back when it is another one, or was touched.
     aside = temporary_name(path)
     try:
         path.rename(aside)
@@ -338,12 +342,12 @@ def remove_if_unchanged(path: Path, judged: tuple[bytes, int]) -> bool:
         return True
     except OSError:
         return False
-    if read_owner(aside) == judged:
+    if read_owner(aside) == expected:
         with contextlib.suppress(OSError):
             aside.unlink()
         return True
     with contextlib.suppress(OSError):
-        take_name(aside, path)  # never over a file that came meanwhile
+        take_name(aside, path)  # never over a newer file
     with contextlib.suppress(OSError):
         aside.unlink()
     return False

@@ -1,4 +1,4 @@
-"""What killed processes leave in directories that several people use, and the removal of such things."""
+"""Files that killed processes leave in directories which several people use, and their removal."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from launcher.core.rights import cannot_remove, describe_os_error
 
 @dataclass(frozen=True)
 class Leftover:
-    """What nobody needs, of ``size`` bytes: ``why`` is the proof, or says whose it was.
+    """A file or directory of ``size`` bytes that is not needed any more: ``why`` is the proof, or names its owner.
 
-    ``keep`` says why it has to stay, as when it may be in use, or only another user may remove it.
+    ``keep`` says why it has to stay: it may be in use, or only another user may remove it.
     """
 
     path: Path
@@ -25,12 +25,12 @@ class Leftover:
 
     @classmethod
     def of(cls, path: Path, why: str, keep: str | None = None) -> Leftover:
-        """The path as it is now; where this user may not remove it, that is why it stays."""
+        """The path with its size now; ``keep`` also when this user may not remove it."""
         return cls(path, disk_usage(path), why, keep or cannot_remove(path))
 
 
 def disk_usage(path: Path) -> int:
-    """Bytes that a file or tree occupies. What is not there, or vanishes meanwhile, counts nothing."""
+    """Bytes that a file or tree occupies. Missing files count nothing."""
     below = [Path(root, name) for root, _, names in os.walk(path) for name in names]
     total = 0
     for file in (path, *below):
@@ -40,7 +40,7 @@ def disk_usage(path: Path) -> int:
 
 
 def try_remove(path: Path) -> str | None:
-    """Remove a file or directory; why it is still there, or None when it is gone."""
+    """Remove a file or directory. Returns why it is still there, None when it is gone."""
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

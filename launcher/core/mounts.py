@@ -1,4 +1,4 @@
-"""Which file system a path is on, by the kernel's own table: several hosts can write to some of them at once."""
+"""Which file system a path is on, by the kernel's mount table; several hosts can mount some of them at once."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def is_network(kind: str) -> bool:
 
 
 def file_system_type(path: Path, table: Path = MOUNT_TABLE) -> str:
-    """The type of the file system that a path is on, "" when that cannot be learnt."""
+    """The type of the file system that a path is on, "" when it is not known."""
     try:
         lines = read_file(table, 8 << 20).decode(errors="surrogateescape").splitlines()
     except OSError:
         return ""
-    found, where = "", ""
+    kind, mount_point = "", ""
     for line in lines:
-        fields, _, behind = line.partition(" - ")
-        if len(parts := fields.split()) < 5 or not behind:
+        mount, _, file_system = line.partition(" - ")
+        if len(parts := mount.split()) < 5 or not file_system:
             continue
         target = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), parts[4])
         inside = str(path) == target or str(path).startswith(target.rstrip("/") + "/")
-        if inside and len(target) >= len(where):  # a later mount on the same place hides the earlier one
-            found, where = behind.split()[0], target
-    return found
+        if inside and len(target) >= len(mount_point):  # a later mount on the same place hides the earlier one
+            kind, mount_point = file_system.split()[0], target
+    return kind

@@ -1,8 +1,9 @@
-"""What nodes compare with this host before an engine starts: its clock, and whether locks hold between the two.
+"""The login node's side of two checks that nodes make before an engine starts: its clock, and whether locks hold
+between hosts.
 
-Both look in a directory that they share. ``clock`` has our time, and how far it is from the file server's. Below
-``locks`` this host holds ``login`` as long as nodes look; a node holds ``node.RANK``, asks by a file ``asked.RANK``,
-and reads in ``answer.RANK`` whether its lock was seen here (launcher/plan/preflight.sh is the other side).
+Both sides use a directory that they share. ``clock`` has our time, and its offset to the file server's. Below ``locks``
+this host locks ``login`` while nodes check; a node locks ``node.RANK``, requests a check by a file ``asked.RANK``, and
+reads in ``answer.RANK`` whether its lock was seen here (launcher/plan/preflight.sh is the other side).
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from launcher.core.publish import temporary_name, write_text
 CLOCK, LOCKS = "clock", "locks"
 
 LOOK_INTERVAL = 0.5
-"""Seconds between two looks for nodes that ask; each is one list of a directory."""
+"""Seconds between two checks for requests of nodes; each lists one directory."""
 
 HOLDS, NOT_SEEN = "holds", "not seen"
 
 
 def write_clock(directory: Path) -> None:
-    """Leave our time, and how far it is from the file server's, in whole seconds. Raises OSError."""
+    """Write our time, and its offset to the file server's, in whole seconds. Raises OSError."""
     probe = directory / f".{CLOCK}.probe"
     probe.touch()
     now = time.time()
@@ -38,24 +39,24 @@ def write_clock(directory: Path) -> None:
 
 
 def answer_nodes(directory: Path, nodes: int, over: Callable[[], bool]) -> threading.Thread | None:
-    """Leave our clock, hold a lock and answer ``nodes`` nodes, in a thread, until all have gone or it is ``over``.
+    """Write our clock, hold a lock and answer ``nodes`` nodes, in a thread, until all have finished or it is ``over``.
 
-    None where a launcher of ours answers already. Raises OSError.
+    None where another launcher answers already. Raises OSError.
     """
     write_clock(directory)
     locks = directory / LOCKS
     locks.mkdir(exist_ok=True)
     for rank in range(nodes):
         (locks / f"node.{rank}").touch()
-    held = (locks / "login").open("ab")
-    if (refused := _try_lock(held)) == HOLDS:
-        held.close()
+    login_lock = (locks / "login").open("ab")
+    if (failure := _try_lock(login_lock)) == HOLDS:
+        login_lock.close()
         return None
-    if refused:
-        held.close()
-        raise OSError(errno.ENOLCK, f"locks do not work: {refused}", str(locks))
+    if failure:
+        login_lock.close()
+        raise OSError(errno.ENOLCK, f"locks do not work: {failure}", str(locks))
     thread = threading.Thread(
-        target=_answer_until_gone, args=(locks, nodes, held, over), daemon=True, name="locks of nodes"
+        target=_answer_until_gone, args=(locks, nodes, login_lock, over), daemon=True, name="locks of nodes"
     )
     thread.start()
     return thread
@@ -63,8 +64,7 @@ def answer_nodes(directory: Path, nodes: int, over: Callable[[], bool]) -> threa
 
 @contextlib.contextmanager
 def answering_nodes(parent: Path, nodes: int = 1) -> Iterator[Path | None]:
-    """A directory below ``parent`` for nodes to compare with this host, as long as it is open; None where none can be
-    made."""
+    """Within the block, a directory below ``parent`` in which nodes are answered; None where none can be made."""
     place, over, thread = temporary_name(parent / "launcher-look"), threading.Event(), None
     try:
         place.mkdir()
@@ -80,14 +80,14 @@ def answering_nodes(parent: Path, nodes: int = 1) -> Iterator[Path | None]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _answer_until_gone(locks: Path, nodes: int, held: IO[bytes], over: Callable[[], bool]) -> None:
-    gone: set[str] = set()
+def _answer_until_gone(locks: Path, nodes: int, login_lock: IO[bytes], over: Callable[[], bool]) -> None:
+    finished: set[str] = set()
     answered: set[str] = set()
-    with held:
-        while len(gone) < nodes and not over():
-            with contextlib.suppress(OSError):  # it was removed, or its server stands still
+    with login_lock:
+        while len(finished) < nodes and not over():
+            with contextlib.suppress(OSError):  # it was removed, or its server does not answer
                 asking = {path.name.partition(".")[2] for path in locks.iterdir() if path.name.startswith("asked.")}
-                gone |= answered - asking
+                finished |= answered - asking
                 for rank in asking - answered:
                     with (locks / f"node.{rank}").open("ab") as theirs:
                         seen = _try_lock(theirs) or NOT_SEEN
@@ -97,7 +97,7 @@ def _answer_until_gone(locks: Path, nodes: int, held: IO[bytes], over: Callable[
 
 
 def _try_lock(file: IO[bytes]) -> str:
-    """Ask for a lock: "" when it was granted, `HOLDS` when somebody has it, else what the system says."""
+    """Try to lock: "" when that worked, `HOLDS` when another process has the lock, else the error's text."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""Running other programs: an argv list, a time-out, and the whole answer. No shell is involved.
+"""Running other programs, by an argv list and with a time-out, without a shell.
 
-And telling processes apart: a pid alone is given out again, and counts in one namespace.
+And identifying processes: a pid alone is reused, and is valid in one namespace.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ERROR_WORDS = re.compile(
     r"|exception|killed|no space|quota|timed? ?out|unsupported|does not",
     re.IGNORECASE,
 )
-"""What a line says that tells why a program failed; the lines after it are often advice, or who else ended."""
+"""Words of a line that says why a program failed; the lines after it are often advice, or other ends."""
 
 _INITIAL_NAMESPACE = "pid:[4026531836]"
 """The PID namespace of a machine itself, the same number everywhere (Linux, include/linux/proc_ns.h)."""
@@ -44,7 +44,7 @@ _INITIAL_NAMESPACE = "pid:[4026531836]"
 
 @dataclass(frozen=True)
 class Completed:
-    """What a program answered. ``returncode`` is None after a time-out, negative when a signal ended it."""
+    """The result of a program. ``returncode`` is None after a time-out, negative when a signal ended it."""
 
     argv: tuple[str, ...]
     returncode: int | None
@@ -60,22 +60,22 @@ class Completed:
     def timed_out(self) -> bool:
         return self.returncode is None
 
-    def tail(self, lines: int = 5, said: Sequence[str] | None = None) -> str:
+    def tail(self, lines: int = 5, output: Sequence[str] | None = None) -> str:
         """The last lines of stderr, or of stdout when stderr is empty: what a person wants to see of a failure.
 
-        Where none of them says what is wrong, and an earlier one does, the last such line comes first. ``said`` are
+        Where none of them says what is wrong, and an earlier one does, the last such line comes first. ``output`` are
         other lines to choose from.
         """
-        shown = said if said is not None else (self.stderr.strip() or self.stdout.strip()).splitlines()
-        last = list(shown[-lines:])
-        earlier = [line for line in shown[:-lines] if _ERROR_WORDS.search(line)]
+        output = output if output is not None else (self.stderr.strip() or self.stdout.strip()).splitlines()
+        last = list(output[-lines:])
+        earlier = [line for line in output[:-lines] if _ERROR_WORDS.search(line)]
         if earlier and not any(map(_ERROR_WORDS.search, last)):
             last[:1] = earlier[-1:]
         return "\n".join(last)
 
     def __str__(self) -> str:
-        how = "timed out" if self.timed_out else f"exit {self.returncode}"
-        return f"{self.argv[0]}: {how} after {self.seconds:.1f} s" + (f": {self.tail()}" if self.tail() else "")
+        end = "timed out" if self.timed_out else f"exit {self.returncode}"
+        return f"{self.argv[0]}: {end} after {self.seconds:.1f} s" + (f": {self.tail()}" if self.tail() else "")
 
 
 class CommandRunner(Protocol):
@@ -112,14 +112,14 @@ def run(
     # with enroot 4.1.2), and because Ctrl-C in a terminal must reach the launcher, which decides what to stop.
     began = time.monotonic()
     words = tuple(os.fspath(a) for a in argv)
-    with contextlib.ExitStack() as put_off:
-        put_off.enter_context(defer_signals())
+    with contextlib.ExitStack() as resources:
+        resources.enter_context(defer_signals())
         try:
             child = subprocess.Popen(
                 words,
                 cwd=cwd,
                 env=dict(env) if env is not None else None,
-                stdin=put_off.enter_context(_standard_input(input)),
+                stdin=resources.enter_context(_standard_input(input)),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
@@ -134,7 +134,7 @@ def run(
             return Completed(words, code, "", why, 0.0)
         _RUNNING[child.pid] = RunningProgram(words, began, timeout)
         try:
-            put_off.close()  # a signal that came while it was started is handled here, where it is known
+            resources.close()  # a signal that came during the start is handled here, where the child is known
             out, err = _communicate(child, began + timeout, should_stop)
         except subprocess.TimeoutExpired:
             out, err = _end_group(child)
@@ -149,7 +149,7 @@ def run(
 
 @dataclass(frozen=True)
 class RunningProgram:
-    """A program that this process waits for: since when (by the monotonic clock), and how many seconds at most."""
+    """A program that this process waits for: its start (by the monotonic clock), and the seconds of its time-out."""
 
     argv: tuple[str, ...]
     since: float
@@ -166,8 +166,8 @@ _RUNNING: dict[int, RunningProgram] = {}
 
 
 def running_programs() -> list[RunningProgram]:
-    """The programs that `run` waits for in this process, the one that it has waited for longest first."""
-    return sorted(_RUNNING.copy().values(), key=lambda waited: waited.since)
+    """The programs that `run` waits for in this process, the oldest first."""
+    return sorted(_RUNNING.copy().values(), key=lambda program: program.since)
 
 
 @contextlib.contextmanager
@@ -250,11 +250,11 @@ class ProcessIdentity:
         return cls.of(os.getpid())
 
     def alive(self) -> bool | None:
-        """Whether it still runs; None when that cannot be told from here.
+        """Whether it still runs; None when that is not known here.
 
-        It cannot on another host, nor from another PID namespace, where its pid is another process or none: containers
-        of one machine often share its host name. After a reboot every process of the machine itself is gone; a
-        container of that host name may be on another machine.
+        It is not known of a process of another host or PID namespace, where its pid means another process or none:
+        containers of one machine often share its host name. After a reboot every process of the machine itself is gone;
+        a container with that host name may be on another machine.
         """
         if self.host != os.uname().nodename:
             return None
@@ -270,18 +270,19 @@ class ProcessIdentity:
         return started == self.started
 
     def stopped(self) -> bool:
-        """Whether it is here and was stopped (SIGSTOP, Ctrl-Z): it lives, holds what it holds, and does nothing."""
+        """Whether it is of this host and was stopped (SIGSTOP, Ctrl-Z): it is alive, keeps its locks, and does
+        nothing."""
         return self.alive() is True and (_stat(self.pid) or [""])[0] in ("T", "t")
 
 
 def host_label() -> str:
-    """How this host and PID namespace are called in names of files: a pid beside it means a process of these."""
+    """The name of this host and PID namespace in names of files: a pid beside it means a process of these."""
     host, namespace = os.uname().nodename[:32], _pid_namespace()
     return host if namespace in ("", _INITIAL_NAMESPACE) else f"{host}-{namespace.strip('pid:[]')}"
 
 
 def pid_exists(pid: int) -> bool:
-    """Whether our PID namespace has the process; asked with signal 0, since /proc can hide others' (hidepid)."""
+    """Whether our PID namespace has the process; by signal 0, since /proc can hide other users' (hidepid)."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -305,7 +306,7 @@ def _pid_namespace() -> str:
 
 @functools.lru_cache(maxsize=2)
 def _namespace_of(mine: int) -> str:
-    """That of this process, which stays in it; asked of each file that is published."""
+    """The PID namespace of this process, which never changes; cached, since each published file needs it."""
     try:
         return str(Path("/proc/self/ns/pid").readlink())
     except OSError:
@@ -320,7 +321,7 @@ def _started(pid: int) -> str | None:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """What proc(5) has in a process's stat from its state on (field 3); None where it is not seen."""
+    """The fields of /proc/PID/stat from the state on (field 3, proc(5)); None where they cannot be read."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
