@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from launcher.core.reading import LARGEST_RESULT, open_regular
+from launcher.core.reading import LARGEST_RESULT, open_regular, prepare_type
 
 _NOT_FINITE = re.compile(rb'(?:"([^"]{1,80})"\s*:|[\[,])\s*[-+]?(NaN|Infinity)\b')
 _DIGITS = frozenset(bytes([byte]) for byte in b"-0123456789")
@@ -122,8 +122,10 @@ class Document:
         return sum(bytes(memoryview(raw)[:5]) not in (b'""', b"null", b"false", b"{}", b"[]") for raw in values)
 
     def _list(self, key: str, kind: type[Element]) -> list[Element]:
+        if key not in self._parts:
+            return []
         try:
-            return msgspec.json.decode(self._parts[key], type=list[kind]) if key in self._parts else []  # type: ignore[valid-type]
+            return msgspec.json.decode(self._parts[key], type=prepare_type(list[kind]))  # type: ignore[valid-type]
         except (msgspec.DecodeError, RecursionError):
             return []
 

@@ -14,7 +14,7 @@ PLAIN = {"dict", "list", "str", "int", "float", "Any", "msgspec"}
 
 MEETINGS = """
 import dataclasses, msgspec, sys, threading, types
-from launcher.core.reading import built
+from launcher.core.reading import prepare_type
 
 sys.setswitchinterval(1e-6)
 for number in range(150):
@@ -39,7 +39,7 @@ class Other:
 
     def read(kind):
         together.wait()
-        assert msgspec.convert({"x": {"a": 1}, "y": [{}]}, built(kind)).x.a == 1
+        assert msgspec.convert({"x": {"a": 1}, "y": [{}]}, prepare_type(kind)).x.a == 1
 
     threads = [threading.Thread(target=read, args=(kind,)) for kind in (module.Out, module.Other) * 2]
     [thread.start() for thread in threads]
@@ -63,14 +63,14 @@ def types_read(tree: ast.Module) -> Iterator[ast.expr]:
                 yield from (word.value for word in call.keywords if word.arg == "type")
 
 
-def test_every_type_of_ours_is_built_before_it_is_read() -> None:
+def test_every_type_of_ours_is_prepared_before_it_is_read() -> None:
     root = Path(launcher.__file__).parent
     bare = [
         f"{path.relative_to(root)}: {ast.unparse(kind)}"
         for path in sorted(root.rglob("*.py"))
         if path.name != "reading.py"
         for kind in types_read(ast.parse(path.read_text()))
-        if not (isinstance(kind, ast.Call) and ast.unparse(kind.func) == "built")
+        if not (isinstance(kind, ast.Call) and ast.unparse(kind.func) == "prepare_type")
         and {node.id for node in ast.walk(kind) if isinstance(node, ast.Name)} - PLAIN
     ]
     assert bare == []
