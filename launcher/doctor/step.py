@@ -20,7 +20,7 @@ LEAST_FREE = 256 * 1024 * 1024
 _VARIABLES = ("GITHUB_RUN_ID", "GITHUB_RUN_ATTEMPT", "GITHUB_JOB", "GITHUB_WORKSPACE")
 _FILES = ("GITHUB_ENV", "GITHUB_OUTPUT")
 HOST = "the runner's host"
-_PATH_HINT = "a line in the runner's .path file has it found (its PATH is none of a login shell's); restart the runner"
+_PATH_HINT = "add its directory to the runner's .path file (its PATH is not a login shell's), and restart the runner"
 
 
 def github_problems(environ: Mapping[str, str], version: str) -> Iterator[ConfigError]:
@@ -57,7 +57,7 @@ def is_compatible(version: str, required: str) -> bool:
 def host_problems(scheduler: str, environ: Mapping[str, str], state: Path) -> Iterator[ConfigError]:
     """What the runner's host lacks for any job of a cluster with a scheduler of this kind."""
     if scheduler == "slurm":
-        yield from _missing_programs(dict.fromkeys(SLURM_PROGRAMS, "Slurm is asked by it"), environ)
+        yield from _missing_programs(dict.fromkeys(SLURM_PROGRAMS, "Slurm is queried by it"), environ)
         configured = environ.get("SLURM_CONF")
         if configured and not os.access(configured, os.R_OK):
             message = f"SLURM_CONF is {configured}, which cannot be read"
