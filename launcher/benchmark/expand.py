@@ -83,10 +83,6 @@ class SelectedRow(msgspec.Struct, frozen=True):
     row: SingleRow | MultiRow
     concurrencies: list[int]
 
-    @property
-    def dram_utilization(self) -> float | None:
-        return self.scenario.dram_utilization if isinstance(self.scenario, Agentic) else None
-
 
 def selected_rows(config: Config, selection: Selection) -> list[SelectedRow]:
     """The rows of a configuration that match the selection."""

@@ -26,7 +26,7 @@ from launcher.benchmark.expand import (
 )
 from launcher.benchmark.family import Family, RefusedKey, families_in
 from launcher.benchmark.fields import DECODE_FIELDS, FIELDS, PREFILL_FIELDS, parse_setting, read_entry
-from launcher.benchmark.matrix_schema import AgenticRow, RunnerLabels
+from launcher.benchmark.matrix_schema import Agentic, AgenticRow, RunnerLabels
 from launcher.core.errors import ConfigError
 from launcher.core.lines import count_of
 from launcher.core.reading import read_file
@@ -169,10 +169,10 @@ class Matrix:
 
         Raises ConfigError when the node's DRAM is not known, or the row's GPUs do not fit the nodes.
         """
-        row, utilization = selected.row, selected.dram_utilization
-        # The schema refuses kv-offloading without a utilization.
-        if not isinstance(row, AgenticRow) or row.kv_offloading == "none" or utilization is None:
+        row, scenario = selected.row, selected.scenario
+        if not isinstance(row, AgenticRow) or not isinstance(scenario, Agentic) or row.kv_offloading == "none":
             return 0
+        assert scenario.dram_utilization is not None  # the schema refuses kv-offloading without it
         runner, place = family.config.runner, family.place(*selected.path)
         needs = f"kv-offloading: dram needs the DRAM and the GPUs of a node of {runner!r}"
         if self.labels_error is not None:
@@ -184,7 +184,7 @@ class Matrix:
             hint = f"it has: {', '.join(sorted(self.labels.hardware)) or 'none'}"
             raise ConfigError(f"{needs}, which the runners file does not have", where=str(place), hint=hint)
         try:
-            return dram_budget(row, utilization, hardware)
+            return dram_budget(row, scenario.dram_utilization, hardware)
         except ValueError as error:
             raise ConfigError(f"{error} (runner {runner})", where=str(place)) from None
 

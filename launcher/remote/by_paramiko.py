@@ -38,8 +38,6 @@ _MOST_KEYS = 5
 _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
 _DIGESTS = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256", "hmac-sha2-512")
 
-_RSA = ("rsa-sha2-512", "rsa-sha2-256")
-
 
 class ParamikoPipe:
     """A program at the end of a channel."""
@@ -282,8 +280,9 @@ def _public_key(file: Path) -> bytes | None:
 
 def _ordered(possible: Sequence[str], known: Sequence[str]) -> list[str]:
     """Key types with the known ones first, so that a host with several keys presents a known one."""
-    known_first = [name for kind in known for name in (_RSA if kind == "ssh-rsa" else (kind,)) if name in possible]
-    return [*dict.fromkeys(known_first), *(name for name in possible if name not in known_first)]
+    rsa = ("rsa-sha2-512", "rsa-sha2-256")  # the signatures of a key of type ssh-rsa
+    known_first = [name for kind in known for name in (rsa if kind == "ssh-rsa" else (kind,)) if name in possible]
+    return list(dict.fromkeys((*known_first, *possible)))
 
 
 def _error_text(error: BaseException) -> str:
