@@ -61,9 +61,9 @@ def _errors_of(value: Any) -> Sequence[ErrorInfo]:
 
 
 def _error_lines(value: Any) -> Iterator[str]:
-    for one in _errors_of(value):
-        error = LauncherError(one.message, where=one.where or one.of or None, hint=one.hint)
-        yield from redact(f"launcher: {one.layer}: {error}", os.environ).splitlines()
+    for info in _errors_of(value):
+        error = LauncherError(info.message, where=info.where or info.of or None, hint=info.hint)
+        yield from redact(f"launcher: {info.layer}: {error}", os.environ).splitlines()
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Command:
     answer: Callable[[argparse.Namespace, Log], Any]
     show: Callable[[Any, Terminal], Iterable[str]]
     stderr_lines: Callable[[Any], Iterable[str]] = _error_lines
-    exit_code: Callable[[Any], int] = lambda value: next((one.code for one in _errors_of(value)), 0)
+    exit_code: Callable[[Any], int] = lambda value: next((info.code for info in _errors_of(value)), 0)
     to_json: Callable[[Any], Any] = lambda value: value
     show_live: Callable[[Iterator[Any], argparse.Namespace, Callable[[str, str], None] | None], object] | None = None
     json_type: Any = None
@@ -186,8 +186,8 @@ def annotate(errors: Sequence[ErrorInfo], stream: TextIO) -> None:
     from launcher.core.github import GitHub
 
     with GitHub(os.environ, stream) as github:
-        for one in errors:
-            github.error(redact(one.message, os.environ), title=f"launcher: {one.layer}")
+        for info in errors:
+            github.error(redact(info.message, os.environ), title=f"launcher: {info.layer}")
 
 
 def json_text(value: Any, *, indent: int = 2) -> str:
@@ -219,9 +219,9 @@ def refusal_lines(errors: Sequence[ErrorInfo], others: int, what: str, done: str
     share is printed once."""
     if errors:
         yield f"launcher: {len(errors)} of {len(errors) + others} {what} cannot be {done}:"
-    for hint, group in groupby(sorted(errors, key=lambda one: one.hint or ""), key=lambda one: one.hint):
-        for one in group:
-            yield f"  {one.where or one.of}: {redact(one.message, os.environ)}"
+    for hint, group in groupby(sorted(errors, key=lambda info: info.hint or ""), key=lambda info: info.hint):
+        for info in group:
+            yield f"  {info.where or info.of}: {redact(info.message, os.environ)}"
         if hint:
             yield f"    hint: {hint}"
 
@@ -251,7 +251,9 @@ class Removals:
 
 
 def removals(leftovers: Sequence[Leftover], *, applied: bool, notes: tuple[str, ...] = ()) -> Removals:
-    return Removals(applied, tuple(Removal(str(one.path), one.size, one.why, one.keep) for one in leftovers), notes)
+    return Removals(
+        applied, tuple(Removal(str(left.path), left.size, left.why, left.keep) for left in leftovers), notes
+    )
 
 
 def show_removals(value: Removals, terminal: Terminal) -> Iterator[str]:

@@ -61,7 +61,7 @@ def cancel(arguments: argparse.Namespace, log: Log) -> Iterator[Message]:
     project = open_project(arguments)
     runs, errors = for_each_name(requested_runs(arguments, project), lambda name: run_named(project.runs, name))
     yield from end_runs(project, runs, "launcher cancel", SILENCE)
-    yield from (Message(run=one.of, wrong=(one,)) for one in errors)
+    yield from (Message(run=info.of, wrong=(info,)) for info in errors)
 
 
 @partial(Command, Message, show=show_message)
@@ -91,7 +91,7 @@ def _clean_up_all(project: Project) -> Iterator[Message]:
     count = len(orphans)
     yield Message(f"{count_of(count, 'run was', 'runs were')} left behind" if count else "no run was left behind")
     if unreadable:
-        names = ", ".join(one.id for one in unreadable)
+        names = ", ".join(lost.id for lost in unreadable)
         yield Message(f"{count_of(len(unreadable), 'record')} cannot be read: {names}")
     _remove_old_trees(project)
     _remove_collected(project, records(project.runs))
@@ -109,13 +109,13 @@ def _run_actions(
 ) -> dict[str, EndAction]:
     """The actions that end these runs, and those with an unreadable record, by run id."""
     actions: dict[str, EndAction] = {run: partial(_end_run, project, run, why, silence) for run in runs}
-    return {**actions, **{one.id: partial(_end_unreadable, project, one) for one in unreadable}}
+    return {**actions, **{lost.id: partial(_end_unreadable, project, lost) for lost in unreadable}}
 
 
 def end_runs(project: Project, runs: Sequence[str], why: str, silence: float = END_PATIENCE) -> Iterator[Message]:
     """End several runs at a time. Yields what is logged meanwhile, then the state of each run that has ended."""
     errors = yield from _end_all(_run_actions(project, runs, why, silence))
-    for run in {*runs} - {one.of for one in errors}:
+    for run in {*runs} - {info.of for info in errors}:
         with contextlib.suppress(ConfigError):
             yield Message(run=run, state=RunRecord.load(project.runs, run).fields.state)
 
@@ -151,7 +151,7 @@ def _end_all(actions: Mapping[str, EndAction]) -> Generator[Message, None, list[
         else:
             yield message
     errors = [failed[name] for name in actions if name in failed]
-    yield from (Message(run=one.of, wrong=(one,)) for one in errors)
+    yield from (Message(run=info.of, wrong=(info,)) for info in errors)
     return errors
 
 
@@ -321,7 +321,7 @@ def end_leftovers(project: Project, plan: Plan, github: GitHub, log: Log) -> Non
         project, [record.id for record in orphans], "the next launcher on this runner", unreadable=ours
     )
     for message in _end_all(actions):
-        for one in message.wrong:
-            github.warning(f"{one.where or one.of}: {one.message}", title="launcher: left behind")
+        for info in message.wrong:
+            github.warning(f"{info.where or info.of}: {info.message}", title="launcher: left behind")
         if message.text:
             log(message.text)

@@ -180,7 +180,7 @@ def _compare_plans(remote: RemoteCommand) -> list[Plan]:
             diff = difflib.unified_diff(local_lines, remote_lines, "here", remote.name, n=1, lineterm="")
             for line in list(diff)[:_MAX_DIFF_LINES]:
                 print(one_line(line), file=sys.stderr)
-            message = "the plan there is another one than here, and nothing was started"
+            message = "the plan there differs from the plan here, and nothing was started"
             hint = f"launcher remote install {remote.name}, where launchers differ; else fix the file that differs"
             raise ConfigError(message, where=remote.name, hint=hint)
         costs: dict[str, float | None] = {}

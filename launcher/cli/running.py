@@ -155,7 +155,7 @@ def _plan_selected(project: Project, arguments: argparse.Namespace) -> Plan:
     if len(benchmarks) > 1:
         titles = "\n".join(f"  {b.title} conc {' '.join(map(str, b.concurrencies))}" for b in benchmarks)
         raise ConfigError(
-            f"{len(benchmarks)} benchmarks are selected, and one job measures one:\n{titles}",
+            f"{len(benchmarks)} benchmarks are selected, and a run measures one of them:\n{titles}",
             hint="narrow it by --topology, --seq or --conc, or use `launcher sweep`",
         )
     (benchmark,) = benchmarks

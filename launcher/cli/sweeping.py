@@ -203,7 +203,7 @@ def plan(arguments: argparse.Namespace, log: Log) -> SweepPlan:
     texts = [f"{points_in(jobs)}, of which {count} done already", *cost_lines(jobs)]
     texts.append(expected(jobs, guesses, policy.max_jobs))
     if done:
-        names = dict.fromkeys(one.why.rpartition(" ")[2] for known in done.values() for one in known.values())
+        names = dict.fromkeys(known.why.rpartition(" ")[2] for points in done.values() for known in points.values())
         texts.append(f"--reuse {' '.join(names)} takes them over")
     return SweepPlan(code, SweepPlanDocument(jobs=planned, left_out=left_out), tuple(texts))
 

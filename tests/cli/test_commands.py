@@ -73,7 +73,7 @@ def test_check_prints_a_line_a_finding_and_exits_with_1_on_errors(
         (["plan", "-k", "minimaxm3-fp8-*", "--conc", "3"], "there are: "),
         (["plan", "-k", "x", "--matrix", "none.yaml"], "none.yaml"),
         (["plan", "-k", "x", "--workspace", "/no/such/directory"], "is not a directory"),
-        (["run", "-k", "minimaxm3-fp8-gb200-dynamo-vllm", "--runner", "local"], "one job measures one"),
+        (["run", "-k", "minimaxm3-fp8-gb200-dynamo-vllm", "--runner", "local"], "a run measures one of them"),
         (["run", "-k", "minimaxm3-*", "--accept", "moving-red"], "did you mean 'moving-ref'?"),
         (["runner", "show", "local", "--for", "minimaxm3"], "PREFIX/PRECISION/FRAMEWORK"),
         (["runner", "show", "gb200-nv", "--for", "dsr9/fp4/x"], "supported:"),

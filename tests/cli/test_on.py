@@ -211,7 +211,7 @@ def test_a_plan_that_differs_there_is_refused_with_what_differs(
     monkeypatch.setattr(on_driving, "_plan_text", lambda plan, place: real(plan, place).replace('"fp8"', '"fp4"'))
     assert main(["--on", "local", "run", *ONE, "--runner", "local", "--run-id", "differs"]) == 2
     printed = capsys.readouterr().err
-    assert "the plan there is another one than here" in printed and '-  "precision": "fp4"' in printed
+    assert "the plan there differs from the plan here" in printed and '-  "precision": "fp4"' in printed
     assert not (site.far / "runs/differs").exists()
 
 
