@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 from launcher.core.lines import count_of
@@ -110,7 +110,7 @@ def _case(entry: Entry, attempt: Attempt) -> tuple[str, str]:
     return kind, f"{head}<properties>{properties}</properties>{child}</testcase>\n"
 
 
-def _xml(text: object) -> str:
+def _xml(text: Hashable) -> str:
     return re.sub("[\ufffe\uffff]", "?", escaped(text))
 
 
@@ -196,7 +196,7 @@ def _comparison(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _markdown(text: object) -> str:
+def _markdown(text: Hashable) -> str:
     """A text from outside, escaped so that Markdown shows it unchanged, without links, images, mentions or markup."""
     escaped = re.sub(r"([\\`*_{}\[\]()#!|~@])", r"\\\1", shown(text))
     return escaped.replace("&", "&amp;").replace("<", "&lt;")

@@ -6,6 +6,7 @@ import html
 import math
 import re
 import time
+from collections.abc import Hashable
 from functools import lru_cache
 
 from launcher.core.terminal import one_line
@@ -16,25 +17,17 @@ LONGEST = 600
 """Characters of one text from outside that a report shows."""
 
 
-def shown(text: object) -> str:
+@lru_cache(1 << 14, typed=True)  # a report of thousands of points has few different texts
+def shown(text: Hashable) -> str:
     """A text from outside as one line of bounded length."""
-    return _shown(str(text))
-
-
-def escaped(text: object) -> str:
-    """`shown`, escaped for HTML or XML, in an element or between double quotes."""
-    return _escaped(str(text))
-
-
-@lru_cache(1 << 14)  # a report of thousands of points has few different ones
-def _shown(text: str) -> str:
-    line = one_line(" ".join(text.split()))
+    line = one_line(" ".join(str(text).split()))
     return line if len(line) <= LONGEST else f"{line[:LONGEST]} …"
 
 
-@lru_cache(1 << 14)
-def _escaped(text: str) -> str:
-    return html.escape(_shown(text))
+@lru_cache(1 << 14, typed=True)
+def escaped(text: Hashable) -> str:
+    """`shown`, escaped for HTML or XML, in an element or between double quotes."""
+    return html.escape(shown(text))
 
 
 def metric_text(name: str, metrics_of: dict[str, float]) -> str:
@@ -73,9 +66,7 @@ def axis_number(value: float) -> str:
 
 def local_time(seconds: float | None) -> str:
     """``2026-11-26 12:00:00`` in local time; "" for None."""
-    if seconds is None:
-        return ""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def duration_text(seconds: float | None) -> str:

@@ -98,8 +98,9 @@ class EvaluationVerdict:
         """The evaluations, and a missing one for each ``requested`` concurrency without any. Where there are
         ``problems``, no evaluation is ok."""
         first = problems[0].removeprefix("eval: ") if problems else None
-        points = [replace(one, state="invalid", reason=first) if problems and one.state == "ok" else one
-                  for one in self.evaluations]  # fmt: skip
+        points = self.evaluations
+        if problems:
+            points = [replace(e, state="invalid", reason=first) if e.state == "ok" else e for e in points]
         evaluated = {point.concurrency for point in points}
         missing = [c for c in requested if c not in evaluated] if requested else [] if points else [None]
         reason = first or "there is no result"
