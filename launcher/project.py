@@ -1,4 +1,4 @@
-"""What a command works with: the fleet, the recipes, the state directory; found by flag, environment, workspace.
+"""What a command works with: the fleet, the recipes, the state directory; by flag, environment, workspace.
 
 A directory given by flag comes first, then one of the environment (LAUNCHER_RUNNERS, LAUNCHER_RECIPES), then the
 workspace's own, then what is shipped.
@@ -13,7 +13,7 @@ import pwd
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial, reduce
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,18 +73,18 @@ class Project:
             "--runners": runners or environ.get("LAUNCHER_RUNNERS"),
             "--recipes": recipes or environ.get("LAUNCHER_RECIPES"),
         }
-        found: dict[str, Path | None] = {}
+        directories: dict[str, Path | None] = {}
         for flag, text in named.items():
-            found[flag] = Path(text).resolve() if text else None
+            directories[flag] = Path(text).resolve() if text else None
             if text and not Path(text).is_dir():
                 raise ConfigError(f"{text} is not a directory", where=flag)
         return cls(
-            workspace=found["--workspace"] or Path(environ.get("GITHUB_WORKSPACE") or ".").resolve(),
+            workspace=directories["--workspace"] or Path(environ.get("GITHUB_WORKSPACE") or ".").resolve(),
             state=state_directory(environ, state),
             environ=dict(environ),  # os.environ decodes a variable each time
-            srt_slurm=found["--srt-slurm"],
-            runners=found["--runners"],
-            recipes=found["--recipes"],
+            srt_slurm=directories["--srt-slurm"],
+            runners=directories["--runners"],
+            recipes=directories["--recipes"],
             look=look,
         )
 
@@ -113,9 +113,9 @@ class Project:
     @property
     def caches(self) -> list[Path]:
         """Where the runner files keep mirrors of srt-slurm; most lie on other machines."""
-        said = [f.runner.checkout.cache for f in self.fleet.readable()]
-        own = {"{workspace}": str(self.workspace), "{state}": str(self.state)}
-        return [Path(reduce(lambda text, key: text.replace(key, own[key]), own, text)) for text in dict.fromkeys(said)]
+        caches = dict.fromkeys(file.runner.checkout.cache for file in self.fleet.readable())
+        workspace, state = str(self.workspace), str(self.state)
+        return [Path(text.replace("{workspace}", workspace).replace("{state}", state)) for text in caches]
 
     @cached_property
     def _kinds(self) -> dict[str, JobKind]:
@@ -124,8 +124,8 @@ class Project:
     def kind(self, name: str) -> JobKind:
         """A kind of job by its name in runner files and plans. Raises ConfigError."""
         if name not in KINDS:
-            near = closest(name, KINDS)
-            hint = f"did you mean {near}?" if near else f"there are: {', '.join(KINDS)}"
+            match = closest(name, KINDS)
+            hint = f"did you mean {match}?" if match else f"there are: {', '.join(KINDS)}"
             raise ConfigError(f"no kind of job is called {name}", hint=hint)
         if name not in self._kinds:
             self._kinds[name] = KINDS[name](self)
@@ -140,8 +140,8 @@ class Project:
     def matrix(self, files: Sequence[str] = (), keys: Sequence[str] = ()) -> Matrix:
         """The matrix of the files named, else of this repository together with the workspace's masters.
 
-        ``keys`` are the globs that will select of it. What is wrong is said of what is selected (`Matrix.entries`).
-        Raises ConfigError when there is no file.
+        ``keys`` are the globs of the rows that will be selected. Errors are raised for selected rows only
+        (`Matrix.entries`). Raises ConfigError when there is no file.
         """
         from launcher.benchmark.matrix import load_matrix
 
@@ -202,8 +202,8 @@ class Project:
         job = github_job(self.environ)
         file = self.fleet.for_runner_name(job.runner_name)
         plan = self._plan(benchmark_from_environment(self.environ), file, job, run_id)
-        found = unknown_settings_of(self.environ)  # by hand such a row is refused
-        return dataclasses.replace(plan, findings=(*plan.findings, *found)) if found else plan
+        findings = unknown_settings_of(self.environ)  # in a plan by hand they are errors
+        return dataclasses.replace(plan, findings=(*plan.findings, *findings)) if findings else plan
 
     def plan_srtctl(self, benchmark: Benchmark, file: RunnerFile, context: Context) -> Plan:
         """Plan a benchmark that srtctl runs."""
@@ -312,8 +312,8 @@ def plan_benchmark(
 def _with_findings(resolved: Resolved, schemas: Schemas) -> Plan:
     from launcher.check.plan_rules import check_plan
 
-    found = check_plan(resolved, schemas)
-    return dataclasses.replace(resolved.plan, findings=found) if found else resolved.plan
+    findings = check_plan(resolved, schemas)
+    return dataclasses.replace(resolved.plan, findings=findings) if findings else resolved.plan
 
 
 def _kind_of_lane(benchmark: Benchmark, file: RunnerFile) -> str:

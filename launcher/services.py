@@ -1,6 +1,6 @@
-"""The composition: which programs, scheduler and kinds of job a command meets.
+"""The composition: which programs, scheduler and kinds of job a command uses.
 
-Nothing else in the launcher asks whether a run is a rehearsal.
+Nothing else in the launcher checks whether a run is a rehearsal.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def stand_in_programs(name: str) -> tuple[str, ...]:
     return () if name != REHEARSAL else ("enroot", "srtctl", "docker", "podman")
 
 
-def open_scheduler(kind: str, backend: str, jobs: Path, say: Callable[[str], None] = lambda text: None) -> Scheduler:
+def open_scheduler(kind: str, backend: str, jobs: Path, log: Callable[[str], None] = lambda text: None) -> Scheduler:
     """The scheduler of a kind: ``slurm``, or ``local``, the embedded one, whose jobs lie in ``jobs``.
 
     Slurm is asked by its commands (``backend`` ``commands``), or by pyslurm where that can be used (``pyslurm``,
-    ``auto``) and by its commands elsewhere; ``say`` is told which and why. Its programs run on when the launcher was
+    ``auto``) and by its commands elsewhere; ``log`` gets which and why. Its programs run on when the launcher was
     asked to stop: scancel is what it then has to run.
     """
     if kind == "local":
@@ -53,13 +53,14 @@ def open_scheduler(kind: str, backend: str, jobs: Path, say: Callable[[str], Non
     from launcher.slurm.commands import SlurmCommands
     from launcher.slurm.native import choose_backend
 
-    native, why = (None, "as asked for") if backend == "commands" else choose_backend()
-    say(f"Slurm is asked by {why}" if native is not None else f"Slurm is asked by its commands: {why}")
+    native, reason = (None, "as asked for") if backend == "commands" else choose_backend()
+    log(f"Slurm is asked by {reason}" if native is not None else f"Slurm is asked by its commands: {reason}")
     return native if native is not None else SlurmCommands()
 
 
 def open_services(project: Project, plan: Plan, stop: Stop, *, log: Callable[[str], None]) -> Services:
-    """How runs of this plan's cluster reach the world, from this process; ``log`` is told how Slurm is asked."""
+    """The scheduler, tools and stop request for runs of this plan's cluster in this process; ``log`` gets how Slurm is
+    asked."""
     planned = plan.scheduler
     backend = project.slurm_backend or planned.backend
     scheduler = open_scheduler(planned.kind, backend, project.state / "jobs", log)
@@ -73,12 +74,12 @@ def open_services(project: Project, plan: Plan, stop: Stop, *, log: Callable[[st
     return Services(scheduler, project.environ, stop, tools, run=stoppable(stop.requested))
 
 
-def schedulers_for(project: Project, lost: UnreadableRecord) -> list[Scheduler]:
-    """Where the job of a run may live whose record cannot be read: as its plan says, else everywhere."""
+def schedulers_for(project: Project, unreadable: UnreadableRecord) -> list[Scheduler]:
+    """The schedulers that may have the job of a run whose record cannot be read: the plan's, else all."""
     from launcher.slurm.other_jobs import MultiClusterScheduler
 
     try:
-        kinds = [lost.record.plan.scheduler.kind]
+        kinds = [unreadable.record.plan.scheduler.kind]
     except ConfigError:
         kinds = ["local", "slurm"]
     opened = [open_scheduler(kind, "commands", project.state / "jobs") for kind in kinds]

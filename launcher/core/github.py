@@ -41,10 +41,10 @@ def annotation(
     kind: _Kind, message: str, *, file: str | None = None, line: int | None = None, title: str | None = None
 ) -> str:
     """The workflow command by which GitHub shows a message beside a line of a file, or for the whole run."""
-    given = {"file": file, "line": line, "title": title}
+    values = {"file": file, "line": line, "title": title}
     properties = ",".join(
         f"{key}={_escaped(str(value)).replace(':', '%3A').replace(',', '%2C')}"
-        for key, value in given.items()
+        for key, value in values.items()
         if value is not None
     )
     return f"::{kind}{' ' if properties else ''}{properties}::{_escaped(message)}"
@@ -71,7 +71,7 @@ class GitHub:
         self._lock = threading.RLock()
         self._stopped: str | None = None
         self._written: dict[str, int] = {}
-        self._held: dict[_Kind, list[tuple[str, str]]] = {}  # each as its own command, and as text of a common one
+        self._postponed: dict[_Kind, list[tuple[str, str]]] = {}  # each as its own command, and as text of a common one
 
     def __enter__(self) -> GitHub:
         return self
@@ -79,37 +79,37 @@ class GitHub:
     def __exit__(self, *exception: object) -> None:
         """Write the annotations that were held back: one alone as it is, several together as one."""
         with self._lock:
-            for kind, held in self._held.items():
-                texts = "\n".join(text for _, text in held)
-                self._command(held[0][0] if len(held) == 1 else annotation(kind, texts, title=f"{len(held)} more"))
-            self._held.clear()
+            for kind, group in self._postponed.items():
+                texts = "\n".join(text for _, text in group)
+                self._command(group[0][0] if len(group) == 1 else annotation(kind, texts, title=f"{len(group)} more"))
+            self._postponed.clear()
 
     def output(self, name: str, value: str) -> None:
         """Set an output of the step. Raises ConfigError for an impossible name or more than 1 MiB, and LauncherError
         when the runner's file cannot be written."""
         if not _NAME.match(name):
             raise ConfigError(f"{name!r} cannot be the name of a step's output")
-        self._leave(self._output, "output", name, value)
+        self._append_entry(self._output, "output", name, value)
 
     def variable(self, name: str, value: str) -> None:
         """Set a variable of the job's later steps. A runner's file that cannot be written is a warning."""
         try:
-            self._leave(self._variables, "variable", name, value)
+            self._append_entry(self._variables, "variable", name, value)
         except LauncherError as error:
             self.warning(str(error))
 
-    def _leave(self, path: Path | None, what: str, name: str, value: str) -> None:
+    def _append_entry(self, path: Path | None, noun: str, name: str, value: str) -> None:
         if path is None:
             return
         delimiter = f"launcher_{secrets.token_hex(16)}"
         entry = f"{name}<<{delimiter}\n{value}\n{delimiter}\n"
         if len(entry.encode(errors="backslashreplace")) > OUTPUT_LIMIT:
-            raise ConfigError(f"the {what} {name} is larger than GitHub's {OUTPUT_LIMIT} bytes")
+            raise ConfigError(f"the {noun} {name} is larger than GitHub's {OUTPUT_LIMIT} bytes")
         try:
             with path.open("ab") as file:
                 file.write(entry.encode(errors="backslashreplace"))
         except OSError as error:
-            raise LauncherError(f"the {what} {name} cannot be written: {error.strerror}", where=str(path)) from None
+            raise LauncherError(f"the {noun} {name} cannot be written: {error.strerror}", where=str(path)) from None
 
     def summary(self, markdown: str) -> None:
         """Append to the step summary. It is cut at a line where it would pass 1 MiB, and a note says so there.
@@ -183,7 +183,7 @@ class GitHub:
             else:
                 where = f"{file}:{line}" if file and line is not None else file
                 text = ": ".join(part for part in (where, title, message) if part)
-                self._held.setdefault(kind, []).append((command, text))
+                self._postponed.setdefault(kind, []).append((command, text))
 
     def _command(self, command: str) -> None:
         if not self.active:

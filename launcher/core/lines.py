@@ -65,8 +65,8 @@ def print_lines(lines: Iterable[str], terminal: Terminal, stream: Any = None) ->
 
 
 def count_of(number: int, one: str, many: str = "") -> str:
-    """A number before what it counts: ``1 entry``, ``0 files``, ``2 jobs are``. ``many`` is how ``one`` is said of
-    another number, where no s at its end does it."""
+    """A number with what it counts: ``1 entry``, ``0 files``, ``2 jobs are``. ``many`` is the plural of ``one`` where
+    it is not made by an s."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
@@ -119,14 +119,14 @@ def table(
             and (i < len(heads) - 1 or len(cells[0][i]) < _READABLE)
         ]
         if shared:
-            said = ""
+            shared_line = ""
             for pair in (f"{heads[i]} {cells[0][i]}" for i in shared if cells[0][i] not in ("", "-")):
-                if said and len(said) + 3 + len(pair) > width:
-                    lines += map(Line, wrap_words(f"{said},", width, "  "))
-                    said = f"  {pair}"
+                if shared_line and len(shared_line) + 3 + len(pair) > width:
+                    lines += map(Line, wrap_words(f"{shared_line},", width, "  "))
+                    shared_line = f"  {pair}"
                 else:
-                    said = f"{said}, {pair}" if said else pair
-            lines += map(Line, wrap_words(said, width, "  ")) if said else []
+                    shared_line = f"{shared_line}, {pair}" if shared_line else pair
+            lines += map(Line, wrap_words(shared_line, width, "  ")) if shared_line else []
             heads = [head for i, head in enumerate(heads) if i not in shared]
             cells = [[cell for i, cell in enumerate(row) if i not in shared] for row in cells]
     widths = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]

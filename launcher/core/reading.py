@@ -1,6 +1,6 @@
-"""Reading files that others may have written or damaged: only regular files, and only so much of them.
+"""Reading files that others may have written or damaged: only regular files, up to a bound.
 
-A pipe of a file's name would hold the reader for ever, a device or a file of many gigabytes would fill its memory.
+A pipe in place of a file would block the reader for ever; a device or a file of many gigabytes would fill its memory.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ LARGEST_RESULT = 1 << 31
 
 
 def open_regular(path: Path | str, *, buffered: bool = True, follow: bool = True) -> IO[bytes]:
-    """A regular file, open to be read, also behind a link if those are to ``follow``. Raises OSError for anything else,
-    and never waits."""
+    """Open a regular file for reading, also through a link if ``follow``. Raises OSError for anything else, and never
+    waits."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
         handle = os.open(path, flags)
     except ValueError as error:  # a NUL, or what no file system can hold
         raise OSError(errno.EINVAL, f"the path cannot be one: {error}", str(path)) from None
     try:
-        found = os.fstat(handle)
-        if stat.S_ISDIR(found.st_mode):
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no file", str(path))
         return os.fdopen(handle, "rb", -1 if buffered else 0)
     except BaseException:
@@ -87,10 +87,10 @@ _PREPARING = threading.Lock()
 
 
 def prepare_type(kind: Kind) -> Kind:
-    """A type that msgspec may be asked to read, from any thread.
+    """The type itself, prepared so that msgspec may decode it in any thread.
 
-    msgspec looks into a type when it first meets it, and two threads that have it do so at once end the process by
-    SIGSEGV (0.22; in a test in one of three hundred meetings).
+    msgspec analyses a type when it first decodes it. Two threads that do so at once end the process by SIGSEGV (0.22;
+    seen once in three hundred such meetings).
     """
     if kind not in _PREPARED:
         import msgspec
@@ -102,7 +102,7 @@ def prepare_type(kind: Kind) -> Kind:
 
 
 def read_json(path: Path | str, kind: type[Kind], most: int = 1 << 20) -> Kind | None:
-    """What a JSON file of one of our types says; None when it is missing, or is nothing of that type."""
+    """A JSON file of one of our types; None when it is missing, or is not of that type."""
     import msgspec
 
     try:

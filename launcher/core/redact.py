@@ -154,7 +154,7 @@ def redact(text: str, environ: Mapping[str, str]) -> str:
     for value in _values(_named(environ))[1]:
         text = text.replace(value, MASK)
     for shape in _patterns(_SHAPES) if len(text) >= _SHORTEST_SHAPE else ():
-        text = shape.sub(lambda found: _mask_match(found, lambda length: MASK), text)
+        text = shape.sub(lambda match: _mask_match(match, lambda length: MASK), text)
     return text
 
 
@@ -176,7 +176,7 @@ class LineRedactor:
             if "\n" not in value and value in text:
                 text = text.replace(value, MASK)
         for shape in _patterns(_SHAPES_IN_A_LINE):
-            text = shape.sub(lambda found: _mask_match(found, lambda length: MASK), text)
+            text = shape.sub(lambda match: _mask_match(match, lambda length: MASK), text)
         redacted = text.split("\n")
         if self._key_lines or "PRIVATE KEY-----" in text:
             redacted = [self._without_key(line) for line in redacted]
@@ -185,7 +185,7 @@ class LineRedactor:
     def _without_key(self, line: str) -> str:
         if edges := _KEY_EDGE.findall(line):
             self._key_lines = _KEY_LINES if edges[-1] == "BEGIN" else 0
-            return re.sub(_PRIVATE_KEY, lambda found: _mask_match(found, lambda length: MASK), line)
+            return re.sub(_PRIVATE_KEY, lambda match: _mask_match(match, lambda length: MASK), line)
         if not self._key_lines:
             return line
         found = _KEY_BODY.search(line)
@@ -208,14 +208,14 @@ def redact_bytes(data: bytes, environ: Mapping[str, str]) -> bytes:
         if raw in data:
             data = data.replace(raw, b"*" * len(raw))
     for shape in _patterns(_SHAPES_IN_BYTES):
-        data = shape.sub(lambda found: _mask_match(found, lambda length: b"*" * length), data)
+        data = shape.sub(lambda match: _mask_match(match, lambda length: b"*" * length), data)
     return data
 
 
-def _mask_match(found: re.Match[AnyStr], cover: Callable[[int], AnyStr]) -> AnyStr:
+def _mask_match(match: re.Match[AnyStr], cover: Callable[[int], AnyStr]) -> AnyStr:
     """A match whose secret, its one group or else the whole, is replaced by a ``cover`` for that length."""
-    start, end = found.span(found.lastindex or 0)
-    return found.string[found.start() : start] + cover(end - start) + found.string[end : found.end()]
+    start, end = match.span(match.lastindex or 0)
+    return match.string[match.start() : start] + cover(end - start) + match.string[end : match.end()]
 
 
 class RedactingReader:

@@ -1,7 +1,7 @@
-"""Directories that several people use: whose something is, and which rights what we make there gets.
+"""Directories that several people use: who owns a file, and which permissions our files there get.
 
-The directory decides, whatever the umask: what its group may do with it, the group may do with what lies in it; others
-may read where they may read the directory. So a private directory has private files.
+The directory decides, whatever the umask: its group may do with our files what it may do with the directory, and others
+may read them where they may read the directory. So a private directory has private files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HINTS = {
 
 
 def user_name(uid: int | None = None) -> str:
-    """The name of a user (default: who runs this), else the uid."""
+    """The name of a user (default: the current one), else the uid."""
     uid = os.geteuid() if uid is None else uid
     try:
         return pwd.getpwuid(uid).pw_name
@@ -34,7 +34,7 @@ def user_name(uid: int | None = None) -> str:
 
 
 def owner_and_mode(path: Path | str) -> str:
-    """Whose a path is, and its mode, in words: of the first part of it that keeps this user out, else of the path."""
+    """The owner and mode of a path in words: of the first directory on it that this user may not enter, else of it."""
     path = Path(os.fsdecode(path)).absolute()
     closed = (part for part in reversed(path.parents) if part.is_dir() and not os.access(part, os.X_OK))
     part = next(closed, path)
@@ -49,13 +49,13 @@ def owner_and_mode(path: Path | str) -> str:
 
 
 def describe_os_error(error: OSError, path: Path | str) -> str:
-    """What an error of the file system at a path says, within a sentence; of a refusal also whose the path is."""
-    said = error.strerror or str(error)
-    return f"{said} ({owner_and_mode(path)})" if error.errno in (errno.EACCES, errno.EPERM) else said
+    """An error of the file system at a path, within a sentence; with the path's owner where permission is missing."""
+    text = error.strerror or str(error)
+    return f"{text} ({owner_and_mode(path)})" if error.errno in (errno.EACCES, errno.EPERM) else text
 
 
 def os_error_hint(error: OSError, path: Path | str) -> str:
-    """What a person can do after an error of the file system at a path; for a refusal, whose permission is missing."""
+    """What a person can do after an error of the file system at a path; who can help where permission is missing."""
     if error.errno in (errno.EACCES, errno.EPERM):
         return (
             f"{owner_and_mode(path)}: its owner, or root, lets {user_name()} in (chmod, chgrp); or name another place"
@@ -64,7 +64,7 @@ def os_error_hint(error: OSError, path: Path | str) -> str:
 
 
 def cannot_remove(path: Path) -> str | None:
-    """Why this user may not remove what lies there, and who may; None when nothing speaks against it."""
+    """Why this user may not remove the file or directory, and who may; None when no reason is known."""
     try:
         status, above = path.lstat(), path.parent.stat()
     except OSError:
@@ -80,7 +80,7 @@ def cannot_remove(path: Path) -> str | None:
 
 
 def inherit_rights(path: Path) -> None:
-    """Give a file or directory that we made the rights of its directory, as far as the file system has it."""
+    """Give a file or directory that we made the permissions of its directory, as far as the file system allows."""
     with contextlib.suppress(OSError):
         above, status = path.parent.stat(), path.stat()
         if above.st_gid != status.st_gid:
@@ -93,8 +93,8 @@ def inherit_rights(path: Path) -> None:
 
 
 def path_for_own_use(path: Path) -> Path:
-    """The path, or a name beside it for this user alone where another one has made what is there: what can start
-    programs (settings of a git repository, a Python environment) is used by its owner only."""
+    """The path; or a name beside it for this user alone where another user owns what is there: files that can start
+    programs (settings of a git repository, a Python environment) are used by their owner only."""
     with contextlib.suppress(OSError):
         if path.lstat().st_uid != os.geteuid():
             return path.with_name(f"{path.stem}.{user_name()}{path.suffix}")
@@ -102,8 +102,8 @@ def path_for_own_use(path: Path) -> Path:
 
 
 def make_directories(path: Path) -> None:
-    """Make a directory and those above it that are missing, each with the mode of the one it is in: who may make files
-    there may make some in it. Raises OSError."""
+    """Make a directory and its missing parents, each with the mode of its own parent: whoever may create files there
+    may create files in it. Raises OSError."""
     missing = [part for part in (path, *path.parents) if not os.path.lexists(part)]
     for part in reversed(missing):
         with contextlib.suppress(FileExistsError):

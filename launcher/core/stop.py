@@ -1,4 +1,4 @@
-"""Being asked to stop: by a signal, and by whoever waits for a long piece of work."""
+"""Requests to stop long work: by a signal, or by the caller."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from launcher.core.errors import Cancelled
 class Stop:
     """A request to stop, which may come at any moment, for everything that takes long.
 
-    ``wait(seconds)`` waits that long, or returns True at once when the request has come. ``reason`` says by what.
+    ``wait(seconds)`` waits that long, or returns True at once when the request has come. ``reason`` makes the error.
     """
 
     wait: Callable[[float], bool]
@@ -35,13 +35,14 @@ class Stop:
 
         return cls(wait)
 
-    def or_when(self, asked: Callable[[], bool], reason: Callable[[], Cancelled], look: float = 0.5) -> Stop:
-        """A request that comes by this one, or when ``asked``, which is called every ``look`` seconds, answers true."""
+    def or_when(self, condition: Callable[[], bool], reason: Callable[[], Cancelled], interval: float = 0.5) -> Stop:
+        """A request that comes with this one, or when ``condition``, called every ``interval`` seconds, returns
+        true."""
 
         def wait(seconds: float) -> bool:
             deadline = time.monotonic() + seconds
-            while not self.wait(max(0.0, min(look, deadline - time.monotonic()))):
-                if asked():
+            while not self.wait(max(0.0, min(interval, deadline - time.monotonic()))):
+                if condition():
                     return True
                 if time.monotonic() >= deadline:
                     return False
@@ -97,8 +98,8 @@ class StopEvent:
 
 
 class EndedBySignal(BaseException):
-    """A signal that ends the command, as KeyboardInterrupt does for SIGINT: whoever has children or temporaries to
-    remove does so on its way out. ``number`` is the signal's."""
+    """A signal that ends the command, as KeyboardInterrupt does for SIGINT: ``finally`` blocks then end children and
+    remove temporaries. ``number`` is the signal's."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -146,17 +147,17 @@ def signal_handlers(
 def defer_signals() -> Iterator[None]:
     """Within the block no handler of Python runs: signals that come meanwhile are handled at its end.
 
-    For the start of a program: an exception that a handler raises inside of `subprocess.Popen`, which the program does
-    not wait for, would leave nobody who knows the program. (Blocking the signals would block them in the program too.)
+    For the start of a program: an exception that a handler raises inside `subprocess.Popen` would leave a running
+    program that nothing refers to. (Blocking the signals would block them in the program too.)
     """
-    came: list[int] = []
+    received: list[int] = []
     try:
         with signal_handlers(
-            lambda number, frame: came.append(number), [n for n in HANDLED_SIGNALS if callable(signal.getsignal(n))]
+            lambda number, frame: received.append(number), [n for n in HANDLED_SIGNALS if callable(signal.getsignal(n))]
         ):
             yield
     finally:
-        for missed in came:
+        for missed in received:
             signal.raise_signal(missed)
 
 
@@ -169,24 +170,24 @@ def stop_on_signals(numbers: Sequence[signal.Signals] = HANDLED_SIGNALS) -> Iter
     the step's own process only. SIGHUP stays ignored where it is ignored already, as under nohup.
     """
     event = StopEvent()
-    came: list[signal.Signals] = []
+    received: list[signal.Signals] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
-        came.append(signal.Signals(number))
+        received.append(signal.Signals(number))
         event.set()
 
     def reason() -> Cancelled:
-        if not came:
+        if not received:
             return Cancelled("stopped by request")
-        return Cancelled(f"stopped by {came[0].name}", exit_code=128 + came[0])
+        return Cancelled(f"stopped by {received[0].name}", exit_code=128 + received[0])
 
     kept = [n for n in numbers if not (n == signal.SIGHUP and signal.getsignal(n) == signal.SIG_IGN)]
     with signal_handlers(handle, kept):
         try:
             yield Stop(event.wait, reason)
         except Cancelled as error:
-            if came:
-                error.exit_code = 128 + came[0]
-                if error.message.startswith("stopped while"):  # whoever ended a program did not know for what
-                    error.message = f"stopped by {came[0].name}{error.message.removeprefix('stopped')}"
+            if received:
+                error.exit_code = 128 + received[0]
+                if error.message.startswith("stopped while"):  # the code that ended a program did not know the signal
+                    error.message = f"stopped by {received[0].name}{error.message.removeprefix('stopped')}"
             raise

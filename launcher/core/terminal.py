@@ -28,18 +28,18 @@ _COLOUR = re.compile("\x1b\\[[0-9;:]*m")
 _COMMAND = re.compile(r"^(\s*)(?=::)|(?<=#)(?=#\[)", re.MULTILINE)
 
 
-def _escaped(found: re.Match[str]) -> str:
-    return found[0].encode("unicode_escape").decode("ascii")
+def _escaped(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode("ascii")
 
 
 def one_line(text: object) -> str:
     """A text from outside as a piece of one line: what is no ordinary character is escaped as Python writes it."""
-    shown = str(text)
-    return shown if shown.isprintable() else _IN_A_LINE.sub(_escaped, shown)
+    line = str(text)
+    return line if line.isprintable() else _IN_A_LINE.sub(_escaped, line)
 
 
 def print_line(text: object, file: TextIO | None = None) -> None:
-    """Print a line whose parts may come from outside, at once: who waits reads along, also through a pipe."""
+    """Print a line whose parts may come from outside, and flush it: a reader behind a pipe gets it at once."""
     print(f"{one_line(text)}\n", end="", file=file or sys.stdout, flush=True)  # one write: threads say lines too
 
 
@@ -61,14 +61,14 @@ def encoding_substitute(error: UnicodeError) -> tuple[str, int]:
     as Python escapes them. An error handler of `codecs`."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    lacked = error.object[error.start : error.end]
-    plain = (_ASCII_SIGNS.get(one) or one.encode("ascii", "backslashreplace").decode() for one in lacked)
+    missing = error.object[error.start : error.end]
+    plain = (_ASCII_SIGNS.get(char) or char.encode("ascii", "backslashreplace").decode() for char in missing)
     return "".join(plain), error.end
 
 
 @contextlib.contextmanager
 def _closed_terminal_is_broken_pipe() -> Iterator[None]:
-    """A terminal that was closed is a reader that has gone."""
+    """Within the block a closed terminal raises BrokenPipeError, as a pipe without a reader does."""
     try:
         yield
     except OSError as error:
@@ -80,7 +80,7 @@ def _closed_terminal_is_broken_pipe() -> Iterator[None]:
 class Guarded:
     """A stream that escapes what is written to it, and gives GitHub's runner no command.
 
-    ``inner`` is the stream itself, for those who have taken care: `launcher.core.github`, and `styled`.
+    ``inner`` is the stream itself, for text that is escaped already: `launcher.core.github`, and `styled`.
     """
 
     def __init__(self, inner: TextIO, *, github: bool, styled: bool = False) -> None:
@@ -151,7 +151,7 @@ def console(stream: Any, environ: Mapping[str, str] = os.environ, *, width: int 
 
 
 def unguarded(stream: Any) -> Any:
-    """The stream that takes everything as it is."""
+    """The stream that escapes nothing."""
     return stream.inner if isinstance(stream, Guarded) else stream
 
 

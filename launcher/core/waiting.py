@@ -1,5 +1,5 @@
-"""Work that may take long, hang or fail: begun in a thread of its own, waited for with a word to the person who waits,
-and tried again, by tenacity, with the forms that programs' answers and their errors need."""
+"""Work that may take long, hang or fail: in a thread of its own, with messages while it is waited for, and with retries
+by tenacity."""
 
 from __future__ import annotations
 
@@ -18,41 +18,40 @@ if TYPE_CHECKING:
 
 
 PROGRESS_INTERVAL = 2.0
-"""Seconds between two lines about what is waited for."""
+"""Seconds between two messages about what is waited for."""
 
 Answer = TypeVar("Answer")
 
 
 def start_in_thread(work: Callable[[], Answer], name: str = "begun") -> Future[Answer]:
-    """Begin work in a thread of its own of this name; the future gives what it returns or raises.
-
-    No executor: that would wait for work that hangs when the interpreter ends.
-    """
+    """Start work in a thread of this name. The future has what it returns or raises."""
+    # No executor: at the interpreter's end that would wait for work that hangs.
     answer: Future[Answer] = Future()
 
     def run() -> None:
         try:
             answer.set_result(work())
-        except BaseException as error:  # noqa: BLE001  # handed to who asks
+        except BaseException as error:  # noqa: BLE001  # the future raises it
             answer.set_exception(error)
 
     threading.Thread(target=run, daemon=True, name=name).start()
     return answer
 
 
-def wait_with_progress(work: Callable[[], Answer], bound: float, say: Callable[[float], None]) -> Answer:
-    """What the work returns or raises, which runs in a thread of its own. ``say`` gets the seconds so far, every TELL.
+def wait_with_progress(work: Callable[[], Answer], bound: float, report: Callable[[float], None]) -> Answer:
+    """Run work in a thread of its own. Returns or raises what it does. ``report`` gets the seconds so far, every
+    `PROGRESS_INTERVAL`.
 
-    Raises TimeoutError after ``bound`` seconds; the work then goes on, and nobody takes its answer.
+    Raises TimeoutError after ``bound`` seconds; the work then goes on, and its answer is not used.
     """
-    began, told, answer = time.monotonic(), 0.0, start_in_thread(work)
-    while not wait([answer], max(0.0, min(told + PROGRESS_INTERVAL, bound) - (time.monotonic() - began))).done:
+    began, reported, answer = time.monotonic(), 0.0, start_in_thread(work)
+    while not wait([answer], max(0.0, min(reported + PROGRESS_INTERVAL, bound) - (time.monotonic() - began))).done:
         waited = time.monotonic() - began
         if waited >= bound:
             raise TimeoutError(f"no answer within {bound:.0f} s")
-        if waited >= told + PROGRESS_INTERVAL:
-            told = waited
-            say(waited)
+        if waited >= reported + PROGRESS_INTERVAL:
+            reported = waited
+            report(waited)
     return answer.result()
 
 
@@ -84,31 +83,31 @@ def retry_until(
 
 
 def retry_after_seconds(text: str | None) -> float | None:
-    """How many seconds a ``Retry-After`` asks for, by a number or a date (RFC 9110, 10.2.3); None when it says none."""
+    """The seconds of a ``Retry-After`` header, a number or a date (RFC 9110, 10.2.3); None when it has neither."""
     from email.utils import parsedate_to_datetime  # what starts with each submission would pay for it
 
     with contextlib.suppress(ValueError, TypeError, AttributeError):
-        said = (text or "").strip()
-        return float(said) if said.isdecimal() else max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+        value = (text or "").strip()
+        return float(value) if value.isdecimal() else max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     return None
 
 
 def last_error(state: RetryCallState) -> BaseException | None:
-    """With what the last attempt failed; None when it did not."""
+    """The exception of the last attempt; None when it did not fail."""
     return state.outcome.exception() if state.outcome else None
 
 
 def log_retries(log: Callable[[str], None], of: str = "") -> Callable[[RetryCallState], None]:
-    """For tenacity's ``before_sleep``: log which attempt failed, with what, and when the next one comes.
+    """For tenacity's ``before_sleep``: log which attempt failed, its error, and when the next one starts.
 
-    ``of`` follows the number of the attempt (`` of 4``). Of an error the first line is logged, and the second, which
-    is the line of a program's output that tells most.
+    ``of`` follows the number of the attempt (`` of 4``). The first two lines of an error are logged: the second one is
+    the most useful line of a program's output.
     """
 
-    def tell(state: RetryCallState) -> None:
+    def log_attempt(state: RetryCallState) -> None:
         error = last_error(state)
-        said = (error.message if isinstance(error, LauncherError) else str(error)).splitlines()
-        message = ": ".join(line.strip() for line in said[:2])
+        lines = (error.message if isinstance(error, LauncherError) else str(error)).splitlines()
+        message = ": ".join(line.strip() for line in lines[:2])
         log(f"attempt {state.attempt_number}{of}: {message}; next one in {state.upcoming_sleep:.0f} s")
 
-    return tell
+    return log_attempt
