@@ -66,14 +66,16 @@ class MultinodePlanner:
         if lane is None or not benchmark.multinode:
             message = f"runner {file.runner.name} runs {benchmark.title} in no containers of several nodes"
             raise ConfigError(message, where=rules.lane.where)
-        made = own_workspace(file, context, self._recipes)
-        inputs = self._plan_inputs(rules, lane, context if made is None else change(context, workspace=made.path))
+        workspace = own_workspace(file, context, self._recipes)
+        inputs = self._plan_inputs(
+            rules, lane, context if workspace is None else change(context, workspace=workspace.path)
+        )
         path = self._model_path(inputs)
         images = _images(rules, lane, context)
         containers = tuple(
             _container(inputs, role, image) for role, (image, _) in zip(_roles(lane), images, strict=True)
         )
-        scripts = context.workspace if made is None else str(self._recipes)
+        scripts = context.workspace if workspace is None else str(self._recipes)
         script = self._script(inputs, scripts, {**inputs.contract, "MODEL_PATH": path or ""}, containers)
         # A variable that a container sets itself is not in the job's environment.
         own = {name for container in containers for name in container.environment}
@@ -81,7 +83,7 @@ class MultinodePlanner:
         allocation = self._allocation(inputs)
         submit = _submit(allocation, lane, context.run_key, environment)
         job = MultinodeJob(
-            allocation, submit, _job(inputs, containers), script, _planned_logs(rules, lane), own_workspace=made
+            allocation, submit, _job(inputs, containers), script, _planned_logs(rules, lane), own_workspace=workspace
         )
         plan = derive.assemble_plan(
             rules,
