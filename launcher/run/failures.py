@@ -1,7 +1,7 @@
 """What failed first in a job, by all its logs: the cause before symptoms, and these before consequences.
 
-srtctl's orchestrator and Slurm's programs tell in their own logs who died, and how; that counts more than what others
-complain of.
+Logs of srtctl's orchestrator and of Slurm's programs say which program died, and how; that counts more than error
+messages of other programs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from launcher.run.log_failure import (
 from launcher.run.log_lines import Interval
 
 FILES = 400
-"""Logs that are looked at: 72 nodes leave some three each."""
+"""Logs that are read: 72 nodes leave some three each."""
 
 SIGKILLED = 128 + 9
 """The exit code, as srun and shells give it, of a program that SIGKILL ended."""
@@ -42,32 +42,20 @@ _LOG_FILE = re.compile(r"Log file: (\S+)")
 _PROCESS = re.compile(r"--- Process: (\S+) ---")
 
 
-@dataclass(frozen=True)
-class ProgramEnds:
-    """What those who watch over a job's programs tell in its logs.
-
-    ``dead`` are the programs that ended by themselves, first to last. ``ending`` is when the rest began to be ended,
-    by the orchestrator or by Slurm; what programs say later is a consequence.
-    """
-
-    dead: tuple[Failure, ...] = ()
-    ending: float | None = None
-
-
 def first_failures(
     logs: Path, *, seconds: float, during: Interval = (None, None), clock: Callable[[], float] = time.monotonic
 ) -> list[Failure]:
-    """What failed in each log, the cause first; what the orchestrator says of others comes last.
+    """What failed in each log, the cause first; what the orchestrator says about other programs comes last.
 
-    ``during`` is when the job ran, by which stamps without a zone are read. Stops looking after ``seconds``. Never
-    raises for a file.
+    ``during`` is when the job ran, which decides about the zone of stamps that name none. Stops after ``seconds``. An
+    unreadable file raises nothing.
     """
     logs_read: list[Log] = []
     failures: list[Failure] = []
     until = clock() + seconds
     files = ((path.relative_to(logs).as_posix(), path, status) for path, status in log_files(logs))
     candidates = list(islice((file for file in files if file[1].suffix in (".out", ".log", ".err")), 10 * FILES))
-    # The orchestrator's comes first: it tells who died, and must not be left out for want of time.
+    # The orchestrator's log comes first: it says which program died, and must be read before time runs out.
     for name, path, status in sorted(candidates, key=lambda file: source_of(file[0]) != "orchestrator")[:FILES]:
         if clock() > until:
             break
@@ -75,16 +63,17 @@ def first_failures(
         logs_read.append(log)
         if (failure := failure_in(log)) is not None:
             failures.append(failure)
-    # Of a script that says that its server died, the last line is that of the server.
+    # When a script says that its server died, show the last line of the server's log.
     server = next((log.last for log in logs_read if log.file.rpartition("/")[2] == "server.log"), "")
     failures = [
         replace(f, last=server) if f.source == "server" and source_of(f.file) != "server" else f for f in failures
     ]
-    return _in_order(failures, _program_ends(logs_read))
+    return _in_order(failures, *_program_ends(logs_read))
 
 
-def _program_ends(logs: Sequence[Log]) -> ProgramEnds:
-    """What orchestrator and Slurm tell of the ends of programs."""
+def _program_ends(logs: Sequence[Log]) -> tuple[list[Failure], float | None]:
+    """What orchestrator and Slurm report: the programs that ended by themselves, first to last; and when the others
+    began to be ended, after which their messages are consequences."""
     dead: list[Failure] = []
     ending: list[float] = []
     for log in logs:
@@ -92,7 +81,7 @@ def _program_ends(logs: Sequence[Log]) -> ProgramEnds:
         for number in log.suspects if not by_orchestrator else range(len(log.raw)):
             body = log.line(number).body
             if slurm_end := SLURM_ENDS.search(log.raw[number]):
-                if slurm_end["why"] and slurm_end["what"] == "STEP":  # a job's end is told by Slurm itself
+                if slurm_end["why"] and slurm_end["what"] == "STEP":  # Slurm itself reports a job's end
                     at, stamped = log.when(number)
                     text = cut(log.line(number).text)
                     dead.append(Failure(log.file, "slurm", text, at, log.around(number), "cause", stamped))
@@ -102,11 +91,11 @@ def _program_ends(logs: Sequence[Log]) -> ProgramEnds:
                 dead.append(_death(program_end, log, number, logs))
             elif by_orchestrator and _ENDING.match(body):
                 ending.append(log.when(number)[0])
-    return ProgramEnds(tuple(sorted(dead, key=lambda failure: failure.at)), min(ending, default=None))
+    return sorted(dead, key=lambda failure: failure.at), min(ending, default=None)
 
 
 def _death(end: re.Match[str], orchestrator: Log, number: int, logs: Sequence[Log]) -> Failure:
-    """The end of a program as the orchestrator tells it."""
+    """The end of a program as the orchestrator reports it."""
     name, code = end.groupdict().get("name"), int(end["code"])
     program_log = _log_of(name, end, orchestrator, logs)
     died_at, stamped = orchestrator.when(number)
@@ -129,7 +118,7 @@ def _death(end: re.Match[str], orchestrator: Log, number: int, logs: Sequence[Lo
 
 
 def _log_of(name: str | None, end: re.Match[str], orchestrator: Log, logs: Sequence[Log]) -> Log | None:
-    """The log of the program that an orchestrator's line is about: by the failure details, or else by its name."""
+    """The log of the program that an orchestrator's line names, by the failure details, else by the program's name."""
     endings: tuple[str, ...] = ("benchmark.out",) if not name and end["what"] == "Benchmark" else ("eval.out",)
     if name:
         inside, endings = "", ()
@@ -146,17 +135,17 @@ def _log_of(name: str | None, end: re.Match[str], orchestrator: Log, logs: Seque
     return next((log for log in logs if log.file.endswith(endings)), None)
 
 
-def _in_order(failures: Sequence[Failure], ends: ProgramEnds) -> list[Failure]:
-    """The failures of all logs with their standing beside each other, the cause first, each log once."""
-    deaths = [failure for failure in ends.dead if failure.died is not None]
+def _in_order(failures: Sequence[Failure], ends: Sequence[Failure], ending: float | None) -> list[Failure]:
+    """The failures of all logs with their standing among each other, the cause first, each log once."""
+    deaths = [failure for failure in ends if failure.died is not None]
     dead = {failure.process: failure for failure in reversed(deaths)}
-    standing = [_with_standing(failure, dead, ends.ending) for failure in failures]
+    standing = [_with_standing(failure, dead, ending) for failure in failures]
     explained = {failure.file for failure in standing if failure.standing == "cause"}
     repeated = [
         failure if program not in explained else replace(failure, standing="consequence")
         for program, failure in dead.items()
     ]
-    by_slurm = [failure for failure in ends.dead if failure.died is None]
+    by_slurm = [failure for failure in ends if failure.died is None]
     killed = {failure.process for failure in deaths if failure.died == SIGKILLED and failure.at <= deaths[0].at}
     kept: dict[str, Failure] = {}
     for failure in sorted([*standing, *repeated, *by_slurm], key=lambda failure: _order(failure, killed)):
@@ -165,12 +154,12 @@ def _in_order(failures: Sequence[Failure], ends: ProgramEnds) -> list[Failure]:
 
 
 def _with_standing(failure: Failure, dead: Mapping[str, Failure], ending: float | None) -> Failure:
-    """A log's failure, as it stands beside what is told of the job's programs."""
+    """A log's failure with its standing, given what is reported about the job's programs."""
     if failure.source == "orchestrator" or failure.standing not in ("cause", "symptom"):
         return failure
     weak = is_weak(failure.text)
     if (end := dead.get(failure.file)) is not None:
-        # Whom a signal ends has no time to say why: an error that it wrote before is another story.
+        # A program that a signal ends cannot say why: an error that it wrote before has another cause.
         explains = not (end.by_signal and (weak or failure.standing == "symptom"))
         at, stamped = (failure.at, True) if failure.stamped else (min(failure.at, end.at), end.stamped)
         standing: Standing = "cause" if explains else "symptom"
@@ -184,7 +173,7 @@ def _with_standing(failure: Failure, dead: Mapping[str, Failure], ending: float 
 
 
 def _order(failure: Failure, killed: Set[str]) -> tuple[object, ...]:
-    """By standing; then Slurm's word, who was killed first, and time. A program stands before who watched it."""
+    """Sort key: by standing; then Slurm's report, programs killed first, and time. The orchestrator comes last."""
     return (
         _STANDING_ORDER[failure.standing],
         failure.source != "slurm",

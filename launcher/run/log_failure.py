@@ -1,7 +1,7 @@
-"""What failed in one log: of all its lines of failure the one that tells most of why its program ended.
+"""What failed in one log: the line of failure that says most about why the log's program ended.
 
-A program goes on after many an error, complains when another one is gone, and complains once more when it is ended. So
-a line of failure has a standing: it is the cause of an end, a symptom of somebody else's, survived, or a consequence.
+Programs survive many errors, report that another program is gone, and report errors again while they are ended. So a
+line of failure has a standing: the cause of an end, a symptom of another program's end, survived, or a consequence.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import msgspec
 from launcher.run.log_lines import Interval, Line, parse, tail, zone_of
 
 LINES = 40
-"""Lines that are kept of what failed first."""
+"""Lines that are kept around the first failure."""
 
 LONGEST = 200
 """Characters that are kept of a line."""
@@ -31,10 +31,10 @@ Standing = Literal["cause", "symptom", "survived", "consequence"]
 class Failure:
     """A line of failure in a log.
 
-    ``source`` is what wrote it: server, benchmark, orchestrator, or slurm. ``at`` is when, in seconds since the epoch,
-    by the line or one before it (``stamped``), else by the file. ``lines`` are those around it. ``died`` is the exit
-    code of the program, where somebody who waited for it tells; ``process`` is its log, and ``last`` the last line of
-    that. ``zone_unknown`` says that the log has stamps, of a zone that nobody knows.
+    ``source`` is what wrote it: server, benchmark, orchestrator, or slurm. ``at`` is its time in seconds since the
+    epoch, from a stamp of the line or of one near it (``stamped``), else the file's time. ``lines`` are those around
+    it. ``died`` is the program's exit code, where a program that waited for it reports one; ``process`` is the
+    program's log, ``last`` that log's last line. ``zone_unknown``: the log has stamps of an unknown time zone.
     """
 
     file: str
@@ -51,7 +51,7 @@ class Failure:
 
     @property
     def by_signal(self) -> bool:
-        """Whether a signal ended the program: it had no time to say why."""
+        """Whether a signal ended the program, which could then not say why."""
         return self.died is not None and self.died > 128
 
 
@@ -59,7 +59,7 @@ LOG_WORDS: Mapping[str, list[Any]] = msgspec.yaml.decode(Path(__file__).with_nam
 
 
 def any_of(words: str, flags: int = 0) -> re.Pattern[str]:
-    """What finds any of the words that log_words.yaml has under this name."""
+    """A pattern for the words that log_words.yaml has under this name."""
     return re.compile("|".join(LOG_WORDS[words]), flags)
 
 
@@ -77,10 +77,10 @@ _WEAK, _HARMLESS = any_of("weak"), any_of("harmless", re.IGNORECASE)
 _OF_ANOTHER, _TERMINATED, _SERVER_DIED = any_of("of another"), any_of("terminated"), any_of("server died")
 _WORKS, _ENDS = any_of("works"), any_of("ends")
 WORKED_ON_AFTER = 5.0
-"""Seconds after which work that a log shows is taken for work after a failure: other threads write a little longer."""
+"""Seconds after a failure from which work in the log counts: until then other threads may still write."""
 
 WITHIN = 2000
-"""Lines after a failure in which a log is looked at for signs of work."""
+"""Lines after a failure that are searched for signs of work."""
 
 _WORK_LINES, _PLAIN_LINES = 3, 10
 
@@ -88,7 +88,7 @@ _GLOG = re.compile(r"\b[EF](?:20\d\d)?\d{4} \d")
 
 
 class Log:
-    """A log: its last lines, cleaned, each taken apart when it is asked for. ``during`` is the time of its job."""
+    """A log: its last lines, cleaned, each parsed when it is needed. ``during`` is the time of its job."""
 
     def __init__(self, path: Path, file: str, written: float, during: Interval = (None, None)) -> None:
         self.file = file
@@ -111,9 +111,9 @@ class Log:
         return self._lines[number]
 
     def when(self, number: int) -> tuple[float, bool]:
-        """When a line was written, and whether that is by its stamp, that of a line before it, or of one soon after.
+        """When a line was written, and whether a stamp says so: its own, one of a line before it, or of one soon after.
 
-        A stamp of a zone that is not known says nothing, and none is later than the file: a clock may be ahead.
+        Stamps of an unknown zone are ignored, and a stamp later than the file's time is replaced by that.
         """
         before = range(number, max(-1, number - WITHIN), -1)
         for other in (*before, *range(number + 1, min(number + LINES, len(self.raw)))):
@@ -138,7 +138,7 @@ class Log:
 
     @property
     def last(self) -> str:
-        """The last line that says something."""
+        """The last line with a word in it."""
         texts = (cut(self.line(number).text) for number in reversed(range(len(self.raw))))
         return next((text for text in texts if re.search(r"\w", text)), "")
 
@@ -162,26 +162,26 @@ def source_of(file: str) -> str:
 
 
 def _failure_strength(line: Line) -> int:
-    """How much a line is a failure: 0 not at all, 1 perhaps one that the program goes on after, 2 certainly."""
+    """How surely a line is a failure: 0 not at all, 1 perhaps one that the program survives, 2 certainly."""
     if line.level in ("debug", "info", "warn") or _HARMLESS.search(line.text):
         return 0
     if _ONLY_AN_EXIT.search(line.body):
         return 1
     if CONTROLLER_AWAY.search(line.body):
-        return 2  # srun waits for it, and may say so without the word error
+        return 2  # srun waits for the controller, and may say so without the word error
     if _EXCEPTION.match(line.body) or _FATAL.search(line.body) or line.level == "fatal":
         return 1 if _OF_ANOTHER.search(line.body) and line.level != "fatal" else 2
     return 1 if line.level == "error" or _TRACEBACK.search(line.body) or _WEAK.search(line.body) else 0
 
 
 def failure_in(log: Log) -> Failure | None:
-    """The line of failure of a log that tells most of why its program ended; None without any."""
+    """The line of failure that says most about why the log's program ended; None without any."""
     marks: list[tuple[int, int]] = []
     ended = ignored = False
     for number in log.suspects:
         body = log.line(number).body
         ignored = ignored or _IGNORED.match(body) is not None
-        if ignored:  # Python at its end; the exception's name closes what it shows
+        if ignored:  # Python at its exit; the exception's name is the last line of what it prints
             ignored = _EXCEPTION.match(body) is None
             continue
         if "FAILURE DETAILS" in body and log.source == "orchestrator":
@@ -190,12 +190,12 @@ def failure_in(log: Log) -> Failure | None:
         if end is not None and end["what"] == "JOB":
             break  # Slurm's own word of the job's end says it all
         if end is not None or _TERMINATED.search(body):
-            ended = True  # somebody ends it: all that follows is a consequence
+            ended = True  # the program is being ended: what follows is a consequence
             if any(strength > 1 for _, strength in marks):
                 break
-        if (strength := _failure_strength(log.line(number))) and not (
-            log.source == "orchestrator" and _tells_program_end(body)
-        ):
+        if log.source == "orchestrator" and any(form.match(body) for form in _WATCHED_ENDS):
+            continue  # `launcher.run.failures` reads them
+        if strength := _failure_strength(log.line(number)):
             marks.append((number, 0 if ended else strength))
     if not marks:
         return None
@@ -210,7 +210,7 @@ def failure_in(log: Log) -> Failure | None:
     if source == "benchmark" and _SERVER_DIED.search(text):
         source, last = "server", ""  # a script that waits for its server says so
     if CONTROLLER_AWAY.search(text):
-        source = "slurm"  # whoever's log it is in
+        source = "slurm"  # in whichever log it stands
     failed_at, stamped = log.when(number)
     around, unknown = log.around(number), log.zone_unknown and not stamped
     return Failure(
@@ -222,7 +222,7 @@ def failure_in(log: Log) -> Failure | None:
 
 
 def _naming_line(log: Log, number: int) -> tuple[int, str]:
-    """The line that names what happened, and its text: of a traceback the line of its exception."""
+    """The line that names the failure, and its text: for a traceback the line of its exception."""
     line, after = log.line(number), range(number + 1, min(number + 200, len(log.raw)))
     if _PYXIS_FAILED.search(line.body):  # it shows enroot's log behind that
         enroot = ((n, _ENROOT_SAYS.search(log.line(n).body)) for n in after[:40])
@@ -239,14 +239,14 @@ def _naming_line(log: Log, number: int) -> tuple[int, str]:
 
 
 def _script_message(log: Log, own_message: int, marks: Sequence[tuple[int, int]]) -> tuple[int, str]:
-    """What a script of ours says, and what the program said that made it say so."""
+    """The message of one of our scripts, and the program's message that caused it."""
     before = [mark for mark, _ in marks if own_message - LINES < mark < own_message]
     cause = f" ({_naming_line(log, before[-1])[1]})" if before else ""
     return own_message, cut(log.line(own_message).body) + cause
 
 
 def _worked_afterwards(log: Log, marks: Sequence[tuple[int, int]], position: int) -> bool:
-    """Whether the program that wrote a line of failure is seen to work afterwards."""
+    """Whether the log shows that its program worked after a line of failure."""
     number, strength = marks[position]
     label, failed_at = log.line(number).label, log.when(number)[0]
     works, plain, sign_seen = 0, 0, False
@@ -270,15 +270,12 @@ def _worked_afterwards(log: Log, marks: Sequence[tuple[int, int]], position: int
 CRITICAL = re.compile(r"Critical process '(?P<name>[^']+)' exited with code (?P<code>-?\d+)")
 CLIENT = re.compile(r"(?P<what>Benchmark|Eval\w*|lm-eval\w*) failed with exit code (?P<code>\d+)")
 _REPEATS = re.compile(r"Critical process failure detected|=+$|Wait for model aborted")
+_WATCHED_ENDS = (CRITICAL, CLIENT, _REPEATS)
+"""Lines of an orchestrator about the end of a program that it watches."""
 CONTROLLER_AWAY = any_of("controller away")
 SLURM_ENDS = re.compile(r"\*\*\* (?P<what>JOB|STEP) \S+ ON .*CANCELLED AT \S+(?P<why> DUE TO [A-Z ]+)?")
 
 
-def _tells_program_end(body: str) -> re.Match[str] | None:
-    """Whether an orchestrator's line is about the end of a program that it watches."""
-    return CRITICAL.match(body) or CLIENT.match(body) or _REPEATS.match(body)
-
-
 def is_weak(text: str) -> bool:
-    """Whether a line of failure may be one that its program goes on after."""
+    """Whether a line of failure may be one that its program survives."""
     return not (_EXCEPTION.match(text) or _FATAL.search(text))

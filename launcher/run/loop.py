@@ -344,7 +344,9 @@ class _Loop:
         for gate in self._gates.values():
             gate.shut(Cancelled("its driver left before its job was submitted"))
         preparing, until = self._requests.preparing, time.monotonic() + threads.CANCEL_BOUND
-        while preparing and (time.monotonic() < until or any(_submits(run) for run in preparing.values())):
+        while preparing and (
+            time.monotonic() < until or any(run.record.step("submit").state == "running" for run in preparing.values())
+        ):
             with contextlib.suppress(Empty):
                 run, answer = self._prepared.get(timeout=ENDING_CHECK_SECONDS)
                 self._forget_preparation(run)
@@ -352,10 +354,6 @@ class _Loop:
                     self._feed.submitted(run)
         while self._endings.under_way and time.monotonic() < until:
             self._take_outcomes(ENDING_CHECK_SECONDS)
-
-
-def _submits(run: Run) -> bool:
-    return run.record.step("submit").state == "running"
 
 
 class _Markers:

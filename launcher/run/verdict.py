@@ -1,7 +1,7 @@
-"""Why a run ended as it did: which layer it is put down to, and in plain words what ended it, where, and since when.
+"""Why a run ended as it did: the responsible layer, and in plain words what ended it, where, and when.
 
-The verdict is a pure function of what is known: the launcher's own error, how Slurm says the job ended, and what failed
-first by the job's logs (failures.py). Slurm's word on limits, nodes, memory and cancellation comes before any log.
+The verdict is a pure function of the launcher's own error, the job's end as Slurm reports it, and the first failure in
+the job's logs (failures.py). What Slurm reports about limits, nodes, memory and cancellation comes before any log.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SCHEDULERS = {
 }
 _NODES = {"NODE_FAIL": "a node failed", "BOOT_FAIL": "a node did not boot"}
 _FAILED_NODE = re.compile(r"\bsrun: error: Node failure on ([A-Za-z0-9_.,\[\]-]{1,200})")
-"""What srun says of the nodes that failed. The node after slurmstepd's ``ON`` is the one that it runs on."""
+"""srun's message about nodes that failed. The node after slurmstepd's ``ON`` is the one that it runs on."""
 
 _BY_SLURM = r"(?:slurmstepd\S*|srun): (?:error: )?(?:.*(?:{}))"
 _MEMORY_LIMIT, _SAMPLED = (
@@ -35,8 +35,8 @@ _MEMORY_LIMIT, _SAMPLED = (
 )
 
 END_OF_LIMIT = 90.0
-"""Seconds before a job's end in which its logs tell what the limit itself did: Slurm sends SIGTERM, and SIGKILL after
-KillWait, 30 s by default."""
+"""Seconds before a job's end in which failures in its logs may come from the limit itself: Slurm sends SIGTERM, and
+SIGKILL after KillWait, 30 s by default."""
 
 _ROLE = r"(?P<role>prefill|decode|agg|frontend|router)"
 _WORKER = re.compile(rf"(?P<node>.*)_{_ROLE}_w?(?P<index>\d+)\.out")
@@ -50,8 +50,8 @@ def verdict(
     *,
     stage: str = "",
 ) -> Verdict:
-    """Whose fault an end is. ``failures`` are in the order of `first_failures`; ``stage`` is what was under way before
-    there was a job, in words."""
+    """Which layer caused the end, and how. ``failures`` are in the order of `first_failures`; ``stage`` is the step
+    that was under way before there was a job, in words."""
     first = next((failure for failure in failures if failure.standing in ("cause", "symptom")), None)
     if error is None:
         doubt = f"; {job.failed_step}" if job is not None and job.failed_step else ""
@@ -64,11 +64,11 @@ def verdict(
         first = first or next(iter(failures), None)
         if error.layer == "results" and first is not None:
             return Verdict("results", f"{cut(error.message, WIDTH)}; first failure in {first.file}: {first.text}")
-        many = error.layer == "configuration"  # a list of findings: all of them count
+        many = error.layer == "configuration"  # a list of findings, shown completely
         return Verdict(error.layer, cut(error.message, WIDTH) if many else _one_line_message(error.message))
     if error.layer == "submission":
         return Verdict(_layer_of(error.message) or "scheduler", _one_line_message(error.message))
-    if error.layer == "launcher":  # a fault of ours, or of the disk that we write to
+    if error.layer == "launcher":  # a fault of the launcher, or of the disk that it writes to
         return Verdict("launcher", _one_line_message(error.message))
     if job is None or job.phase is not Phase.TERMINAL:
         return Verdict("scheduler", cut(error.message, WIDTH))
@@ -80,16 +80,16 @@ WIDTH = 240
 
 
 def _by_slurm(job: JobState, failures: Sequence[Failure]) -> Verdict | None:
-    """The verdict on a job that Slurm itself ended, or of whose node it says something; None for any other."""
+    """The verdict on a job that Slurm itself ended, or whose node failed; None for any other."""
     where = f" on {job.nodes}" if job.nodes else ""
-    since = f", at {_clock(job.ended)}" if job.ended is not None else ""
+    since = f", at {_local_time(job.ended)}" if job.ended is not None else ""
     if job.word in _NODES:
         matches = (_FAILED_NODE.search(line) for failure in failures for line in (failure.text, *failure.lines))
         named = next((match[1] for match in matches if match), job.nodes)
         nodes_of_job = f", one of {job.nodes}" if named != job.nodes and job.nodes else ""
         where = f" on {named}{nodes_of_job}" if named else ""
         return Verdict("node", f"{_NODES[job.word]}{where}{since} ({job.word})")
-    failed = job.word == LOST and job.exit_code != (0, 0)  # then its logs tell more than that it was lost
+    failed = job.word == LOST and job.exit_code != (0, 0)  # then its logs say more
     by_word = job.word in _SCHEDULERS and not failed
     memory_failure = _memory_limit(failures, _SAMPLED if by_word else _MEMORY_LIMIT)
     if memory_failure is not None or job.out_of_memory:
@@ -99,7 +99,8 @@ def _by_slurm(job: JobState, failures: Sequence[Failure]) -> Verdict | None:
         memory_failure = memory_failure or next((f for f in failures if f.standing == "cause"), None)
         layer = "benchmark" if memory_failure is not None and memory_failure.source == "benchmark" else "server"
         return Verdict(
-            layer, f"the memory limit of the job was reached{where}{since} ({job.describe()}){_quoted(memory_failure)}"
+            layer,
+            f"the memory limit of the job was reached{where}{since} ({job.describe()}){_quote_failure(memory_failure)}",
         )
     if by_word:
         before = None
@@ -107,7 +108,7 @@ def _by_slurm(job: JobState, failures: Sequence[Failure]) -> Verdict | None:
             causes = [f for f in failures if f.standing == "cause" and f.source != "slurm"]
             until = job.ended - END_OF_LIMIT if job.ended is not None else None
             before = next((f for f in causes if until is None or (f.stamped and f.at < until)), None)
-        said_before = f"; before that{_quoted(before)[1:]}" if before is not None else ""
+        said_before = f"; before that{_quote_failure(before)[1:]}" if before is not None else ""
         return Verdict("scheduler", f"{_SCHEDULERS[job.word]}{where}{since} ({job.describe()}){said_before}")
     if job.exit_code is not None and job.exit_code[1] == 53:
         return Verdict("node", f"the job's output file or directory could not be opened{where}")
@@ -115,7 +116,7 @@ def _by_slurm(job: JobState, failures: Sequence[Failure]) -> Verdict | None:
 
 
 def _memory_limit(failures: Sequence[Failure], pattern: re.Pattern[str]) -> Failure | None:
-    """What Slurm itself says of a memory limit, in or around a failure: that comes after the program's own words."""
+    """Slurm's own message about a memory limit, in or around a failure: it follows the program's own messages."""
     for f in (failure for failure in failures if failure.standing != "survived"):
         for file, text in ((f.file, f.text), *((f.process or f.file, line) for line in (f.last, *f.lines))):
             if pattern.match(text.lstrip("0123456789: ")):  # srun puts the task before each line
@@ -124,33 +125,33 @@ def _memory_limit(failures: Sequence[Failure], pattern: re.Pattern[str]) -> Fail
 
 
 def _by_logs(job: JobState, first: Failure | None) -> Verdict:
-    """The verdict on a job that ended by itself."""
+    """The verdict on a job that ended by itself, by its logs."""
     ended = f" (the job ended as {job.describe()})"
     if first is None:
         return Verdict("benchmark", f"{job.describe()}: {_SCHEDULERS.get(job.word, 'no log says why')}")
     layer = _layer_of(first.text) or {"benchmark": "benchmark", "slurm": "scheduler"}.get(first.source, "server")
     by = " (the file's time: of which zone its stamps are is not known)" if first.zone_unknown else ""
-    when = f"at {_clock(first.at)}{by}"
+    when = f"at {_local_time(first.at)}{by}"
     if CONTROLLER_AWAY.search(first.text):
-        what = f"Slurm's controller could not be reached, since {_clock(first.at)}"
+        what = f"Slurm's controller could not be reached, since {_local_time(first.at)}"
     elif first.source == "slurm":
         what = f"Slurm ended the job {when}"
     elif "did not become healthy" in first.text:
-        what = f"the servers did not become healthy in time, until {_clock(first.at)}"
+        what = f"the servers did not become healthy in time, until {_local_time(first.at)}"
     else:
-        what = f"{_name(first)} {_end(first.died)} {when}"
-    # An orchestrator cleans up at its end, which tells nothing.
+        what = f"{_program_name(first)} {_end_text(first.died)} {when}"
+    # The last lines of an orchestrator are about its clean-up.
     tells = first.source != "orchestrator" and first.last not in first.text and first.text not in first.last
     last = f"; its last line: {first.last}" if tells else ""
-    return Verdict(layer, f"{what}{_quoted(first)}{last}{ended}")
+    return Verdict(layer, f"{what}{_quote_failure(first)}{last}{ended}")
 
 
-def _quoted(failure: Failure | None) -> str:
+def _quote_failure(failure: Failure | None) -> str:
     return f"; {failure.file}: {failure.text}" if failure is not None else ""
 
 
-def _name(failure: Failure) -> str:
-    """What failed, in words: by the name of its log."""
+def _program_name(failure: Failure) -> str:
+    """The program that failed, in words, by the name of its log."""
     file = (failure.process or failure.file).rpartition("/")[2]
     if failure.text.startswith("launcher: error:"):
         return "the job's script"
@@ -166,8 +167,8 @@ def _name(failure: Failure) -> str:
     return "the server" if file.startswith(("server", "benchmark")) else file.removesuffix(".out").removesuffix(".log")
 
 
-def _end(died: int | None) -> str:
-    """How a program ended, by its exit code as srun and shells give it."""
+def _end_text(died: int | None) -> str:
+    """How a program ended, by its exit code as srun and shells report it."""
     if died is None:
         return "failed"
     if died <= 128:
@@ -181,7 +182,7 @@ def _end(died: int | None) -> str:
     return f"was ended by {name} (exit code {died})"
 
 
-def _clock(seconds: float) -> str:
+def _local_time(seconds: float) -> str:
     """A time for a person, local as in events.txt."""
     return datetime.fromtimestamp(seconds).isoformat(sep=" ", timespec="seconds")
 
@@ -192,9 +193,9 @@ def _layer_of(text: str) -> str | None:
 
 
 def _one_line_message(message: str) -> str:
-    """What an error's message says, in one line: where it is of many lines, its first one and the one that says why.
+    """An error's message in one line: its first line, and of several lines also the one that says why.
 
-    That is sbatch's own before srtctl's words about it, then one that names an error, then the last.
+    sbatch's own error comes before srtctl's message about it, then a line that names an error, then the last line.
     """
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     if len(lines) < 2:
