@@ -180,7 +180,7 @@ BAD_RUNNERS = {
 }
 
 
-@pytest.mark.parametrize("day,said", BAD_RUNNERS.values(), ids=BAD_RUNNERS)
+@pytest.mark.parametrize("day,printed", BAD_RUNNERS.values(), ids=BAD_RUNNERS)
 def test_a_bad_runner_file_stops_its_own_cluster_alone(user: InProcessUser, day: str, printed: str) -> None:
     (user.workspace / "runners").mkdir()
     text = (Path(__file__).parents[2] / "runners/gb300-nv.yaml").read_text()
