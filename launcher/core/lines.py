@@ -106,7 +106,8 @@ def table(
     styles = styles or [""] * len(cells)
     lines: list[Line] = []
     heads = list(columns)
-    if width is not None and cells and _wide(heads, cells) > width:
+    total = sum(max(map(len, column)) for column in zip(heads, *cells, strict=True)) + 2 * (len(heads) - 1)
+    if width is not None and cells and total > width:
         numbers = _numbers(cells, len(heads))
         shared = [
             i
@@ -143,10 +144,6 @@ def table(
 def _numbers(cells: Sequence[Sequence[str]], columns: int) -> list[bool]:
     """Which columns hold numbers alone."""
     return [bool(cells) and all(_NUMBER.fullmatch(row[i]) for row in cells) for i in range(columns)]
-
-
-def _wide(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
-    return sum(max(map(len, column)) for column in zip(heads, *cells, strict=True)) + 2 * (len(heads) - 1)
 
 
 def _rows(

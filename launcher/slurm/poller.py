@@ -154,7 +154,8 @@ class JobPoller:
                 watched.marked = True
                 self._query_soon(self._pace.after_marker)
         if self._watched and self._clock() >= self._due and self._take_token():
-            self._start_query()
+            work = partial(self._scheduler.poll, self.watched)
+            self._query = _Query(self._clock(), self.watched, start_in_thread(work, "poll"))
         return None
 
     def _take_token(self) -> bool:
@@ -173,10 +174,6 @@ class JobPoller:
         """Make the next query due at once, with this pause after it."""
         self._due = self._clock()
         self._pause = pause
-
-    def _start_query(self) -> None:
-        began, jobs = self._clock(), self.watched
-        self._query = _Query(began, jobs, start_in_thread(partial(self._scheduler.poll, jobs), "poll"))
 
     def _take_answer(
         self, query: _Query, markers: Mapping[JobKey, JobState], held: Collection[JobKey]
