@@ -1,4 +1,4 @@
-"""What every kind of job plans alike, from benchmark and runner file: model, images, workspace, partition, tags.
+"""The parts of a plan that are the same for every kind of job: model, images, workspace, partition, tags.
 
 A kind of job decides the rest itself, and puts its plan together with `assemble_plan`.
 """
@@ -87,7 +87,7 @@ class Resolved(msgspec.Struct, frozen=True):
 
 
 def known_problems(applied: Sequence[AppliedRule[Any]]) -> list[Finding]:
-    """What the runner file itself says is wrong with the rules that apply."""
+    """The problems that the runner file itself declares (`known`) for the rules that apply."""
     problems = [(a.rule.known, a.location) for a in applied]
     return [
         Finding("known-problem", problem.severity, problem.message, location)
@@ -97,9 +97,9 @@ def known_problems(applied: Sequence[AppliedRule[Any]]) -> list[Finding]:
 
 
 def model_path(rule: ModelRule, benchmark: Benchmark, context: Context) -> str | None:
-    """The checkpoint: the host's override, the first candidate that is there, else what the rule has for that.
+    """The checkpoint: the host's override, the first candidate that exists, else the rule's `otherwise`.
 
-    None where the rule has no directory, since the benchmark's script downloads the checkpoint.
+    None where the rule has no directory, because the benchmark's script downloads the checkpoint.
     """
     if not rule.path:
         return None
@@ -114,7 +114,7 @@ def model_path(rule: ModelRule, benchmark: Benchmark, context: Context) -> str |
 
 
 def is_image(name: str, image: str) -> bool:
-    """Whether a container name of a recipe is this image, in whatever notation; an alias is none."""
+    """Whether a container name of a recipe means this image, in whatever notation; an alias does not."""
     if name == image:
         return True
     try:
@@ -124,7 +124,7 @@ def is_image(name: str, image: str) -> bool:
 
 
 def benchmark_image(rules: AppliedRules, context: Context) -> PlannedImage:
-    """The image that the benchmark is measured with: its own, where no rule of the runner file puts another there."""
+    """The image that the benchmark is measured with: its own, unless a rule of the runner file replaces it."""
     own, runner = rules.image.rule if rules.image is not None else None, rules.file.runner
     reference = (own and own.image) or rules.benchmark.image
     return planned_image(reference, "benchmark", runner.images, runner.node.arch, context, rules.benchmark.source, own)
@@ -280,7 +280,7 @@ def run_key(benchmark: Benchmark, runner_name: str, run: str, attempt: str) -> s
 
 
 def local_locks(storage: Sequence[Storage]) -> dict[str, bool]:
-    """Of each file system whether its locks are each host's own; nothing where none are."""
+    """By file system, whether its locks are local to each host; empty when no file system has such locks."""
     locks_are_local = {file_system.path: file_system.locks == "local" for file_system in storage}
     return locks_are_local if any(locks_are_local.values()) else {}
 
@@ -295,7 +295,7 @@ def assemble_plan(
     holds: Allocation,
     details: Any,
 ) -> Plan:
-    """The plan of a job of the kind that the lane names, without findings; ``details`` is what only this kind plans."""
+    """The plan of a job of the lane's kind, without findings; ``details`` is what only this kind plans."""
     benchmark, runner = rules.benchmark, rules.file.runner
     partition, account = partition_and_account(rules, context)
     scheduler = runner.scheduler

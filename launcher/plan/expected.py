@@ -1,4 +1,4 @@
-"""What results are expected of a benchmark, and what they are held against."""
+"""The results that are expected of a benchmark, and the values that they are compared with."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def expected_results(benchmark: Benchmark, stem: str, **more: Any) -> Expected:
 def with_validation(
     expected: Expected, benchmark: Benchmark, runner: Runner, rule: ModelRule, path: str | None
 ) -> Expected:
-    """The results with what row and runner file say that they are held against; ``path`` is the checkpoint's."""
+    """The expected results, completed by what row and runner file say of valid ones; ``path`` is the checkpoint's."""
     return replace(
         expected,
         models=tuple(dict.fromkeys((*_model_names(benchmark, rule), *([path] if path else []), *expected.models))),
@@ -61,7 +61,7 @@ def _model_names(benchmark: Benchmark, rule: ModelRule) -> tuple[str, ...]:
 
 
 def _repeated(benchmark: Benchmark) -> dict[str, str | int | bool]:
-    """What documents of agentic runs and of evaluations repeat of the row, by InferenceX's keys."""
+    """The values of the row that documents of agentic runs and of evaluations repeat, by InferenceX's keys."""
     row: dict[str, str | int | bool] = {
         "framework": benchmark.framework,
         "precision": benchmark.precision,
@@ -85,7 +85,7 @@ def _repeated(benchmark: Benchmark) -> dict[str, str | int | bool]:
 
 
 def _bounds(benchmark: Benchmark, results: Results) -> Bounds:
-    """The row's bounds, where it has them, before the runner file's. Raises ConfigError for one that means nothing."""
+    """The row's bounds, else the runner file's. Raises ConfigError for a bound that is not a number."""
 
     def bound(name: str, otherwise: float) -> float:
         text = benchmark.settings.get(name)

@@ -1,4 +1,4 @@
-"""What of the host's environment reaches a job: what programs need, and what the plan passes by name. Nothing else.
+"""The variables of the host that a job gets: those that programs need, and those that the plan passes by name.
 
 A shell's ``UCX_TLS``, ``NCCL_…``, ``CUDA_VISIBLE_DEVICES`` or ``LD_LIBRARY_PATH`` would change what is measured, and
 neither plan nor record would say so.
@@ -39,7 +39,7 @@ def variables_left_out(host: Mapping[str, str], job: Mapping[str, str]) -> list[
 
 
 def require_passed_variables(passes: Collection[str] | None, host: Mapping[str, str]) -> None:
-    """Raise ConfigError when whoever drives the run lacks a variable that the plan passes: no plan holds its value."""
+    """Raise ConfigError when a variable that the plan passes is not set here: no plan holds its value."""
     if missing := sorted(name for name in passes or () if not host.get(name)):
         names = ", ".join(missing)
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Which looks a plan asks for, as commands of a script on the node. Open preflight.sh for what each of them does."""
+"""The checks that a plan needs on a node, as commands of a job's script; preflight.sh defines what each one does."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def shell_functions() -> str:
 
 
 def model_checks(model: PlannedModel) -> list[str]:
-    """Whether the checkpoint is there, whole, and the declared one; nothing where the benchmark downloads it."""
+    """Check that the checkpoint is there, complete, and the declared one; no checks when the benchmark downloads it."""
     path = model.path
     if path is None or path.startswith("hf:") or model.downloads:
         return []
-    # What takes more than a look at config.json is not known on the node.
+    # The node reads only config.json, which does not tell these two.
     declared = {k: str(v) for k, v in model.fingerprint.items() if k not in ("quantisation", "weights")}
     identity = "fact checkpoint_identity 'not known: the runner file declares no fingerprint'"
     if declared:
@@ -34,33 +34,33 @@ def model_checks(model: PlannedModel) -> list[str]:
 
 
 def image_checks(plan: Plan) -> list[str]:
-    """Whether the squash files that all nodes share can be read here; a node's own are imported by the job."""
+    """Check that shared squash files can be read here; the job itself imports those of a single node."""
     return [f"look_at_image {quote_word(image.squash)}" for image in plan.images if image.shared and image.squash]
 
 
 def clock_checks(directory: str) -> list[str]:
-    """Whether the clock is the login node's, in a directory (a word) that both see."""
+    """Check the clock against the login node's, by a directory (a quoted word) that both see."""
     return [f"look_at_clock {directory}"]
 
 
 def declare_local_locks(*, local: bool) -> list[str]:
-    """What the runner file says of locks: those that are ``local`` to each host are told, and not judged."""
+    """Tell the script what the runner file says: locks that are ``local`` to each host are reported, not judged."""
     return ["locks_local=yes"] if local else []
 
 
-def with_lock_check(directory: str, looks: Sequence[str], *, local: bool = False) -> list[str]:
-    """The looks, while the login node is asked whether locks hold in the directory: it may take seconds to answer."""
-    return [*declare_local_locks(local=local), f"ask_login {directory}", *looks, f"hear_login {directory}"]
+def with_lock_check(directory: str, checks: Sequence[str], *, local: bool = False) -> list[str]:
+    """The checks ``checks``, while the login node checks locks in the directory, which may take seconds."""
+    return [*declare_local_locks(local=local), f"ask_login {directory}", *checks, f"hear_login {directory}"]
 
 
-def with_login_checks(directory: str, looks: Sequence[str], *, local: bool = False) -> list[str]:
-    """The looks, beside those at what this node and the login node agree about."""
-    return [*clock_checks(directory), *with_lock_check(directory, looks, local=local)]
+def with_login_checks(directory: str, checks: Sequence[str], *, local: bool = False) -> list[str]:
+    """The checks ``checks`` with those of clock and locks, which compare this node with the login node."""
+    return [*clock_checks(directory), *with_lock_check(directory, checks, local=local)]
 
 
 def node_checks(gpus: int, *, alone: bool, patience: int = 0, directories: Sequence[str] = ()) -> list[str]:
-    """Whether the node has its GPUs, free where the job has the node for itself, and room in what it writes to."""
-    looks = [f"look_at_gpus {gpus} {'yes' if alone else 'no'} {patience}"] if gpus else []
+    """Check that the node has its GPUs, free when the job has the node ``alone``, and room in its directories."""
+    checks = [f"look_at_gpus {gpus} {'yes' if alone else 'no'} {patience}"] if gpus else []
     if directories:
-        looks.append(f"look_at_directories {ROOM} {' '.join(map(quote_word, directories))}")
-    return looks
+        checks.append(f"look_at_directories {ROOM} {' '.join(map(quote_word, directories))}")
+    return checks

@@ -1,5 +1,5 @@
-"""What keeps a plan from being run: findings that nobody accepted, and secrets. A plan is stored, shown and sent, so it
-names a secret and never holds its value."""
+"""Checks whether a plan may be run: it must have no errors that nobody accepted, and hold no secrets. A plan is stored,
+shown and sent, so it names the variable of a secret and never holds its value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _OTHER_SCALARS = frozenset({int, float, bool, type(None)})
 
 
 def require_acceptable(plan: Plan, accepted: Sequence[str] = ()) -> None:
-    """Raise ConfigError when the plan has errors among its findings whose rules nobody accepted, or holds a secret."""
+    """Raise ConfigError when the plan has findings of severity error whose rules nobody accepted, or holds a secret."""
     require_no_secrets(plan)
     bad = [f for f in plan.errors if f.rule not in accepted]
     if bad:
@@ -31,8 +31,8 @@ def require_acceptable(plan: Plan, accepted: Sequence[str] = ()) -> None:
 
 
 def require_no_secrets(plan: Plan) -> None:
-    """Raise ConfigError when the plan holds the value of a secret: what has the shape of a token, and what is set for a
-    variable that is called as secrets are."""
+    """Raise ConfigError when the plan holds the value of a secret: a text with the shape of a token, or the value of a
+    variable whose name is that of a secret."""
     places = _secrets_in(plan.as_dict(), variables=False)
     if unique := list(dict.fromkeys(place.removeprefix(".") for place in places)):
         raise ConfigError(
@@ -51,12 +51,12 @@ def _secrets_in(value: Any, *, variables: bool) -> list[str]:
     """
     places: list[str] = []
     if isinstance(value, str):
-        return [""] if _has_a_shape(value) else []
+        return [""] if _looks_like_token(value) else []
     if isinstance(value, (dict, Mapping)):
         for key, inner in value.items():
             if type(inner) is str:
-                named = variables and names_a_secret(str(key)) and _is_value(inner)
-                if named or _has_a_shape(inner):
+                named = variables and names_a_secret(str(key)) and _may_be_secret(inner)
+                if named or _looks_like_token(inner):
                     places.append(f".{key}")
             elif type(inner) not in _OTHER_SCALARS:
                 named = str(key) in _VARIABLES or str(key).endswith("_environment")
@@ -69,12 +69,12 @@ def _secrets_in(value: Any, *, variables: bool) -> list[str]:
 
 
 @lru_cache(maxsize=4096)
-def _has_a_shape(text: str) -> bool:
+def _looks_like_token(text: str) -> bool:
     """Whether a text has the shape of a token. The plans of a sweep share most of theirs."""
     return MASK not in text and redact(text, {}) != text
 
 
-def _is_value(text: str) -> bool:
+def _may_be_secret(text: str) -> bool:
     """Whether a variable's text can be a secret: not a reference (``$NAME``), a path, a number, or a short word as
     clients without an account are given (``EMPTY``)."""
     return len(text) >= SHORTEST and text[0] not in "$/~{" and not text.isdigit()
