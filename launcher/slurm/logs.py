@@ -52,7 +52,7 @@ class LogFollower:
         self._full = False
 
     def read_new(self) -> list[str]:
-        """The new lines, without line ends; at most READ_AT_ONCE bytes of them. Call again for more: an empty list
+        """The new lines, without line ends; at most READ_SIZE bytes of them. Call again for more: an empty list
         means that there is nothing now. A last line without its newline is kept until `flush`."""
         lines: list[str] = []
         chunk = self._read()
@@ -68,9 +68,9 @@ class LogFollower:
         return self._full
 
     def catch_up(self, most: int | None = None) -> list[str]:
-        """Skip to the last KEPT_WHEN_BEHIND bytes, when more than ``most`` wait; say so in a line.
+        """Skip to the last KEPT_BACKLOG bytes when more than ``most`` are unread; the line that is returned says so.
 
-        What was written since is read when asked for next. Where a line was cut, its rest is left out too.
+        The next `read_new` reads on from there. The rest of a line that was cut is skipped too.
         """
         if self._file is None:
             self._reopen()
