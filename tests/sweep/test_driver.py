@@ -294,12 +294,7 @@ def test_fail_fast_with_cancel_ends_what_runs(tmp_path: Path, monkeypatch: pytes
         ({"END": "FAILED"}, {"fail_fast": "1", "fail_fast_cancel": True}, False, "not started"),
         ({"END": "TIMEOUT"}, {"fail_fast": "node"}, False, "ok"),  # whose layer it is was not known before
         ({"REFUSED": "no such account"}, {"fail_fast": "1"}, False, "not started"),
-        (
-            {"END_FIRST": "NODE_FAIL"},
-            {"fail_fast": "1", "fail_fast_cancel": True, "retries": 9},
-            False,
-            "ok",
-        ),  # tried again
+        ({"END_FIRST": "NODE_FAIL"}, {"fail_fast": "1", "fail_fast_cancel": True}, False, "ok"),  # is retried
         ({"END": "FAILED"}, {"fail_fast": "2"}, True, "ok"),
         ({"END": "FAILED"}, {}, True, "ok"),
         ({"LOST": "4"}, {"fail_fast": "1"}, True, "ok"),  # COMPLETED
@@ -315,11 +310,8 @@ def test_while_a_failure_is_looked_into_that_may_end_the_sweep_no_further_job_be
 ) -> None:
     """There is room for all of them. The end of the first lasts until the driver has said whether another one may be
     submitted, and has seen a point that was added meanwhile."""
-    ledger, answers, begun = (
-        make_sweep(tmp_path, "s", [row(1, 4, **settings), row(2, 4)], Policy(order="given", **policy)),
-        list[bool | Cancelled](),
-        list[bool](),
-    )
+    ledger = make_sweep(tmp_path, "s", [row(1, 4, **settings), row(2, 4)], Policy(order="given", **policy))
+    answers, begun = list[bool | Cancelled](), list[bool]()
     added = make_sweep(tmp_path, "added", [row(3, 4)], Policy()).sweep.jobs
     ends, end, may_submit = threading.Event(), threads._end, driving.Driver.may_submit
 
