@@ -1,5 +1,5 @@
 "use strict";
-// What the page has is there without this: here a table sorts and filters, and marks say more at once.
+// The page is complete without this script. It sorts and filters tables, and shows tooltips on marks.
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 const make = (name, text, properties) => Object.assign(document.createElement(name), {textContent: text ?? ""}, properties);
 const tables = all(".points"), rows = tables.flatMap(table => [...table.tBodies[0].rows]);
@@ -8,7 +8,7 @@ const rowOf = link => document.getElementById(link.getAttribute("href").slice(1)
 const marksOf = new Map();
 for (const mark of marks) marksOf.set(rowOf(mark), mark);
 
-// What many rows share stands in the first one: each gets its own, or none could move.
+// Cells that span several rows become one cell per row, so that rows can move.
 for (const first of all(".points td[rowspan]")) {
   const {cellIndex, rowSpan} = first;
   first.removeAttribute("rowspan");
@@ -19,14 +19,14 @@ for (const first of all(".points td[rowspan]")) {
   }
 }
 
-// Sorting: numbers as numbers, what is not known last.
+// Sorting: numbers by value, empty cells last.
 const key = (row, column) => {
   const text = row.cells[column].textContent.trim();
   return {text, number: /^-?[\d.]+$/.test(text) ? parseFloat(text) : NaN};
 };
 const compare = (a, b) => isNaN(a.number) || isNaN(b.number)
   ? isNaN(a.number) - isNaN(b.number) || a.text.localeCompare(b.text, "en", {numeric: true}) : a.number - b.number;
-// What an element holds becomes a button.
+// Moves the content of an element into a button.
 const pressed = (element, action) => {
   const button = make("button", "", {type: "button"});
   button.append(...element.childNodes);
@@ -46,7 +46,7 @@ for (const table of tables) for (const head of all("thead th", table)) {
   });
 }
 
-// Filtering: every word has to stand in the row.
+// Filtering: a row must contain every word.
 const tools = document.getElementById("tools");
 if (rows.length) {
   const words = make("input", "", {type: "search", placeholder: "filter: words that a row must have"});
@@ -76,7 +76,7 @@ if (rows.length) {
   counted(rows.length);
 }
 
-// A mark's tooltip is its row and its run's.
+// The tooltip of a mark shows its row and that of its run.
 const tip = make("div", "", {id: "tip", hidden: true});
 tip.setAttribute("role", "tooltip");
 document.body.append(tip);
@@ -113,7 +113,7 @@ const reset = chart => {
   seen(chart)[0]?.setAttribute("tabindex", 0);
 };
 
-// A name in a legend shows and hides that configuration, in all pictures.
+// A name in a legend shows and hides its configuration in all charts.
 const curves = all(".legend li").filter(line => line.className).map(line => {
   const chart = line.closest("figure").querySelector(".chart");
   const group = all("g", chart)[[...line.parentNode.children].indexOf(line)];
@@ -135,7 +135,7 @@ for (const chart of all(".chart")) {
   }));
   on(["pointerover", "focusin"], mark => {
     const title = mark.querySelector("title");
-    if (title) {  // it would be a second tooltip
+    if (title) {  // a title would be a second tooltip
       mark.setAttribute("aria-label", title.textContent);
       title.remove();
     }

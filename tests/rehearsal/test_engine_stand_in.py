@@ -16,7 +16,7 @@ import yaml
 from launcher.rehearsal import engine_stand_in
 from launcher.result.document import UnusableResult
 from launcher.result.validate import MeasuredPoint, read_result
-from tests.result.documents import asked, tried
+from tests.result.documents import make_expected, read_or_error
 from tests.shared import SHARED, needs_shared
 
 RECIPE = {
@@ -56,7 +56,9 @@ class JobRun:
     def results(self) -> dict[int, MeasuredPoint | UnusableResult]:
         paths = sorted(self.logs.glob("sa-bench_*/results_*.json"))
         numbers = [int(path.name.split("_")[2]) for path in paths]
-        return {n: tried(read_result, p, n, asked(128, 128)) for n, p in zip(numbers, paths, strict=True)}
+        return {
+            n: read_or_error(read_result, p, n, make_expected(128, 128)) for n, p in zip(numbers, paths, strict=True)
+        }
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from launcher.rehearsal.results import PREFILL_RATE, Topology, agentic_result, benchmark_result, eval_documents, solve
 from launcher.result.validate import MeasuredPoint, read_agentic_result, read_result
-from tests.result.documents import asked
+from tests.result.documents import make_expected
 from tests.shared import SHARED, needs_shared
 
 TOPOLOGY = Topology(1, 4, 2, 4)
@@ -74,7 +74,7 @@ def test_the_launcher_takes_a_result_without_a_doubt(tmp_path: Path, concurrency
     file = tmp_path / "sa-bench_isl_1024_osl_1024" / f"results_concurrency_{concurrency}_gpus_12_ctx_4_gen_8.json"
     file.parent.mkdir()
     file.write_text(json.dumps(benchmark_result(TOPOLOGY, concurrency, 1024, 1024, model="m")))
-    point = read_result(file, concurrency, asked(1024, 1024))
+    point = read_result(file, concurrency, make_expected(1024, 1024))
     assert isinstance(point, MeasuredPoint), point
     assert point.rehearsal and point.doubts == ()
     assert point.ttft_median_ms and point.tpot_p99_ms and point.throughput_per_gpu > 0
@@ -84,7 +84,7 @@ def test_the_launcher_takes_an_agentic_result(tmp_path: Path) -> None:
     for topology, gpus in ((TOPOLOGY, 12), (Topology(1, 8, 1, 8, aggregated=True), 8)):
         file = tmp_path / "x_conc16.json"
         file.write_text(json.dumps(agentic_result(topology, 16, model="m")))
-        point = read_agentic_result(file, 16, asked(mode="agentic"))
+        point = read_agentic_result(file, 16, make_expected(mode="agentic"))
         assert isinstance(point, MeasuredPoint), point
         assert point.rehearsal and point.gpus == gpus and point.ttft_median_ms
 

@@ -24,7 +24,7 @@ from launcher.slurm.local import LocalScheduler
 from launcher.srtctl.checkout import Checkout, Checkouts, known_keys
 from launcher.srtctl.planned import SrtSlurm
 from launcher.srtctl.submit import Submission, apply, write_srtslurm
-from tests.result.documents import asked
+from tests.result.documents import make_expected
 from tests.run.runs import plan_on
 
 
@@ -197,7 +197,7 @@ def test_a_whole_rehearsal(prepared: PreparedTree) -> None:
     assert "✓ Sweep completed successfully" in (logs / f"sweep_{done.job_id}.log").read_text()
     for concurrency in (1, 2):
         file = logs / f"sa-bench_isl_64_osl_64/results_concurrency_{concurrency}_gpus_4.json"
-        assert isinstance(read_result(file, concurrency, asked(64, 64)), MeasuredPoint)
+        assert isinstance(read_result(file, concurrency, make_expected(64, 64)), MeasuredPoint)
 
 
 def test_faults_of_a_submission(prepared: PreparedTree) -> None:

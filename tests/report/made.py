@@ -97,9 +97,9 @@ def write_runs(state: Path, jobs: int, concurrencies: Sequence[int] = CONCURRENC
         benchmark["decode"] = {**benchmark["decode"], "workers": workers}
         points = []
         for i, concurrency in enumerate(concurrencies):
-            said = numbers(concurrency * (1 + isl // 4096), 1 + 0.1 * (number % 3) - 0.03 * workers % 0.5)
+            values = numbers(concurrency * (1 + isl // 4096), 1 + 0.1 * (number % 3) - 0.03 * workers % 0.5)
             measured = {
-                f"{family}_{statistic}_ms": said[f"{statistic}_{family}"] * 1000
+                f"{family}_{statistic}_ms": values[f"{statistic}_{family}"] * 1000
                 for family in ("ttft", "tpot", "itl", "e2el")
                 for statistic in ("median", "p99")
             }
@@ -107,8 +107,8 @@ def write_runs(state: Path, jobs: int, concurrencies: Sequence[int] = CONCURRENC
             points.append(
                 {
                     **template, **measured, "concurrency": concurrency, "rehearsal": False, "ended": ended,
-                    "duration_s": 50.0, "throughput_per_gpu": said["tput_per_gpu"],
-                    "output_throughput_per_gpu": said["output_tput_per_gpu"],
+                    "duration_s": 50.0, "throughput_per_gpu": values["tput_per_gpu"],
+                    "output_throughput_per_gpu": values["output_tput_per_gpu"],
                     "path": str(state / "results.json"),
                 }
             )  # fmt: skip
@@ -142,9 +142,10 @@ def evaluation(concurrency: int, task: str = "gsm8k", **changes: Any) -> dict[st
 def write_evaluation(directory: Path, scores: dict[str, float], rehearsal: bool = False, **meta: Any) -> None:
     """An evaluation's artifact: lm-eval's results of these scores by task, none where there are none."""
     directory.mkdir(parents=True)
-    said = {"infmax_model_prefix": "minimaxm3", "hw": "h200", "framework": "vllm", "precision": "fp8", "tp": 8, "ep": 1,
-            "dp_attention": False, "conc": 64, "isl": 8192, "osl": 1024, "spec_decoding": "none", **meta}  # fmt: skip
-    (directory / "meta_env.json").write_text(json.dumps(said))
+    values = {"infmax_model_prefix": "minimaxm3", "hw": "h200", "framework": "vllm", "precision": "fp8", "tp": 8,
+              "ep": 1, "dp_attention": False, "conc": 64, "isl": 8192, "osl": 1024, "spec_decoding": "none",
+              **meta}  # fmt: skip
+    (directory / "meta_env.json").write_text(json.dumps(values))
     filters = [{"name": "strict-match"}, {"name": "flexible-extract"}]
     result = {
         "lm_eval_version": "0.4", "model_name": "org/Model-X", **({"rehearsal": True} if rehearsal else {}),
@@ -153,4 +154,4 @@ def write_evaluation(directory: Path, scores: dict[str, float], rehearsal: bool 
         "n-samples": {task: {"original": 1319, "effective": 1319} for task in scores},
     }  # fmt: skip
     if scores:
-        (directory / f"results_x_conc{said['conc']}.json").write_text(json.dumps(result))
+        (directory / f"results_x_conc{values['conc']}.json").write_text(json.dumps(result))

@@ -39,8 +39,8 @@ def test_each_metric_has_its_direction(name: str, before: list[float], after: li
 
 
 def test_repeats_give_a_median_and_a_spread() -> None:
-    found = metric_change(Threshold(metric("tput_per_gpu")), [90.0, 100.0, 130.0], [80.0, 100.0])
-    assert (found.base, found.now, found.spread, found.change) == (100.0, 90.0, (40.0, 20.0), -0.1)
+    result = metric_change(Threshold(metric("tput_per_gpu")), [90.0, 100.0, 130.0], [80.0, 100.0])
+    assert (result.base, result.now, result.spread, result.change) == (100.0, 90.0, (40.0, 20.0), -0.1)
 
 
 @pytest.mark.parametrize(
@@ -52,12 +52,12 @@ def test_thresholds(text: str, share: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "problem"),
     [("tput_per_gpu:+5%", "better"), ("median_ttft:-5%", "better"), ("tput:-5%", "no metric"), ("x", "no threshold"),
      ("tput_per_gpu:-5", "no threshold"), ("std_ttft:+5%", "neither"), ("tput_per_gpu:-5000%", "no threshold")],
 )  # fmt: skip
-def test_what_is_no_threshold(text: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_what_is_no_threshold(text: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
         Threshold.parse(text)
 
 
@@ -69,23 +69,23 @@ def point(conc: int, tput: float | None, **changed: Any) -> Point:
 def test_points_are_compared_by_identity_and_what_is_missing_is_said() -> None:
     before = [point(4, 100.0, run="1"), point(8, 100.0), point(16, 100.0)]
     after = [point(4, 90.0, run="2"), point(8, 100.0, state="missing", reason="lost")]
-    held = {one.metric.name: one for one in map(Threshold.parse, ("tput_per_gpu:-5%", "p99_e2el:+5%"))}
+    thresholds = {one.metric.name: one for one in map(Threshold.parse, ("tput_per_gpu:-5%", "p99_e2el:+5%"))}
     now, base = (
         ReportInput(points, {run: Run(id=run, images=(Image(reference=image),))})
         for points, run, image in ((after, "2", "b"), (before, "1", "a"))
     )
-    found = list(compare_points(now, base, held, {}))
-    four, eight, sixteen = (one for _, one in found)
+    result = list(compare_points(now, base, thresholds, {}))
+    four, eight, sixteen = (one for _, one in result)
     assert (four.answer, four.differs, four.samples) == ("worse", ("image: a → b",), (1, 1))
     assert (eight.answer, eight.reason) == ("not comparable", "not ok in this run: lost")
     assert sixteen.reason == "not in this run"
-    said = [text for identity, one in found[:2] for text in threshold_failures(identity, one, held)]
-    assert [text.partition(": ")[2] for text in said] == [
+    sentences = [text for identity, one in result[:2] for text in threshold_failures(identity, one, thresholds)]
+    assert [text.partition(": ")[2] for text in sentences] == [
         "tput_per_gpu changed by -10.0%, 0.05 is the most",
         "p99_e2el is not in both runs",
         "not ok in this run: lost",
     ]
-    assert [*threshold_failures(*found[0], {}), *threshold_failures(*found[1], {})] == []
+    assert [*threshold_failures(*result[0], {}), *threshold_failures(*result[1], {})] == []
 
 
 def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, object], str]:
@@ -120,13 +120,13 @@ def test_a_threshold(
     write_rows(tmp_path / "a", [before])
     write_rows(tmp_path / "b", [{**before, **{name: before[name] * by for name, by in changes.items()}, "image": "v2"}])
     flags = ["--fail-on", *fail_on] if fail_on else []
-    found = command(capsys, str(tmp_path / "b"), "--against", str(tmp_path / "a"), *flags)
-    assert found[0] == code
-    (point,) = found[1]["points"]  # type: ignore[misc]
+    result = command(capsys, str(tmp_path / "b"), "--against", str(tmp_path / "a"), *flags)
+    assert result[0] == code
+    (point,) = result[1]["points"]  # type: ignore[misc]
     assert point["answer"] == answer and point["samples"] == [1, 1]
     assert f"image: {before['image']} → v2" in point["differs"]
-    assert f"1 {answer}" in found[2] and ("n = 1" in found[2] or answer == "same")
-    assert bool(found[1].get("failed")) == (code == 7)
+    assert f"1 {answer}" in result[2] and ("n = 1" in result[2] or answer == "same")
+    assert bool(result[1].get("failed")) == (code == 7)
 
 
 def test_a_missing_point_is_a_failure_where_a_threshold_is_given(
@@ -135,18 +135,18 @@ def test_a_missing_point_is_a_failure_where_a_threshold_is_given(
     (before,) = write_runs(tmp_path / "a", 1)
     (now,) = write_runs(tmp_path / "b", 1)
     change_files(tmp_path / "b", now, "summary", points={16: {**MISSING, "reason": "the server died"}})
-    asked = (str(tmp_path / "b"), "--against", str(tmp_path / "a" / "runs" / before))
-    code, found, told = command(capsys, *asked)
-    assert code == 0 and "1 not comparable" in told and "the server died" in told
-    code, found, told = command(capsys, *asked, "--fail-on", "tput_per_gpu:-50%")
-    assert code == 7 and len(found["failed"]) == 1 and "concurrency 16" in told  # type: ignore[arg-type]
+    arguments = (str(tmp_path / "b"), "--against", str(tmp_path / "a" / "runs" / before))
+    code, result, output = command(capsys, *arguments)
+    assert code == 0 and "1 not comparable" in output and "the server died" in output
+    code, result, output = command(capsys, *arguments, "--fail-on", "tput_per_gpu:-50%")
+    assert code == 7 and len(result["failed"]) == 1 and "concurrency 16" in output  # type: ignore[arg-type]
 
 
 def test_nothing_to_compare_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_rows(tmp_path / "a", [row(concurrency=4)])
     write_rows(tmp_path / "b", [row(concurrency=8)])
-    code, _, told = command(capsys, str(tmp_path / "b"), "--against", str(tmp_path / "a"))
-    assert code == 2 and "2 not comparable" in told
+    code, _, output = command(capsys, str(tmp_path / "b"), "--against", str(tmp_path / "a"))
+    assert code == 2 and "2 not comparable" in output
     for wrong in (["--fail-on", "tput_per_gpu:-5%"], ["--against", str(tmp_path / "a"), "--fail-on", "tput:-5%"]):
         assert main(["report", str(tmp_path / "b"), *wrong]) == 2
 
@@ -157,14 +157,14 @@ def test_several_measurements_give_median_and_number(tmp_path: Path, capsys: pyt
         write_rows(tmp_path / f"a{number}", [{**one, "tput_per_gpu": one["tput_per_gpu"] * by}])
     write_rows(tmp_path / "b", [row()])
     before = [str(tmp_path / f"a{number}") for number in range(3)]
-    code, found, _ = command(capsys, str(tmp_path / "b"), "--against", *before)
-    (point,) = found["points"]  # type: ignore[misc]
+    code, result, _ = command(capsys, str(tmp_path / "b"), "--against", *before)
+    (point,) = result["points"]  # type: ignore[misc]
     tput = next(one for one in point["changes"] if one["metric"] == "tput_per_gpu")
     assert code == 0 and point["answer"] == "same" and point["samples"] == [3, 1]
     faster = row(tput_per_gpu=row()["tput_per_gpu"] * 2)
     write_rows(tmp_path / "c", [faster])
-    _, _, told = command(capsys, str(tmp_path / "c"), "--against", *before)
-    assert f"(+100.0 %, spread {tput['spread'][0]:.1f} → 0.0)" in told and "n = 1, of the base 3" in told
+    _, _, output = command(capsys, str(tmp_path / "c"), "--against", *before)
+    assert f"(+100.0 %, spread {tput['spread'][0]:.1f} → 0.0)" in output and "n = 1, of the base 3" in output
     assert tput["base"] == row()["tput_per_gpu"] and tput["spread"][0] == pytest.approx(0.4 * tput["base"])
 
 
@@ -172,8 +172,8 @@ def test_the_comparison_is_in_page_and_markdown(tmp_path: Path, capsys: pytest.C
     before = row()
     write_rows(tmp_path / "a", [before])
     write_rows(tmp_path / "b", [{**before, "tput_per_gpu": before["tput_per_gpu"] * 0.9}])
-    asked = [str(tmp_path / "b"), "--against", str(tmp_path / "a"), "--fail-on", "tput_per_gpu:-5%"]
-    assert main(["report", *asked, "-o", str(tmp_path / "out")]) == 7
+    arguments = [str(tmp_path / "b"), "--against", str(tmp_path / "a"), "--fail-on", "tput_per_gpu:-5%"]
+    assert main(["report", *arguments, "-o", str(tmp_path / "out")]) == 7
     for name in ("report.html", "report.md"):
         text = (tmp_path / "out" / name).read_text()
         assert "Compared with" in text and "-10.0 %" in text and "n = 1" in text and "1 worse" in text

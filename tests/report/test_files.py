@@ -142,8 +142,8 @@ def test_the_command_writes_all_of_it_and_prints_one_form(tmp_path: Path, capsys
         assert main(["report", *arguments, "--state", str(tmp_path / "state")]) == code
         return capsys.readouterr().out
 
-    told = report(name, "-o", str(tmp_path / "out"))
-    assert "4 points: 4 ok" in told and str(tmp_path / "out/report.html") in told
+    printed = report(name, "-o", str(tmp_path / "out"))
+    assert "4 points: 4 ok" in printed and str(tmp_path / "out/report.html") in printed
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"report.html", "report.json", "points.csv", "junit.xml", "report.md"}
     assert json.loads(report(str(tmp_path / "state"), "--json"))["counts"] == {"ok": 12}

@@ -131,15 +131,15 @@ def test_names_and_rows_of_another_kind_cost_no_report(tmp_path: Path, mounts: C
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = write_runs(tmp_path, 6)
     change(tmp_path, runs[0], "run", created=time.time() - 3600)
-    asked = ["report", "--state", str(tmp_path), "--json"]
-    assert main([*asked, "--since", "2h"]) == 0
+    arguments = ["report", "--state", str(tmp_path), "--json"]
+    assert main([*arguments, "--since", "2h"]) == 0
     assert [run["id"] for run in json.loads(capsys.readouterr().out)["runs"]] == [runs[0]]
-    assert main([*asked, "-k", "minimaxm3-*-gb200-dynamo-vllm"]) == 0
+    assert main([*arguments, "-k", "minimaxm3-*-gb200-dynamo-vllm"]) == 0
     assert len(json.loads(capsys.readouterr().out)["points"]) > 0
-    assert main([*asked, runs[0], "--since", "2h"]) == 2
+    assert main([*arguments, runs[0], "--since", "2h"]) == 2
     for wrong in ("2", "d", "-1d", "nan d", "1y"):
         with pytest.raises(SystemExit):
-            main([*asked, f"--since={wrong}"])
+            main([*arguments, f"--since={wrong}"])
 
 
 def test_the_type_of_a_file_system_is_that_of_the_nearest_mount(tmp_path: Path) -> None:

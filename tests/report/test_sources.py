@@ -29,16 +29,16 @@ def change(state: Path, run: str, kind: str, /, **changes: Any) -> None:
     points = changes.pop("points", {})
     value |= changes
     for point in value.get("points", []) if points else []:
-        if (said := points.get(point["concurrency"])) is not None:
+        if (point_fields := points.get(point["concurrency"])) is not None:
             point.clear()
-            point.update(said)
+            point.update(point_fields)
     path.write_text(json.dumps(value))
 
 
 def test_a_good_run(tmp_path: Path) -> None:
     (name,) = write_runs(tmp_path, 1)
-    for asked in (name, str(tmp_path), str(tmp_path / "runs" / name)):
-        found = report(tmp_path, asked)
+    for source in (name, str(tmp_path), str(tmp_path / "runs" / name)):
+        found = report(tmp_path, source)
         assert found.counts == {"ok": 4} and found.problems == ()
         (run,) = found.runs
         assert (run.id, run.job, run.nodes) == (name, "4000", "node[01-03]")
@@ -116,8 +116,8 @@ def test_what_cannot_be_read_is_said_and_stops_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("odd", ["abc", 10**400, None, [], {}, True, 0, "20"], ids=range(8))
 def test_a_number_of_a_summary_that_is_none_stops_nothing(tmp_path: Path, odd: Any) -> None:
     _, spoilt = write_runs(tmp_path, 2)
-    said = {"concurrency": 16, "state": "ok", "tpot_median_ms": odd, "ttft_median_ms": odd}
-    change(tmp_path, spoilt, "summary", points={16: said})
+    point_fields = {"concurrency": 16, "state": "ok", "tpot_median_ms": odd, "ttft_median_ms": odd}
+    change(tmp_path, spoilt, "summary", points={16: point_fields})
     found = report(tmp_path)
     assert found.counts["ok"] == 8
     assert sum("median_intvty" in point.metrics for point in found.points) == 7

@@ -44,7 +44,7 @@ def test_nothing_is_cut_and_what_has_no_room_is_named(value: Document, width: in
         name = "score" if entry.task else "tput_per_gpu"
         assert name not in entry.metrics or f" {entry.metrics[name]:.{metrics()[name].digits}f} " in text
     assert ("no room for" in text) == (width in (70, 80))
-    for told in (
+    for text in (
         "refused results: max_concurrency is 8, expected 16",
         "launcher report --explain result-asked",
         "missing server: worker decode 0 was killed",
@@ -54,7 +54,7 @@ def test_nothing_is_cut_and_what_has_no_room_is_named(value: Document, width: in
         "ok, frontier, attempt 2",
         "a_task_with_a_long_name",
     ):
-        assert told in text, told
+        assert text in text, text
 
 
 def test_of_many_points_those_on_a_frontier_are_shown(tmp_path: Path) -> None:

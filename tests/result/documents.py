@@ -115,16 +115,16 @@ def age(path: Path, seconds: float) -> Path:
     return path
 
 
-def tried(read: Callable[..., MeasuredPoint], *given: Any) -> MeasuredPoint | UnusableResult:
-    """The point of a file, or why it cannot be used."""
+def read_or_error(read: Callable[..., MeasuredPoint], *arguments: Any) -> MeasuredPoint | UnusableResult:
+    """The point of a file, or the error of reading it."""
     try:
-        return read(*given)
-    except UnusableResult as why:
-        return why
+        return read(*arguments)
+    except UnusableResult as error:
+        return error
 
 
-def asked(isl: int | None = None, osl: int | None = None, **more: Any) -> Expected:
-    """What a plan says that says little."""
+def make_expected(isl: int | None = None, osl: int | None = None, **more: Any) -> Expected:
+    """The expectations of a plan that states little."""
     return Expected(
         **{"concurrencies": (), "filename": "RF", "mode": "fixed", "run_eval": False, **more}, isl=isl, osl=osl
     )

@@ -19,7 +19,7 @@ from msgspec.structs import replace as change
 from launcher.core.errors import ResultError
 from launcher.result.collect import CollectRequest, collect
 from launcher.result.logs import LOGS, TARBALL, keep_logs
-from tests.result.documents import age, agentic, asked, evaluation, fixed, write
+from tests.result.documents import age, agentic, evaluation, fixed, make_expected, write
 from tests.shared import SHARED, needs_shared
 
 FOLDER = "sa-bench_isl_128_osl_128"
@@ -36,7 +36,7 @@ class Job:
         self.request = CollectRequest(
             logs_dir=self.logs,
             workspace=self.workspace,
-            expected=asked(128, 128, concurrencies=(4, 16)),
+            expected=make_expected(128, 128, concurrencies=(4, 16)),
             job_id="3",
             started=time.time() - 60,
         )
@@ -81,7 +81,9 @@ def test_a_real_job(tmp_path: Path) -> None:
     shutil.copytree(SHARED / "reference/one-machine/samples/srtctl-disagg-job3", tmp_path / "outputs" / "3")
     (tmp_path / "workspace").mkdir()
     logs = tmp_path / "outputs" / "3" / "logs"
-    request = CollectRequest(logs, tmp_path / "workspace", asked(128, 128, concurrencies=(4, 16)), "3", started=0.0)
+    request = CollectRequest(
+        logs, tmp_path / "workspace", make_expected(128, 128, concurrencies=(4, 16)), "3", started=0.0
+    )
     collected = collect(request)
     collected.raise_if_bad()
     assert collected.published.keys() == {

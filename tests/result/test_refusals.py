@@ -31,13 +31,13 @@ def test_what_is_refused_is_named(tmp_path: Path) -> None:
     assert [text for text in rest if not re.search(r"is \S+, (?:and|more than|less than|below) ", text)] == []
 
 
-@pytest.mark.parametrize("asked", ["", *refusals()])
-def test_it_is_explained(asked: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", "--explain", *([asked] if asked else [])]) == 0
-    told = capsys.readouterr().out
-    shown = [asked] if asked else [*refusals()]
-    assert all(rule in told and refusals()[rule].title in told for rule in shown)
-    assert not asked or "Next: " in told
+@pytest.mark.parametrize("explained", ["", *refusals()])
+def test_it_is_explained(explained: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--explain", *([explained] if explained else [])]) == 0
+    output = capsys.readouterr().out
+    shown = [explained] if explained else [*refusals()]
+    assert all(rule in output and refusals()[rule].title in output for rule in shown)
+    assert not explained or "Next: " in output
 
 
 def test_a_check_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:

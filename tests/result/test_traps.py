@@ -21,7 +21,7 @@ from launcher.plan.plan import Bounds, Expected
 from launcher.result.document import UnusableResult
 from launcher.result.own_numbers import agentic_contradictions
 from launcher.result.validate import MeasuredPoint, read_single_result
-from tests.result.documents import age, agentic, evaluation, fixed, tried, write
+from tests.result.documents import age, agentic, evaluation, fixed, read_or_error, write
 from tests.result.traps import FOLDER, Lane, lane, metrics, outcome, text_of, whole_agentic
 from tests.shared import SHARED, needs_shared
 
@@ -578,8 +578,8 @@ TRAPS: dict[str, Trap] = {
 @pytest.mark.parametrize("name", TRAPS)
 def test_a_wrong_number_is_refused(tmp_path: Path, name: str) -> None:
     kind, mode, lay, words = TRAPS[name]
-    code, said = outcome(lane(tmp_path, kind, mode), lay)
-    assert code == 7 and words in said, f"exit {code}: {said}"
+    code, message = outcome(lane(tmp_path, kind, mode), lay)
+    assert code == 7 and words in message, f"exit {code}: {message}"
 
 
 @pytest.mark.parametrize("name", [name for name, trap in TRAPS.items() if "beside" not in name])
@@ -876,8 +876,8 @@ GOOD: dict[str, tuple[str, str, Lay, str]] = {
 @pytest.mark.parametrize("name", GOOD)
 def test_a_good_one_of_unusual_form_passes(tmp_path: Path, name: str) -> None:
     kind, mode, lay, words = GOOD[name]
-    code, said = outcome(lane(tmp_path, kind, mode), lay)
-    assert code == 0 and words in said and (words or not said), f"exit {code}: {said}"
+    code, message = outcome(lane(tmp_path, kind, mode), lay)
+    assert code == 0 and words in message and (words or not message), f"exit {code}: {message}"
 
 
 # What upstream's own scripts were recorded with
@@ -910,7 +910,7 @@ def test_recorded_results_of_fixed_lengths(tmp_path: Path, case: Any) -> None:
     concurrency = int(text.partition('"max_concurrency": ')[2].partition(",")[0])
     for isl in (1024, 8192):
         expected = Expected((concurrency,), "r", "fixed", False, isl, 1024, models=("org/Model-X",), rehearsal=False)
-        point = tried(read_single_result, path, concurrency, expected, 8)
+        point = read_or_error(read_single_result, path, concurrency, expected, 8)
         refused = REFUSED.get(case["name"]) or ("where ISL is 8192" if isl == 8192 else None)
         if refused is None:
             assert isinstance(point, MeasuredPoint), point
@@ -928,7 +928,7 @@ def test_recorded_agentic_results(tmp_path: Path, case: Any) -> None:
     disagg = case["environment"]["DISAGG"] == "true"
     row = {"framework": case["environment"]["FRAMEWORK"], "precision": "fp4", "is_multinode": disagg}
     expected = Expected((16,), "r", "agentic", False, None, None, gpus=(8, 8) if disagg else (8, 0), row=row)
-    point = tried(read_single_result, path, 16, expected, 8)
+    point = read_or_error(read_single_result, path, 16, expected, 8)
     refused = {"agentic-none": "no request succeeded", "agentic-errors": "2 of 7 requests failed"}.get(case["name"])
     if refused is None:
         assert isinstance(point, MeasuredPoint), point
@@ -946,18 +946,18 @@ def test_recorded_evaluations(tmp_path: Path, case: Any) -> None:
     meta = json.loads((job.workspace / "meta_env.json").read_text())
     evaluated = (8, 64) if case.get("arguments") else ()
     job.expects(row={"infmax_model_prefix": meta["infmax_model_prefix"]}, evaluated=evaluated)
-    code, said = outcome(job, lambda _: None)
-    assert (code, "concurrency 64" in said) == ((7, True) if evaluated else (0, False))
-    assert ("strict-match is 0.93" in said and "below 0.94" in said) == (case["name"] == "scores-fail-model")
+    code, message = outcome(job, lambda _: None)
+    assert (code, "concurrency 64" in message) == ((7, True) if evaluated else (0, False))
+    assert ("strict-match is 0.93" in message and "below 0.94" in message) == (case["name"] == "scores-fail-model")
 
 
 def test_a_gate_that_is_met_exactly_passes() -> None:
     document = whole_agentic(num_requests_successful=90, request_metrics=None)
     document["request_accounting"] = {"records_error_dropped": 10}
-    held = Expected((4,), "RF", "agentic", False, None, None)
-    assert list(agentic_contradictions(document, held)) == []
+    expected = Expected((4,), "RF", "agentic", False, None, None)
+    assert list(agentic_contradictions(document, expected)) == []
     document["request_accounting"]["records_error_dropped"] = 11
-    assert len(list(agentic_contradictions(document, held))) == 1
+    assert len(list(agentic_contradictions(document, expected))) == 1
 
 
 def test_judging_twenty_concurrencies_costs_little_cpu(tmp_path: Path) -> None:
@@ -978,10 +978,10 @@ def test_judging_twenty_concurrencies_costs_little_cpu(tmp_path: Path) -> None:
         itls=[[0.0081234567890123] * 115] * requests,
     )
     path = write(tmp_path / "RF.json", document)
-    held = Expected((4,), "RF", "fixed", False, 128, 128, gpus=(12, 0), models=("m",), rehearsal=False)
+    expected = Expected((4,), "RF", "fixed", False, 128, 128, gpus=(12, 0), models=("m",), rehearsal=False)
     began = time.thread_time()
     for _ in range(20):
-        assert isinstance(read_single_result(path, 4, held, 12), MeasuredPoint)
+        assert isinstance(read_single_result(path, 4, expected, 12), MeasuredPoint)
     whole = time.thread_time() - began
     began = time.thread_time()
     for _ in range(20):

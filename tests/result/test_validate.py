@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from launcher.result.document import UnusableResult
 from launcher.result.validate import MeasuredPoint, ResultFileName, read_agentic_result, read_result
-from tests.result.documents import agentic, asked, fixed, tried, write
+from tests.result.documents import agentic, fixed, make_expected, read_or_error, write
 from tests.shared import SHARED, needs_shared
 
 NAME = "sa-bench_isl_128_osl_128/results_concurrency_4_gpus_12_ctx_4_gen_8.json"
-AGENTIC = asked(mode="agentic")
+AGENTIC = make_expected(mode="agentic")
 
 
 def read(tmp_path: Path, document: Any, name: str = NAME) -> MeasuredPoint | UnusableResult:
-    return tried(read_result, write(tmp_path / name, document), 4, asked(128, 128))
+    return read_or_error(read_result, write(tmp_path / name, document), 4, make_expected(128, 128))
 
 
 def reason(answer: MeasuredPoint | UnusableResult) -> str:
@@ -77,7 +77,7 @@ def test_results_of_real_jobs(directory: str) -> None:
         name = ResultFileName.parse(path.name)
         assert name is not None
         document = json.loads(path.read_text())
-        point = read_result(path, name.concurrency, asked())
+        point = read_result(path, name.concurrency, make_expected())
         assert isinstance(point, MeasuredPoint)
         assert point.completed == document["completed"]
         assert point.throughput_per_gpu == document["total_token_throughput"] / name.gpus
@@ -160,7 +160,7 @@ def test_a_name_that_is_of_another_measurement(tmp_path: Path, name: str, said: 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / NAME).mkdir(parents=True)
-    assert "cannot be read" in reason(tried(read_result, tmp_path / NAME, 4, asked()))
+    assert "cannot be read" in reason(read_or_error(read_result, tmp_path / NAME, 4, make_expected()))
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_failed_requests_of_an_agentic_result_are_a_doubt(tmp_path: Path) -> Non
     ],
 )
 def test_an_agentic_result_that_is_none(tmp_path: Path, name: str, document: Any, said: str) -> None:
-    assert said in reason(tried(read_agentic_result, write(tmp_path / name, document), 8, AGENTIC))
+    assert said in reason(read_or_error(read_agentic_result, write(tmp_path / name, document), 8, AGENTIC))
 
 
 @settings(max_examples=200, deadline=None)
@@ -263,8 +263,8 @@ def test_whatever_a_file_holds_there_is_an_answer(content: bytes, tmp_path_facto
     path.write_bytes(content)
     other.write_bytes(content)
     for answer in (
-        tried(read_result, path, 4, asked(128, 128)),
-        tried(read_agentic_result, other, 4, AGENTIC),
+        read_or_error(read_result, path, 4, make_expected(128, 128)),
+        read_or_error(read_agentic_result, other, 4, AGENTIC),
     ):
         if isinstance(answer, MeasuredPoint):
             assert answer.completed > 0

@@ -40,7 +40,7 @@ from launcher.runner.file import RunnerFile
 from launcher.services import open_run
 from launcher.slurm.client import JobKey, JobState
 from tests.conftest import SlurmCluster
-from tests.result.documents import asked, fixed
+from tests.result.documents import fixed, make_expected
 from tests.run.driving import KEY, ONE
 
 
@@ -151,7 +151,7 @@ class ScriptKind:
         if not path.exists():
             return CollectedResults(problems=(Problem("no result", concurrency),))
         try:
-            point = read_result(path, concurrency, asked())
+            point = read_result(path, concurrency, make_expected())
         except UnusableResult as wrong:
             raise ResultError(str(wrong), where=str(path)) from None
         shutil.copy(path, run.results_directory / f"{run.plan.results.filename}.json")
