@@ -150,6 +150,9 @@ class SlurmCommands:
         if not queue.error:  # a controller that gives no answer is asked last, since each call then takes 9 s
             unclear = [job for job in ended if job not in shown and may_lack_ends(steps_of(job), states[job])]
             shown |= self._show_states(unclear, states)
+            for job in unclear[SCONTROL_CALLS_PER_POLL:]:  # nobody has seen its codes yet: the next poll asks
+                ended.remove(job)
+                states[job] = unknown_state("scontrol: not asked for its exit codes yet", source="sacct, scontrol")
         waiting = [job for job in ended if lacks_ends(job) and not (job in shown and has_all_codes(shown[job]))]
         for _ in range(STEP_REPEATS if waiting else 0):
             self._sleep(STEP_PAUSE)

@@ -10,7 +10,7 @@ import pytest
 from launcher.core.errors import JobError
 from launcher.slurm.answers import parse_records, parse_scontrol, parse_time
 from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
-from launcher.slurm.commands import STEP_REPEATS, SlurmCommands
+from launcher.slurm.commands import SCONTROL_CALLS_PER_POLL, STEP_REPEATS, SlurmCommands
 from tests.commands import Reply, ScriptedCommands
 from tests.slurm.fakes import DOWN, NO_DATABASE, NOT_KNOWN, TIMED_OUT
 
@@ -228,6 +228,26 @@ def test_where_no_step_tells_the_controller_does() -> None:
         runner = ScriptedCommands(squeue=SQUEUE, sacct=lambda argv, replies=replies: next(replies), scontrol=scontrol)
         (state,) = SlurmCommands(runner=runner, environ={}, sleep=lambda seconds: None).poll([DONE]).values()
         assert state.succeeded and state.derived == (5, 0), steps
+
+
+def test_codes_that_no_call_was_left_for_are_unknown_until_the_next_poll() -> None:
+    """Each ends as its job does, for all that accounting tells; the controller knows that a step of the last failed."""
+    jobs = [JobKey(str(100 + number), SUBMITTED, "tok") for number in range(SCONTROL_CALLS_PER_POLL + 5)]
+    row = "{0}|COMPLETED|0:0|0:0|1795289084|1795289084|1795289085|node01|None|tok\n"
+    sacct = "".join((row + row.replace("{0}", "{0}.0")).format(job.id) for job in jobs)
+    squeue = "".join(f"{job.id}|COMPLETED|||1795289084|1795289084|1795289085|node01|None|tok\n" for job in jobs)
+
+    def scontrol(argv: Sequence[str]) -> str:
+        return shown_as_done("5:0" if argv[-1] == jobs[-1].id else "0:0").replace("JobId=1", f"JobId={argv[-1]}")
+
+    commands = SlurmCommands(
+        runner=ScriptedCommands(squeue=squeue, sacct=sacct, scontrol=scontrol), environ={}, sleep=lambda seconds: None
+    )
+    states = commands.poll(jobs)
+    later = [job for job, state in states.items() if state.phase is Phase.UNKNOWN]
+    assert later == jobs[SCONTROL_CALLS_PER_POLL:] and all(states[job].succeeded for job in jobs if job not in later)
+    states = commands.poll(later)
+    assert [state.derived for state in states.values()] == [(0, 0)] * 4 + [(5, 0)]
 
 
 def test_a_failed_array_task_has_the_exit_code_of_its_script() -> None:
