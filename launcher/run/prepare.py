@@ -145,7 +145,7 @@ def _have_images(run: Run) -> None:
                 facts.append({"reference": planned.reference, **where, "how": "by the job"})
                 continue
             if planned.reference != first:
-                run.record.set_step("images", "running", last=planned.reference)  # what a cancel interrupts
+                run.record.add_step_facts("images", last=planned.reference)  # what a cancel interrupts
             image = ensure_image(
                 planned,
                 policy,

@@ -201,6 +201,12 @@ class RunRecord:
         state_now = {"state": "preparing"} if self.fields.state == "new" else {}
         self.update(steps={**self.fields.steps, name: step}, **state_now)
 
+    def add_step_facts(self, name: str, **facts: Any) -> None:
+        """Add facts to a step that goes on; it began when it did."""
+        step = self.step(name)
+        step = replace(step, at=time.time(), facts={**step.facts, **facts})
+        self.update(steps={**self.fields.steps, name: step})
+
     @contextlib.contextmanager
     def running_step(
         self, name: str, at_most: float | None = None, **known: Any

@@ -43,6 +43,16 @@ def test_what_is_written_is_there_for_another_process(tmp_path: Path, plan: Plan
     assert [r.id for r in records(tmp_path / "runs")] == ["r1"]
 
 
+def test_facts_that_come_while_a_step_goes_on_leave_its_beginning(tmp_path: Path, plan: Plan) -> None:
+    record = RunRecord.create(tmp_path / "runs", plan)
+    record.set_step("images", "running", last="first")
+    began = record.step("images").began
+    record.add_step_facts("images", last="second")
+    step = RunRecord.load(tmp_path / "runs", record.id).step("images")
+    assert (step.state, step.began, step.facts) == ("running", began, {"last": "second"})
+    assert step.at > began
+
+
 def test_an_event_that_a_killed_launcher_left_half_is_passed_over(tmp_path: Path, plan: Plan) -> None:
     record = RunRecord.create(tmp_path, plan)
     record.event("note", "whole")
