@@ -149,12 +149,12 @@ class Matrix:
 
     def _families(self, selection: Selection, errors: list[ConfigError]) -> list[Family]:
         """The families of the selected keys; the errors of selected keys that are invalid are added to ``errors``."""
-        refused_keys = {refused.key: refused.error for refused in self.refused if refused.key is not None}
+        refused_keys = [(refused.key, refused.error) for refused in self.refused if refused.key is not None]
         unread = [refused.error for refused in self.refused if refused.key is None]
-        errors += [error for key, error in refused_keys.items() if selection.wants_key(key)]
+        errors += [error for key, error in refused_keys if selection.wants_key(key)]
         if any(pattern not in self.families for pattern in selection.keys or ["*"]):
             errors += unread  # the selected key may be in such a file
-        keys = [*self.families, *refused_keys]
+        keys = [*self.families, *(key for key, _ in refused_keys)]
         for pattern in selection.keys:
             if not unread and not any(fnmatch.fnmatchcase(key, pattern) for key in keys):
                 import difflib  # only needed for a typing error

@@ -221,6 +221,15 @@ def test_a_missing_file_and_a_key_in_two_files_are_refused(tmp_path: Path) -> No
     assert caught.value.hint == f"the first is at {first}:1"
 
 
+def test_every_error_of_a_key_is_reported(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.yaml" for number in range(3)]
+    for file in files:
+        file.write_text(SINGLE)
+    errors: list[ConfigError] = []
+    assert load_matrix(files, strict=False).entries(refused=errors) == []
+    assert [error.where for error in errors] == [f"{file}:1" for file in files[1:]]
+
+
 def test_without_a_runners_file_only_what_needs_a_nodes_memory_is_refused(tmp_path: Path) -> None:
     matrix = load(tmp_path, FIXED + AGENTIC + SINGLE, runners=None)
     assert len(matrix.entries(Selection(keys=["m-fp4-gb200", "m-fp8-*"]))) == 7
