@@ -64,13 +64,16 @@ def _read_files(source: Path) -> Iterator[tuple[str, int, bytes]]:
 
     Links to files are followed, links to directories are not.
     """
-    paths = [source] if source.is_file() else []
-    for directory, below, names in os.walk(source):
-        below[:] = sorted(name for name in below if name not in _LEFT_OUT)
-        paths += [Path(directory, name) for name in sorted(names)]
-    for path in filter(Path.is_file, paths):
+    for path in filter(Path.is_file, [source] if source.is_file() else _paths_below(source)):
         name = "" if path == source else path.relative_to(source).as_posix()
         yield name, 0o700 if os.access(path, os.X_OK) else 0o600, path.read_bytes()
+
+
+def _paths_below(directory: Path) -> Iterator[Path]:
+    """The files one by one: `pack` stops at its limits, without a walk through all of a large directory."""
+    for top, below, names in os.walk(directory):
+        below[:] = sorted(name for name in below if name not in _LEFT_OUT)
+        yield from (Path(top, name) for name in sorted(names))
 
 
 def send_bundle(session: Session, bundle: Bundle) -> str:

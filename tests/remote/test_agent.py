@@ -130,6 +130,26 @@ class TestBundles:
         with pytest.raises(ConfigError, match="would be sent"):
             bundle.pack({"a": tmp_path})
 
+    def test_a_large_directory_is_not_walked_beyond_what_may_be_sent(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in "abc":
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "file").touch()
+        visited: list[str] = []
+        walk = os.walk
+
+        def noted(top: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+            for directory, below, names in walk(top):
+                visited.append(Path(directory).name)
+                yield directory, below, names
+
+        monkeypatch.setattr(os, "walk", noted)
+        monkeypatch.setattr(bundle, "MOST_FILES", 1)
+        with pytest.raises(ConfigError, match="would be sent"):
+            bundle.pack({"a": tmp_path})
+        assert visited == [tmp_path.name, "a", "b"]
+
 
 class TestBringing:
     @pytest.fixture
