@@ -85,7 +85,7 @@ class Enroot:
         answer = self._query("digest", uri)
         return answer if answer and re.fullmatch(r"sha256:[0-9a-f]{64}", answer) else None
 
-    def fetch(
+    def import_image(
         self, uri: str, squash: Path, timeout: float, files: contextlib.ExitStack, note: Callable[[str], None]
     ) -> tuple[Path, str | None]:
         """Import an image into a new file beside ``squash``, within ``timeout`` seconds for all attempts together.

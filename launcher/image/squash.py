@@ -214,18 +214,18 @@ class Sidecar:
 
 
 @dataclass(frozen=True)
-class ImageRecord:
+class PlacedImage:
     """How an image came to ``squash``, and the record of the file (``sidecar``).
 
     ``how``: ``hit`` (our record fits the file), ``adopted`` (whole, and made by somebody else), ``imported``.
-    ``seconds`` is the whole duration, with waiting. ``facts`` are one-line statements about what was not as expected.
+    ``seconds`` is the whole duration, with waiting. ``notes`` are one-line statements about what was not as expected.
     """
 
     squash: Path
     how: Literal["hit", "adopted", "imported"]
     sidecar: Sidecar
     seconds: float = 0.0
-    facts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager

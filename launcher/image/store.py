@@ -37,8 +37,8 @@ from launcher.image.enroot import Enroot, ImportPolicy, directory_variables
 from launcher.image.reference import PlannedImage, Reference, refreshed_name
 from launcher.image.squash import (
     DamagedImage,
-    ImageRecord,
     MissingImage,
+    PlacedImage,
     Sidecar,
     Superblock,
     check_lists,
@@ -79,12 +79,11 @@ def ensure_image(
     log: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
     mark: Callable[[Path], None] = lambda squash: None,
-) -> ImageRecord:
-    """Have the image as a whole squash file.
+) -> PlacedImage:
+    """Ensure that the image is there as a whole squash file.
 
     ``run`` starts programs, in ``environment``. ``log`` gets one line at a time. ``sleep`` may raise to end a wait.
-    ``mark`` is called with each squash file before it is searched. Raises ImageError, with the line that names the
-    image.
+    ``mark`` is called with each squash file before we look for it. Raises ImageError with the image's line.
     """
     if policy.make_directory:
         image.squash_path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,10 +103,10 @@ def ensure_image(
 
 @dataclass
 class Placement:
-    """Has one image in place, by ``enroot``. For one use.
+    """Puts one image in place, by ``enroot``. For one use.
 
     Without a ``registry`` no image is looked up, and no moved tag is noticed. ``mark`` is called with each path before
-    it is searched. ``lock`` is the class of lock. ``facts`` becomes `ImageRecord.facts`.
+    we look for it. ``lock`` is the class of lock. ``notes`` becomes `PlacedImage.notes`.
     """
 
     image: PlannedImage
@@ -115,10 +114,10 @@ class Placement:
     registry: Registry | None
     mark: Callable[[Path], None]
     lock: type[Lock] = Lock
-    facts: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
-    def ensure(self) -> ImageRecord:
-        """Have the image at ``image.squash``, whole; with ``moved_tag: refresh`` perhaps beside it.
+    def ensure(self) -> PlacedImage:
+        """Ensure that the image is at ``image.squash``, whole; with ``moved_tag: refresh`` perhaps beside it.
 
         A whole file costs a stat, a read of 96 bytes and the record beside it: no lock and no process. The registry is
         asked what its tag names now, which takes at most `TAG_TIMEOUT` seconds where ``image.moved_tag`` is ``keep``.
@@ -132,13 +131,13 @@ class Placement:
         except ImageError as error:
             error.where = error.where or self.image.location()
             raise
-        return replace(record, seconds=time.monotonic() - began, facts=tuple(self.facts))
+        return replace(record, seconds=time.monotonic() - began, notes=tuple(self.notes))
 
-    def _note(self, fact: str) -> None:
-        self.facts.append(fact)
-        self.enroot.log(fact)
+    def _note(self, note: str) -> None:
+        self.notes.append(note)
+        self.enroot.log(note)
 
-    def _follow_tag(self, record: ImageRecord, registry: Registry) -> ImageRecord:
+    def _follow_tag(self, record: PlacedImage, registry: Registry) -> PlacedImage:
         """Ask which image the tag names now; if it is another one, do what ``image.moved_tag`` says."""
         rule, timeout = self.image.moved_tag, math.inf
         if rule == "keep":  # the answer changes nothing, so we do not wait for it long
@@ -159,18 +158,18 @@ class Placement:
             return self._ensure_file()
         return record
 
-    def _ensure_file(self) -> ImageRecord:
-        """Have a whole file at ``image.squash``, whatever its tag names now."""
+    def _ensure_file(self) -> PlacedImage:
+        """Ensure that a whole file is at ``image.squash``, whatever its tag names now."""
         image, squash = self.image, self.image.squash_path
         self.mark(squash)
         try:
-            record, problem = self._find_whole()
+            record, problem = self._find_or_adopt()
             if record is None:
                 if os.path.lexists(squash) and (owned_by := cannot_remove(squash)):
                     raise ImageError(f"it cannot be replaced: {problem}", where=str(squash), hint=f"it is {owned_by}")
                 require_writable(squash.parent)
                 with self._locked() as lock:
-                    record, problem = self._find_whole(is_locked=True)
+                    record, problem = self._find_or_adopt(is_locked=True)
                     if record is None:
                         self.enroot.log(f"importing {image.reference} to {squash}: {problem}")
                         record = self._import(lock)
@@ -208,10 +207,11 @@ class Placement:
     def _owner(self) -> Path:
         return self.image.squash_path.with_name(f".{self.image.squash_path.name}.owner")
 
-    def _find_whole(self, is_locked: bool = False) -> tuple[ImageRecord | None, str]:
+    def _find_or_adopt(self, is_locked: bool = False) -> tuple[PlacedImage | None, str]:
         """The image if its file is there and whole; else None, and why an import is needed.
 
-        If the file changed since it was recorded, its lists are read too. Raises ImageError for another image's file.
+        Records a whole file that has no record. If the file changed since it was recorded, its lists are read too.
+        Raises ImageError for another image's file.
         """
         image, squash = self.image, self.image.squash_path
         try:
@@ -219,7 +219,7 @@ class Placement:
             recorded = Sidecar.read(squash)
             if recorded is None and not is_locked and self._owner.exists() and os.access(squash.parent, os.W_OK):
                 with self._locked():  # the importer writes the record next; if we adopted now, its digest would be lost
-                    return self._find_whole(is_locked=True)
+                    return self._find_or_adopt(is_locked=True)
             recorded = recorded or Sidecar.read(squash)  # perhaps it was written and unlocked after the first look
             if recorded is not None and recorded.fits(block):
                 self._check_same_image(recorded)
@@ -227,7 +227,7 @@ class Placement:
                 if fact:
                     self._note(fact)
                 record_use(squash)
-                return ImageRecord(squash, "hit", recorded), ""
+                return PlacedImage(squash, "hit", recorded), ""
             listing = check_lists(squash, self.enroot.run) if recorded is not None else None
         except (MissingImage, DamagedImage) as error:
             return None, error.message
@@ -236,7 +236,7 @@ class Placement:
             before = f"{recorded.digest or recorded.reference}, recorded by {recorded.user} at {recorded.written}"
             self._note(f"{squash.name} is another file than {before}: which image it holds is not known")
         adopted.write(squash, replace=recorded is not None)
-        return ImageRecord(squash, "adopted", adopted), ""
+        return PlacedImage(squash, "adopted", adopted), ""
 
     def _check_same_image(self, recorded: Sidecar) -> None:
         """Raise ImageError when the record of the file names another image than the requested one."""
@@ -255,7 +255,7 @@ class Placement:
                 hint="move the file away: it is imported again then, and running jobs keep what they have",
             )
 
-    def _import(self, lock: Lock) -> ImageRecord:
+    def _import(self, lock: Lock) -> PlacedImage:
         """Import the image to a temporary name, check it, publish it unless another process did, and record it."""
         image, squash, began = self.image, self.image.squash_path, time.monotonic()
         manifest, reference = self._look_up(), Reference.parse(image.uri)
@@ -268,14 +268,14 @@ class Placement:
                 uri = replace(reference, digest=digest).uri
             else:
                 digest, uri = reference.digest or enroot.digest(image.uri), image.uri
-            temporary, version = enroot.fetch(uri, squash, image.import_timeout, files, self._note)
+            temporary, version = enroot.import_image(uri, squash, image.import_timeout, files, self._note)
             block, listing, content_hash = self._verify(temporary)
             if lock.lost:
                 self._note("the lock was taken over during the import; publishing all the same")
             is_ours = publish_new(temporary, squash, whole=self._is_whole)
         if not is_ours:
             self._note("another process published it first; ours was dropped")
-            record, problem = self._find_whole(is_locked=True)
+            record, problem = self._find_or_adopt(is_locked=True)
             if record is None:
                 raise ImageError(f"another process replaced it: {problem}", hint="run again")
             return record
@@ -291,10 +291,10 @@ class Placement:
         )
         if error := sidecar.write(squash):
             self._note(f"no record could be written beside it: {error.strerror}")
-        return ImageRecord(squash, "imported", sidecar)
+        return PlacedImage(squash, "imported", sidecar)
 
     def _look_up(self) -> Manifest | None:
-        """The image's manifest; None, and a fact, when the registry does not answer: enroot may still reach it.
+        """The image's manifest; None, and a note, when the registry does not answer: enroot may still reach it.
 
         Raises ImageError when the registry refuses the image.
         """

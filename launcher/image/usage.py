@@ -100,7 +100,7 @@ def read_marks(squash: Path) -> list[ImageUse]:
 
 
 def stale_reason(use: ImageUse, now: float, is_over: IsOver) -> str | None:
-    """Why a mark no longer counts; None unless its run is proven to be over, or older than any run can be."""
+    """Why a mark no longer counts; None while its run may still go on."""
     if is_over(use):
         return "its run is over"
     return f"its run is older than {LONGEST_RUN / 86400:.0f} days" if now - use.since > LONGEST_RUN else None

@@ -164,7 +164,7 @@ def _have_images(run: Run) -> None:
                     "bytes": image.sidecar.size,
                     "digest": image.sidecar.digest,
                     "seconds": round(image.seconds, 3),
-                    "facts": list(image.facts),
+                    "facts": list(image.notes),
                 }
             )
         keep({"images": facts})

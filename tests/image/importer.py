@@ -29,7 +29,7 @@ def main(directory: str, *options: str) -> None:
     lock = NoLock if "no-lock" in options else EagerLock
     record = Store(lock=lock).ensure(request(Path(directory)))
     print(record.how, flush=True)
-    print(*record.facts, sep="\n", end="\n" if record.facts else "", file=sys.stderr)
+    print(*record.notes, sep="\n", end="\n" if record.notes else "", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from launcher.core.publish import TEMPORARY_SUFFIX
 from launcher.image.enroot import Enroot
 from launcher.image.reference import PlannedImage, Reference
 from launcher.image.registry import Registry
-from launcher.image.squash import DamagedImage, ImageRecord, MissingImage, inspect
+from launcher.image.squash import DamagedImage, MissingImage, PlacedImage, inspect
 from launcher.image.store import Placement
 from launcher.rehearsal.enroot_stand_in import squashfs
 
@@ -76,7 +76,7 @@ class Store:
     lock: type[Lock] = EagerLock
     sleep: Callable[[float], None] = time.sleep
 
-    def ensure(self, image: PlannedImage) -> ImageRecord:
+    def ensure(self, image: PlannedImage) -> PlacedImage:
         enroot = Enroot(clean_environment(os.environ), self.runner, self.log, self.sleep, self.command)
         registry = self.registry(image) if self.registry else None
         return Placement(image, enroot, registry, lambda squash: None, self.lock).ensure()

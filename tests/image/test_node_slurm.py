@@ -19,7 +19,7 @@ from launcher.core.shipped import shipped
 from launcher.image import enroot
 from launcher.image.enroot import ImportPolicy
 from launcher.image.reference import PlannedImage
-from launcher.image.squash import ImageRecord
+from launcher.image.squash import PlacedImage
 from launcher.image.store import ensure_image
 from launcher.plan.derive import Context, planned_image
 from launcher.rehearsal.stand_ins import REGISTRIES, stand_in_environment
@@ -66,7 +66,7 @@ def planned(user: LauncherUser, **rule: object) -> PlannedImage:
     return planned_image("a/b:1", "image", rules, "x86_64", context)
 
 
-Ensure = Callable[[PlannedImage, str], ImageRecord]
+Ensure = Callable[[PlannedImage, str], PlacedImage]
 
 
 def ensuring(user: LauncherUser, said: list[str], monkeypatch: pytest.MonkeyPatch, **more: str) -> Ensure:
@@ -75,7 +75,7 @@ def ensuring(user: LauncherUser, said: list[str], monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv(name, value)
     environment = {**clean_environment(os.environ), **stand_in_environment(user.state, "slurm", os.environ)}
 
-    def ensure(image: PlannedImage, job_name: str) -> ImageRecord:
+    def ensure(image: PlannedImage, job_name: str) -> PlacedImage:
         policy = ImportPolicy("slurm", "batch", "benchmark", job_name, job_name, REGISTRIES, make_directory=True)
         return ensure_image(image, policy, environment, run=run, log=said.append, sleep=lambda seconds: None)
 
@@ -156,7 +156,7 @@ def test_a_node_that_fails_and_one_that_never_comes(user: LauncherUser, monkeypa
     slurm(user, "scontrol", "update", "nodename=node18", "state=drain", "reason=test")
     failing = dataclasses.replace(planned(user), reference="a/c:1", squash=str(user.root / "squash/c.sqsh"))
     waiting = planned(user, import_options=["--nodelist=node18"], import_timeout=60)
-    done: list[ImageRecord | ImageError] = []
+    done: list[PlacedImage | ImageError] = []
 
     def wait() -> None:
         try:

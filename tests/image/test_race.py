@@ -107,7 +107,7 @@ def test_an_importer_stopped_past_its_lease_goes_on_and_harms_nothing(image_root
     try:
         record = Store(lock=Impatient).ensure(request(image_root))
         assert record.how == "imported"
-        assert any("no heartbeat" in fact for fact in record.facts)
+        assert any("no heartbeat" in fact for fact in record.notes)
         published = (image_root / "images" / NAME).stat()
     finally:
         os.kill(first.pid, signal.SIGCONT)

@@ -115,7 +115,7 @@ def test_an_import_leaves_a_whole_file_and_its_record(image_root: Path, final: P
     assert (record.how, record.sidecar.uri, record.squash) == ("imported", URI, final)
     assert record.sidecar.enroot_version == "4.1.2-rehearsal"
     assert record.sidecar.digest is not None
-    assert record.facts == ()
+    assert record.notes == ()
     assert record.sidecar.size == final.stat().st_size
     assert log == [f"importing {REFERENCE} to {final}: no squash file: No such file or directory"]
     assert sorted(path.name for path in final.parent.iterdir()) == [NAME, f"{NAME}.json"]
@@ -267,7 +267,7 @@ def test_a_whole_file_that_came_meanwhile_stays(image_root: Path, final: Path, l
 
     record = log.store(ScriptedCommands(answer)).ensure(request(image_root))
     assert record.how == "adopted"
-    assert record.facts == ("another process published it first; ours was dropped",)
+    assert record.notes == ("another process published it first; ours was dropped",)
     assert b"the other's" in final.read_bytes()
     assert parts(image_root) == []
 
@@ -418,7 +418,7 @@ def test_the_wrong_architecture_is_a_stated_fact(image_root: Path, log: Log) -> 
         done = run(argv, timeout=20)
         return completed(argv, 0, warning) if "import" in argv else done
 
-    assert log.store(ScriptedCommands(answer)).ensure(request(image_root)).facts == (warning,)
+    assert log.store(ScriptedCommands(answer)).ensure(request(image_root)).notes == (warning,)
     assert log[-1] == warning
 
 
@@ -568,8 +568,8 @@ def test_a_lock_that_is_not_had_is_said_with_its_owner_and_the_import_goes_on(
         assert child.stdout.readline() == "held\n"
         record = log.store().ensure(request(image_root, lock_wait=0.2))
     assert record.how == "imported"
-    assert record.facts[0].startswith(f"no lock in 0.2 s, going on without it: pid {child.pid} on ")
-    assert log[0] == f"waiting for {NAME}: {record.facts[0].partition(': ')[2]}"
+    assert record.notes[0].startswith(f"no lock in 0.2 s, going on without it: pid {child.pid} on ")
+    assert log[0] == f"waiting for {NAME}: {record.notes[0].partition(': ')[2]}"
 
 
 def test_who_waited_for_another_import_takes_its_image(image_root: Path, final: Path, log: Log) -> None:
@@ -592,9 +592,9 @@ def test_a_lock_that_cannot_be_had_at_all_is_said(image_root: Path, final: Path,
 
     record = Store(lock=Broken, log=log.append).ensure(request(image_root))
     assert record.how == "imported"
-    assert record.facts[0].startswith("no lock file can be made")
-    assert record.facts[1] == "no lock can be acquired, going on without it"
-    assert log[:2] == list(record.facts)
+    assert record.notes[0].startswith("no lock file can be made")
+    assert record.notes[1] == "no lock can be acquired, going on without it"
+    assert log[:2] == list(record.notes)
 
 
 # --- what is left behind, and what is sent away

@@ -51,7 +51,7 @@ def test_an_image_is_imported_by_the_digest_that_the_registry_told(served: FakeR
     index = served.add("a/b", "1", "amd64", "arm64")
     store = AskingStore(served)
     record = store.ensure(wanted)
-    assert (record.how, record.sidecar.index, record.facts) == ("imported", index, ())
+    assert (record.how, record.sidecar.index, record.notes) == ("imported", index, ())
     assert store.imported == [f"docker://{served.address}#a/b:{record.sidecar.digest}"]
     assert record.sidecar.digest not in (None, index)
     note = Sidecar.read(wanted.squash_path)
@@ -66,7 +66,7 @@ def test_a_hit_costs_one_question(served: FakeRegistry, wanted: PlannedImage) ->
     for policy in ("keep", "refresh", "fail"):
         served.asked.clear()
         record = AskingStore(served, ScriptedCommands()).ensure(replace(wanted, moved_tag=policy))
-        assert (record.how, record.facts) == ("hit", ())
+        assert (record.how, record.notes) == ("hit", ())
         assert served.asked == ["HEAD /v2/a/b/manifests/1"]
 
 
@@ -81,7 +81,7 @@ def test_a_kept_image_does_not_wait_for_its_registry(
         began = time.monotonic()
         record = AskingStore(served, ScriptedCommands()).ensure(image)
         assert 0.2 <= time.monotonic() - began < 10
-        assert record.facts == ("the registry did not say within 0.2 s what the tag names now",)
+        assert record.notes == ("the registry did not say within 0.2 s what the tag names now",)
 
 
 @pytest.mark.parametrize(
@@ -103,11 +103,11 @@ def test_an_unreachable_registry_is_a_fact(served: FakeRegistry, wanted: Planned
     store = AskingStore(served)
     record = store.ensure(wanted)
     assert record.how == "imported", "enroot may have another way there"
-    assert record.facts[0].startswith("not looked up before the import: 127.0.0.1:")
+    assert record.notes[0].startswith("not looked up before the import: 127.0.0.1:")
     assert store.imported == [wanted.uri]
     again = AskingStore(served, ScriptedCommands()).ensure(replace(wanted, moved_tag="fail"))
     assert again.how == "hit"
-    assert again.facts[0].startswith("whether the tag names another image now is not known")
+    assert again.notes[0].startswith("whether the tag names another image now is not known")
 
 
 def test_an_image_that_cannot_fit_is_refused_before_any_process(served: FakeRegistry, wanted: PlannedImage) -> None:
@@ -129,7 +129,7 @@ def test_a_tag_that_moved_is_refreshed_under_a_new_name(served: FakeRegistry, wa
     record = store.ensure(replace(wanted, moved_tag="refresh"))
     assert record.how == "imported"
     assert record.squash == refreshed_name(wanted.squash_path, record.sidecar.digest or "")
-    assert record.facts == (f"a_b_1.sqsh is of {old}, and the tag names {record.sidecar.digest} now",)
+    assert record.notes == (f"a_b_1.sqsh is of {old}, and the tag names {record.sidecar.digest} now",)
     assert wanted.squash_path.read_bytes() == content, "a running job may map it"
     assert AskingStore(served, ScriptedCommands()).ensure(wanted).squash == wanted.squash_path
     again = AskingStore(served, ScriptedCommands()).ensure(replace(wanted, moved_tag="refresh"))
@@ -151,7 +151,7 @@ def test_an_index_that_changed_for_other_platforms_is_no_move(served: FakeRegist
     index = json.dumps({"manifests": [{"digest": digest, "platform": {"architecture": "amd64"}}]}).encode()
     served.documents["a/b/manifests/1"] = ("application/vnd.oci.image.index.v1+json", index)
     served.documents[f"a/b/manifests/{digest}"] = (kind, content)
-    assert AskingStore(served, ScriptedCommands()).ensure(replace(wanted, moved_tag="fail")).facts == ()
+    assert AskingStore(served, ScriptedCommands()).ensure(replace(wanted, moved_tag="fail")).notes == ()
 
 
 def test_of_a_file_that_bash_made_no_digest_is_known(served: FakeRegistry, wanted: PlannedImage) -> None:
@@ -159,7 +159,7 @@ def test_of_a_file_that_bash_made_no_digest_is_known(served: FakeRegistry, wante
     small_image(wanted.squash_path)
     record = AskingStore(served, ScriptedCommands()).ensure(replace(wanted, moved_tag="refresh"))
     assert record.how == "adopted"
-    assert record.facts == (f"the digest of a_b_1.sqsh was never recorded; the tag names {named} now",)
+    assert record.notes == (f"the digest of a_b_1.sqsh was never recorded; the tag names {named} now",)
 
 
 def test_a_refreshed_name_does_not_grow() -> None:

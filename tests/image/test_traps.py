@@ -23,7 +23,7 @@ from launcher.image.enroot import allows_http, credentials, credentials_file, di
 from launcher.image.inventory import adopt
 from launcher.image.reference import PlannedImage, Reference
 from launcher.image.registry import Registry, Unreachable
-from launcher.image.squash import ImageRecord, Sidecar, sidecar_path
+from launcher.image.squash import PlacedImage, Sidecar, sidecar_path
 from launcher.rehearsal.enroot_stand_in import squashfs
 from tests.commands import ScriptedCommands, not_installed
 from tests.image.registries import INDEX, FakeRegistry, fake_registry
@@ -41,7 +41,7 @@ class Site:
     wanted: PlannedImage
     environ: dict[str, str]
 
-    def ensure(self, **more: Any) -> ImageRecord:
+    def ensure(self, **more: Any) -> PlacedImage:
         return Store(registry=registry_for(self.environ)).ensure(replace(self.wanted, **more))
 
     def look_up(self, reference: str = "") -> str:
@@ -293,7 +293,7 @@ def _sha(content: bytes) -> str:
 def test_what_is_of_an_odd_form_is_imported(site: Site, good: Callable[[Site], str]) -> None:
     expected = good(site)
     done = site.ensure()
-    assert (done.how, done.sidecar.digest, done.facts) == ("imported", expected, ())
+    assert (done.how, done.sidecar.digest, done.notes) == ("imported", expected, ())
 
 
 def test_each_host_of_one_login_gets_its_own_line(site: Site) -> None:
@@ -334,14 +334,14 @@ def test_a_swapped_file_with_other_times_is_said_with_what_it_was(site: Site) ->
     before.squash.write_bytes(image_of("by bash"))
     done = Store().ensure(site.wanted)
     assert done.how == "adopted"
-    assert f"is another file than {before.sidecar.digest}" in done.facts[0]
+    assert f"is another file than {before.sidecar.digest}" in done.notes[0]
 
 
 def test_a_file_that_was_only_touched_is_read_once(site: Site) -> None:
     site.served.add("a/b", "1", "amd64")
     squash = site.ensure().squash
     squash.chmod(0o640)
-    assert (site.ensure().how, site.ensure().facts) == ("hit", ())
+    assert (site.ensure().how, site.ensure().notes) == ("hit", ())
     assert Sidecar.read(squash).changed_ns == squash.stat().st_ctime_ns  # type: ignore[union-attr]
 
 
@@ -350,7 +350,7 @@ def test_an_image_asked_for_by_digest_that_nobody_verified_is_said(site: Site) -
     reference = f"{site.served.address}/a/b@{named}"
     small_image(site.wanted.squash_path)
     done = site.ensure(reference=reference, uri=Reference.parse(reference).uri)
-    assert done.facts == (f"x.sqsh was taken for {named}: nobody verified that it is",)
+    assert done.notes == (f"x.sqsh was taken for {named}: nobody verified that it is",)
 
 
 def test_the_settings_of_enroot_are_shell_text(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def _ensure(image: PlannedImage, environ: dict[str, str]) -> str:
         if runner.calls or list(image.squash_path.parent.iterdir()):
             return f"refused after something was done: {error}"
         return f"waited {sum(slept):.0f} s, refused" if slept else "refused at once"
-    without = " without" if record.how == "imported" and record.facts else ""
+    without = " without" if record.how == "imported" and record.notes else ""
     return (f"waited {sum(slept):.0f} s, " if slept else "") + record.how + without
 
 
