@@ -174,7 +174,7 @@ def show(value: Status, terminal: Terminal) -> Iterator[str]:
         return
     yield from _run_table(value.runs, terminal)
     if unreadable := sum(line.state == UNREADABLE for line in value.runs):
-        yield f"{count_of(unreadable, 'record')} cannot be read: `launcher cleanup` looks for the jobs by name"
+        yield f"{count_of(unreadable, 'record')} cannot be read: `launcher cleanup` looks for the jobs by token"
     latest = value.runs[-1]
     if terminal.width is not None and len(latest.short) < len(latest.id):
         yield Line(f"the beginning of an id names its run: launcher status {latest.short}", "dim")

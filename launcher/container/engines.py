@@ -43,11 +43,13 @@ def commands(job: ContainerJob, run_key: str, workspace: str) -> EngineCommands:
     """The commands of the plan's engine. ``workspace`` is the mounted checkout: the host's, or its copy on the node."""
     container = job.container
     volumes = container.volumes(workspace)
-    if container.engine == "pyxis":
-        return _pyxis(job, workspace)
-    if container.engine == "enroot":
-        return _enroot(job, volumes, run_key)
-    return _docker(job, volumes, run_key)
+    match container.engine:  # without a default, so that mypy reports an engine that has no branch
+        case "pyxis":
+            return _pyxis(job, workspace)
+        case "enroot":
+            return _enroot(job, volumes, run_key)
+        case "docker" | "podman":
+            return _docker(job, volumes, run_key)
 
 
 def _step(job: ContainerJob) -> CommandLines:

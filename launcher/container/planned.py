@@ -4,12 +4,12 @@ of several nodes (`MultinodeJob`) also the submission and its actions on the nod
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import msgspec
 
 from launcher.plan.derive import Resolved
 from launcher.plan.plan import Plan, PlanPart
+from launcher.runner.container_schema import Engine
 
 SCRIPT, COPY = "job.sh", "workspace"
 """In a run's own directory: the job's script, and the copy of the checkout on which a manual job works."""
@@ -17,8 +17,6 @@ SCRIPT, COPY = "job.sh", "workspace"
 LOG, FACTS = "benchmark_job.log", "facts.txt"
 """A job's output, whose prefix ``benchmark`` marks failures in it as the benchmark's; and its facts, ``NAME=VALUE`` per
 line."""
-
-Engine = Literal["pyxis", "enroot", "docker", "podman"]
 
 
 class PlannedAllocation(msgspec.Struct, frozen=True):

@@ -136,7 +136,7 @@ class _FileCopy:
         self._journal = _Journal(journal_directory(copier.into), file, copier.part_size)
         opened.callback(self._journal.close)
         if not self._path.exists():
-            self._journal.discard()
+            self._journal.restart()
             if copier.set_layout:
                 copier.set_layout(self._path, file.size)
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -234,7 +234,7 @@ class _FileCopy:
         except BaseException:
             # After a failed fsync the kernel marks pages as clean that never reached storage (fsync(2)), and a file
             # with a wrong hash is worthless. In both cases no copy may resume from these parts.
-            self._journal.discard()
+            self._journal.restart()
             raise
         drop_from_cache(self._descriptor, 0, file.size)
         return FileEntry(file.path, file.size, content_hash, file.sha256)
@@ -261,7 +261,7 @@ class _Journal:
     """Which parts of a file are at the destination: one line each, with the digest (16 bytes). One journal a file.
 
     A line is no proof: it can survive a crash that its data did not survive, so resuming reads the part again and
-    compares. A journal of another size, stamp or part size is discarded. Raises OSError.
+    compares. A journal of another size, stamp or part size is begun anew. Raises OSError.
     """
 
     def __init__(self, directory: Path, file: SourceFile, part_size: int) -> None:
@@ -274,14 +274,14 @@ class _Journal:
             claims = re.findall(rb"^(\d{1,18}) ([0-9a-f]{32})$", content[len(self._head) :], re.MULTILINE)
             self.parts = {int(index): bytes.fromhex(digest.decode()) for index, digest in claims}
         else:
-            self.discard()
+            self.restart()
 
     def note(self, index: int, digest: bytes) -> None:
         """Note a finished part in one write, so that lines of several threads do not mix (open(2), O_APPEND)."""
         os.write(self._descriptor, f"{index} {digest.hex()}\n".encode())
 
-    def discard(self) -> None:
-        """Forget all parts."""
+    def restart(self) -> None:
+        """Forget all parts, and begin the file anew."""
         self.parts = {}
         os.ftruncate(self._descriptor, 0)
         os.write(self._descriptor, self._head)

@@ -66,7 +66,7 @@ def _with_sweep_verdict(point: Point, facts: sweeps.Facts) -> Point:
     reason = facts.bad.get(point.identity.concurrency)
     if point.state != "ok" or reason is None:
         return point
-    verdict: State = "stale" if reason.startswith("image digest") else "refused"
-    if point.identity.scenario == EVALUATION and verdict != "stale":  # the reason is about its throughput
+    new_state: State = "stale" if reason.startswith("image digest") else "refused"
+    if point.identity.scenario == EVALUATION and new_state != "stale":  # the reason is about its throughput
         return point
-    return dataclasses.replace(point, state=verdict, reason=reason, layer="results", row={})
+    return dataclasses.replace(point, state=new_state, reason=reason, layer="results", row={})

@@ -154,7 +154,7 @@ def _set_totals(nested: Nested, prompt: float | None, generation: float | None) 
     nested["tokens"].update({"prompt_total": _whole(prompt), "generation_total": _whole(generation)})
 
 
-def _atom(metrics: Metrics, nested: Nested) -> None:
+def _fill_atom(metrics: Metrics, nested: Nested) -> None:
     def total(stem: str) -> float | None:
         return metrics.sum(*(f"{atom}{stem}{end}" for end in ("", "_total") for atom in ("atom:", "atom_")))
 
@@ -168,7 +168,7 @@ def _atom(metrics: Metrics, nested: Nested) -> None:
     nested["kv_cache"]["gpu_usage_pct"] = _fraction(usage)
 
 
-def _sglang(metrics: Metrics, nested: Nested) -> None:
+def _fill_sglang(metrics: Metrics, nested: Nested) -> None:
     prompt = metrics.sum("sglang:prompt_tokens")
     _set_totals(nested, prompt, metrics.sum("sglang:generation_tokens"))
     cached = metrics.by_label("sglang:cached_tokens", "cache_source")
@@ -192,7 +192,7 @@ def _sglang(metrics: Metrics, nested: Nested) -> None:
     nested["tokens"]["prompt_by_source"] = _sources(device, host, computed, cached)
 
 
-def _vllm(metrics: Metrics, nested: Nested) -> None:
+def _fill_vllm(metrics: Metrics, nested: Nested) -> None:
     _set_totals(nested, metrics.sum("vllm:prompt_tokens"), metrics.sum("vllm:generation_tokens"))
     hits, queries, external_hits, external_queries = (metrics.sum(f"vllm:{key}") for key in _PREFIX_COUNTS)
     gpu, external = rate(hits, queries), rate(external_hits, external_queries)
@@ -256,8 +256,9 @@ def _vllm_sources(metrics: Metrics) -> list[dict[str, Any]]:
     return sources
 
 
-def _dynamo(metrics: Metrics, nested: Nested) -> None:
-    _vllm(metrics, nested)
+def _fill_dynamo(metrics: Metrics, nested: Nested) -> None:
+    """Fill ``nested`` with the metrics of vLLM, and with those that only Dynamo's frontend and router have."""
+    _fill_vllm(metrics, nested)
     cached, taken = (metrics.sum(f"dynamo_frontend_{n}") for n in ("cached_tokens", "input_sequence_tokens"))
     prompt = metrics.first("dynamo_frontend_input_sequence_tokens", "vllm:prompt_tokens")
     _set_totals(nested, prompt, metrics.first("dynamo_frontend_output_tokens", "vllm:generation_tokens"))
@@ -291,10 +292,10 @@ class _Engine:
 _VLLM_LOG = (r"GPU KV cache size:\s*([\d,]+)\s*tokens", r"\((EngineCore(?:_DP\d+)?)\s+pid=\d+\)", "$^")
 _SGLANG_LOG = (r"\bmax_total_num_tokens=(\d+)\b", r"\b(DP\d+\s+TP\d+\s+EP\d+)\b", r"\bdp_size=(\d+)\b")
 _ENGINES = {
-    "dynamo-vllm": _Engine(_dynamo, ("dynamo_",), _VLLM_LOG),
-    "atom": _Engine(_atom, ("atom:", "atom_")),
-    "sglang": _Engine(_sglang, ("sglang:",), _SGLANG_LOG),
-    "vllm": _Engine(_vllm, ("vllm:",), _VLLM_LOG),
+    "dynamo-vllm": _Engine(_fill_dynamo, ("dynamo_",), _VLLM_LOG),
+    "atom": _Engine(_fill_atom, ("atom:", "atom_")),
+    "sglang": _Engine(_fill_sglang, ("sglang:",), _SGLANG_LOG),
+    "vllm": _Engine(_fill_vllm, ("vllm:",), _VLLM_LOG),
 }
 
 

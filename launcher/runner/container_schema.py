@@ -16,6 +16,9 @@ from launcher.core import slurm_notation
 CONTAINER, DOCKER = "container", "docker"
 """The kinds of job that run a script in a container: on a node of Slurm, and on the runner's own host."""
 
+Engine = Literal["pyxis", "enroot", "docker", "podman"]
+"""The programs that run containers on one node."""
+
 Positive = Annotated[int, Meta(ge=1)]
 
 TimeLimit = Annotated[
@@ -88,7 +91,7 @@ class Staging(Struct, frozen=True, kw_only=True):
 class Container(Struct, frozen=True, kw_only=True):
     """How a benchmark's script runs in a container on one node."""
 
-    engine: Literal["pyxis", "enroot", "docker", "podman"] = "pyxis"
+    engine: Engine = "pyxis"
     """Who runs containers. ``pyxis`` and ``enroot`` run squash files, ``docker`` and ``podman`` images of their own."""
     pull: bool = False
     """Whether the engine is given the image's reference, and pulls it. docker and podman always do."""
