@@ -28,7 +28,7 @@ from launcher.run import finish
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
 from launcher.run.log_lines import progress
-from launcher.run.loop import Limits, run_all
+from launcher.run.loop import run_all
 from launcher.run.record import RunRecord
 from launcher.services import open_run, open_services, poll_pace
 
@@ -42,15 +42,15 @@ def run(arguments: argparse.Namespace) -> int:
     with show_elapsed("planning", arguments):
         project = open_project(arguments, look=True)
         plan = _plan_selected(project, arguments)
-    job = plan.scheduler
+    limits = plan.scheduler
     cost = ""
-    if job.gpu_hours is not None and job.nodes:
-        cost = f": {count_of(job.nodes, 'node')} × {job.time_limit} = {job.gpu_hours:.1f} GPU-hours at most"
+    if limits.gpu_hours is not None and limits.nodes:
+        cost = f": {count_of(limits.nodes, 'node')} × {limits.time_limit} = {limits.gpu_hours:.1f} GPU-hours at most"
     if arguments.json:
         print_run_starting(plan)
     elif not arguments.quiet:
         print_line(f"run {plan.run_key} on {plan.runner}{cost}")
-    confirm_cost(project, {plan.runner: job.gpu_hours}, yes=arguments.yes)
+    confirm_cost(project, {plan.runner: limits.gpu_hours}, yes=arguments.yes)
     if arguments.detach:
         require_acceptable(plan, arguments.accept)
         require_passed_variables(plan.passes, project.environ)
@@ -72,7 +72,7 @@ def _detach(project: Project, records: Sequence[RunRecord], arguments: argparse.
         words, log = ["resume", record.id, "--no-logs"], record.directory / "driver.log"
         drivers.append(detached.start_driver(record.id, words, log, project.state, arguments))
     for record, driver in zip(records, drivers, strict=True):
-        # Until a driver has begun, it withdraws earlier cancel requests, and would withdraw one that is made now.
+        # A driver deletes earlier cancel requests when it starts, so wait until it has.
         driver.wait_until_started(f"run {record.id}", partial(_is_driven_by, record))
         driver.print_started(f"run {record.id}", f"logs -f {record.id}", arguments)
     return 0
@@ -211,7 +211,7 @@ def _drive_records(
         show_log = console.log if arguments.logs and not arguments.quiet else None
         try:
             with console.refreshing():
-                outcomes = run_all(runs, services.scheduler, stop, Limits(pace=poll_pace(first_plan)), show_log)
+                outcomes = run_all(runs, services.scheduler, stop, poll_pace(first_plan), show_log)
         finally:
             for record, _ in recorded:
                 record.release()

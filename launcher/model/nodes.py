@@ -41,7 +41,7 @@ from launcher.core.waiting import start_in_thread
 from launcher.model.source import source_of
 from launcher.model.stage import stage
 from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, unknown_state
-from launcher.slurm.poller import JobPoller, Pace, end_jobs
+from launcher.slurm.poller import JobPoller, Pace, await_ends
 
 STEP = 24 * 3600.0
 """Seconds that a step of a running job may take."""
@@ -352,7 +352,7 @@ def end_staging_job(token: str, scheduler: Scheduler, log: Callable[[str], None]
     jobs = scheduler.find(token)
     if jobs:
         scheduler.cancel(jobs)
-    states = end_jobs(scheduler, jobs, bound=_END_TIMEOUT)
+    states = await_ends(scheduler, jobs, time_limit=_END_TIMEOUT)
     running = [job for job, state in states.items() if state.phase is not Phase.TERMINAL]
     if running:
         log(f"{running[0]} was cancelled and is not seen to end; `launcher cleanup` looks again")

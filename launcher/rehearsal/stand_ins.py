@@ -59,7 +59,7 @@ class StandIns(Tools):
         """Make the programs, and put them first on PATH."""
         return cls(stand_in_environment(state, scheduler_kind, environ), stand_ins=True, registries=REGISTRIES)
 
-    def make_inputs(self, plan: Plan) -> None:
+    def make_stand_in_inputs(self, plan: Plan) -> None:
         """Make the plan's checkpoint, and the repository in the place of srt-slurm. Raises LauncherError."""
         path = plan.model.path
         if path is not None and not path.startswith("hf:") and "login" in plan.model.seen_by:

@@ -134,7 +134,7 @@ def finish(run: Run, state: JobState) -> Outcome:
     except ResultError as problem:
         error = error or problem
         run.record.event("error", str(problem))
-    outcome, delivered = _end(run, error, collected, state)
+    outcome, delivered = _record_outcome(run, error, collected, state)
     if were_collected and delivered:
         # Nobody else removes them from a shared file system, and NFS leftovers in a workspace block the next checkout.
         # A run by hand keeps its tree for inspection until `launcher cleanup` (`deliver_and_remove`).
@@ -146,10 +146,10 @@ def finish(run: Run, state: JobState) -> Outcome:
 
 
 def end_early(run: Run, error: LauncherError) -> Outcome:
-    """End without results, as failed or as cancelled, within the seconds that a workflow leaves."""
+    """End without results, as failed or as cancelled, quickly: GitHub kills the step soon."""
     if not isinstance(error, Cancelled):
         run.record.event("error", str(error))
-    return _end(run, error, CollectedResults(), None)[0]
+    return _record_outcome(run, error, CollectedResults(), None)[0]
 
 
 def collect(run: Run, patience: float = 0.0) -> CollectedResults:
@@ -182,7 +182,7 @@ def _aggregate(run: Run, collected: CollectedResults) -> list[str]:
     return aggregate_run(run.results_directory, run.plan.benchmark, names, logs)
 
 
-def _end(
+def _record_outcome(
     run: Run, error: LauncherError | None, collected: CollectedResults, state: JobState | None
 ) -> tuple[Outcome, bool]:
     """Record the outcome; returns it, and whether logs and evidence are where the workflow expects them."""
@@ -266,29 +266,29 @@ def judge(run: Run, error: LauncherError | None, state: JobState | None) -> Verd
 
         during = (state.started, state.ended) if state is not None else (None, None)
         failures = first_failures(Path(job.log).parent, seconds=SEARCH_SECONDS, during=during)
-    result = verdict(error, state, failures, stage=_stage(run) if job is None else "")
+    result = verdict(error, state, failures, stage=_step_under_way(run) if job is None else "")
     result = Verdict(result.layer, run.record.without_secrets(result.text))
     with contextlib.suppress(LauncherError, OSError):  # a full disk or a damaged plan must not change the outcome
-        _keep(run, result, failures, error)
+        _write_evidence(run, result, failures, error)
     return result
 
 
-def _stage(run: Run) -> str:
+def _step_under_way(run: Run) -> str:
     """The step that was under way when a run ended before its submission, in words; "" for none."""
     open_steps = [(step.began, name) for name, step in run.record.fields.steps.items() if step.state != "done"]
     name = max(open_steps, default=(0.0, ""))[1]
     last = run.record.step("images").facts.get("last") if name == "images" else None
-    return _STAGES.get(name, "").format(last or "the images")
+    return _STEP_PHRASES.get(name, "").format(last or "the images")
 
 
-_STAGES = {
+_STEP_PHRASES = {
     "images": "while importing {}",
     "model": "while looking at the checkpoint",
     "workspace": "while preparing the checkout",
 }
 
 
-def _keep(run: Run, result: Verdict, failures: Sequence[Failure], error: LauncherError | None) -> None:
+def _write_evidence(run: Run, result: Verdict, failures: Sequence[Failure], error: LauncherError | None) -> None:
     """Write verdict.txt, first-failure.txt, job.log (its end), events.txt and the job's own files. Raises OSError."""
     job = run.record.job
     ended = f"job {job.id}: {job.says}" if job is not None and job.says else ""
@@ -302,15 +302,15 @@ def _keep(run: Run, result: Verdict, failures: Sequence[Failure], error: Launche
     if job is not None and (lines := tail(Path(job.log))):
         texts["job.log"] = "\n".join([*lines, ""])
     for name, text in texts.items():
-        run.record.keep(name, text)
-    _keep_events(run)
+        run.record.keep_evidence(name, text)
+    _write_events(run)
     for name, source in run.kind.evidence(run).items():
         content = _beginning(source) if isinstance(source, Path) else source.encode()
         if content is not None:
-            run.record.keep(name, content)
+            run.record.keep_evidence(name, content)
 
 
-def _keep_events(run: Run) -> None:
+def _write_events(run: Run) -> None:
     """Write events.txt: the events of the run and its job, a line each, with local times; at most the last
     MAX_EVIDENCE_BYTES characters. Raises OSError."""
     lines = []
@@ -321,7 +321,7 @@ def _keep_events(run: Run) -> None:
     text = "".join(lines)
     if len(text) > MAX_EVIDENCE_BYTES:
         text = text[-MAX_EVIDENCE_BYTES:].partition("\n")[2]
-    run.record.keep("events.txt", text)
+    run.record.keep_evidence("events.txt", text)
 
 
 def _beginning(path: Path) -> bytes | None:
@@ -348,14 +348,14 @@ def keep_scheduler_answers(run: Run, state: JobState, *, soon: bool = False) -> 
     def answers() -> None:
         with contextlib.suppress(LauncherError, OSError):
             texts = {state.source: str(state)} if is_known else run.services.scheduler.describe(job)
-            run.record.keep("scheduler.json", texts)
+            run.record.keep_evidence("scheduler.json", texts)
 
     if soon:
         wait([start_in_thread(answers, "evidence")], STOP_SECONDS)
     else:
         answers()
     with contextlib.suppress(OSError):
-        _keep_events(run)
+        _write_events(run)
 
 
 def deliver(run: Run, *, soon: bool = False) -> bool:

@@ -44,7 +44,7 @@ class Tools:
     stand_ins: bool = False
     registries: frozenset[str] | None = None
 
-    def make_inputs(self, plan: Plan) -> None:
+    def make_stand_in_inputs(self, plan: Plan) -> None:
         """Make the inputs of stand-ins; the tools of the system need none. Raises LauncherError."""
 
 

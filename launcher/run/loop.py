@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -26,25 +25,16 @@ from launcher.core.waiting import start_in_thread
 from launcher.run import finish, threads
 from launcher.run.finish import Outcome
 from launcher.run.kind import CHECK_SECONDS, Run
-from launcher.run.prepare import Gate, Preparation, prepare_in_thread
+from launcher.run.prepare import Gate, JobOrError, prepare_in_thread
 from launcher.run.threads import CancelRequests, End, LogView, Releases, RunEndings, ShowLog, outcome_left_behind
 from launcher.slurm.client import JobKey, JobState, Scheduler
-from launcher.slurm.poller import JobChange, JobPoller, Pace, end_jobs
+from launcher.slurm.poller import JobChange, JobPoller, Pace, await_ends
 
 ENDING_CHECK_SECONDS = 0.1
 """Seconds between two checks for outcomes while the loop ends."""
 
-LAST_LINES = 10.0
+LAST_LINES_SECONDS = 10.0
 """Seconds in which the last lines of logs are still shown when all runs have ended."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How many jobs may exist at once, whether the first failure ends all runs, and how often Slurm is asked."""
-
-    max_jobs: int = 1
-    fail_fast: bool = False
-    pace: Pace = field(default_factory=Pace)
 
 
 class Feed(Protocol):
@@ -81,6 +71,7 @@ class Feed(Protocol):
 
     def cancel_all_reason(self) -> Cancelled | None:
         """Why the loop must cancel every job now; None when it must not."""
+        return None
 
     def should_leave(self) -> bool:
         """Whether the loop must end now and leave jobs and records as they are, for another process to continue."""
@@ -90,13 +81,11 @@ class Feed(Protocol):
         """The runs that have not begun, for the loop to end: nobody will begin them."""
 
 
-class _FixedRuns(Feed):
-    """The runs of one command, in their order."""
+class FixedRuns(Feed):
+    """The runs of one command, one at a time, in their order."""
 
-    def __init__(self, runs: Sequence[Run], limits: Limits) -> None:
+    def __init__(self, runs: Sequence[Run]) -> None:
         self._waiting = deque(runs)
-        self._limits = limits
-        self._any_failed = False
         self.outcomes: dict[str, Outcome] = {}
 
     @property
@@ -104,14 +93,10 @@ class _FixedRuns(Feed):
         return not self._waiting
 
     def next_run(self, under_way: int) -> Run | None:
-        return self._waiting.popleft() if self._waiting and under_way < self._limits.max_jobs else None
-
-    def failed(self, run: Run) -> None:
-        self._any_failed = True
+        return self._waiting.popleft() if self._waiting and not under_way else None
 
     def ended(self, run: Run, outcome: Outcome) -> None:
         self.outcomes[run.id] = outcome
-        self._any_failed = self._any_failed or outcome.state == "failed"
 
     def take_cancelled(self) -> Iterable[Run]:
         cancelled = [run for run in self._waiting if run.record.cancel_requested()]
@@ -119,22 +104,20 @@ class _FixedRuns(Feed):
             self._waiting.remove(run)
         return cancelled
 
-    def cancel_all_reason(self) -> Cancelled | None:
-        return Cancelled("another run of the sweep failed") if self._any_failed and self._limits.fail_fast else None
-
     def remaining_runs(self) -> Iterable[Run]:
         return self._waiting
 
 
 def run_all(
-    runs: Sequence[Run], scheduler: Scheduler, stop: Stop, limits: Limits = Limits(), show_log: ShowLog | None = None
+    runs: Sequence[Run], scheduler: Scheduler, stop: Stop, pace: Pace, show_log: ShowLog | None = None
 ) -> list[Outcome]:
-    """Run all to their ends; the outcomes are in the order of ``runs``. On a request to stop, cancel every job first.
+    """Run all to their ends, one after another; the outcomes are in the order of ``runs``.
 
-    A run that fails raises nothing. When a fault of the launcher is raised, every job is cancelled first.
+    On a request to stop, and before a fault of the launcher is raised, every job is cancelled. A run that fails raises
+    nothing.
     """
-    feed = _FixedRuns(runs, limits)
-    run_feed(feed, scheduler, stop, limits.pace, show_log)
+    feed = FixedRuns(runs)
+    run_feed(feed, scheduler, stop, pace, show_log)
     return [feed.outcomes[run.id] for run in runs]
 
 
@@ -150,7 +133,7 @@ class _Loop:
         self._stop = stop
         self._pace = pace
         self._watched: dict[JobKey, Run] = {}
-        self._prepared: SimpleQueue[tuple[Run, Preparation]] = SimpleQueue()
+        self._prepared: SimpleQueue[tuple[Run, JobOrError]] = SimpleQueue()
         self._gates: dict[str, Gate] = {}
         self._endings = RunEndings()
         self._poller = JobPoller(scheduler, pace=pace)
@@ -166,16 +149,16 @@ class _Loop:
         try:
             while not self._feed.exhausted or self._requests.preparing or self._watched or self._endings.under_way:
                 if self._stop.requested() or self._feed.cancel_all_reason() is not None:
-                    self._abandon()
+                    self._cancel_everything()
                     break
                 if self._feed.should_leave():
-                    self._leave()
+                    self._leave_to_another_driver()
                     break
                 self._prepare_next()
                 self._take_prepared()
                 self._take_outcomes()
-                self._cancel_requested()
-                self._ask_scheduler()
+                self._cancel_requested_runs()
+                self._act_on_answer()
                 self._stop.wait(self._pace.rest)
         except BaseException:
             for run in self._watched.values():
@@ -183,7 +166,7 @@ class _Loop:
             raise
         finally:
             self._requests.close()
-            self._view.close(0.0 if self._stop.requested() else LAST_LINES)
+            self._view.close(0.0 if self._stop.requested() else LAST_LINES_SECONDS)
 
     def _begin_end(self, run: Run, end: End) -> None:
         """Begin to end the run, in a thread. A run that a person cancelled does not count as failed."""
@@ -196,7 +179,7 @@ class _Loop:
         for run, outcome in self._endings.finished(seconds):
             self._feed.ended(run, outcome)
 
-    def _cancel_requested(self) -> None:
+    def _cancel_requested_runs(self) -> None:
         """End waiting runs that somebody asked to cancel, and cancel such jobs, whose ends are then polled as usual.
 
         A run that is being prepared checks for the request itself.
@@ -253,7 +236,7 @@ class _Loop:
     def _forget_preparation(self, run: Run) -> None:
         del self._requests.preparing[run.id], self._gates[run.id]
 
-    def _ask_scheduler(self) -> None:
+    def _act_on_answer(self) -> None:
         """Take the scheduler's newest answer, if there is one, and act on it."""
         held_jobs = [job for job, run in self._watched.items() if run.record.job is not None and run.record.job.held]
         answer = self._poller.poll(markers=self._markers.read(self._watched), held=held_jobs)
@@ -269,7 +252,7 @@ class _Loop:
         if self._stop.requested() or self._feed.cancel_all_reason():  # all jobs are cancelled: release none
             return
         for job, run in self._watched.items():
-            if job in answer.states and self._releases.may_begin(job, answer.began):
+            if job in answer.states and self._releases.answer_is_newer(job, answer.began):
                 self._release(run, job, answer.states[job])
 
     def _take_change(self, change: JobChange) -> None:
@@ -282,7 +265,7 @@ class _Loop:
             self._view.end(run)
             self._begin_end(run, change.given_up or change.state)
 
-    def _abandon(self) -> None:
+    def _cancel_everything(self) -> None:
         """Cancel every job first; then wait for runs in preparation, which may submit a job at any moment."""
         stopped = self._stop.requested()
         reason = self._stop.reason() if stopped else self._feed.cancel_all_reason() or Cancelled("given up")
@@ -293,10 +276,10 @@ class _Loop:
         for job, error in self._requests.wait().items():
             threads.record_cancel(self._watched[job], error)
         began = time.monotonic()
-        self._abandon_preparations(began + threads.CANCEL_BOUND, reason)
+        self._end_preparations(began + threads.CANCEL_BOUND, reason)
         for run in [*self._watched.values(), *(run for run in unstarted if run.record.job_key is None)]:
             self._begin_end(run, reason)
-        states = end_jobs(self._scheduler, list(self._watched), bound=threads.CANCEL_BOUND)
+        states = await_ends(self._scheduler, list(self._watched), time_limit=threads.CANCEL_BOUND)
         self._await_endings(began + threads.CANCEL_BOUND, reason)
         for job, state in states.items():
             run = self._watched[job]
@@ -312,11 +295,11 @@ class _Loop:
         for run in self._endings.under_way:
             self._feed.ended(run, outcome_left_behind(run, reason))
 
-    def _abandon_preparations(self, until: float, reason: Cancelled) -> None:
+    def _end_preparations(self, until: float, reason: Cancelled) -> None:
         """Wait for runs in preparation. Slurm may have a job before srtctl returns its id: it is found by its token."""
         for gate in self._gates.values():
             gate.shut(reason)
-        self._requests.make()
+        self._requests.request_all()
         preparing, cancels = self._requests.preparing, dict[Run, Future[None]]()
         while preparing:
             try:
@@ -339,7 +322,7 @@ class _Loop:
         for run in (run for run, request in cancels.items() if not request.done()):
             threads.record_cancel(run, LauncherError("no answer yet"))
 
-    def _leave(self) -> None:
+    def _leave_to_another_driver(self) -> None:
         """Leave jobs and records as they are: let submissions finish, and wait a few seconds for ends under way."""
         for gate in self._gates.values():
             gate.shut(Cancelled("its driver left before its job was submitted"))

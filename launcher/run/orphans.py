@@ -31,7 +31,7 @@ from launcher.slurm.client import (
     jobs_with_token,
     unknown_state,
 )
-from launcher.slurm.poller import end_jobs
+from launcher.slurm.poller import await_ends
 
 END_PATIENCE = 60.0
 """Seconds in which a job that is asked to end has to be seen gone."""
@@ -200,7 +200,7 @@ def _end_jobs(
     try:
         wait_with_progress(lambda: scheduler.cancel(alive), left(), say)
         states = wait_with_progress(
-            lambda: end_jobs(scheduler, alive, bound=END_PATIENCE, silence=left()), math.inf, say
+            lambda: await_ends(scheduler, alive, time_limit=END_PATIENCE, silence_limit=left()), math.inf, say
         )
     except TimeoutError:
         states = silent

@@ -38,7 +38,7 @@ from launcher.run.kind import CHECK_SECONDS, Prepared, Run, copy_workspace
 from launcher.run.record import RecordedJob
 from launcher.slurm.client import SUBMIT_TIME_TOLERANCE, JobKey, Phase, SchedulerUnreachable, jobs_with_token
 
-Preparation = JobKey | LauncherError
+JobOrError = JobKey | LauncherError
 """The result of preparing a run: its job, or why there is none."""
 
 
@@ -78,12 +78,12 @@ class Gate:
         stop.check()
 
 
-def prepare_in_thread(run: Run, done: SimpleQueue[tuple[Run, Preparation]], gate: Gate) -> None:
+def prepare_in_thread(run: Run, done: SimpleQueue[tuple[Run, JobOrError]], gate: Gate) -> None:
     """Prepare a run and put the result into ``done``, whatever it is: the loop waits for it."""
     services = run.services
     run.services = services.with_stop(gate.combined_stop(services.stop))
     try:
-        answer: Preparation = prepare(run, gate)
+        answer: JobOrError = prepare(run, gate)
     except BaseException as error:  # noqa: BLE001  # a fault of the launcher in one run must not block the others
         answer = as_error(error, f"run {run.id}")
     finally:
@@ -102,7 +102,7 @@ def prepare(run: Run, gate: Gate | None = None) -> JobKey:
         refuse_other_clusters(run.services.environ, {}, run.services.run)
     if run.record.fields.state != "new":  # the first step of a new run records it
         run.record.update(state="preparing")
-    run.services.tools.make_inputs(run.plan)
+    run.services.tools.make_stand_in_inputs(run.plan)
     prepared = None
     if not run.kind.is_complete(run.plan):
         # The checkout decides about images and model, so it comes before steps that take long or change shared files.
@@ -111,19 +111,18 @@ def prepare(run: Run, gate: Gate | None = None) -> JobKey:
         require_no_secrets(whole)  # before it is stored
         run.change_plan(whole)
         require_acceptable(run.plan, run.record.fields.accepted)
-    _have_images(run)
+    _ensure_images(run)
     with run.record.running_step("model") as keep:
         keep(_check_model(run))
     prepared = prepared or _prepare_workspace(run)
-    run.kind.check_nodes(
-        run
-    )  # before the submission: a launcher that dies in that leaves unclear whether there is a job
+    # Not within the submission: a launcher that died there would leave it unclear whether there is a job.
+    run.kind.check_nodes(run)
     if gate is not None:
         gate.wait(run.services.stop)
     return _submit(run, prepared)
 
 
-def _have_images(run: Run) -> None:
+def _ensure_images(run: Run) -> None:
     """Ensure that every image of the plan is there; the plan then says where."""
     services, plan = run.services, run.plan
     facts: list[dict[str, Any]] = []
@@ -195,7 +194,7 @@ def _check_model(run: Run) -> dict[str, Any]:
         hint = sibling_hint(nearest_sibling(path), "stage it, or correct the path in the runner file")
         raise ModelError("the checkpoint is not there", where=planned.path, hint=hint)
     report = examine(path, precision=planned.precision, mounted=planned.mounted)
-    unasked = ""
+    why_not_compared = ""
     if not report.rehearsal:  # a stand-in belongs to no model
         report = report.compared_with(planned.fingerprint, f"the runner file ({run.plan.runner})")
     if (
@@ -205,14 +204,14 @@ def _check_model(run: Run) -> dict[str, Any]:
         and report.identity != "mismatch"
         and planned.pinned
     ):
-        report, unasked = _compared_with_hub(report, planned.pinned, run)
+        report, why_not_compared = _compared_with_hub(report, planned.pinned, run)
     report = require_servable(report, precision=planned.precision, accept_stand_in=run.services.tools.stand_ins)
     identity = report.identity + (f" ({report.identity_reason})" if report.identity_reason is not None else "")
     run.log(f"model {path}: whole, {report.shards} shards, {report.quantisation}; declared one: {identity}")
     if report.known_by:
         run.log(f"model {path}: architecture, sizes and quantisation agree with {' and '.join(report.known_by)}")
     elif not report.rehearsal:
-        why = unasked or "no fingerprint is declared (models.fingerprint of the runner file), learnt or pinned"
+        why = why_not_compared or "no fingerprint is declared (models.fingerprint of the runner file), learnt or pinned"
         run.record.event("warning", f"whether {path} is {planned.id or 'the right model'} is not known: {why}")
     return {"checked": True, **report.as_dict(), **staged}
 

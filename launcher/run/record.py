@@ -171,7 +171,7 @@ class RunRecord:
         """Where the evidence for the run's verdict lies."""
         return self.directory / "evidence"
 
-    def keep(self, name: str, content: str | bytes | Mapping[str, str]) -> None:
+    def keep_evidence(self, name: str, content: str | bytes | Mapping[str, str]) -> None:
         """Write an evidence file without secrets: a text or bytes, cut at MAX_EVIDENCE_BYTES, or such texts as
         JSON. Raises OSError."""
         path = self.evidence / name

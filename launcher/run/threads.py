@@ -34,7 +34,8 @@ from launcher.slurm.client import BY_ADMIN, BY_USER, JobKey, JobState, Phase, Sc
 from launcher.slurm.logs import LogFollower
 
 CANCEL_BOUND = 5.0
-"""Seconds to see cancelled jobs gone, and for a run in preparation to stop: GitHub leaves 10 s in all."""
+"""Seconds to see cancelled jobs gone, and for a run in preparation to stop: GitHub leaves 10 s in all. More than
+`launcher.slurm.poller.CANCEL_INTERVAL`: otherwise a cancel request that was lost would never be repeated."""
 
 JOB_CHECK_SECONDS = 0.4
 """Seconds between two searches for a job that is being submitted while a stop is requested."""
@@ -70,11 +71,11 @@ class CancelRequests:
     def _wait_for_stop(self) -> None:
         while not self._over.is_set():
             if self._stop.wait(STOP_CHECK_SECONDS):
-                self.make()
+                self.request_all()
                 return
 
-    def make(self) -> threading.Thread:
-        """Make one request for all jobs that have none yet, also for those that are submitted meanwhile."""
+    def request_all(self) -> threading.Thread:
+        """Request the end of all jobs that have no request yet, also of those that are submitted meanwhile."""
         with self._guard:
             for run in [run for run in list(self.preparing.values()) if run.id not in self._submissions]:
                 over = self._submissions[run.id] = threading.Event()
@@ -98,7 +99,7 @@ class CancelRequests:
         """Make the remaining requests and wait for all, CANCEL_BOUND seconds at most; the error of each, if any."""
         deadline = time.monotonic() + CANCEL_BOUND
         while unanswered := [job for job in self._watched if job not in self._answers]:
-            self.make().join(max(0.0, deadline - time.monotonic()))
+            self.request_all().join(max(0.0, deadline - time.monotonic()))
             if time.monotonic() >= deadline:
                 timed_out = LauncherError(f"no answer within {CANCEL_BOUND:.0f} s")
                 self._answers.update(dict.fromkeys(unanswered, timed_out))
@@ -149,9 +150,11 @@ class Releases:
         self._asked: dict[JobKey, Future[None]] = {}
         self._answered: dict[JobKey, float] = {}
 
-    def may_begin(self, job: JobKey, began: float) -> bool:
-        """Whether an answer to a question asked at ``began`` may cause a release: not while a release is under way, and
-        not when the question is older than the last release, which its answer cannot show."""
+    def answer_is_newer(self, job: JobKey, began: float) -> bool:
+        """Whether the answer to a query that began at ``began`` is newer than the job's releases, and may cause one.
+
+        It is not while a release is under way, nor when the query began before the last one ended.
+        """
         return job not in self._asked and began > self._answered.get(job, -1.0)
 
     def begin(self, job: JobKey) -> None:
@@ -292,7 +295,7 @@ class RunEndings:
 
     def begin(self, run: Run, end: End) -> None:
         """Begin to end the run."""
-        self.under_way[run] = start_in_thread(partial(_end, run, end), "end")
+        self.under_way[run] = start_in_thread(partial(_finish_or_abort, run, end), "end")
 
     def finished(self, seconds: float = 0.0) -> Iterator[tuple[Run, Outcome]]:
         """The outcomes since the last call; when there is none, wait at most ``seconds`` for the first."""
@@ -301,7 +304,7 @@ class RunEndings:
             yield run, self.under_way.pop(run).result()
 
 
-def _end(run: Run, end: End) -> Outcome:
+def _finish_or_abort(run: Run, end: End) -> Outcome:
     try:
         if not isinstance(end, LauncherError):
             return finish.finish(run, end)

@@ -256,24 +256,25 @@ def _shown_part(state: JobState) -> tuple[Phase, str, str, str, int | None]:
 
 
 CANCEL_INTERVAL = 2.5
-"""Seconds after which a job that does not seem to end is cancelled again."""
+"""Seconds after which a job that does not seem to end is cancelled again. Less than the shortest time that a caller
+waits, `launcher.run.threads.CANCEL_BOUND`."""
 
 _PACE_OF_ENDING = Pace(first=0.3, running=1.0, pending=1.0)
 
 
-def end_jobs(
+def await_ends(
     scheduler: Scheduler,
     jobs: Sequence[JobKey],
     *,
-    bound: float,
-    again: float = CANCEL_INTERVAL,
-    silence: float = math.inf,
+    time_limit: float,
+    repeat_after: float = CANCEL_INTERVAL,
+    silence_limit: float = math.inf,
 ) -> dict[JobKey, JobState]:
-    """Wait until every job has ended, ``bound`` seconds at most. Returns the last states; a job may still be alive.
+    """Wait until every job has ended, ``time_limit`` seconds at most; returns the last states. Jobs may still be alive.
 
-    The caller has cancelled these jobs once. Those that are not ending are cancelled again every ``again`` seconds. A
-    scheduler that hangs does not delay the return: a job without an answer is UNKNOWN. When there is no definite answer
-    about any job, this returns after ``silence`` seconds.
+    The caller has cancelled these jobs once. Those that are not ending are cancelled again every ``repeat_after``
+    seconds. A scheduler that hangs does not delay the return: a job without an answer is UNKNOWN. When there is no
+    definite answer about any job, this returns after ``silence_limit`` seconds.
     """
 
     def cancel(jobs: Sequence[JobKey]) -> None:
@@ -285,16 +286,16 @@ def end_jobs(
         poller.watch(job)
     states = {job: unknown_state("no answer in time") for job in jobs}
     began = time.monotonic()
-    cancel_due, cancelling = began + again, threading.Thread()
-    while poller.watched and time.monotonic() < began + bound:
+    cancel_due, cancelling = began + repeat_after, threading.Thread()
+    while poller.watched and time.monotonic() < began + time_limit:
         if (answer := poller.poll()) is not None:
             states.update(answer.states)
-        if time.monotonic() >= began + silence and all(s.phase is Phase.UNKNOWN for s in states.values()):
+        if time.monotonic() >= began + silence_limit and all(s.phase is Phase.UNKNOWN for s in states.values()):
             break
         not_ending = [job for job, s in states.items() if s.phase is not Phase.TERMINAL and s.word != "COMPLETING"]
         if not_ending and time.monotonic() >= cancel_due and not cancelling.is_alive():
             cancelling = threading.Thread(target=cancel, args=(not_ending,), daemon=True, name="cancel again")
             cancelling.start()
-            cancel_due = time.monotonic() + again
+            cancel_due = time.monotonic() + repeat_after
         time.sleep(0.05)
     return states

@@ -108,9 +108,9 @@ def test_the_environment_names_the_jobs_of_the_embedded_scheduler_only(tmp_path:
 
 def test_only_jobs_of_srtctl_get_its_repository(tmp_path: Path) -> None:
     tools, plan = StandIns(), plan_on("local", tmp_path)
-    tools.make_inputs(dataclasses.replace(plan, kind="script", details={"script": {}}))
+    tools.make_stand_in_inputs(dataclasses.replace(plan, kind="script", details={"script": {}}))
     assert not (tmp_path / "rehearsal").exists() and Path(plan.model.path, "config.json").is_file()
-    tools.make_inputs(plan)
+    tools.make_stand_in_inputs(plan)
     assert (tmp_path / "rehearsal" / stand_ins.REPOSITORY_NAME / ".git").is_dir()
 
 

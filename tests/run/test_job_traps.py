@@ -20,7 +20,7 @@ from launcher.core.errors import Cancelled
 from launcher.core.stop import Stop
 from launcher.run import finish
 from launcher.run.kind import Run
-from launcher.run.loop import Limits, run_all
+from launcher.run.loop import run_all
 from launcher.run.record import RecordedJob
 from launcher.slurm.commands import SlurmCommands
 from launcher.slurm.poller import Pace
@@ -270,7 +270,7 @@ def drive(job: Job, answers: Answers) -> tuple[int, str]:
     run = Run(job.run.record, job.run.plan, job.run.kind, services(slurm))
     never = Stop(threading.Event().wait, lambda: Cancelled("asked"))
     began = time.monotonic()
-    (outcome,) = run_all([run], slurm, never, Limits(pace=QUICK))
+    (outcome,) = run_all([run], slurm, never, QUICK)
     assert time.monotonic() - began < 60
     return outcome.exit_code, "\n".join([str(outcome.verdict), str(outcome.error or ""), *events(run.record)])
 

@@ -17,11 +17,11 @@ from launcher.core.stop import Stop
 from launcher.run import finish, loop, prepare, threads
 from launcher.run.finish import Outcome
 from launcher.run.kind import Run
-from launcher.run.loop import Limits, run_all
-from launcher.run.prepare import Gate, Preparation
+from launcher.run.loop import FixedRuns, run_all, run_feed
+from launcher.run.prepare import Gate, JobOrError
 from launcher.run.record import RecordedJob
-from launcher.slurm.client import JobKey, JobState, Phase, SchedulerUnreachable
-from launcher.slurm.poller import Pace, end_jobs
+from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, SchedulerUnreachable
+from launcher.slurm.poller import Pace, await_ends
 from tests.run.runs import DONE, HELD, RUNNING, ScriptedScheduler, a_run, events, plan_on, services
 
 FAST = Pace(first=0.01, running=0.02, pending=0.02, tick=0.01)
@@ -64,7 +64,7 @@ class Runs:
         return run
 
     def _prepared(self, run: Run, done: Any, gate: Any) -> None:
-        answer: Preparation
+        answer: JobOrError
         try:
             self._prepare[run.id]()
             output = self._root / run.id
@@ -81,7 +81,34 @@ class Runs:
 
     def drive(self, runs: Sequence[Run], stop: threading.Event | None = None, max_jobs: int = 1) -> list[Outcome]:
         requested = Stop((stop or threading.Event()).wait, lambda: Cancelled("asked"))
-        return run_all(runs, self.jobs, requested, Limits(max_jobs, pace=FAST))
+        return run_several(runs, self.jobs, requested, max_jobs)
+
+
+class SeveralRuns(FixedRuns):
+    """Several runs at once, as in a sweep. With ``fail_fast`` the first failure ends all."""
+
+    def __init__(self, runs: Sequence[Run], max_jobs: int, fail_fast: bool) -> None:
+        super().__init__(runs)
+        self._max_jobs = max_jobs
+        self._fail_fast = fail_fast
+        self._any_failed = False
+
+    def next_run(self, under_way: int) -> Run | None:
+        return super().next_run(0) if under_way < self._max_jobs else None
+
+    def failed(self, run: Run) -> None:
+        self._any_failed = True
+
+    def cancel_all_reason(self) -> Cancelled | None:
+        return Cancelled("another run failed") if self._any_failed and self._fail_fast else None
+
+
+def run_several(
+    runs: Sequence[Run], scheduler: Scheduler, stop: Stop, max_jobs: int, *, fail_fast: bool = False
+) -> list[Outcome]:
+    feed = SeveralRuns(runs, max_jobs, fail_fast)
+    run_feed(feed, scheduler, stop, FAST)
+    return [feed.outcomes[run.id] for run in runs]
 
 
 @pytest.fixture
@@ -226,7 +253,7 @@ def test_a_fault_of_ours_in_one_preparation_fails_that_run(tmp_path: Path) -> No
             raise UnicodeEncodeError("ascii", "…", 0, 1, "ordinal not in range(128)")
 
     run = a_run(tmp_path, None, services(jobs), Faulty())  # type: ignore[arg-type]
-    outcomes = run_all([run], jobs, Stop.never(), Limits(pace=FAST))
+    outcomes = run_all([run], jobs, Stop.never(), FAST)
     assert outcomes[0].state == "failed" and "unexpected UnicodeEncodeError" in str(outcomes[0].error)
 
 
@@ -242,7 +269,7 @@ def test_a_job_that_does_not_end_is_cancelled_again() -> None:
         jobs.states = {}
 
     jobs.cancel = cancel  # type: ignore[method-assign]
-    states = end_jobs(jobs, [JobKey("0"), JobKey("1")], bound=60, again=0.1)
+    states = await_ends(jobs, [JobKey("0"), JobKey("1")], time_limit=60, repeat_after=0.1)
     assert all(state == DONE for state in states.values())
     assert set(asked) == {"0"} and len(asked) >= 2
 
@@ -338,7 +365,7 @@ def test_no_job_is_released_once_we_give_up(runs: Runs, monkeypatch: pytest.Monk
     monkeypatch.setattr(jobs, "poll", first_ends)
     monkeypatch.setattr(finish, "record_state", signalled)
     requested = Stop(stop.wait, lambda: Cancelled("asked"))
-    run_all([runs.add(1), runs.add(2, held=True)], jobs, requested, Limits(2, fail_fast=True, pace=FAST))
+    run_several([runs.add(1), runs.add(2, held=True)], jobs, requested, 2, fail_fast=True)
     time.sleep(0.1)
     assert jobs.released == [] and jobs.cancelled == ["2"]
 
@@ -390,7 +417,7 @@ def test_a_job_that_failed_ends_the_others_before_its_logs_are_packed(
 
     monkeypatch.setattr(finish, "finish", slow)
     stop = Stop(threading.Event().wait, lambda: Cancelled("asked"))
-    outcomes = run_all([runs.add(1), runs.add(2)], jobs, stop, Limits(2, fail_fast=True, pace=FAST))
+    outcomes = run_several([runs.add(1), runs.add(2)], jobs, stop, 2, fail_fast=True)
     assert [o.state for o in outcomes] == ["failed", "cancelled"] and jobs.cancelled == ["2"]
 
 
@@ -433,9 +460,9 @@ def test_a_log_that_nobody_can_read_so_fast_delays_nothing(runs: Runs, tmp_path:
 
     never = Stop(threading.Event().wait, lambda: Cancelled("asked"))
     monkey = pytest.MonkeyPatch()
-    monkey.setattr(loop, "LAST_LINES", 0.1)
+    monkey.setattr(loop, "LAST_LINES_SECONDS", 0.1)
     try:
-        (outcome,) = run_all([runs.add(1, write_log)], jobs, never, Limits(pace=FAST), show)
+        (outcome,) = run_all([runs.add(1, write_log)], jobs, never, FAST, show)
     finally:
         monkey.undo()
         hangs.set()
@@ -459,7 +486,7 @@ def test_all_lines_of_a_log_are_shown_in_order_and_the_last_ones_at_its_end(runs
         (tmp_path / "r1" / "log").write_text("".join(f"line {n}\n" for n in range(300_000)))
 
     never = Stop(threading.Event().wait, lambda: Cancelled("asked"))
-    run_all([runs.add(1, write_log)], jobs, never, Limits(pace=FAST), show)
+    run_all([runs.add(1, write_log)], jobs, never, FAST, show)
     assert shown == [*(f"line {n}" for n in range(300_000)), "written last", "half a line"]
 
 
@@ -548,7 +575,7 @@ def test_a_program_that_was_ended_for_a_signal_leaves_the_signal_as_the_reason(r
         raise Cancelled("stopped while process 7 ran")
 
     runs._prepare[run.id] = ended
-    (outcome,) = run_all([run], runs.jobs, stop, Limits(pace=FAST))
+    (outcome,) = run_all([run], runs.jobs, stop, FAST)
     assert (outcome.state, outcome.exit_code) == ("cancelled", 143)
 
 
@@ -568,7 +595,7 @@ def test_a_failure_that_ends_all_ends_what_a_preparation_began(tmp_path: Path, m
         a_run(tmp_path, plan_on("local", tmp_path, run_key=name), services(jobs), Kind())  # type: ignore[arg-type]
         for name in ("r0", "r1")
     )
-    outcomes = run_all([one, failing], jobs, Stop.never(), Limits(2, fail_fast=True, pace=FAST))
+    outcomes = run_several([one, failing], jobs, Stop.never(), 2, fail_fast=True)
     assert [outcome.state for outcome in outcomes] == ["cancelled", "failed"]
     with pytest.raises(ProcessLookupError):
         os.kill(int(began.read_text()), 0)

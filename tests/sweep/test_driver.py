@@ -313,7 +313,7 @@ def test_while_a_failure_is_looked_into_that_may_end_the_sweep_no_further_job_be
     ledger = make_sweep(tmp_path, "s", [row(1, 4, **settings), row(2, 4)], Policy(order="given", **policy))
     answers, begun = list[bool | Cancelled](), list[bool]()
     added = make_sweep(tmp_path, "added", [row(3, 4)], Policy()).sweep.jobs
-    ends, end, may_submit = threading.Event(), threads._end, driving.Driver.may_submit
+    ends, end, may_submit = threading.Event(), threads._finish_or_abort, driving.Driver.may_submit
 
     def seen_in_ledger(is_it: Callable[[Any], bool]) -> bool:
         return any(is_it(event) for event in ledger.events())
@@ -337,7 +337,7 @@ def test_while_a_failure_is_looked_into_that_may_end_the_sweep_no_further_job_be
             answers.append(answer)
         return answer
 
-    monkeypatch.setattr(threads, "_end", slow)
+    monkeypatch.setattr(threads, "_finish_or_abort", slow)
     monkeypatch.setattr(driving.Driver, "may_submit", noted)
     prepared_when(monkeypatch, {2: ends.is_set})
     seen = Driven(tmp_path).wait()

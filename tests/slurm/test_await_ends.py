@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import pytest
 
 from launcher.core.errors import JobError
+from launcher.run.threads import CANCEL_BOUND
 from launcher.slurm.client import JobKey, JobState, Phase, Scheduler, SchedulerUnreachable, jobs_with_token
-from launcher.slurm.poller import end_jobs
+from launcher.slurm.poller import CANCEL_INTERVAL, await_ends
 
 RUNNING = JobState(Phase.ALIVE, "RUNNING")
 COMPLETING = JobState(Phase.ALIVE, "COMPLETING")
@@ -53,24 +54,28 @@ class Jobs(Scheduler):
 
 def test_a_job_that_does_not_end_is_cancelled_again() -> None:
     jobs = Jobs(job0=RUNNING, job1=COMPLETING)
-    states = end_jobs(jobs, list(jobs.states), bound=60, again=0.1)
+    states = await_ends(jobs, list(jobs.states), time_limit=60, repeat_after=0.1)
     assert list(states) == [JobKey("0"), JobKey("1")] and set(states.values()) == {CANCELLED}
     assert set(jobs.cancelled) == {"0"} and len(jobs.cancelled) >= 2, "not what is ending, and not only once"
 
 
+def test_a_cancel_request_that_is_lost_while_runs_end_is_repeated_in_time() -> None:
+    assert CANCEL_INTERVAL < CANCEL_BOUND
+
+
 def test_waiting_for_the_end_of_cancelled_jobs_is_bounded() -> None:
     jobs = Jobs(job0=RUNNING)
-    assert end_jobs(jobs, [JobKey("0")], bound=2) == {JobKey("0"): RUNNING}
+    assert await_ends(jobs, [JobKey("0")], time_limit=2) == {JobKey("0"): RUNNING}
     jobs.states = {JobKey("0"): CANCELLED}
-    assert end_jobs(jobs, [JobKey("0")], bound=60) == {JobKey("0"): CANCELLED}
-    assert end_jobs(jobs, [], bound=60) == {}
+    assert await_ends(jobs, [JobKey("0")], time_limit=60) == {JobKey("0"): CANCELLED}
+    assert await_ends(jobs, [], time_limit=60) == {}
 
 
 def test_a_scheduler_that_hangs_does_not_stretch_the_bound() -> None:
     jobs = Jobs(job0=RUNNING)
     jobs.hang.clear()
     began = time.monotonic()
-    (state,) = end_jobs(jobs, [JobKey("0")], bound=0.5, again=0.1).values()
+    (state,) = await_ends(jobs, [JobKey("0")], time_limit=0.5, repeat_after=0.1).values()
     assert time.monotonic() - began < 30
     assert state.phase is Phase.UNKNOWN and state.reason == "no answer in time"
     jobs.hang.set()
