@@ -298,7 +298,7 @@ def _submit(run: Run, prepared: Prepared) -> JobKey:
             where = str(done.output), str(done.log)
             job = RecordedJob(done.job_id, submitted, *where, held=done.held, cluster=done.cluster)
             key = _record(run, job, done.notes)
-            run.record.write("srtctl.json", {"said": hide(done.printed)})
+            run.record.write("submission.json", {"said": hide(done.printed)})
             return key
 
 

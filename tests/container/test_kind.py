@@ -329,6 +329,8 @@ def test_an_image_of_the_node_is_the_jobs_and_not_ours(slurm_boxes: Boxes) -> No
     )
     log = (record.directory / "results/server.log").read_text().split()
     assert log[0] == "0" and log[1] == "1" and log[2] != temporary, "the GPU is the benchmark's"
+    job_id = record.job_key and record.job_key.id
+    assert json.loads((record.directory / "submission.json").read_text())["said"] == job_id
     facts = record.step("images").facts
     assert facts["images"][0]["how"] == "by the job" and int(facts["job"]["image_import_seconds"]) >= 0
     assert "image_import_seconds" in (record.directory / "evidence/facts.txt").read_text()
