@@ -68,9 +68,12 @@ def test_the_submission_is_clean_and_carries_the_run(user: LauncherUser) -> None
     ("faults", "message"), [("two-ids", "one job was asked for"), ("fail", "srtctl apply exited with")]
 )
 def test_a_submission_that_goes_wrong_never_comes_out_green(user: LauncherUser, faults: str, message: str) -> None:
-    assert message in user.run(code=5, LAUNCHER_REHEARSAL_FAULTS=faults)
+    assert message in user.run(code=5, LAUNCHER_REHEARSAL_FAULTS=faults, LAUNCHER_REHEARSAL_SECONDS="600")
     assert (user.record()["state"], user.record()["exit_code"]) == ("failed", 5)
-    assert not user.alive_jobs()
+    deadline = time.monotonic() + 120  # a cancelled job may take a moment to end; uncancelled it would take 600 s
+    while (alive := user.alive_jobs()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert alive == []
 
 
 @pytest.mark.parametrize(
